@@ -1,0 +1,1 @@
+"""Effective Model Pruning of ONNX files."""
