@@ -86,6 +86,11 @@ def to_host(array: Any) -> HostArray:
         return np.from_dlpack(array)
 
 
+def cast(xp: Any, array: Any, dtype: Any) -> Any:
+    """``array`` in another dtype; NumPy 1 has no function for it."""
+    return array.astype(dtype) if xp is np else xp.astype(array, dtype)
+
+
 def is_traced(array: Any) -> bool:
     """True for a value under ``jax.jit``: shape known, content not."""
     jax = sys.modules.get("jax")

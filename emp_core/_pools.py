@@ -202,7 +202,7 @@ class DevicePools:
             for s in self.slabs():
                 a = self.magnitude(s)
                 if self.where is not None:
-                    a = xp.where(self.where[s], a, -xp.ones_like(a))
+                    a = xp.where(self.where[s, :], a, -xp.ones_like(a))
                 found.append(mask_rows(xp, a, self.like(k[s, None])))
             return found[0] if len(found) == 1 else xp.concat(found, axis=0)
 
@@ -215,7 +215,7 @@ class DevicePools:
                 a = self.magnitude(s)
                 peak = xp.max(a, axis=1, keepdims=True)
                 a = a / xp.where(peak > 0, peak, xp.ones_like(peak))
-                kept = to_host(xp.sum(xp.where(mask[s], a, xp.zeros_like(a)), axis=1))
+                kept = to_host(xp.sum(xp.where(mask[s, :], a, xp.zeros_like(a)), axis=1))
                 total = to_host(xp.sum(a, axis=1))
                 pieces.append(np.where(total > 0, np.minimum(kept / np.where(total > 0, total, 1), 1.0), 1.0))
             return np.concatenate(pieces)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._exact import GRID, UNIT, Sums, exact_rows, fold, row_scale, square_parts, units
-from ._namespace import to_host
+from ._namespace import cast, to_host
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -172,6 +172,6 @@ def mask_rows(xp: Any, magnitude: Any, k: Any) -> Any:
     threshold = xp.reshape(xp.take(xp.reshape(ordered, (-1,)), xp.reshape(place, (-1,)), axis=0), (rows, 1))
     above = magnitude > threshold
     tied = magnitude == threshold
-    room = k - xp.sum(above, axis=-1, keepdims=True, dtype=k.dtype)
+    room = k - xp.sum(cast(xp, above, k.dtype), axis=-1, keepdims=True)
     order = getattr(xp, "cumulative_sum", None) or xp.cumsum
-    return above | (tied & (order(xp.astype(tied, k.dtype), axis=-1) <= room))
+    return above | (tied & (order(cast(xp, tied, k.dtype), axis=-1) <= room))

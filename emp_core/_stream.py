@@ -175,14 +175,18 @@ class Stream:
             np.copyto(other, masks[chunk.part][chunk.start : chunk.stop])
             return float(np.einsum("i->", wide)), dot(wide, other)
 
-        found = list(self.run(work))
-        return self._share(math.fsum(f[1] for f in found), math.fsum(f[0] for f in found), masks)
+        if self.length <= CHUNK:
+            return self._exact_share(masks)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = list(self.run(work))
+        totals = [f[0] for f in found]
+        if not 2.0**-900 < sum(totals) < math.inf:
+            return self._exact_share(masks)
+        return min(1.0, math.fsum(f[1] for f in found) / math.fsum(totals))
 
-    def _share(self, kept: float, total: float, masks: Sequence[Mask]) -> float:
-        if self.length <= CHUNK or not 2.0**-900 < total < math.inf:
-            whole, part = self.exact(), self.exact(masks)
-            return part.total / whole.total if whole.total else 1.0
-        return min(1.0, kept / total)
+    def _exact_share(self, masks: Sequence[Mask]) -> float:
+        whole, part = self.exact(), self.exact(masks)
+        return part.total / whole.total if whole.total else 1.0
 
     def _wide(self, chunk: Chunk, magnitude: NDArray[Any], buffers: Buffers) -> NDArray[np.float64]:
         """Magnitudes as float64, 0 for what is not in the pool."""
@@ -283,10 +287,11 @@ class Stream:
         seen = self.sweep(masks, *bracket(sample, share, doubt), sums=True)
         sums, k = self.decide(seen.sums, beta)
         extra = self._settle(seen, k, masks) if k < self.n else None
-        if extra is None:
+        if extra is None or seen.sums.exact:
             masks = self.top_mask(k)
             return sums, k, masks, self.kept_share(masks)
-        return sums, k, masks, self._share(seen.kept + extra, seen.sums.total / (1 << UNIT), masks)
+        total = seen.sums.total / (1 << UNIT)
+        return sums, k, masks, min(1.0, (seen.kept + extra) / total)
 
     def count(self, beta: Fraction) -> tuple[Sums, int]:
         """The keep count, and the sums that decide it."""
@@ -324,7 +329,8 @@ class Stream:
         threshold = np.partition(values, values.size - need)[values.size - need]
         better = values > threshold
         ties = need - int(np.count_nonzero(better))
-        extra = float(values[better].sum(dtype=np.float64)) + ties * float(threshold)
+        with np.errstate(over="ignore"):  # the share of such masses is taken exactly
+            extra = float(values[better].sum(dtype=np.float64)) + ties * float(threshold)
         for chunk, (value, index) in zip(self.chunks, seen.inside, strict=True):
             mask = masks[chunk.part][chunk.start : chunk.stop]
             mask[index[value > threshold]] = True

@@ -1,7 +1,7 @@
 """Scores under ``jax.jit``: shapes are known, values are not, so nothing here looks at one.
 
 Sums are taken in JAX's own precision (float32 unless 64 bits are enabled). The count must be exact, which float32 cannot give:
-it is asked back from the host, where the exact road runs (``jax.pure_callback``).
+it is asked back from the host, where the exact road runs (``jax.pure_callback``). XLA may take subnormals for zeros.
 """
 
 from __future__ import annotations
