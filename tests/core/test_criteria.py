@@ -16,7 +16,9 @@ def test_formulas(w):
     assert np.array_equal(criteria.gradient(w, w[::-1]), np.abs(w * w[::-1]))
     for axis in range(-w.ndim, w.ndim):
         norms = np.arange(w.shape[axis]) + 1.0
-        assert np.array_equal(np.moveaxis(criteria.wanda(w, norms, axis=axis), axis, -1), np.moveaxis(np.abs(w), axis, -1) * norms)
+        assert np.array_equal(
+            np.moveaxis(criteria.wanda(w, norms, axis=axis), axis, -1), np.moveaxis(np.abs(w), axis, -1) * norms
+        )
 
 
 def test_a_criterion_feeds_a_selection():

@@ -91,7 +91,9 @@ def test_functions(make, a):
     assert Moments.of(x) == Moments.of(a)
 
 
-@pytest.mark.parametrize("scope", ["whole", "rows", "columns", Rows(1), Blocks((2, 3)), Groups(4), Groups(4, 2), "labels"], ids=str)
+@pytest.mark.parametrize(
+    "scope", ["whole", "rows", "columns", Rows(1), Blocks((2, 3)), Groups(4), Groups(4, 2), "labels"], ids=str
+)
 def test_select(make, scope):
     for a in list(arrays())[:4]:
         scope_here = Labels(np.arange(a.size).reshape(a.shape) % 3) if scope == "labels" else scope
@@ -169,7 +171,10 @@ def test_bfloat16_everywhere():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     t = torch.from_numpy(a.astype(np.float32)).bfloat16()
     assert np.array_equal(emp_core.select(t).mask.numpy(), expected.mask)
-    assert np.array_equal(emp_core.select(t.reshape(50, 100), scope="rows").mask.numpy(), emp_core.select(a.reshape(50, 100), scope="rows").mask)
+    assert np.array_equal(
+        emp_core.select(t.reshape(50, 100), scope="rows").mask.numpy(),
+        emp_core.select(a.reshape(50, 100), scope="rows").mask,
+    )
     assert int(emp_core.keep_count(torch.tensor(2.0).bfloat16())) == 1
 
 
@@ -207,7 +212,11 @@ def test_under_jit():
             count = jax.jit(lambda v, axis=axis: emp_core.keep_count(v, axis=axis))(x)
             assert np.array_equal(host(count), emp_core.keep_count(a, axis=axis))
     x = jax.numpy.asarray(next(iter(arrays())))
-    assert math.isclose(float(jax.jit(lambda v: emp_core.hill_number(v, order=1))(x)), emp_core.hill_number(np.asarray(x), order=1), rel_tol=1e-5)
+    assert math.isclose(
+        float(jax.jit(lambda v: emp_core.hill_number(v, order=1))(x)),
+        emp_core.hill_number(np.asarray(x), order=1),
+        rel_tol=1e-5,
+    )
     traced_k = jax.jit(emp_core.top_mask)(x, 5)
     assert np.array_equal(host(traced_k), emp_core.top_mask(np.asarray(x), 5))
     with pytest.raises(emp_core.ArgumentError, match=r"scope must be whole, rows or columns under jax\.jit"):

@@ -161,7 +161,10 @@ def test_lower_order_keeps_more():
 
 @pytest.mark.parametrize("n", [1000, 400_000])
 def test_long_and_short_selections_agree_with_their_parts(n):
-    for s in (np.random.default_rng(n).standard_normal(n).astype(np.float32), np.random.default_rng(n).standard_cauchy(n)):
+    for s in (
+        np.random.default_rng(n).standard_normal(n).astype(np.float32),
+        np.random.default_rng(n).standard_cauchy(n),
+    ):
         for beta in (1.0, 0.2, 1.4):
             chosen = select(s, beta=beta)
             assert chosen.k == emp_core.keep_count(s, beta=beta)
@@ -205,7 +208,13 @@ def test_wrong_parameters(kwargs, message):
 
 
 def test_wrong_scopes():
-    for make in (lambda: Blocks(()), lambda: Blocks((0,)), lambda: Groups(0), lambda: Groups(4, 5), lambda: Groups(4, 0)):
+    for make in (
+        lambda: Blocks(()),
+        lambda: Blocks((0,)),
+        lambda: Groups(0),
+        lambda: Groups(4, 5),
+        lambda: Groups(4, 0),
+    ):
         with pytest.raises(ArgumentError, match="must be"):
             make()
     with pytest.raises(ArgumentError, match="scope must be model for a mapping"):
@@ -216,7 +225,12 @@ def test_wrong_scopes():
 
 @pytest.mark.parametrize(
     ("scope", "where"),
-    [("rows", r"pool \(1,\)"), ("columns", r"pool \(2,\)"), (Blocks((1, 2)), r"block \(1, 1\)"), (Labels([[0, 0, 0], [0, 0, 9]]), "group 9")],
+    [
+        ("rows", r"pool \(1,\)"),
+        ("columns", r"pool \(2,\)"),
+        (Blocks((1, 2)), r"block \(1, 1\)"),
+        (Labels([[0, 0, 0], [0, 0, 9]]), "group 9"),
+    ],
 )
 def test_errors_name_the_pool(scope, where):
     s = np.ones((2, 3))
