@@ -89,7 +89,7 @@ def run_console(block: Block, folder: Path, page: Path) -> None:
         assert done.returncode == expected, f"{page.name}:{number}: {line}\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize(("page", "library"), pages())
+@pytest.mark.parametrize(("page", "library"), list(pages()))
 def test_page_runs(page: Path, library: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if library is not None and find_spec(library) is None:
         pytest.skip(f"{library} is not installed")

@@ -56,3 +56,11 @@ def test_the_licence_text_is_whole() -> None:
     text = (DOCS / "licenses" / "Apache-2.0.txt").read_text(encoding="utf-8")
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_reference_names_everything_public() -> None:
+    import emp_core
+
+    page = (DOCS / "reference" / "emp_core.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^\.\. auto(?:function|class|exception):: emp_core\.(\w+)", page, re.M))
+    assert told == set(emp_core.__all__) - {"criteria", "testing"}
