@@ -1,5 +1,6 @@
 """Sphinx settings; build with ``sphinx-build -W docs docs/_build``."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -28,3 +29,15 @@ viewcode_line_numbers = True
 html_theme = "furo"
 html_title = project
 html_copy_source = False
+
+
+def absolute_values(app, what, name, obj, options, lines):
+    """In docstrings |s| is an absolute value, not a substitution; literals keep their bars as they are."""
+    for number, line in enumerate(lines):
+        parts = re.split(r"(`+[^`]*`+)", line)
+        parts[::2] = (re.sub(r"\|(\w+)\|", r"\\|\1\\|", part) for part in parts[::2])
+        lines[number] = "".join(parts)
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", absolute_values)
