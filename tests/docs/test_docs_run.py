@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONAL = ("torch", "jax", "cupy", "tensorflow")
@@ -87,6 +88,16 @@ def run_console(block: Block, folder: Path, page: Path) -> None:
         )  # fmt: skip
         expected = int(code[1]) if code else 0
         assert done.returncode == expected, f"{page.name}:{number}: {line}\n{done.stdout}{done.stderr}"
+
+
+@pytest.fixture(autouse=True)
+def same_examples() -> Iterator[None]:
+    """The pages' property tests draw the same examples in every run: a page either runs or does not."""
+    before = settings.get_current_profile_name()
+    settings.register_profile("pages", derandomize=True, database=None)
+    settings.load_profile("pages")
+    yield
+    settings.load_profile(before)
 
 
 @pytest.mark.parametrize(("page", "library"), list(pages()))
