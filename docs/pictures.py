@@ -16,6 +16,7 @@ from typing import Any
 
 import emp_onnx
 import numpy as np
+from emp_onnx.demo import run_demo
 
 import emp_core
 
@@ -162,13 +163,18 @@ def picture(weight: Any) -> str:
     )
 
 
-def table(plan: Any) -> str:
-    """Return the table of README.md: one line per weight, then the total."""
+def table(demo: Any) -> str:
+    """Return the table of README.md: one line per weight, then the total; and the accuracy below it."""
+    plan = demo.report.plan
     head = "| weight | n | N_eff | kept | density | lower bound | retained mass | upper bound |"
     rows = [head, "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for name, one in [*((f"`{e.name}`", e) for e in plan.entries), ("all", plan.total)]:
         shares = " | ".join(percent(share) for share in (one.density, one.mass_lower, one.mass, one.mass_upper))
         rows.append(f"| {name} | {one.n:,} | {one.n_eff:,.1f} | {one.k:,} | {shares} |")
+    rows += [
+        "",
+        f"Accuracy on {demo.digits} images it never saw: {percent(demo.before)} before, {percent(demo.after)} after.",
+    ]
     return "\n".join(rows)
 
 
@@ -181,7 +187,7 @@ def made() -> dict[Path, str]:
         raise SystemExit(f"README.md must hold the lines {BEGIN} and {END}")
     return {
         PICTURE: picture(model.values(WEIGHT)),
-        README: f"{before}{BEGIN}\n{table(emp_onnx.plan(model))}\n{END}{after}",
+        README: f"{before}{BEGIN}\n{table(run_demo())}\n{END}{after}",
     }
 
 

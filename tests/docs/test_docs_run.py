@@ -1,8 +1,8 @@
 """Every Python block and every `emp` line of README.md and docs/ runs, page by page, from top to bottom.
 
-A ``python`` block is executed; a ``pycon`` block is a doctest; in a ``console`` block the lines that begin with ``$ emp`` run in
-a subprocess and must exit 0, or with the code in a comment at their end (``# exit code 1``). All blocks of a page share one
-namespace and one temporary directory. That directory holds the demo's network as ``model.onnx`` for README.md.
+A ``python`` block is executed; a ``pycon`` block is a doctest. In a ``console`` block the lines that begin with ``$ emp``
+run in a subprocess and must exit 0, or with the code in a comment at their end (``# exit code 1``). All blocks of a
+page share one namespace and one temporary directory; for README.md it holds the demo's network as ``model.onnx``.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def test_a_wrong_block_fails() -> None:
         run_python(Block("python", "assert 1 == 2\n", 1), {}, page)
     with pytest.raises(AssertionError, match="Expected"):
         run_doctest(Block("pycon", ">>> 1 + 1\n3\n", 1), {}, page)
-    with pytest.raises(AssertionError, match="page.md:1"):
+    with pytest.raises(AssertionError, match=r"page\.md:1"):
         run_console(Block("console", "$ emp prune missing.onnx\n", 1), Path.cwd(), page)
 
 
