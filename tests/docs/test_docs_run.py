@@ -1,8 +1,9 @@
 """Every Python block and every `emp` line of README.md and docs/ runs, page by page, from top to bottom.
 
 A ``python`` block is executed; a ``pycon`` block is a doctest. In a ``console`` block the lines that begin with
-``$ emp`` run in a subprocess and must exit 0, or with the code in a comment at their end (``# exit code 1``). All blocks
-of a page share one namespace and one temporary directory; for README.md it holds the demo's network as ``model.onnx``.
+``$ emp`` run in a subprocess and must exit 0, or with the code in a comment at their end (``# exit code 1``). All
+blocks of a page share one namespace and one temporary directory, which holds the demo's network as ``model.onnx`` for
+README.md.
 """
 
 from __future__ import annotations
