@@ -1,14 +1,14 @@
 """Effective Model Pruning of ONNX files.
 
-The verbs: `load` a file, `find_weights` in it, `plan` what to keep, `apply` the plan, `verify` the result, `save` it; and
-`prune`, which does all of it. The command line is `emp`.
+The verbs: `load` a file, `find_weights` in it, `plan` what to keep, `apply` the plan, `verify` the result, `save` it;
+and `prune`, which does all of it. The command line is `emp`.
 
 Importing this imports neither onnx nor onnxruntime; they are loaded when first needed.
 """
 
 from emp_onnx.apply import apply
 from emp_onnx.certificate import Certificate, Certified, read_certificate
-from emp_onnx.errors import MissingExtra, ModelError, OnnxError, OutputError, PlanError, UsageError, VerifyError
+from emp_onnx.errors import MissingExtraError, ModelError, OnnxError, OutputError, PlanError, UsageError, VerifyError
 from emp_onnx.feeds import read_feeds
 from emp_onnx.model_io import Model, load, save
 from emp_onnx.plan import Entry, Figures, Plan, Rule, plan
@@ -27,7 +27,7 @@ __all__ = [
     "Figures",
     "Found",
     "Layout",
-    "MissingExtra",
+    "MissingExtraError",
     "Model",
     "ModelError",
     "OnnxError",

@@ -18,7 +18,7 @@ __all__ = ["apply", "apply_masks", "planned_masks"]
 def apply(model: Model, plan: Plan, /, *, threads: int | None = None) -> Model:
     """The model with the weights that the plan removes set to +0.0, and with the certificate in its metadata.
 
-    Kept weights keep their bits. The masks are computed again from the weights and the rule, and compared with the plan.
+    Kept weights keep their bits. The masks are computed again from weights and rule, and compared with the plan.
 
     Raises:
         PlanError: the plan was made for another model, or was changed; the message names the weight and what differs.
@@ -62,7 +62,9 @@ def _same(
     """The planned weight as this model has it, or the reason why it is not the same one."""
     why = ""
     if weight is None:
-        why = f"{quote(name)} cannot be pruned here: {refusal.reason}" if refusal else f"there is no weight {quote(name)}"
+        why = (
+            f"{quote(name)} cannot be pruned here: {refusal.reason}" if refusal else f"there is no weight {quote(name)}"
+        )
     elif weight.shape != shape:
         why = f"weight {quote(name)} has the shape {weight.shape}, the plan says {shape}"
     elif hash_values(model.values(name)) != sha256:

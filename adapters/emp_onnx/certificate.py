@@ -40,7 +40,7 @@ NEAR = 1e-6  # relative room for sums of float64 taken in another order
 
 @dataclass(frozen=True)
 class Certified(Figures):
-    """What the certificate says of one weight (see `Entry` for the figures); `kept` is the hash of its nonzero elements."""
+    """What the certificate says of one weight (see `Entry`); `kept` is the hash of its nonzero elements."""
 
     shape: tuple[int, ...]
     pools: int
@@ -62,8 +62,8 @@ class Certificate:
 def hash_kept(values: Values, /) -> str:
     """SHA-256 over the positions of the nonzero elements (one bit per element, in order), then their values' bytes."""
     nonzero = values != 0
-    digest = hashlib.sha256(np.packbits(nonzero))
-    digest.update(np.ascontiguousarray(values[nonzero]))
+    digest = hashlib.sha256(np.packbits(nonzero).data)
+    digest.update(values[nonzero].view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -72,7 +72,17 @@ def certify(plan: Plan, pruned: Mapping[str, Values], /) -> str:
     weights = {}
     for e in plan.entries:
         item = Certified(
-            e.n, e.n_eff, e.k, e.mass_lower, e.mass, e.mass_upper, e.shape, e.pools, e.zeros, e.l1, hash_kept(pruned[e.name])
+            e.n,
+            e.n_eff,
+            e.k,
+            e.mass_lower,
+            e.mass,
+            e.mass_upper,
+            e.shape,
+            e.pools,
+            e.zeros,
+            e.l1,
+            hash_kept(pruned[e.name]),
         )
         weights[e.name] = asdict(item)
     rule = asdict(plan.rule)
@@ -100,7 +110,9 @@ def read_certificate(model: Model, /) -> Certificate:
         if body["format"] != FORMAT or body["version"] != VERSION:
             raise UsageError(f"certificate must be of version {VERSION}, got {quote(body['version'])}")
         if hashlib.sha256(_text(body).encode()).hexdigest() != digest:
-            raise UsageError("certificate must be as it was written, got one that was edited: its own hash does not match")
+            raise UsageError(
+                "certificate must be as it was written, got one that was edited: its own hash does not match"
+            )
         rule = {**body["rule"], "order": math.inf if body["rule"]["order"] == "inf" else body["rule"]["order"]}
         weights = {name: Certified(**typed(Certified, said)) for name, said in body["weights"].items()}
         pool = Figures(**typed(Figures, body["pool"])) if body["pool"] else None
@@ -135,7 +147,7 @@ def contradictions(certificate: Certificate, name: str, values: Values, /) -> It
 def _impossible(said: Figures) -> Iterator[str]:
     """What no scores at all could have: the bounds are out of order, or not those of n, N_eff and k."""
     if not said.mass_lower * (1 - NEAR) <= said.mass <= said.mass_upper * (1 + NEAR):
-        yield f"has a retained mass of {said.mass:.6g} outside its bounds {said.mass_lower:.6g} and {said.mass_upper:.6g}"
+        yield f"retains a mass of {said.mass:.6g}, outside its bounds {said.mass_lower:.6g} and {said.mass_upper:.6g}"
     if not 1 - NEAR <= said.n_eff <= said.n * (1 + NEAR):
         yield f"has an effective size of {said.n_eff:.6g}, possible are 1 to {said.n}"
 

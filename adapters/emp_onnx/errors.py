@@ -6,7 +6,7 @@ emp_core.EmpError
     ├── UsageError         2  what was asked for makes no sense, or does not fit the model
     │   ├── PlanError      2  a plan that is damaged, or was made for another model
     │   ├── OutputError    2  the output cannot be written where it was asked for
-    │   └── MissingExtra   2  a package of the extra `onnx` is not installed
+    │   └── MissingExtraError   2  a package of the extra `onnx` is not installed
     ├── ModelError         3  the model is not supported, or cannot be read
     └── VerifyError        1  the result is not what was promised; nothing was written
 ```
@@ -23,7 +23,17 @@ from emp_onnx._core import EmpError
 if TYPE_CHECKING:
     from emp_onnx.verify import Verification
 
-__all__ = ["MissingExtra", "ModelError", "OnnxError", "OutputError", "PlanError", "UsageError", "VerifyError", "escape", "quote"]
+__all__ = [
+    "MissingExtraError",
+    "ModelError",
+    "OnnxError",
+    "OutputError",
+    "PlanError",
+    "UsageError",
+    "VerifyError",
+    "escape",
+    "quote",
+]
 
 
 class OnnxError(EmpError):
@@ -46,7 +56,7 @@ class OutputError(UsageError):
     """The output cannot be written where it was asked for."""
 
 
-class MissingExtra(UsageError):
+class MissingExtraError(UsageError):
     """A package of the extra `onnx` is not installed; the message ends in the line that adds it."""
 
     def __init__(self, package: str) -> None:
@@ -80,4 +90,6 @@ def quote(text: object) -> str:
 
 def escape(text: str) -> str:
     """`text` with every character that is not printable written as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
+    )

@@ -59,7 +59,9 @@ def _samples(arrays: dict[str, NDArray[Any]], path: Path) -> Iterator[dict[str, 
     counts = {name: len(array) if array.ndim else None for name, array in arrays.items()}
     if not counts or None in counts.values() or len(set(counts.values())) > 1:
         have = ", ".join(f"{quote(n)} with {'no axis' if c is None else c}" for n, c in counts.items())
-        raise UsageError(f"feeds must hold arrays with the same number of samples first, got {have or 'none'} in {quote(path)}")
+        raise UsageError(
+            f"feeds must hold arrays with equally many samples, got {have or 'none'} in {quote(path)}"
+        )
     count = next(iter(counts.values())) or 0
     if not count:
         raise UsageError(f"feeds must hold at least one sample, got 0 in {quote(path)}")
@@ -82,16 +84,20 @@ def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozen
     """Check one feed against what the model declares.
 
     Raises:
-        UsageError: an input that is missing or unknown, or an array of another dtype or shape; says which, expected, given.
+        UsageError: an input that is missing or unknown, or another dtype or shape; says which, expected, given.
     """
     declared = {item.name: item for item in inputs}
     here = f"feed {which}"
     for name in declared:
         if name not in feed and name not in optional:
-            raise UsageError(f"{here} must hold the input {quote(name)}, got {', '.join(map(quote, feed)) or 'nothing'}")
+            raise UsageError(
+                f"{here} must hold the input {quote(name)}, got {', '.join(map(quote, feed)) or 'nothing'}"
+            )
     for name, value in feed.items():
         if name not in declared:
-            raise UsageError(f"{here} must hold inputs of the model, got {quote(name)}; they are: {', '.join(map(quote, declared))}")
+            raise UsageError(
+                f"{here} must hold inputs of the model, got {quote(name)}; they are: {', '.join(map(quote, declared))}"
+            )
         item, array = declared[name], np.asarray(value)
         if item.dtype is not None and array.dtype != item.dtype:
             raise UsageError(f"{here} must hold {quote(name)} as {item.dtype}, got {array.dtype}")
@@ -106,8 +112,8 @@ def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozen
 def random_feeds(inputs: Iterable[Input], /, *, seed: int, count: int) -> Iterator[list[dict[str, NDArray[Any]]]]:
     """Attempts at `count` feeds each, to be tried in turn until the model runs on one: only it knows what fits.
 
-    Sizes that the model leaves open get the same number wherever the same symbol stands; floats are standard normal; whole
-    numbers are small, and smaller from attempt to attempt, since most are indices; masks are ones.
+    Sizes that the model leaves open are equal wherever the same symbol stands; floats are standard normal; whole numbers
+    are small, and smaller from attempt to attempt, since most are indices; masks are ones.
 
     Raises:
         UsageError: an input of a type that cannot be made up (strings, sequences).

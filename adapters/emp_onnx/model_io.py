@@ -1,6 +1,6 @@
 """ONNX files in and out: the only room that touches protobufs.
 
-A [`Model`][] shows the other rooms a tree of graphs (nodes, initializers' headers) and NumPy views of weights; it is never
+A `Model` shows the other rooms a tree of graphs (nodes, initializers' headers) and NumPy views of weights; it is never
 changed, `replaced` gives a new one. What a model holds beyond that (other tensors, metadata, fields unknown to this
 version of onnx, order) is carried along untouched.
 
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx._files import check_target, same_file, staged, sync_folder
-from emp_onnx.errors import MissingExtra, ModelError, OutputError, UsageError, quote
+from emp_onnx.errors import MissingExtraError, ModelError, OutputError, UsageError, quote
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -95,7 +95,9 @@ class Model:
         functions: local functions by (domain, name).
     """
 
-    def __init__(self, proto: ModelProto, path: Path | None = None, patches: Mapping[str, Values] | None = None) -> None:
+    def __init__(
+        self, proto: ModelProto, path: Path | None = None, patches: Mapping[str, Values] | None = None
+    ) -> None:
         self._proto = proto
         self.path = path
         self._patches = dict(patches or {})
@@ -142,17 +144,20 @@ class Model:
         return view
 
     def _initializer(self, name: str) -> TensorProto:
-        return self._proto.graph.initializer[self._index[name]]
+        tensor: TensorProto = self._proto.graph.initializer[self._index[name]]
+        return tensor
 
     def replaced(self, values: Mapping[str, Values], metadata: Mapping[str, str | None]) -> Model:
-        """A new model with these weights and metadata entries (None removes one) in place of the old; nothing else differs."""
+        """A new model that differs in these weights and metadata entries (None removes one), and in nothing else."""
         proto = type(self._proto)()
         proto.CopyFrom(self._proto)
         patches = dict(self._patches)
         for name, new in values.items():
             tensor = proto.graph.initializer[self._index[name]]
             if tuple(tensor.dims) != new.shape or tensor.data_type != FLOAT:
-                raise ValueError(f"{name} must stay float32 of shape {tuple(tensor.dims)}, got {new.dtype} of {new.shape}")
+                raise ValueError(
+                    f"{name} must stay float32 of shape {tuple(tensor.dims)}, got {new.dtype} of {new.shape}"
+                )
             if tensor.data_location == 1:
                 patches[name] = new
             elif tensor.HasField("raw_data"):
@@ -176,7 +181,7 @@ class Model:
     def rest(self, names: frozenset[str], key: str) -> dict[str, str]:
         """Everything but the values of these initializers and one metadata entry, as hashes by place.
 
-        Two models are equal outside those weights exactly when these are equal; a place that differs says where to look.
+        Two models are equal outside those weights exactly when these are equal; a differing place says where to look.
         """
         proto = type(self._proto)()
         proto.CopyFrom(self._proto)
@@ -184,7 +189,9 @@ class Model:
         for tensor in _tensors(proto):
             if tensor.data_location == 1 and tensor.name not in names:
                 # the bytes, wherever they are kept, not the place
-                out[f"external tensor {quote(tensor.name)}"] = hashlib.sha256(self._mapped(tensor, raw=True)).hexdigest()
+                out[f"external tensor {quote(tensor.name)}"] = hashlib.sha256(
+                    self._mapped(tensor, raw=True).data
+                ).hexdigest()
             del tensor.external_data[:]
         for tensor in proto.graph.initializer:
             if tensor.name in names:
@@ -228,7 +235,9 @@ class Model:
 
     def _sidecar(self, location: str, name: str) -> Path:
         if self.path is None:
-            raise ModelError(f"tensor {quote(name)} is kept in the file {quote(location)}; load the model from its path")
+            raise ModelError(
+                f"tensor {quote(name)} is kept in the file {quote(location)}; load the model from its path"
+            )
         folder = Path(os.path.realpath(self.path.parent))
         real = Path(os.path.realpath(folder / location))
         if not location or "\0" in location or Path(location).is_absolute() or not real.is_relative_to(folder):
@@ -249,7 +258,8 @@ class Model:
             length = int(entries.get("length", have - offset if raw else size))
         except ValueError as error:
             raise ModelError(f"tensor {quote(tensor.name)} must have whole numbers as offset and length") from error
-        if not (0 <= offset and 0 <= length <= have - offset) or (not raw and length != size):
+        fits = offset >= 0 and 0 <= length <= have - offset
+        if not fits or (not raw and length != size):
             raise ModelError(
                 f"tensor {quote(tensor.name)} of shape {tuple(tensor.dims)} claims {length} bytes at {offset}, which "
                 f"{quote(file.name)} of {have} bytes cannot hold for it"
@@ -268,7 +278,7 @@ def load(path: str | os.PathLike[str], /) -> Model:
 
     Raises:
         ModelError: no file there, no permission, or not an ONNX model (the message says which).
-        MissingExtra: onnx is not installed.
+        MissingExtraError: onnx is not installed.
 
     Example:
         >>> load("missing.onnx")
@@ -293,11 +303,13 @@ def load(path: str | os.PathLike[str], /) -> Model:
     return Model(proto, place)
 
 
-def save(model: Model, path: str | os.PathLike[str], /, *, check: Callable[[Path], None] | None = None) -> tuple[Path, ...]:
+def save(
+    model: Model, path: str | os.PathLike[str], /, *, check: Callable[[Path], None] | None = None
+) -> tuple[Path, ...]:
     """Write `model` to `path`, complete or not at all; returns the files written, the graph first.
 
-    The graph is written beside `path` under a temporary name, brought to the disk and renamed; sidecar files come before it
-    under names of their own. `check` is called with the temporary file just before the rename: if it raises, nothing is
+    The graph is written beside `path` under a temporary name, brought to the disk and renamed; sidecar files come before
+    it, under names of their own. `check` is called with the temporary file just before the rename: if it raises, nothing is
     left behind and whatever was at `path` stays.
 
     Raises:
@@ -345,7 +357,7 @@ def save(model: Model, path: str | os.PathLike[str], /, *, check: Callable[[Path
 
 
 def _copy_sidecar(model: Model, location: str, source: Path, target: Path) -> tuple[Path, bool]:
-    """Copy one sidecar with its pruned weights, under a name that ends in a hash of its contents; and whether it is new."""
+    """Copy a sidecar with its pruned weights, under a name that ends in a hash of its contents; and whether it is new."""
     with staged(target.with_name(f"{target.name}.data")) as stage:
         shutil.copyfile(source, stage.path)
         with open(stage.path, "rb+") as file:
@@ -369,7 +381,7 @@ def _own_sidecars(target: Path) -> set[Path]:
         old = load(target)
         pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{12}\.data")
         return {file for location, file in old.sidecars().items() if pattern.fullmatch(location)}
-    except (ModelError, MissingExtra):
+    except (ModelError, MissingExtraError):
         return set()
 
 
@@ -378,7 +390,7 @@ def _parse(data: bytes, origin: str) -> ModelProto:
         from google.protobuf.message import DecodeError
         from onnx import ModelProto
     except ImportError as error:
-        raise MissingExtra("onnx") from error
+        raise MissingExtraError("onnx") from error
     if len(data) >= 2**31:
         raise ModelError(f"model must be smaller than 2 GiB (larger ones keep weights in sidecar files), got {origin}")
     proto = ModelProto()
@@ -396,7 +408,8 @@ def _serialise(proto: ModelProto, origin: str) -> bytes:
     from google.protobuf.message import EncodeError
 
     try:
-        return proto.SerializeToString()
+        data: bytes = proto.SerializeToString()
+        return data
     except (EncodeError, ValueError) as error:
         raise ModelError(f"model {origin} cannot be written as one file: {error}") from error
 

@@ -32,7 +32,7 @@ class Rule:
         beta: multiplier of the effective size, > 0; None when `sparsity` is given.
         order: order of the Hill number that counts (2: the effective size), ≥ 0, or inf.
         sparsity: if given, exactly this share of every pool is removed instead, 0 ≤ sparsity < 1.
-        scope: what competes: the weights of one `tensor`, of one `row` (output unit, gate unit), or of the whole `model`.
+        scope: what competes: the weights of one `tensor`, of one `row` (output or gate unit), or of the whole `model`.
     """
 
     beta: float | None = 1.0
@@ -91,7 +91,7 @@ class Figures:
 class Entry(Figures):
     """One weight of the plan.
 
-    Scope `tensor` and `model`: every figure is of this weight taken alone (under `model` the count `k` is what the common
+    Scope `tensor` and `model`: each figure is of this weight taken alone (under `model` the count `k` is what the common
     pool left it, possibly 0). Scope `row`: `n_eff` and `k` are sums over the rows; the three masses are the rows' own,
     weighted by their share of Σ|w|, so the bounds hold for the weight as a whole.
 
@@ -140,7 +140,7 @@ class Plan:
     def total(self) -> Figures:
         """The figures of all weights together.
 
-        Under scope `model` those of the common pool; otherwise sums, and masses weighted by each weight's share of Σ|w|.
+        Under scope `model` those of the common pool; otherwise sums, and masses weighted by the weights' shares of Σ|w|.
         """
         if self.pool:
             return self.pool
@@ -278,8 +278,8 @@ def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], t
         share = _row_l1(view, axes) / l1
         n_eff = np.asarray(picked.n_eff, np.float64)
         pools, worst = int(n_eff.size), float(np.min(picked.mass))
-        figures = [float(np.sum(share * np.asarray(m))) for m in (picked.mass_lower, picked.mass, picked.mass_upper)]
-        figures = [min(1.0, m) for m in figures]
+        masses = (picked.mass_lower, picked.mass, picked.mass_upper)
+        lower, mass, upper = (min(1.0, float(np.sum(share * np.asarray(m)))) for m in masses)
         effective, k = math.fsum(n_eff.ravel().tolist()), int(np.sum(picked.k))
     else:
         if rule.scope == "tensor":
@@ -290,14 +290,15 @@ def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], t
         mass = 1.0 if k == values.size else min(1.0, absolute_sum(kept) / l1)
         if rule.scope == "tensor":
             mass = float(picked.mass)
-        bounds = (0.0, 0.0) if k == 0 else tuple(
-            float(f(effective, n=values.size, k=k)) for f in (mass_lower_bound, mass_upper_bound)
+        lower, upper = (
+            float(bound(effective, n=values.size, k=k)) if k else 0.0 for bound in (mass_lower_bound, mass_upper_bound)
         )
-        figures, worst = [bounds[0], mass, bounds[1]], mass
+        worst = mass
     mask = masks[weight.name]
     zeros = int(values.size - np.count_nonzero(values[mask]))
     return Entry(
-        int(values.size), effective, k, *figures, weight.name, weight.op, weight.uses, weight.shape, pools, worst, zeros,
+        int(values.size), effective, k, lower, mass, upper, weight.name, weight.op, weight.uses, weight.shape,
+        pools, worst, zeros,
         l1, hash_values(values), hash_mask(mask),
     )  # fmt: skip
 
@@ -320,12 +321,12 @@ def _select(scores: Any, rule: Rule, weights: Sequence[Weight], scope: Any, thre
 
 def hash_values(values: Values) -> str:
     """SHA-256 of a weight's bytes, little-endian, in order."""
-    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def hash_mask(mask: Mask) -> str:
     """SHA-256 of a mask packed to one bit per element."""
-    return hashlib.sha256(np.packbits(mask)).hexdigest()
+    return hashlib.sha256(np.packbits(mask).data).hexdigest()
 
 
 def _masses(picked: Any) -> tuple[float, float, float]:
@@ -340,7 +341,7 @@ def absolute_sum(values: Values) -> float:
 
 def _row_l1(view: Values, axes: tuple[int, ...]) -> NDArray[np.float64]:
     others = tuple(axis for axis in range(view.ndim) if axis not in axes)
-    return np.abs(view).sum(axis=others, dtype=np.float64)
+    return np.asarray(np.abs(view).sum(axis=others, dtype=np.float64))
 
 
 def _number(name: str, value: Any) -> float:

@@ -61,7 +61,11 @@ class Report:
             "source": str(self.source) if self.source else None,
             "out": str(self.out),
             "sidecars": [str(file) for file in self.sidecars],
-            "total": {**asdict(self.plan.total), "density": self.plan.total.density, "sparsity": self.plan.total.sparsity},
+            "total": {
+                **asdict(self.plan.total),
+                "density": self.plan.total.density,
+                "sparsity": self.plan.total.sparsity,
+            },
             "bytes": {"before": asdict(self.before), "after": asdict(self.after)},
             "notes": list(self.notes),
             "verification": self.verification.to_dict(),
@@ -168,7 +172,9 @@ def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | 
     counts = Counter(refusal.reason for refusal in refusals)
     reasons = "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(4))
     if any(refusal.code == "option" for refusal in refusals):
-        return UsageError(f"include, exclude and min_size must leave something to prune in {model.origin}, got: {reasons}")
+        return UsageError(
+            f"include, exclude and min_size must leave something to prune in {model.origin}, got: {reasons}"
+        )
     return ModelError(
         f"nothing in {model.origin} can be pruned: "
         + (reasons or "no Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN has a constant weight")
@@ -193,7 +199,7 @@ def _notes(source: Model, plan: Plan, target: Path, in_place: bool) -> tuple[str
     notes = []
     if KEY in source.metadata:
         notes.append(
-            "The input carried a certificate of an earlier pruning. It is replaced; the new figures are relative to that input."
+            "The input carried a certificate of an earlier pruning. It is replaced; the new figures are relative to it."
         )
     if plan.total.k == plan.total.n:
         notes.append("NOTHING WAS PRUNED: the rule keeps every weight of this model.")

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.errors import MissingExtra, ModelError, UsageError, quote
+from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, Input, check_feed, random_feeds
 from emp_onnx.model_io import Model
 
-__all__ = ["Behaviour", "Difference", "NotRun", "Session", "compare"]
+__all__ = ["Behaviour", "Difference", "NotRunError", "Session", "compare"]
 
 RANDOM_FEEDS = 4
 
 
-class NotRun(Exception):
+class NotRunError(Exception):
     """The models were not run, and why; behaviour is then unknown, which is not the same as wrong."""
 
 
@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Both models on the same feeds: how many, whether made up, the differences, and what went wrong in the pruned one."""
+    """Both models on the same feeds: how many, whether made up, the differences, and what went wrong after."""
 
     feeds: int
     random: bool
@@ -56,15 +56,15 @@ class Session:
     """A model in onnxruntime on the CPU.
 
     Raises:
-        NotRun: onnxruntime cannot load the model (an operation it does not have, say).
-        MissingExtra: onnxruntime is not installed.
+        NotRunError: onnxruntime cannot load the model (an operation it does not have, say).
+        MissingExtraError: onnxruntime is not installed.
     """
 
     def __init__(self, model: Model | Path, /, *, threads: int | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingExtra("onnxruntime") from error
+            raise MissingExtraError("onnxruntime") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.use_deterministic_compute = True
@@ -77,7 +77,7 @@ class Session:
         except ModelError:
             raise
         except Exception as error:  # onnxruntime's own errors have no common base
-            raise NotRun(f"onnxruntime cannot load it: {_first_line(error)}") from error
+            raise NotRunError(f"onnxruntime cannot load it: {_first_line(error)}") from error
         self.inputs = tuple(_input(item) for item in self._session.get_inputs())
         self.overridable = tuple(_input(item) for item in self._session.get_overridable_initializers())
         self.outputs = tuple(item.name for item in self._session.get_outputs())
@@ -86,22 +86,20 @@ class Session:
         """One run; outputs by name.
 
         Raises:
-            NotRun: onnxruntime refused the feed.
+            NotRunError: onnxruntime refused the feed.
         """
         try:
             return dict(zip(self.outputs, self._session.run(None, dict(feed)), strict=True))
         except Exception as error:  # as above
-            raise NotRun(f"onnxruntime cannot run it: {_first_line(error)}") from error
+            raise NotRunError(f"onnxruntime cannot run it: {_first_line(error)}") from error
 
 
-def compare(
-    original: Session, pruned: Session, feeds: Iterable[Feed] | None, /, *, seed: int = 0
-) -> Behaviour:
+def compare(original: Session, pruned: Session, feeds: Iterable[Feed] | None, /, *, seed: int = 0) -> Behaviour:
     """Run both on the feeds given, or on seeded random ones, and measure how far the outputs moved.
 
     Raises:
         UsageError: a feed that does not fit the model, or on which the original does not run.
-        NotRun: no feeds given, and none could be made up on which the original runs.
+        NotRunError: no feeds given, and none could be made up on which the original runs.
     """
     random = feeds is None
     tally: dict[str, _Tally] = {name: _Tally(name) for name in original.outputs}
@@ -111,14 +109,14 @@ def compare(
         count += 1
         try:
             after = pruned.run(feed)
-        except NotRun as error:
+        except NotRunError as error:
             problems[f"the pruned model fails where the original runs: {error}"] = None
             continue
         for name, item in tally.items():
             if problem := item.add(before[name], after.get(name)):
                 problems[problem] = None
     if not count:
-        raise NotRun("no feeds were given")
+        raise NotRunError("no feeds were given")
     outputs = tuple(item.result() for item in tally.values() if item.seen)
     return Behaviour(count, random, outputs, tuple(problems))
 
@@ -129,7 +127,7 @@ def _given(original: Session, feeds: Iterable[Feed]) -> Iterator[tuple[Feed, dic
         check_feed(feed, (*original.inputs, *original.overridable), i, optional)
         try:
             yield feed, original.run(feed)
-        except NotRun as error:
+        except NotRunError as error:
             raise UsageError(f"feed {i} must be one that the original model runs on: {error}") from error
 
 
@@ -138,13 +136,13 @@ def _random(original: Session, seed: int) -> Iterator[tuple[Feed, dict[str, Any]
         attempts = random_feeds(original.inputs, seed=seed, count=RANDOM_FEEDS)
         attempts = chain([next(attempts)], attempts)
     except UsageError as error:
-        raise NotRun(f"{error}; give feeds") from error
+        raise NotRunError(f"{error}; give feeds") from error
     last: Exception | None = None
     fallback: list[tuple[Feed, dict[str, Any]]] = []
     for feeds in attempts:
         try:
-            ran = [(feed, original.run(feed)) for feed in feeds]
-        except (NotRun, MemoryError) as error:
+            ran: list[tuple[Feed, dict[str, Any]]] = [(feed, original.run(feed)) for feed in feeds]
+        except (NotRunError, MemoryError) as error:
             last = error
             continue
         if all(_finite(value) for _, out in ran for value in out.values()):
@@ -152,7 +150,7 @@ def _random(original: Session, seed: int) -> Iterator[tuple[Feed, dict[str, Any]
             return
         fallback = fallback or ran
     if not fallback:
-        raise NotRun(f"made-up feeds do not fit it ({last}); give feeds")
+        raise NotRunError(f"made-up feeds do not fit it ({last}); give feeds")
     yield from fallback
 
 
@@ -196,11 +194,11 @@ class _Tally:
 
 
 def _classes(array: NDArray[Any]) -> NDArray[np.intp] | None:
-    """The largest entry of each row, if the array looks like class scores: float, one row per sample, at least 2 classes."""
+    """The largest entry of each row, if the array looks like class scores: floats, a row per sample, 2 classes or more."""
     shape = tuple(d for i, d in enumerate(array.shape) if i < 2 or d != 1)
     if array.dtype.kind != "f" or len(shape) != 2 or shape[1] < 2 or not shape[0]:
         return None
-    return array.reshape(shape).argmax(axis=1)
+    return np.asarray(array.reshape(shape).argmax(axis=1))
 
 
 def _finite(value: Any) -> bool:
@@ -209,7 +207,9 @@ def _finite(value: Any) -> bool:
 
 def _input(item: Any) -> Input:
     dims = tuple(d if isinstance(d, str) or (isinstance(d, int) and d > 0) else None for d in item.shape or ())
-    return Input(item.name, item.type, tuple(None if isinstance(d, str) and d in ("", "?", "None") else d for d in dims))
+    return Input(
+        item.name, item.type, tuple(None if isinstance(d, str) and d in ("", "?", "None") else d for d in dims)
+    )
 
 
 def _first_line(error: Exception) -> str:

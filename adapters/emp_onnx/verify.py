@@ -16,7 +16,7 @@ from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.model_io import Model, load
 from emp_onnx.plan import Figures, Mask, decide
-from emp_onnx.runtime import Behaviour, NotRun, Session, compare
+from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
 from emp_onnx.weights import find_weights
 
 __all__ = ["Check", "Verification", "alone", "verify", "verify_against"]
@@ -73,14 +73,14 @@ def verify(
 ) -> Verification:
     """Check a pruned model.
 
-    Alone: the certificate is whole; every weight has its certified shape, zeros, kept values and positions; the
-    figures are possible, the bounds are those of n, N_eff and k, the count is the rule's. (Under scope `row` the bounds of
-    the single rows are not stored; they are recomputed with the original.)
+    Alone: the certificate is whole; every weight has its certified shape, zeros, kept values and positions; the figures
+    are possible, the bounds are those of n, N_eff and k, the count is the rule's. (Under scope `row` the bounds of the
+    single rows are not stored; they are recomputed with the original.)
 
-    With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones +0.0;
-    nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), else on
-    seeded random ones. How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or infinities
-    where the original does not, is a fault.
+    With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones
+    +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), else
+    on seeded random ones. How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
+    infinities where the original does not, is a fault.
 
     Raises:
         ModelError: a file that is not a readable ONNX model.
@@ -128,14 +128,14 @@ def verify_against(
     read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
     try:
         before = Session(original.path or original, threads=threads)
-    except NotRun as error:
+    except NotRunError as error:
         if feeds is not None:
             raise UsageError(f"feeds must come with a model that runs: {error}") from error
         return Verification(tuple(done), None, str(error))
     try:
         behaviour = compare(before, Session(path or pruned.path or pruned, threads=threads), read, seed=seed)
         done.append(_check("the pruned model runs where the original does", behaviour.problems))
-    except NotRun as error:
+    except NotRunError as error:
         if "cannot load" in str(error):
             done.append(Check("the pruned model runs where the original does", False, (f"the pruned model: {error}",)))
         not_run = str(error)
@@ -155,16 +155,15 @@ def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
             faults.append(f"weight {quote(name)} is certified, but not among the model's float32 initializers")
             continue
         try:
-            faults += [f"weight {quote(name)} {fault}" for fault in contradictions(certificate, name, model.values(name))]
+            faults += [
+                f"weight {quote(name)} {fault}" for fault in contradictions(certificate, name, model.values(name))
+            ]
         except (ModelError, ValueError, ArithmeticError) as error:
             faults.append(f"weight {quote(name)} cannot be checked: {error}")
     checks = [Check("the certificate is whole", True), _check("weights and figures are as certified", faults)]
     if certificate.rule.scope == "model":
         checks.append(_check("the common pool's figures are as certified", _pool(certificate)))
     return tuple(checks), certificate
-
-
-
 
 
 def _pool(certificate: Certificate) -> Iterator[str]:
@@ -193,7 +192,9 @@ def _again(original: Model, certificate: Certificate, threads: int | None) -> tu
     known = {weight.name: weight for weight in find_weights(original).weights}
     missing = [name for name in certificate.weights if name not in known]
     if missing:
-        return None, Check(what, False, tuple(f"weight {quote(n)} is certified, but is no weight of the original" for n in missing))
+        return None, Check(
+            what, False, tuple(f"weight {quote(n)} is certified, but is no weight of the original" for n in missing)
+        )
     plan, masks = decide(original, [known[name] for name in certificate.weights], certificate.rule, threads=threads)
     entries = {entry.name: entry for entry in plan.entries}
     faults = []
@@ -205,13 +206,17 @@ def _again(original: Model, certificate: Certificate, threads: int | None) -> tu
             faults.append(f"weight {quote(name)} has the shape {said.shape}, the original's {entry.shape}")
         else:
             faults += [f"weight {quote(name)}: {fault}" for fault in _apart(said, entry)]
-            if (entry.zeros, entry.pools) != (said.zeros, said.pools) or not math.isclose(entry.l1, said.l1, rel_tol=NEAR):
-                faults.append(f"weight {quote(name)}: zeros, pools or Σ|w| are certified otherwise than the original gives")
+            if (entry.zeros, entry.pools) != (said.zeros, said.pools) or not math.isclose(
+                entry.l1, said.l1, rel_tol=NEAR
+            ):
+                faults.append(
+                    f"weight {quote(name)}: zeros, pools or Σ|w| are certified otherwise than the original gives"
+                )
     if plan.pool and certificate.pool:
         faults += [f"the common pool: {fault}" for fault in _apart(certificate.pool, plan.pool)]
-    return (masks if not faults else {n: m for n, m in masks.items() if entries[n].shape == certificate.weights[n].shape}), _check(
-        what, faults
-    )
+    return (
+        masks if not faults else {n: m for n, m in masks.items() if entries[n].shape == certificate.weights[n].shape}
+    ), _check(what, faults)
 
 
 def _apart(said: Figures, right: Figures) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Where the weights of an operation are, and how their axes lie; for each one found, a Weight, or a Refusal with the reason."""
+"""Where the weights of an operation are, and how their axes lie; each one is a Weight, or a Refusal with the reason."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def find_weights(
     Raises:
         UsageError: a pattern that matches nothing, or a `min_size` below 0.
 
-    An initializer also listed as a graph input (all are, before IR version 4) is pruned like any other: its value is then
-    a default, and whoever feeds another value gets that one.
+    An initializer also listed as a graph input (all are, before IR version 4) is pruned like any other: its value
+    is then a default, and whoever feeds another value gets that one.
     """
     if min_size < 0:
         raise UsageError(f"min_size must be ≥ 0, got {min_size}")
@@ -205,7 +205,7 @@ class _Candidate:
 
 
 class _Uses:
-    """One walk over all graphs: who uses which initializer, candidates in order of first use, and what hides elsewhere."""
+    """One walk over all graphs: who uses which initializer, candidates by first use, and what hides elsewhere."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -278,7 +278,9 @@ class _Uses:
                 if maker.attributes.get("#rank", 0) >= 2 or not path:
                     tensor = Tensor(name, "", (), "constant")
                     behind = f", behind {' and '.join(reversed(path))}" if path else ""
-                    self._hide((id(home), name), tensor, use, "constant", f"held by a Constant node{behind}: not pruned yet")
+                    self._hide(
+                        (id(home), name), tensor, use, "constant", f"held by a Constant node{behind}: not pruned yet"
+                    )
                 return
             if maker.op not in THROUGH or maker.domain or not maker.inputs or not maker.inputs[0]:
                 return
@@ -291,7 +293,8 @@ class _Uses:
             if name in home.tensors:
                 reason = f"reaches {use.node.op} through {' and '.join(reversed(path))}: not pruned yet"
                 if "DequantizeLinear" in path:
-                    reason = f"quantised ({home.tensors[name].dtype}), reaches {use.node.op} through DequantizeLinear: not pruned yet"
+                    dtype = home.tensors[name].dtype
+                    reason = f"quantised ({dtype}), reaches {use.node.op} through DequantizeLinear: not pruned yet"
                 self._hide((id(home), name), home.tensors[name], use, "behind", reason)
                 return
 
