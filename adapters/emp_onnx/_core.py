@@ -112,14 +112,28 @@ def _one(a: np.ndarray, beta: float, order: float, sparsity: float | None) -> Se
     total = flat.sum(dtype=np.float64)
     mass = 1.0 if k == n or not total else float(flat[mask].sum(dtype=np.float64) / total)
     return Selection(
-        mask.reshape(a.shape), n, nu if order == 2 else size, k, beta, order, mass,
-        mass_lower_bound(nu, n=n, k=k), mass_upper_bound(nu, n=n, k=k),
+        mask.reshape(a.shape),
+        n,
+        nu if order == 2 else size,
+        k,
+        beta,
+        order,
+        mass,
+        mass_lower_bound(nu, n=n, k=k),
+        mass_upper_bound(nu, n=n, k=k),
     )
 
 
 def select(
-    scores: Any, /, *, beta: float = 1.0, order: float = 2, sparsity: float | None = None, scope: Any = "whole",
-    where: Any = None, threads: int | None = None,
+    scores: Any,
+    /,
+    *,
+    beta: float = 1.0,
+    order: float = 2,
+    sparsity: float | None = None,
+    scope: Any = "whole",
+    where: Any = None,
+    threads: int | None = None,
 ) -> Selection:
     """Naive."""
     if isinstance(scores, Mapping):
@@ -143,6 +157,13 @@ def select(
         return np.array([getattr(p, name) for p in parts]).reshape(shape)
 
     return Selection(
-        mask, gather("n"), gather("n_eff"), gather("k"), beta, order, gather("mass"), gather("mass_lower"),
+        mask,
+        gather("n"),
+        gather("n_eff"),
+        gather("k"),
+        beta,
+        order,
+        gather("mass"),
+        gather("mass_lower"),
         gather("mass_upper"),
     )

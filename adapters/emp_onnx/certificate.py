@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx._core import __version__, mass_lower_bound, mass_upper_bound
+from emp_onnx._core import EmpError, __version__, mass_lower_bound, mass_upper_bound
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.model_io import Model, Values
 from emp_onnx.plan import Figures, Plan, Rule, absolute_sum, typed
@@ -106,19 +106,27 @@ def read_certificate(model: Model, /) -> Certificate:
         raise UsageError(f"model must carry a certificate (the metadata entry {KEY}), got {model.origin} without one")
     try:
         body = json.loads(text)
-        digest = body.pop("sha256")
-        if body["format"] != FORMAT or body["version"] != VERSION:
-            raise UsageError(f"certificate must be of version {VERSION}, got {quote(body['version'])}")
-        if hashlib.sha256(_text(body).encode()).hexdigest() != digest:
-            raise UsageError(
-                "certificate must be as it was written, got one that was edited: its own hash does not match"
-            )
-        rule = {**body["rule"], "order": math.inf if body["rule"]["order"] == "inf" else body["rule"]["order"]}
-        weights = {name: Certified(**typed(Certified, said)) for name, said in body["weights"].items()}
-        pool = Figures(**typed(Figures, body["pool"])) if body["pool"] else None
-        return Certificate(str(body["tool"]), Rule(**typed(Rule, rule)), pool, weights)
+        digest, version = body.pop("sha256"), body["version"]
+        whole = hashlib.sha256(_text(body).encode()).hexdigest() == digest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"certificate must be as written by this tool, got something else: {error!r}") from error
+    if (body.get("format"), version) != (FORMAT, VERSION):
+        raise UsageError(f"certificate must be of version {VERSION}, got {quote(version)}")
+    if not whole:
+        raise UsageError("certificate must be as it was written, got one that was edited: its own hash does not match")
+    try:
+        return _certificate(body)
+    except (KeyError, TypeError, AttributeError, EmpError) as error:
+        raise UsageError(f"certificate must be as written by this tool, got something else: {error}") from error
+
+
+def _certificate(body: Mapping[str, Any]) -> Certificate:
+    rule = dict(body["rule"])
+    if rule["order"] == "inf":
+        rule["order"] = math.inf
+    weights = {name: Certified(**typed(Certified, dict(said))) for name, said in body["weights"].items()}
+    pool = Figures(**typed(Figures, dict(body["pool"]))) if body["pool"] else None
+    return Certificate(str(body["tool"]), Rule(**typed(Rule, rule)), pool, weights)
 
 
 def contradictions(certificate: Certificate, name: str, values: Values, /) -> Iterator[str]:

@@ -59,9 +59,7 @@ def _samples(arrays: dict[str, NDArray[Any]], path: Path) -> Iterator[dict[str, 
     counts = {name: len(array) if array.ndim else None for name, array in arrays.items()}
     if not counts or None in counts.values() or len(set(counts.values())) > 1:
         have = ", ".join(f"{quote(n)} with {'no axis' if c is None else c}" for n, c in counts.items())
-        raise UsageError(
-            f"feeds must hold arrays with equally many samples, got {have or 'none'} in {quote(path)}"
-        )
+        raise UsageError(f"feeds must hold arrays with equally many samples, got {have or 'none'} in {quote(path)}")
     count = next(iter(counts.values())) or 0
     if not count:
         raise UsageError(f"feeds must hold at least one sample, got 0 in {quote(path)}")
@@ -70,14 +68,16 @@ def _samples(arrays: dict[str, NDArray[Any]], path: Path) -> Iterator[dict[str, 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UsageError(f"feeds must be .npz files, got {quote(path)}, which is a single array")
-            return {name: file[name] for name in file.files}
+        # opened here, since np.load does not close what it cannot read
+        with open(path, "rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError as error:
         raise UsageError(f"feeds must be a folder or an .npz file, got {quote(path)}, which does not exist") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise UsageError(f"feeds must be .npz files of plain arrays, got {quote(path)}: {error}") from error
+    raise UsageError(f"feeds must be .npz files, got {quote(path)}, which is a single array")
 
 
 def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozenset[str] = frozenset()) -> None:
@@ -112,8 +112,8 @@ def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozen
 def random_feeds(inputs: Iterable[Input], /, *, seed: int, count: int) -> Iterator[list[dict[str, NDArray[Any]]]]:
     """Attempts at `count` feeds each, to be tried in turn until the model runs on one: only it knows what fits.
 
-    Sizes that the model leaves open are equal wherever the same symbol stands; floats are standard normal; whole numbers
-    are small, and smaller from attempt to attempt, since most are indices; masks are ones.
+    Sizes that the model leaves open are equal wherever the same symbol stands; floats are standard normal; masks are
+    ones; whole numbers are small, and smaller from attempt to attempt, since most are indices.
 
     Raises:
         UsageError: an input of a type that cannot be made up (strings, sequences).

@@ -239,8 +239,9 @@ class Model:
                 f"tensor {quote(name)} is kept in the file {quote(location)}; load the model from its path"
             )
         folder = Path(os.path.realpath(self.path.parent))
-        real = Path(os.path.realpath(folder / location))
-        if not location or "\0" in location or Path(location).is_absolute() or not real.is_relative_to(folder):
+        plain = location and "\0" not in location and not Path(location).is_absolute()
+        real = Path(os.path.realpath(folder / location)) if plain else folder.parent
+        if not real.is_relative_to(folder):
             raise ModelError(
                 f"tensor {quote(name)} must be kept inside the model's directory, got the location {quote(location)}"
             )
@@ -308,9 +309,9 @@ def save(
 ) -> tuple[Path, ...]:
     """Write `model` to `path`, complete or not at all; returns the files written, the graph first.
 
-    The graph is written beside `path` under a temporary name, brought to the disk and renamed; sidecar files come before
-    it, under names of their own. `check` is called with the temporary file just before the rename: if it raises, nothing is
-    left behind and whatever was at `path` stays.
+    The graph is written beside `path` under a temporary name, brought to the disk and renamed; sidecar files come
+    before it, under names of their own. `check` is called with the temporary file just before the rename: if it raises,
+    nothing is left behind and whatever was at `path` stays.
 
     Raises:
         OutputError: the place cannot take the file; UsageError: it is one of the model's own sidecar files.
@@ -357,7 +358,7 @@ def save(
 
 
 def _copy_sidecar(model: Model, location: str, source: Path, target: Path) -> tuple[Path, bool]:
-    """Copy a sidecar with its pruned weights, under a name that ends in a hash of its contents; and whether it is new."""
+    """Copy a sidecar with its pruned weights, under a name with a hash of its contents; and whether it is new."""
     with staged(target.with_name(f"{target.name}.data")) as stage:
         shutil.copyfile(source, stage.path)
         with open(stage.path, "rb+") as file:

@@ -32,7 +32,7 @@ class Rule:
         beta: multiplier of the effective size, > 0; None when `sparsity` is given.
         order: order of the Hill number that counts (2: the effective size), ≥ 0, or inf.
         sparsity: if given, exactly this share of every pool is removed instead, 0 ≤ sparsity < 1.
-        scope: what competes: the weights of one `tensor`, of one `row` (output or gate unit), or of the whole `model`.
+        scope: what competes: the weights of one `tensor`, one `row` (output or gate unit), or the whole `model`.
     """
 
     beta: float | None = 1.0
@@ -91,9 +91,9 @@ class Figures:
 class Entry(Figures):
     """One weight of the plan.
 
-    Scope `tensor` and `model`: each figure is of this weight taken alone (under `model` the count `k` is what the common
-    pool left it, possibly 0). Scope `row`: `n_eff` and `k` are sums over the rows; the three masses are the rows' own,
-    weighted by their share of Σ|w|, so the bounds hold for the weight as a whole.
+    Scope `tensor` and `model`: each figure is of this weight taken alone (under `model` the count `k` is what the
+    common pool left it, possibly 0). Scope `row`: `n_eff` and `k` are sums over the rows; the three masses are the rows'
+    own, weighted by their share of Σ|w|, so the bounds hold for the weight as a whole.
 
     Attributes:
         name: of the initializer.
@@ -140,7 +140,7 @@ class Plan:
     def total(self) -> Figures:
         """The figures of all weights together.
 
-        Under scope `model` those of the common pool; otherwise sums, and masses weighted by the weights' shares of Σ|w|.
+        Under scope `model` those of the common pool; otherwise sums, and masses weighted by shares of Σ|w|.
         """
         if self.pool:
             return self.pool

@@ -55,7 +55,7 @@ class Style:
 
 
 def plan_text(plan: Plan, style: Style | None = None) -> str:
-    """The plan as a table: per weight n, N_eff, kept, density, bounds, retained mass; totals; what was refused, and why."""
+    """The plan as a table: per weight n, N_eff, kept, density, bounds, retained mass; totals; what was refused."""
     style, row = style or Style(), plan.rule.scope == "row"
     headers = ["weight", "op", "shape", *(["rows"] if row else []), "n", "N_eff", "kept", "density"]
     headers += ["lower", "retained", "upper", *(["worst"] if row else [])]

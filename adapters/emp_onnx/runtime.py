@@ -194,7 +194,7 @@ class _Tally:
 
 
 def _classes(array: NDArray[Any]) -> NDArray[np.intp] | None:
-    """The largest entry of each row, if the array looks like class scores: floats, a row per sample, 2 classes or more."""
+    """The largest entry of each row, if the array looks like class scores: floats, a row per sample, 2 or more."""
     shape = tuple(d for i, d in enumerate(array.shape) if i < 2 or d != 1)
     if array.dtype.kind != "f" or len(shape) != 2 or shape[1] < 2 or not shape[0]:
         return None

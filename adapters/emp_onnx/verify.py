@@ -78,7 +78,7 @@ def verify(
     single rows are not stored; they are recomputed with the original.)
 
     With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones
-    +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), else
+    +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), or
     on seeded random ones. How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
     infinities where the original does not, is a fault.
 
@@ -89,11 +89,11 @@ def verify(
     if original is None and feeds is not None:
         raise UsageError("feeds must come with the original model to compare with, got none")
     model = pruned if isinstance(pruned, Model) else load(pruned)
+    source = load(original) if isinstance(original, (str, os.PathLike)) else original
     first, certificate = alone(model)
     checks = list(first)
-    if original is None or certificate is None:
-        return Verification(tuple(checks), None, "there is no original to compare with" if original is None else "")
-    source = original if isinstance(original, Model) else load(original)
+    if source is None or certificate is None:
+        return Verification(tuple(checks), None, "there is no original to compare with" if source is None else "")
     masks = None
     try:
         masks, check = _again(source, certificate, threads)

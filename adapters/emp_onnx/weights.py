@@ -169,7 +169,7 @@ def find_weights(
     uses, order = _Uses(model), []
     for candidate in uses.candidates.values():
         order.append(_judge(candidate, uses.all.get(candidate.key, [])))
-    order += uses.hidden.values()
+    order += [refusal for key, refusal in uses.hidden.items() if key not in uses.candidates]
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_matches(pattern, item) for item in order):
