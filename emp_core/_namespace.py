@@ -1,0 +1,188 @@
+"""The only file that knows array libraries.
+
+Arrays whose memory the host can read (NumPy, PyTorch on the CPU, JAX on the CPU, eager TensorFlow) are looked at in place, without
+a copy, and take the fast NumPy road. All others (CUDA, other devices, array-api-strict, values under ``jax.jit``) are
+computed by their own library through the array API standard. Either way the answer goes back to the caller's library
+and device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ._errors import ArgumentError
+
+HostArray = NDArray[Any]
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # NumPy has no bfloat16 of its own: the bits, under a name
+
+
+# the few functions whose names differ between NumPy 1 and the standard (array_api_compat.numpy has them too, but takes
+# longer to import than NumPy itself)
+HOST = SimpleNamespace(
+    bool=np.bool_,
+    broadcast_to=np.broadcast_to,
+    concat=np.concatenate,
+    ones=np.ones,
+    permute_dims=np.transpose,
+    reshape=np.reshape,
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An array as the caller gave it: its library, and its memory as NumPy sees it (None when NumPy cannot)."""
+
+    array: Any
+    xp: Any
+    host: HostArray | None
+    back: Callable[[HostArray], Any]  # host answer -> the caller's library and device
+    traced: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(d) for d in self.array.shape)
+
+
+def given(array: Any, name: str = "scores") -> Given:
+    """Recognise ``array``; an ArgumentError names ``name`` when it is no real numeric array."""
+    if isinstance(array, Given):
+        return array
+    if _of("torch", "Tensor", array):
+        return _torch(array, name)
+    if _of("jax", "Array", array):
+        return _jax(array, name)
+    if _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array):
+        tf = sys.modules["tensorflow"]
+        return Given(array, np, _real(np.asarray(array), name), lambda a: tf.convert_to_tensor(a))
+    if isinstance(array, (np.ndarray, np.generic, list, tuple, int, float)) or not compat.is_array_api_obj(array):
+        return _numpy(array, name)
+    xp = compat.array_namespace(array)
+    if not (xp.isdtype(array.dtype, "real floating") or xp.isdtype(array.dtype, ("bool", "integral"))):
+        raise ArgumentError(f"{name} must be real numbers, got dtype {array.dtype}")
+    device = compat.device(array)
+    return Given(array, xp, None, lambda a: xp.asarray(_plain(a), device=device))
+
+
+def to_host(array: Any) -> HostArray:
+    """A small array of any library as NumPy (sums and figures, never the scores)."""
+    if isinstance(array, (np.ndarray, np.generic)):
+        return np.asarray(array)
+    if _of("torch", "Tensor", array):
+        return np.asarray(array.detach().cpu().numpy())
+    if hasattr(array, "get") and type(array).__module__.startswith("cupy"):
+        return np.asarray(array.get())
+    try:
+        return np.asarray(array)
+    except (TypeError, RuntimeError):
+        return np.from_dlpack(array)
+
+
+def is_traced(array: Any) -> bool:
+    """True for a value under ``jax.jit``: shape known, content not."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.core.Tracer)
+
+
+def as_mask(array: Any, name: str) -> Given:
+    """A boolean array, or an ArgumentError."""
+    mask = given(array, name)
+    if mask.host is not None:
+        if mask.host.dtype != np.bool_:
+            raise ArgumentError(f"{name} must be a boolean array, got dtype {mask.host.dtype}")
+    elif not mask.xp.isdtype(mask.array.dtype, "bool"):
+        raise ArgumentError(f"{name} must be a boolean array, got dtype {mask.array.dtype}")
+    return mask
+
+
+@contextlib.contextmanager
+def wide(source: Given) -> Any:
+    """Where float64 is off by default (JAX), on for the computations inside; elsewhere nothing."""
+    if source.xp is not np and "jax" in sys.modules and source.host is None and _of("jax", "Array", source.array):
+        import jax
+
+        switch = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # type: ignore[attr-defined]
+        with switch(True):
+            yield
+    else:
+        yield
+
+
+def _of(module: str, kind: str, array: Any) -> bool:
+    """``isinstance`` without importing: a library that is not loaded made no array."""
+    loaded = sys.modules.get(module)
+    cls = getattr(loaded, kind, None)
+    return isinstance(cls, type) and isinstance(array, cls)
+
+
+def _plain(a: HostArray) -> HostArray:
+    return np.ascontiguousarray(a) if a.ndim else a
+
+
+def _real(a: HostArray, name: str) -> HostArray:
+    if a.dtype.name == "bfloat16":
+        return a.view(BFLOAT16)
+    if a.dtype.kind not in "fiub" or a.dtype.itemsize > 8:
+        if a.dtype.name.startswith("float") and a.dtype.kind == "V":  # ml_dtypes: float8 and smaller
+            return a.astype(np.float32)
+        raise ArgumentError(f"{name} must be real numbers of at most 64 bits, got dtype {a.dtype}")
+    return a
+
+
+def _numpy(array: Any, name: str) -> Given:
+    try:
+        a = np.asarray(array)
+    except (TypeError, ValueError) as e:
+        raise ArgumentError(f"{name} must be an array of real numbers, got {type(array).__name__}") from e
+    return Given(a, np, _real(a, name), lambda answer: answer if answer.ndim else answer[()])
+
+
+def _torch(tensor: Any, name: str) -> Given:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise ArgumentError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+    if tensor.is_complex():
+        raise ArgumentError(f"{name} must be real numbers, got dtype {tensor.dtype}")
+    tensor = tensor.detach()
+    device = tensor.device
+    if device.type == "cpu":
+        if tensor.dtype is torch.bfloat16:
+            host: HostArray = tensor.view(torch.int16).numpy().view(BFLOAT16)
+        elif tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+            host = tensor.float().numpy()
+        else:
+            host = tensor.numpy()
+        return Given(tensor, np, host, lambda a: torch.from_numpy(np.array(a, copy=None)))
+    if device.type == "mps":  # this device has no float64: the host computes
+        host = tensor.cpu().float().numpy() if tensor.dtype.is_floating_point else tensor.cpu().numpy()
+        return Given(tensor, np, host, lambda a: _narrow(torch.from_numpy(np.array(a, copy=None)), device))
+    xp = compat.array_namespace(tensor)
+    return Given(tensor, xp, None, lambda a: torch.from_numpy(np.array(a, copy=None)).to(device))
+
+
+def _narrow(tensor: Any, device: Any) -> Any:
+    return (tensor.float() if tensor.is_floating_point() else tensor).to(device)
+
+
+def _jax(array: Any, name: str) -> Given:
+    import jax
+    import jax.numpy as jnp
+
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ArgumentError(f"{name} must be real numbers, got dtype {array.dtype}")
+    if is_traced(array):
+        return Given(array, jnp, None, jnp.asarray, traced=True)
+    devices = array.devices()
+    device = next(iter(devices))
+    if all(d.platform == "cpu" for d in devices):
+        return Given(array, np, _real(np.asarray(array), name), lambda a: jax.device_put(a, device))
+    return Given(array, jnp, None, lambda a: jax.device_put(a, device))

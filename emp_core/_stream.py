@@ -1,0 +1,449 @@
+"""One pool, however long, in host memory: sums, the k-th largest, the mask, in cache-sized chunks and several threads.
+
+Nothing of the pool's size is made but the mask. Each chunk (2**16 scores) is loaded as magnitudes into a buffer that
+stays in cache; NumPy releases the interpreter lock inside its loops, so threads share the chunks. Results do not
+depend on the number of threads: sums are exact or carry an error bound, and the selection is by value and index.
+
+The k-th largest is found between two values. A random sample brackets it; one pass counts what lies above the bracket
+and collects what lies inside (about 1 %); a partition of these few gives the threshold. When ties or bad luck defeat
+the bracket, two to four radix passes over the bit patterns find the threshold whatever the data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._errors import ArgumentError, PoolError
+from ._exact import CHUNK, UNIT, WIDTH, Sums, exact_rows, units
+from ._namespace import BFLOAT16
+
+T = TypeVar("T")
+Mask = NDArray[np.bool_]
+SAMPLE = 1 << 17  # scores looked at to bracket the threshold
+THREAD_FROM = 1 << 21  # below this many scores, one thread is faster than two
+
+
+@dataclass
+class Buffers:
+    """Scratch space of one thread, small enough to stay in cache."""
+
+    magnitude: NDArray[Any]
+    wide: NDArray[np.float64] = field(default_factory=lambda: np.empty(CHUNK))
+    other: NDArray[np.float64] = field(default_factory=lambda: np.empty(CHUNK))
+    flag: Mask = field(default_factory=lambda: np.empty(CHUNK, bool))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``parts[part][start:stop]``; ``order`` counts chunks from the first score of the pool."""
+
+    order: int
+    part: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one look at every score found: sums, mass and count above the bracket, values and places inside it."""
+
+    sums: Sums
+    kept: float
+    above: int
+    inside: list[tuple[NDArray[Any], NDArray[np.uint16]]] | None
+
+
+class Stream:
+    """A pool made of flat arrays, one after the other.
+
+    Args:
+        parts: 1-D arrays, of dtypes that may differ.
+        where: for each part None or a boolean array of its length; False means not in the pool.
+        names: for each part how an error calls it.
+        threads: most threads to use; None means one per processor that this process may use.
+        dtype: the working dtype of magnitudes; None means the narrowest that holds every part exactly.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[NDArray[Any]],
+        where: Sequence[Mask | None],
+        names: Sequence[str],
+        threads: int | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> None:
+        self.parts = parts
+        self.where = where
+        self.names = names
+        self.length = sum(p.size for p in parts)
+        self.n = sum(p.size if w is None else int(np.count_nonzero(w)) for p, w in zip(parts, where, strict=True))
+        self.dtype = dtype or np.dtype(np.float32 if all(map(fits_float32, parts)) else np.float64)
+        self.threads = processors() if threads is None else threads
+        self.chunks: list[Chunk] = []
+        for i, p in enumerate(parts):
+            for start in range(0, p.size, CHUNK):
+                self.chunks.append(Chunk(len(self.chunks), i, start, min(start + CHUNK, p.size)))
+
+    # --- chunks and threads ---------------------------------------------------------------------------------------
+    def load(self, chunk: Chunk, buffers: Buffers) -> NDArray[Any]:
+        """Magnitudes of a chunk in the working dtype; −1 where a score is not in the pool."""
+        source = self.parts[chunk.part][chunk.start : chunk.stop]
+        out = buffers.magnitude[: source.size]
+        if source.dtype == out.dtype:
+            np.abs(source, out=out)
+        elif source.dtype == BFLOAT16:
+            bits = out.view(np.uint32) if self.dtype.itemsize == 4 else np.empty(source.size, np.uint32)
+            np.left_shift(source.view(np.uint16), 16, out=bits, dtype=np.uint32, casting="unsafe")
+            np.abs(bits.view(np.float32), out=out)
+        else:
+            np.copyto(out, source, casting="unsafe")
+            np.abs(out, out=out)
+            if source.dtype.kind in "iu" and source.dtype.itemsize == 8 and out.size and out.max() > 2.0**53:
+                raise ArgumentError(f"integer {self.names[chunk.part]} must be within ±2**53, got {out.max():.17g}")
+        where = self.where[chunk.part]
+        if where is not None:
+            np.copyto(out, -1, where=~where[chunk.start : chunk.stop])
+        return out
+
+    def run(self, work: Callable[[Chunk, Buffers], T], chunks: Iterable[Chunk] | None = None) -> Iterator[T]:
+        """``work`` on every chunk, in threads; results in the order of the chunks."""
+        todo = self.chunks if chunks is None else list(chunks)
+        threads = min(self.threads, len(todo), max(1, self.length // THREAD_FROM + 1))
+        if threads <= 1:
+            buffers = Buffers(np.empty(CHUNK, self.dtype))
+            yield from (work(c, buffers) for c in todo)
+            return
+        step = -(-len(todo) // (4 * threads))
+
+        def several(start: int) -> list[T]:
+            buffers = Buffers(np.empty(CHUNK, self.dtype))
+            return [work(c, buffers) for c in todo[start : start + step]]
+
+        with ThreadPoolExecutor(threads) as pool:
+            for results in pool.map(several, range(0, len(todo), step)):
+                yield from results
+
+    def magnitudes(self) -> NDArray[Any]:
+        """All magnitudes, for pools that are short."""
+        buffers = Buffers(np.empty(CHUNK, self.dtype))
+        return np.concatenate([self.load(c, buffers).copy() for c in self.chunks] or [np.empty(0, self.dtype)])
+
+    # --- sums -----------------------------------------------------------------------------------------------------
+    def sums(self) -> Sums:
+        """Σ|s| and Σs²: exact for a short pool, else with a bound on their rounding."""
+        if self.length <= CHUNK:
+            return self.exact()
+        known = self.sweep(sums=True).sums
+        return known if known.settled() else self.exact()
+
+    def exact(self, keep: Sequence[Mask] | None = None) -> Sums:
+        """Sums without any error; with ``keep``, of the kept scores only."""
+
+        def work(chunk: Chunk, buffers: Buffers) -> Sums:
+            wide = self._wide(chunk, self.load(chunk, buffers), buffers)
+            self._refuse_not_finite(chunk, wide)
+            if keep is not None:
+                wide *= keep[chunk.part][chunk.start : chunk.stop]
+            totals, squares = exact_rows(np, wide[None, :], np.asarray, single=self.dtype.itemsize == 4)
+            return Sums(0, totals[0], squares[0])
+
+        total = Sums(0, 0, 0)
+        for part in self.run(work):
+            total = total + part
+        n = self.n if keep is None else sum(int(np.count_nonzero(k)) for k in keep)
+        return Sums(n, total.total, total.squares)
+
+    def largest(self) -> float:
+        """max|s|."""
+        return max(self.run(lambda chunk, buffers: float(self.load(chunk, buffers).max(initial=0))), default=0.0)
+
+    def kept_share(self, masks: Sequence[Mask]) -> float:
+        """Σ|s| of the kept scores over Σ|s| of all; 1 when all are zero."""
+
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[float, float]:
+            wide = self._wide(chunk, self.load(chunk, buffers), buffers)
+            other = buffers.other[: wide.size]
+            np.copyto(other, masks[chunk.part][chunk.start : chunk.stop])
+            return float(np.einsum("i->", wide)), dot(wide, other)
+
+        found = list(self.run(work))
+        return self._share(math.fsum(f[1] for f in found), math.fsum(f[0] for f in found), masks)
+
+    def _share(self, kept: float, total: float, masks: Sequence[Mask]) -> float:
+        if self.length <= CHUNK or not 2.0**-900 < total < math.inf:
+            whole, part = self.exact(), self.exact(masks)
+            return part.total / whole.total if whole.total else 1.0
+        return min(1.0, kept / total)
+
+    def _wide(self, chunk: Chunk, magnitude: NDArray[Any], buffers: Buffers) -> NDArray[np.float64]:
+        """Magnitudes as float64, 0 for what is not in the pool."""
+        wide = buffers.wide[: magnitude.size]
+        if self.where[chunk.part] is None:
+            np.copyto(wide, magnitude)
+        else:
+            np.maximum(magnitude, 0, out=wide)  # keeps NaN
+        return wide
+
+    def _refuse_not_finite(self, chunk: Chunk, magnitude: NDArray[Any]) -> None:
+        finite = np.isfinite(magnitude)
+        if not finite.all():
+            i = int(np.argmin(finite))
+            what = "NaN" if np.isnan(magnitude[i]) else "an infinity"
+            raise PoolError(f"{self.names[chunk.part]} must be finite, got {what} at flat index {chunk.start + i}")
+
+    def _refuse_unordered(self, chunk: Chunk, magnitude: NDArray[Any]) -> None:
+        """Magnitudes order as their bit patterns do, with NaN above inf: one integer maximum finds both."""
+        kind = np.int32 if magnitude.itemsize == 4 else np.int64
+        if magnitude.size and magnitude.view(kind).max() >= np.array(np.inf, magnitude.dtype).view(kind):
+            self._refuse_not_finite(chunk, magnitude)
+
+    # --- one look at every score ----------------------------------------------------------------------------------
+    def sweep(
+        self, masks: Sequence[Mask] | None = None, low: float = 0.0, high: float = 0.0, *, sums: bool = False
+    ) -> Sweep:
+        """Fetch each score once, and take from it all that is asked for.
+
+        With ``sums``: Σ|s| and Σs². With ``masks``: fill them with what is above ``high``, and list what lies from ``low``
+        to ``high``. The list is given up (``inside`` is None) when it outgrows 1/32 of the pool.
+        """
+        room = max(4 * CHUNK, self.length // 32)
+        held = 0
+
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[float, float, float, int, NDArray[Any], NDArray[np.uint16]]:
+            nonlocal held
+            magnitude = self.load(chunk, buffers)
+            if not sums:  # with sums, these tell
+                self._refuse_unordered(chunk, magnitude)
+            total = squares = kept = 0.0
+            count, values, index = 0, magnitude[:0], NONE
+            if sums:
+                wide = self._wide(chunk, magnitude, buffers)
+                total, squares = float(np.einsum("i->", wide)), dot(wide, wide)
+            if masks is not None and held <= room:
+                above, flag = masks[chunk.part][chunk.start : chunk.stop], buffers.flag[: magnitude.size]
+                np.greater(magnitude, high, out=above)
+                count = int(np.count_nonzero(above))
+                if sums:
+                    other = buffers.other[: magnitude.size]
+                    np.copyto(other, above)
+                    kept = dot(wide, other)
+                np.greater_equal(magnitude, low, out=flag)
+                np.not_equal(flag, above, out=flag)
+                places = np.flatnonzero(flag)
+                held += places.size
+                values, index = magnitude[places], places.astype(np.uint16)
+            return total, squares, kept, count, values, index
+
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            found = list(self.run(work))
+        return Sweep(
+            self._bounded([f[0] for f in found], [f[1] for f in found]) if sums else Sums(self.n, 0, 0),
+            math.fsum(f[2] for f in found),
+            sum(f[3] for f in found),
+            [(f[4], f[5]) for f in found] if held <= room else None,
+        )
+
+    def _bounded(self, totals: list[float], squares: list[float]) -> Sums:
+        """What float64 sums of the chunks say; exact sums where they overflowed, vanished or are not finite."""
+        if not any(totals):
+            return Sums(self.n, 0, 0)
+        if not all(map(math.isfinite, totals + squares)):
+            return self.exact()
+        total, square = math.fsum(totals), math.fsum(squares)
+        if not 2.0**-900 < square < math.inf:
+            return self.exact()
+        slack = 2.0 ** (WIDTH - 52)  # CHUNK addends in any order round by at most CHUNK·2**-53; twice that, for the rest
+        return Sums(
+            self.n,
+            units(total, UNIT),
+            units(square, 2 * UNIT),
+            units(total * slack, UNIT) + 1,
+            units(square * slack, 2 * UNIT) + 1,
+        )
+
+    # --- selection ------------------------------------------------------------------------------------------------
+    def select(self, beta: Fraction) -> tuple[Sums, int, list[Mask], float]:
+        """Sums, keep count, masks and retained mass at once: a sample guesses the count, one sweep does the rest."""
+        if self.length <= 4 * CHUNK:
+            sums, k = self.count(beta)
+            masks = self.top_mask(k)
+            return sums, k, masks, self.kept_share(masks)
+        masks = [np.empty(p.size, bool) for p in self.parts]
+        sample = self.sample()
+        share, doubt = guess(sample, float(beta))
+        seen = self.sweep(masks, *bracket(sample, share, doubt), sums=True)
+        sums, k = self.decide(seen.sums, beta)
+        extra = self._settle(seen, k, masks) if k < self.n else None
+        if extra is None:
+            masks = self.top_mask(k)
+            return sums, k, masks, self.kept_share(masks)
+        return sums, k, masks, self._share(seen.kept + extra, seen.sums.total / (1 << UNIT), masks)
+
+    def count(self, beta: Fraction) -> tuple[Sums, int]:
+        """The keep count, and the sums that decide it."""
+        return self.decide(self.sums(), beta)
+
+    def decide(self, sums: Sums, beta: Fraction) -> tuple[Sums, int]:
+        """The keep count from ``sums``, or from exact ones where these do not decide."""
+        k = sums.keep_count(beta) if sums.settled() else None
+        if k is None:
+            sums = self.exact()
+            k = sums.keep_count(beta)
+        assert k is not None  # exact sums decide
+        return sums, k
+
+    def top_mask(self, k: int) -> list[Mask]:
+        """For each part a mask; exactly ``k`` True in all, the largest magnitudes, ties to the lower index."""
+        masks = [np.empty(p.size, bool) for p in self.parts]
+        if k >= self.n or k <= 0:
+            for m, w in zip(masks, self.where, strict=True):
+                m[...] = False if k <= 0 else True if w is None else w
+            return masks
+        sample = self.sample()
+        if self._settle(self.sweep(masks, *bracket(sample, k / self.n, 0.0)), k, masks) is None:
+            self._at(self.kth_largest(k), k, masks)
+        return masks
+
+    def _settle(self, seen: Sweep, k: int, masks: Sequence[Mask]) -> float | None:
+        """Finish ``masks`` with the best of what lay inside the bracket; the mass added, or None if k lies outside."""
+        if seen.inside is None or not 0 <= k - seen.above <= sum(v.size for v, _ in seen.inside):
+            return None
+        need = k - seen.above
+        if need == 0:
+            return 0.0
+        values = np.concatenate([v for v, _ in seen.inside])
+        threshold = np.partition(values, values.size - need)[values.size - need]
+        better = values > threshold
+        ties = need - int(np.count_nonzero(better))
+        extra = float(values[better].sum(dtype=np.float64)) + ties * float(threshold)
+        for chunk, (value, index) in zip(self.chunks, seen.inside, strict=True):
+            mask = masks[chunk.part][chunk.start : chunk.stop]
+            mask[index[value > threshold]] = True
+            if ties > 0:
+                equal = index[value == threshold][:ties]
+                mask[equal] = True
+                ties -= equal.size
+        return extra
+
+    def sample(self) -> NDArray[Any]:
+        """Magnitudes of some scores, sorted; the same ones each time. Empty for a pool that needs no bracket."""
+        if self.length <= 4 * CHUNK:
+            return np.empty(0, self.dtype)
+        generator = np.random.default_rng(self.length)
+        buffers = Buffers(np.empty(CHUNK, self.dtype))
+        taken = []
+        for part, where, name in zip(self.parts, self.where, self.names, strict=True):
+            index = generator.integers(0, max(part.size, 1), round(SAMPLE * (part.size / self.length)))
+            for start in range(0, index.size, CHUNK):
+                pick = np.sort(index[start : start + CHUNK])
+                few = Stream([part[pick]], [None if where is None else where[pick]], [name], 1, self.dtype)
+                taken.append(few.load(few.chunks[0], buffers).copy())
+        sample = np.concatenate(taken) if taken else np.empty(0, self.dtype)
+        return np.sort(sample[sample >= 0])
+
+    def kth_largest(self, k: int) -> Any:
+        """The k-th largest magnitude, by radix passes of 16 bits: O(n) whatever the data."""
+        kind = np.dtype(np.uint32 if self.dtype.itemsize == 4 else np.uint64)
+        prefix, left = 0, self.n - k  # how many are smaller, among those that share the prefix
+        width = 8 * kind.itemsize
+        for shift in range(width - 16, -1, -16):
+
+            def work(chunk: Chunk, buffers: Buffers, shift: int = shift) -> NDArray[np.int64]:
+                magnitude = self.load(chunk, buffers)
+                if self.where[chunk.part] is not None:
+                    magnitude = magnitude[magnitude >= 0]
+                bits = magnitude.view(kind)
+                if shift + 16 < width:
+                    bits = bits[(bits >> kind.type(shift + 16)) == prefix]
+                return np.bincount(((bits >> kind.type(shift)) & kind.type(0xFFFF)).astype(np.intp), minlength=1 << 16)
+
+            counts = np.zeros(1 << 16, np.int64)
+            for c in self.run(work):
+                counts += c
+            below = np.cumsum(counts)
+            digit = int(np.searchsorted(below, left, side="right"))
+            left -= int(below[digit - 1]) if digit else 0
+            prefix = prefix << 16 | digit
+        return np.array(prefix, kind).view(self.dtype)[()]
+
+    def _at(self, threshold: Any, k: int, masks: list[Mask]) -> None:
+        """Fill ``masks`` given the exact threshold: all above it, then ties from the lowest index on."""
+
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[int, int]:
+            magnitude = self.load(chunk, buffers)
+            above = masks[chunk.part][chunk.start : chunk.stop]
+            np.greater_equal(magnitude, threshold, out=above)
+            flag = np.equal(magnitude, threshold, out=buffers.flag[: magnitude.size])
+            return int(np.count_nonzero(above)), int(np.count_nonzero(flag))
+
+        counts = list(self.run(work))
+        surplus = sum(c[0] for c in counts) - k  # ties to let go, from the highest index down
+        buffers = Buffers(np.empty(CHUNK, self.dtype))
+        for chunk, (_, ties) in zip(reversed(self.chunks), reversed(counts), strict=True):
+            if surplus == 0:
+                break
+            if ties:
+                mask = masks[chunk.part][chunk.start : chunk.stop]
+                drop = min(ties, surplus)
+                if drop == ties:
+                    mask &= self.load(chunk, buffers) != threshold
+                else:
+                    mask[np.flatnonzero(self.load(chunk, buffers) == threshold)[ties - drop :]] = False
+                surplus -= drop
+
+
+NONE = np.empty(0, np.uint16)
+
+
+def fits_float32(part: NDArray[Any]) -> bool:
+    """True when float32 holds every value of this dtype."""
+    return part.dtype == BFLOAT16 or part.dtype.itemsize * (1 if part.dtype.kind == "f" else 2) <= 4
+
+
+def dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Σab in pieces too short for a BLAS to start threads of its own."""
+    whole = a.size & ~4095
+    x, y = a[:whole].reshape(-1, 1, 4096), b[:whole].reshape(-1, 4096, 1)
+    tail = float(np.einsum("i,i->", a[whole:], b[whole:])) if whole < a.size else 0.0
+    return float(np.matmul(x, y).sum()) + tail
+
+
+def guess(sample: NDArray[Any], beta: float) -> tuple[float, float]:
+    """The share of scores that the rule will keep, as a sample sees it, and the standard error of that share."""
+    a = sample.astype(np.float64)
+    mean, square = (float(a.mean()), float(np.square(a).mean())) if a.size else (0.0, 0.0)
+    if not (math.isfinite(square) and square > 0 and mean > 0):
+        return 1.0, 1.0
+    share = mean * mean / square
+    influence = share * (2 * (a / mean - 1) - (np.square(a) / square - 1))
+    return min(beta * share, 1.0), beta * float(influence.std()) / a.size**0.5
+
+
+def bracket(sample: NDArray[Any], share: float, doubt: float) -> tuple[float, float]:
+    """Two values that very probably hold the threshold between them; were they wrong, only time is lost."""
+    if sample.size < 64:
+        return 0.0, math.inf
+    place = sample.size * (1 - share)
+    spread = 6 * ((sample.size * share * (1 - share)) ** 0.5 + sample.size * doubt) + 8
+    low, high = math.floor(place - spread), math.ceil(place + spread)
+    return (
+        float(sample[low]) if 0 <= low < sample.size else 0.0,
+        float(sample[high]) if 0 <= high < sample.size else math.inf,
+    )
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
