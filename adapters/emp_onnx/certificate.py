@@ -22,11 +22,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from emp_onnx._core import EmpError, __version__, mass_lower_bound, mass_upper_bound
+from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.model_io import Model, Values
 from emp_onnx.plan import Figures, Plan, Rule, absolute_sum, typed
@@ -192,7 +193,7 @@ def wrong_bounds(said: Figures) -> Iterator[str]:
 def miscounted(rule: Rule, said: Figures) -> Iterator[str]:
     """A count that is not the rule's."""
     if rule.sparsity is not None:
-        right = max(1, said.n - round(rule.sparsity * said.n))
+        right = max(1, said.n - round(Fraction(rule.sparsity) * said.n))
         if said.k != right:
             yield f"keeps {said.k} of {said.n}, but a sparsity of {rule.sparsity:g} keeps {right}"
     elif rule.order == 2 and rule.beta is not None:

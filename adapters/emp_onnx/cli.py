@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from emp_onnx._core import EmpError, __version__
+from emp_core import EmpError, __version__
 from emp_onnx._files import same_file, write_whole
 from emp_onnx.errors import OnnxError, UsageError, escape, quote
 from emp_onnx.model_io import Model, load

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from emp_onnx._core import EmpError
+from emp_core import EmpError
 
 if TYPE_CHECKING:
     from emp_onnx.verify import Verification

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx._core import EmpError, Rows, effective_size, mass_lower_bound, mass_upper_bound, select
+from emp_core import EmpError, Rows, effective_size, mass_lower_bound, mass_upper_bound, select
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.model_io import Model, Values
 from emp_onnx.weights import Refusal, Weight, find_weights
@@ -50,6 +50,8 @@ class Rule:
             object.__setattr__(self, "sparsity", _number("sparsity", self.sparsity))
             if not 0 <= self.sparsity < 1:
                 raise UsageError(f"sparsity must be ≥ 0 and < 1, got {self.sparsity}")
+            if self.order != 2:
+                raise UsageError(f"order must be left alone when sparsity is given, got {self.order}")
         else:
             object.__setattr__(self, "beta", _number("beta", self.beta))
             if not (self.beta is not None and 0 < self.beta < math.inf):
@@ -61,7 +63,7 @@ class Rule:
     def keeps(self) -> dict[str, Any]:
         """The options of `emp_core.select` that this rule stands for."""
         if self.sparsity is not None:
-            return {"order": self.order, "sparsity": self.sparsity}
+            return {"sparsity": self.sparsity}
         return {"order": self.order, "beta": self.beta}
 
 
@@ -92,8 +94,8 @@ class Entry(Figures):
     """One weight of the plan.
 
     Scope `tensor` and `model`: each figure is of this weight taken alone (under `model` the count `k` is what the
-    common pool left it, possibly 0). Scope `row`: `n_eff` and `k` are sums over the rows; the three masses are the rows'
-    own, weighted by their share of Σ|w|, so the bounds hold for the weight as a whole.
+    common pool left it, possibly 0). Scope `row`: `n_eff` and `k` are sums over the rows; the three masses are
+    the rows' own, weighted by their share of Σ|w|, so the bounds hold for the weight as a whole.
 
     Attributes:
         name: of the initializer.
@@ -281,15 +283,15 @@ def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], t
         masses = (picked.mass_lower, picked.mass, picked.mass_upper)
         lower, mass, upper = (min(1.0, float(np.sum(share * np.asarray(m)))) for m in masses)
         effective, k = math.fsum(n_eff.ravel().tolist()), int(np.sum(picked.k))
+    elif rule.scope == "tensor":
+        picked = _select(values, rule, [weight], "whole", threads)
+        masks[weight.name] = np.asarray(picked.mask)
+        k, effective, (lower, mass, upper) = int(picked.k), float(picked.n_eff), _masses(picked)
+        worst = mass
     else:
-        if rule.scope == "tensor":
-            picked = _select(values, rule, [weight], "whole", threads)
-            masks[weight.name] = np.asarray(picked.mask)
         kept = values[masks[weight.name]]
         k, effective = int(kept.size), float(effective_size(values))
         mass = 1.0 if k == values.size else min(1.0, absolute_sum(kept) / l1)
-        if rule.scope == "tensor":
-            mass = float(picked.mass)
         lower, upper = (
             float(bound(effective, n=values.size, k=k)) if k else 0.0 for bound in (mass_lower_bound, mass_upper_bound)
         )

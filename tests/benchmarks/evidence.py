@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.evidence [TASK ...] [--write docs/evidence.md]
 
-Models, data and scores come from `../shared/eval/tasks.py`, which is no part of this repository. Everything is done through
-`emp_onnx`'s public functions. Each cell is `score @ sparsity`; the second table compares with the figures that a prototype
-gave (`../shared/design/evidence.md`): the same sparsity to 0.1 points and the same score to 0.5 points.
+Models, data and scores come from `../shared/eval/tasks.py`, which is no part of this repository. Everything is done
+through `emp_onnx`'s public functions. Each cell is `score @ sparsity`; the second table compares with what a prototype
+gave (`../shared/design/evidence.md`): the same sparsity to 0.1 points, the same score to 0.5 points.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ INTRODUCTION = [
     "",
 ]
 BETWEEN = [
-    "Against the prototype that the design was based on: the same sparsity to 0.1 points, the same score to 0.5 points. "
-    "Where the sparsity is another, the prototype divided recurrent weights along their last axis; a row here is a gate unit.",
+    "Against the prototype that the design was based on: the same sparsity to 0.1 points, the same score to 0.5. Where "
+    "the sparsity is another, the prototype divided recurrent weights along their last axis; rows here are gate units.",
     "",
 ]
 

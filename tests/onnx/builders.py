@@ -173,7 +173,7 @@ def expected_masks(
 def expected_count(scores: list[Fraction], beta: float, sparsity: float | None) -> int:
     n = len(scores)
     if sparsity is not None:
-        return max(1, n - round(sparsity * n))
+        return max(1, n - round(Fraction(sparsity) * n))
     squares = sum(s * s for s in scores)
     if not squares:
         return n

@@ -146,14 +146,14 @@ def test_what_works(folder: Path, capsys: pytest.CaptureFixture[str], line: str)
 
 
 def test_a_plan_saved_audited_applied_verified(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("plan m.onnx -o saved.json --scope row".split()) == 0
-    assert main("prune m.onnx --plan saved.json".split()) == 0
-    assert main("verify m.pruned.onnx".split()) == 0
-    assert main("verify m.pruned.onnx m.onnx --feeds good.npz".split()) == 0
+    assert main(["plan", "m.onnx", "-o", "saved.json", "--scope", "row"]) == 0
+    assert main(["prune", "m.onnx", "--plan", "saved.json"]) == 0
+    assert main(["verify", "m.pruned.onnx"]) == 0
+    assert main(["verify", "m.pruned.onnx", "m.onnx", "--feeds", "good.npz"]) == 0
     assert "Verified." in capsys.readouterr().out
-    assert main("verify m.pruned.onnx m.onnx --json".split()) == 0
+    assert main(["verify", "m.pruned.onnx", "m.onnx", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
-    assert main("plan m.onnx --scope row --json".split()) == 0
+    assert main(["plan", "m.onnx", "--scope", "row", "--json"]) == 0
     assert capsys.readouterr().out == (folder / "saved.json").read_text()
 
 
@@ -255,7 +255,7 @@ def test_help_is_fast_and_loads_neither_onnx_nor_onnxruntime() -> None:
 
 def test_an_interrupt_from_outside(folder: Path) -> None:
     code = (
-        "import sys, os, signal, emp_onnx.prune as p; from emp_onnx.cli import main; m = sys.modules['emp_onnx.prune']\n"
+        "import sys, os, signal; from emp_onnx.cli import main; m = sys.modules['emp_onnx.prune']\n"
         "real = m.verify_against\n"
         "def slow(*a, **k):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -96,6 +96,7 @@ def test_the_plan_does_not_depend_on_threads(scope: str, threads: int) -> None:
         ({"sparsity": 1.0}, "sparsity must be ≥ 0 and < 1, got 1.0"),
         ({"sparsity": -0.1}, "sparsity must be ≥ 0 and < 1, got -0.1"),
         ({"sparsity": 0.5, "beta": 2.0}, "beta must be left alone when sparsity is given, got 2.0"),
+        ({"sparsity": 0.5, "order": 1}, "order must be left alone when sparsity is given, got 1"),
         ({"scope": "channel"}, "scope must be one of tensor, row, model, got 'channel'"),
     ],
 )

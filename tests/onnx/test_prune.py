@@ -19,7 +19,18 @@ from emp_onnx.certificate import KEY
 from emp_onnx.plan import SCOPES
 from emp_onnx.prune import default_out
 from tests.onnx.builders import (
-    Case, cases, conv, expected_masks, gemm, model, read_weight, tensor, two_layers, value, write, write_external,
+    Case,
+    cases,
+    conv,
+    expected_masks,
+    gemm,
+    model,
+    read_weight,
+    tensor,
+    two_layers,
+    value,
+    write,
+    write_external,
 )  # fmt: skip
 
 
@@ -136,7 +147,7 @@ def test_a_plan_for_another_model_writes_nothing(path: Path, tmp_path: Path) -> 
 def test_nothing_to_prune(tmp_path: Path) -> None:
     half = gemm(np.random.default_rng(0))
     half.model.graph.initializer[0].CopyFrom(tensor("w", half.weights["w"].astype(np.float16)))
-    with pytest.raises(ModelError, match="nothing in .* can be pruned: 1 × float16 weights are not pruned yet"):
+    with pytest.raises(ModelError, match=r"nothing in .* can be pruned: 1 × float16 weights are not pruned yet"):
         prune(write(half.model, tmp_path / "half.onnx"))
     none = model([onnx.helper.make_node("Relu", ["x"], ["y"])], [value("x", [1])], [value("y", None)])
     with pytest.raises(ModelError, match="no Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN"):
@@ -154,7 +165,7 @@ def test_notes(path: Path, tmp_path: Path) -> None:
     case.model.graph.initializer[0].CopyFrom(tensor("a", case.weights["a"] * np.float32(1e-6)))
     report = prune(write(case.model, tmp_path / "small.onnx"), scope="model")
     assert "Nothing is left of 1 weights" in " ".join(report.notes)
-    assert [e.k for e in report.plan.entries][0] == 0
+    assert report.plan.entries[0].k == 0
     assert verify(report.out, tmp_path / "small.onnx").ok
 
 
