@@ -64,16 +64,16 @@ def run_demo(*, scope: str = "tensor", threads: int | None = None) -> Demo:
             f"the demonstration must have its files digits.onnx and digits.npz in {FOLDER}, which are missing"
         )
     with np.load(data, allow_pickle=False) as file:
-        feeds, labels = file["x_feeds"], file["y_test"]
+        feeds, digits, labels = file["x_feeds"], file["x_test"], file["y_test"]
     name = Session(source, threads=threads).inputs[0].name
     with tempfile.TemporaryDirectory(prefix="emp-demo-") as folder:
         out = Path(folder) / "digits.pruned.onnx"
         report = prune(load(source), out, scope=scope, feeds=[{name: feeds}], threads=threads)
-        before, after = (_accuracy(file, name, feeds, labels, threads) for file in (source, out))
+        before, after = (_accuracy(file, name, digits, labels, threads) for file in (source, out))
     return Demo(report, len(labels), before, after, time.perf_counter() - start)
 
 
-def _accuracy(model: Path, name: str, feeds: Any, labels: Any, threads: int | None) -> float:
+def _accuracy(model: Path, name: str, digits: Any, labels: Any, threads: int | None) -> float:
     session = Session(model, threads=threads)
-    scores = next(iter(session.run({name: feeds}).values()))
+    scores = next(iter(session.run({name: digits}).values()))
     return float((np.asarray(scores).reshape(len(labels), -1).argmax(axis=1) == labels).mean())
