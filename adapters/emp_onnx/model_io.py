@@ -388,7 +388,7 @@ def _own_sidecars(target: Path) -> set[Path]:
 
 def _parse(data: bytes, origin: str) -> ModelProto:
     try:
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
         from onnx import ModelProto
     except ImportError as error:
         raise MissingExtraError("onnx") from error
@@ -406,7 +406,7 @@ def _parse(data: bytes, origin: str) -> ModelProto:
 
 
 def _serialise(proto: ModelProto, origin: str) -> bytes:
-    from google.protobuf.message import EncodeError
+    from google.protobuf.message import EncodeError  # type: ignore[import-untyped, unused-ignore]
 
     try:
         data: bytes = proto.SerializeToString()

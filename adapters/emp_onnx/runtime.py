@@ -62,7 +62,7 @@ class Session:
 
     def __init__(self, model: Model | Path, /, *, threads: int | None = None) -> None:
         try:
-            import onnxruntime
+            import onnxruntime  # type: ignore[import-untyped, unused-ignore]
         except ImportError as error:
             raise MissingExtraError("onnxruntime") from error
         options = onnxruntime.SessionOptions()

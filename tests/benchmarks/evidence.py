@@ -17,8 +17,11 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import emp_onnx
 
@@ -54,11 +57,26 @@ def prototype() -> dict[str, tuple[float, dict[str, Cell]]]:
     return out
 
 
-def measure(task: Any) -> tuple[float, dict[str, Cell | str]]:
+@contextmanager
+def last_axis() -> Iterator[None]:
+    """Recurrent weights divided along their last axis, as the prototype did; only to show that nothing else differs."""
+    room = sys.modules["emp_onnx.weights"]
+    ours = room.layout_of
+
+    def theirs(op: str, slot: int, shape: Any, attributes: Any) -> Any:
+        if op in ("LSTM", "GRU", "RNN"):
+            return emp_onnx.Layout(tuple(shape), (len(shape) - 1,))
+        return ours(op, slot, shape, attributes)
+
+    with mock.patch.object(room, "layout_of", theirs):
+        yield
+
+
+def measure(task: Any, scopes: tuple[str, ...] = SCOPES) -> tuple[float, dict[str, Cell | str]]:
     """The dense score, and (score, sparsity in percent) by scope, or the reason why nothing was pruned."""
     cells: dict[str, Cell | str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for scope in SCOPES:
+        for scope in scopes:
             out = Path(folder) / f"{scope}.onnx"
             try:
                 report = emp_onnx.prune(task.model, out, scope=scope, gzip=False)
@@ -83,16 +101,23 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.tasks or tasks:
         start = time.perf_counter()
         dense, cells = measure(tasks[name])
-        shown = [c if isinstance(c, str) else f"{c[0]:.3f} @ {c[1]:.1f} %" for c in cells.values()]
-        rows.append(f"| {name} | {tasks[name].what} | {dense:.3f} | {' | '.join(shown)} |")
+        texts = [c if isinstance(c, str) else f"{c[0]:.3f} @ {c[1]:.1f} %" for c in cells.values()]
+        rows.append(f"| {name} | {tasks[name].what} | {dense:.3f} | {' | '.join(texts)} |")
         for scope, cell in cells.items():
             if name in before and not isinstance(cell, str):
                 score, sparsity = before[name][1][scope]
                 same = abs(cell[1] - sparsity) <= 0.1 + 1e-9
                 near = abs(cell[0] - score) <= 0.005 + 5e-4
-                verdict = "yes" if same and near else ("no" if same else "other sparsity")
+                shown = scope
+                if scope == "row" and not same:
+                    with last_axis():
+                        cell = measure(tasks[name], ("row",))[1]["row"]
+                    assert not isinstance(cell, str)
+                    same, near = abs(cell[1] - sparsity) <= 0.1 + 1e-9, abs(cell[0] - score) <= 0.005 + 5e-4
+                    shown = "row, divided along the prototype's axis"
+                verdict = "yes" if same and near else "NO"
                 compared.append(
-                    f"| {name} | {scope} | {cell[1]:.2f} %, {sparsity:.1f} % | {cell[0]:.4f}, {score:.3f} | {verdict} |"
+                    f"| {name} | {shown} | {cell[1]:.2f} %, {sparsity:.1f} % | {cell[0]:.4f}, {score:.3f} | {verdict} |"
                 )
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     text = "\n".join([*INTRODUCTION, *rows, "", *BETWEEN, *compared, "", footer(), ""])
@@ -110,8 +135,9 @@ INTRODUCTION = [
     "",
 ]
 BETWEEN = [
-    "Against the prototype that the design was based on: the same sparsity to 0.1 points, the same score to 0.5. Where "
-    "the sparsity is another, the prototype divided recurrent weights along their last axis; rows here are gate units.",
+    "Against the prototype that the design was based on: the same sparsity to 0.1 points, the same score to 0.5. A "
+    "row of a recurrent weight is a gate unit here, and was an input there: such lines are measured along that axis, "
+    "to show that nothing else differs.",
     "",
 ]
 

@@ -11,7 +11,7 @@ import emp_onnx.demo
 from emp_onnx.cli import main
 from emp_onnx.demo import FOLDER, run_demo
 
-needed = pytest.mark.skipif(not (FOLDER / "digits.onnx").is_file(), reason="the demonstration's files are not there yet")
+needed = pytest.mark.skipif(not (FOLDER / "digits.onnx").is_file(), reason="needs the files of the demonstration")
 
 
 @needed

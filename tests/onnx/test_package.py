@@ -17,7 +17,9 @@ from emp_onnx import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = sorted(
-    item.name for item in pkgutil.walk_packages(emp_onnx.__path__, "emp_onnx.") if not item.name.endswith(("__main__", ".train"))
+    item.name
+    for item in pkgutil.walk_packages(emp_onnx.__path__, "emp_onnx.")
+    if not item.name.endswith(("__main__", ".train"))  # commands; the second needs what only training needs
 )
 
 
