@@ -74,12 +74,14 @@ def hill_of_rows(xp: Any, a: Any, n: Any, q: float) -> Any:
     one = xp.ones_like(a[:, 0])
     peak = xp.max(a, axis=1)
     zero = peak == 0
+    if q == 0:  # before scaling, which may make the smallest vanish
+        return xp.where(zero, n * one, xp.sum(xp.where(a > 0, xp.ones_like(a), xp.zeros_like(a)), axis=1))
     a = a / xp.where(zero, one, peak)[:, None]
     total = xp.where(zero, one, xp.sum(a, axis=1))
     if math.isinf(q):
         d = total
     else:
-        d = _from_terms(xp, xp.sum(_terms(xp, a / total[:, None], q), axis=1), q)
+        d = _from_terms(xp, xp.sum(_terms(xp, a, total[:, None], q), axis=1), total, q)
     return xp.where(zero, n * one, xp.minimum(xp.maximum(d, one), n * one))
 
 
@@ -89,30 +91,39 @@ def hill_of_stream(stream: Stream, q: float) -> float:
     peak = stream.largest()
     if peak == 0:
         return float(stream.n)
+    if q == 0:
+        return float(sum(stream.run(lambda c, b: int(np.count_nonzero(stream.load(c, b) > 0)))))
 
-    def shares(chunk: Any, buffers: Any) -> NDArray[np.float64]:
+    def scaled(chunk: Any, buffers: Any) -> NDArray[np.float64]:
         return np.divide(np.maximum(stream.load(chunk, buffers), 0), peak, dtype=np.float64)
 
-    total = math.fsum(stream.run(lambda c, b: float(shares(c, b).sum())))
-    if math.isinf(q):
-        return min(max(total, 1.0), float(stream.n))
-    terms = math.fsum(stream.run(lambda c, b: float(_terms(np, shares(c, b) / total, q).sum())))
-    return min(max(float(_from_terms(np, np.float64(terms), q)), 1.0), float(stream.n))
+    total = math.fsum(stream.run(lambda c, b: float(scaled(c, b).sum())))
+    d = total
+    if not math.isinf(q):
+        terms = math.fsum(stream.run(lambda c, b: float(_terms(np, scaled(c, b), total, q).sum())))
+        d = float(_from_terms(np, np.float64(terms), np.float64(total), q))
+    return min(max(d, 1.0), float(stream.n))
 
 
-def _terms(xp: Any, share: Any, q: float) -> Any:
-    """What is summed over the scores: 1 where nonzero, ω ln ω, or ω·(ω^(q−1) − 1), which keeps its digits for q near 1."""
-    one = xp.ones_like(share)
-    if q == 0:
-        return xp.where(share > 0, one, xp.zeros_like(share))
+def _terms(xp: Any, a: Any, total: Any, q: float) -> Any:
+    """What is summed over magnitudes ``a`` ≤ 1: a form for each order that keeps its digits.
+
+    ω ln ω (q = 1); ω·(ω^(q−1) − 1) near 1, where Σω^q is near 1 too; a^q elsewhere.
+    """
+    zero, one = xp.zeros_like(a), xp.ones_like(a)
+    if abs(q - 1) > 0.25:
+        return xp.where(a > 0, xp.exp(q * xp.log(xp.where(a > 0, a, one))), zero)
+    share = a / total
     log = xp.log(xp.where(share > 0, share, one))
-    return share * log if q == 1 else xp.where(share > 0, share * xp.expm1((q - 1) * log), xp.zeros_like(share))
+    return share * log if q == 1 else xp.where(share > 0, share * xp.expm1((q - 1) * log), zero)
 
 
-def _from_terms(xp: Any, terms: Any, q: float) -> Any:
-    """``D_q`` from the sum of the terms."""
-    if q == 0:
-        return terms
+def _from_terms(xp: Any, terms: Any, total: Any, q: float) -> Any:
+    """``D_q`` from the sum of the terms and Σa."""
+    if abs(q - 1) > 0.25:
+        some = terms > 0
+        safe = xp.where(some, terms, xp.ones_like(terms))
+        return xp.exp((q * xp.log(total) - xp.log(safe)) / (q - 1))
     return xp.exp(-terms) if q == 1 else xp.exp(xp.log1p(terms) / (1 - q))
 
 

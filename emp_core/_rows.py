@@ -111,7 +111,7 @@ def count_rows(xp: Any, a: Any, like: Any, n: Ints, beta: Fraction, *, single: b
         np.minimum(high, n),
         np.maximum(np.nextafter(high, 0), 1.0),
         np.minimum(np.nextafter(high, np.inf), n),
-        np.clip(k, 1, n).astype(np.int64),
+        np.clip(np.where(np.isfinite(k), k, 1), 1, n).astype(np.int64),
     )
     zero = (known.total[0] == 0) & (known.total[1] == 0)
     counted.n_eff[zero] = counted.low[zero] = counted.high[zero] = counted.k[zero] = n[zero]
