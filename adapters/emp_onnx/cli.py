@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        _complain("interrupted; nothing was written")
+        _complain("interrupted; no half-written file is left behind")
         return 130
     except OnnxError as error:
         _complain(_in_options(str(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,9 @@ from emp_onnx.errors import UsageError, quote
 __all__ = ["Feed", "Input", "check_feed", "random_feeds", "read_feeds"]
 
 Feed = Mapping[str, NDArray[Any]]
+
+ENOUGH = 1 << 20  # numbers in one made-up feed, above which one feed must do
+MANY = 1 << 24  # and above which a size that the model leaves open is not tried
 
 DTYPES = {
     "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
@@ -113,7 +117,7 @@ def random_feeds(inputs: Iterable[Input], /, *, seed: int, count: int) -> Iterat
     """Attempts at `count` feeds each, to be tried in turn until the model runs on one: only it knows what fits.
 
     Sizes that the model leaves open are equal wherever the same symbol stands; floats are standard normal; masks are
-    ones; whole numbers are small, and smaller from attempt to attempt, since most are indices.
+    ones; whole numbers are small, and smaller from attempt to attempt, since most are indices. Large ones come singly.
 
     Raises:
         UsageError: an input of a type that cannot be made up (strings, sequences).
@@ -127,14 +131,22 @@ def random_feeds(inputs: Iterable[Input], /, *, seed: int, count: int) -> Iterat
         for size in (8, 64, 16, 32, 224, 1, 4, 128, 256, 512) if open_ends else (1,):
             for batch in (1, size) if open_ends and size > 1 else (1,):
                 rng = np.random.default_rng(seed)
-                yield [{item.name: _made_up(item, rng, batch, size, high) for item in items} for _ in range(count)]
+                numbers = sum(math.prod(_sizes(item, batch, size)) for item in items)
+                if open_ends and numbers > MANY:
+                    continue
+                wanted = count if numbers <= ENOUGH else 1
+                yield [{item.name: _made_up(item, rng, batch, size, high) for item in items} for _ in range(wanted)]
 
 
-def _made_up(item: Input, rng: np.random.Generator, batch: int, size: int, high: int) -> NDArray[Any]:
-    shape = tuple(
+def _sizes(item: Input, batch: int, size: int) -> tuple[int, ...]:
+    return tuple(
         d if isinstance(d, int) else batch if axis == 0 or (isinstance(d, str) and "batch" in d.lower()) else size
         for axis, d in enumerate(item.shape)
     )
+
+
+def _made_up(item: Input, rng: np.random.Generator, batch: int, size: int, high: int) -> NDArray[Any]:
+    shape = _sizes(item, batch, size)
     dtype, name = np.dtype(item.dtype), item.name.lower()
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,11 +101,8 @@ class Model:
         self._proto = proto
         self.path = path
         self._patches = dict(patches or {})
-        try:
-            self.graph = _graph(proto.graph, "", None)
-            self.functions = {(f.domain, f.name): _function(f) for f in proto.functions}
-        except UnicodeDecodeError as error:
-            raise ModelError(f"model must hold names in UTF-8, got {error.object[:20]!r} in {self.origin}") from error
+        self.graph = _graph(proto.graph, "", None)
+        self.functions = {(_text(f.domain), _text(f.name)): _function(f) for f in proto.functions}
         self._index = {t.name: i for i, t in enumerate(proto.graph.initializer)}
 
     @property
@@ -116,7 +113,7 @@ class Model:
     @property
     def metadata(self) -> dict[str, str]:
         """The model's metadata_props, as a copy."""
-        return {entry.key: entry.value for entry in self._proto.metadata_props}
+        return {_text(entry.key): _text(entry.value) for entry in self._proto.metadata_props}
 
     def values(self, name: str, /) -> Values:
         """The values of a float32 initializer of the main graph, in its shape, read-only.
@@ -228,7 +225,7 @@ class Model:
         found: dict[str, Path] = {}
         for tensor in _tensors(self._proto):
             if tensor.data_location == 1:
-                location = {e.key: e.value for e in tensor.external_data}.get("location", "")
+                location = _entries(tensor).get("location", "")
                 if location not in found:
                     found[location] = self._sidecar(location, tensor.name)
         return found
@@ -251,7 +248,7 @@ class Model:
 
     def _mapped(self, tensor: TensorProto, raw: bool = False) -> NDArray[Any]:
         """The values of an external tensor (or its bytes), mapped from its sidecar, with every bound checked."""
-        entries = {e.key: e.value for e in tensor.external_data}
+        entries = _entries(tensor)
         file = self._sidecar(entries.get("location", ""), tensor.name)
         size, have = 4 * math.prod(tensor.dims), file.stat().st_size
         try:
@@ -363,7 +360,7 @@ def _copy_sidecar(model: Model, location: str, source: Path, target: Path) -> tu
         shutil.copyfile(source, stage.path)
         with open(stage.path, "rb+") as file:
             for name, new in model._patches.items():
-                entries = {e.key: e.value for e in model._initializer(name).external_data}
+                entries = _entries(model._initializer(name))
                 if entries.get("location") == location:
                     file.seek(int(entries.get("offset", 0)))
                     file.write(np.ascontiguousarray(new, "<f4").tobytes())
@@ -434,11 +431,11 @@ def _tensor(proto: TensorProto) -> Tensor:
     if proto.HasField("segment"):
         storage = "segment"
     names = {"float": "float32", "double": "float64"}
-    return Tensor(proto.name, names.get(dtype, dtype), tuple(proto.dims), storage)
+    return Tensor(_text(proto.name), names.get(dtype, dtype), tuple(proto.dims), storage)
 
 
 def _graph(proto: GraphProto, where: str, parent: Graph | None) -> Graph:
-    graph = Graph(where, parent, tuple(i.name for i in proto.input), tuple(o.name for o in proto.output))
+    graph = Graph(where, parent, _texts(i.name for i in proto.input), _texts(o.name for o in proto.output))
     for tensor in proto.initializer:
         if tensor.name in graph.tensors:
             graph.repeated.add(tensor.name)
@@ -451,7 +448,7 @@ def _graph(proto: GraphProto, where: str, parent: Graph | None) -> Graph:
 
 
 def _function(proto: Any) -> Graph:
-    graph = Graph(f"local function {quote(proto.name)}", None, tuple(proto.input), tuple(proto.output))
+    graph = Graph(f"local function {quote(proto.name)}", None, _texts(proto.input), _texts(proto.output))
     graph.nodes.extend(_node(node, graph) for node in proto.node)
     return graph
 
@@ -460,7 +457,7 @@ def _node(proto: NodeProto, graph: Graph) -> Node:
     numbers, bodies = {}, []
     for attribute in proto.attribute:
         if attribute.type == 2:
-            numbers[attribute.name] = attribute.i
+            numbers[_text(attribute.name)] = attribute.i
         elif attribute.type == 5:
             where = f"body {quote(attribute.name)} of {proto.op_type} {quote(proto.name)}"
             bodies.append(_graph(attribute.g, where, graph))
@@ -469,8 +466,24 @@ def _node(proto: NodeProto, graph: Graph) -> Node:
         elif attribute.type == 4 and proto.op_type == "Constant":
             numbers["#dtype"], numbers["#rank"] = attribute.t.data_type, len(attribute.t.dims)
             numbers["#size"] = math.prod(attribute.t.dims)
-    domain = "" if proto.domain == "ai.onnx" else proto.domain
-    return Node(proto.op_type, domain, proto.name, tuple(proto.input), tuple(proto.output), numbers, tuple(bodies))
+    domain, op, name = "" if proto.domain == "ai.onnx" else _text(proto.domain), _text(proto.op_type), _text(proto.name)
+    return Node(op, domain, name, _texts(proto.input), _texts(proto.output), numbers, tuple(bodies))
+
+
+def _text(text: str | bytes) -> str:
+    """A string field; protobuf hands out bytes where it is not UTF-8."""
+    if isinstance(text, bytes):
+        raise ModelError(f"model must hold names and texts in UTF-8, got {text[:20]!r}")
+    return text
+
+
+def _texts(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(_text(item) for item in items)
+
+
+def _entries(tensor: TensorProto) -> dict[str, str]:
+    """Where an external tensor is kept: location, offset, length."""
+    return {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
 
 
 def _tensors(proto: ModelProto) -> Iterator[TensorProto]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_core import EmpError, Rows, effective_size, mass_lower_bound, mass_upper_bound, select
+from emp_core import Rows, effective_size, mass_lower_bound, mass_upper_bound, select
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.model_io import Model, Values
 from emp_onnx.weights import Refusal, Weight, find_weights
@@ -249,7 +249,9 @@ def decide(
     """
     refused, chosen = list(refusals), []
     for weight in weights:
-        if not model.values(weight.name).any():
+        values = model.values(weight.name)
+        _refuse_unless_finite(weight, values)
+        if not values.any():
             reason = ("zeros", "it holds only zeros: nothing tells one from another")
         elif rule.scope == "row" and weight.layout is None:
             reason = ("units", "its uses disagree about which axis is its output, so it has no rows")
@@ -261,7 +263,7 @@ def decide(
     entries, pool = [], None
     if rule.scope == "model" and chosen:
         arrays = {weight.name: model.values(weight.name) for weight in chosen}
-        picked = _select(arrays, rule, chosen, "model", threads)
+        picked = _select(arrays, rule, "model", threads)
         masks = {name: np.asarray(mask) for name, mask in picked.mask.items()}
         pool = Figures(int(picked.n), float(picked.n_eff), int(picked.k), *_masses(picked))
     for weight in chosen:
@@ -275,7 +277,7 @@ def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], t
     pools, l1 = 1, absolute_sum(values)
     if rule.scope == "row" and weight.layout is not None:
         view, axes = values.reshape(weight.layout.view), weight.layout.axes
-        picked = _select(view, rule, [weight], Rows(axis=axes), threads)
+        picked = _select(view, rule, Rows(axis=axes), threads)
         masks[weight.name] = np.asarray(picked.mask).reshape(weight.shape)
         share = _row_l1(view, axes) / l1
         n_eff = np.asarray(picked.n_eff, np.float64)
@@ -284,7 +286,7 @@ def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], t
         lower, mass, upper = (min(1.0, float(np.sum(share * np.asarray(m)))) for m in masses)
         effective, k = math.fsum(n_eff.ravel().tolist()), int(np.sum(picked.k))
     elif rule.scope == "tensor":
-        picked = _select(values, rule, [weight], "whole", threads)
+        picked = _select(values, rule, "whole", threads)
         masks[weight.name] = np.asarray(picked.mask)
         k, effective, (lower, mass, upper) = int(picked.k), float(picked.n_eff), _masses(picked)
         worst = mass
@@ -305,20 +307,18 @@ def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], t
     )  # fmt: skip
 
 
-def _select(scores: Any, rule: Rule, weights: Sequence[Weight], scope: Any, threads: int | None) -> Any:
-    """`emp_core.select`; an error of it is put into the words of the model."""
-    try:
-        return select(scores, scope=scope, threads=threads, **rule.keeps())
-    except EmpError as error:
-        arrays = scores if isinstance(scores, Mapping) else {weights[0].name: scores}
-        for name, values in arrays.items():
-            bad = values.size - int(np.isfinite(values).sum())
-            if bad:
-                raise ModelError(
-                    f"weight {quote(name)} must hold finite numbers, got {bad} that are NaN or infinite; "
-                    "leave it out with exclude to prune the others"
-                ) from error
-        raise ModelError(f"weight {quote(weights[0].name)} cannot be ranked: {error}") from error
+def _select(scores: Any, rule: Rule, scope: Any, threads: int | None) -> Any:
+    return select(scores, scope=scope, threads=threads, **rule.keeps())
+
+
+def _refuse_unless_finite(weight: Weight, values: Values) -> None:
+    flat = values.reshape(-1)
+    bad = sum(int(np.count_nonzero(~np.isfinite(flat[i : i + 65536]))) for i in range(0, flat.size, 65536))
+    if bad:
+        raise ModelError(
+            f"weight {quote(weight.name)} must hold finite numbers, got {bad} that are NaN or infinite; "
+            "leave it out with exclude to prune the others"
+        )
 
 
 def hash_values(values: Values) -> str:

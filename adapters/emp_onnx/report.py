@@ -107,14 +107,16 @@ def verification_text(verification: Verification, style: Style | None = None) ->
 
 
 def _behaviour(seen: Behaviour, style: Style) -> str:
-    kind = "seeded random feeds (feeds of your own say more)" if seen.random else "feeds given"
+    kind = (
+        f"{_many(seen.feeds, 'seeded random feed')} (your own say more)" if seen.random else _many(seen.feeds, "feed")
+    )
     lines = []
     for o in seen.outputs:
         moved = "-" if o.relative is None else f"{o.relative:.3g}"
         same = "-" if o.top1 is None else f"{o.top1:.2%}"
         lines.append([escape(o.name), f"{o.max_abs:.3g}", moved, same])
     table = _table(["output", "max |difference|", "relative", "top-1 the same"], lines, None, 1, style)
-    return f"Outputs before and after, {seen.feeds} {kind}:\n{table}"
+    return f"Outputs before and after, {kind}:\n{table}"
 
 
 def _figures(f: Figures) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ from emp_onnx.model_io import Model
 __all__ = ["Behaviour", "Difference", "NotRunError", "Session", "compare"]
 
 RANDOM_FEEDS = 4
+PATIENCE = 30.0  # seconds to look for made-up feeds that fit
 
 
 class NotRunError(Exception):
@@ -139,7 +141,10 @@ def _random(original: Session, seed: int) -> Iterator[tuple[Feed, dict[str, Any]
         raise NotRunError(f"{error}; give feeds") from error
     last: Exception | None = None
     fallback: list[tuple[Feed, dict[str, Any]]] = []
+    until = time.monotonic() + PATIENCE
     for feeds in attempts:
+        if time.monotonic() > until:
+            break
         try:
             ran: list[tuple[Feed, dict[str, Any]]] = [(feed, original.run(feed)) for feed in feeds]
         except (NotRunError, MemoryError) as error:

@@ -194,7 +194,7 @@ def test_an_interrupt_leaves_nothing(
 
     monkeypatch.setattr(sys.modules["emp_onnx.prune"], "verify_against", interrupted)
     assert main(["prune", "m.onnx"]) == 130
-    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert "interrupted; no half-written file" in capsys.readouterr().err
     assert names(folder) == before
 
 

@@ -73,7 +73,7 @@ def test_the_report_says_what_people_should_know(tmp_path: Path) -> None:
     assert "Gzipped:" in text
     assert "1 × excluded by the pattern 'a': 'a'" in text
     assert "[ok] kept weights are bit-equal, removed ones +0.0" in text
-    assert "seeded random feeds" in text
+    assert "4 seeded random feeds" in text
     assert str(report.out) in text
     assert "not measured" in report_text(prune(path, gzip=False))
 
