@@ -1,13 +1,13 @@
 """Tight bounds on the retained mass, given only n, N_eff and k; and the vectors that attain them.
 
-Let ``P`` be the ordered simplex and ``V_j = (1/j, …, 1/j, 0, …, 0)`` its vertices. Retained mass is linear on ``P``, and the set
-``‖ω‖² ≥ 1/ν`` cuts ``P`` by one reverse convex constraint, so the least mass lies on an edge ``t·V_i + (1 − t)·V_j`` with
-``i ≤ ν ≤ j``, where
+Let ``P`` be the ordered simplex and ``V_j = (1/j, …, 1/j, 0, …, 0)`` its vertices. Retained mass is linear on ``P``,
+and the set ``‖ω‖² ≥ 1/ν`` cuts ``P`` by one reverse convex constraint, so the least mass lies on an edge ``t·V_i +
+(1 − t)·V_j`` with ``i ≤ ν ≤ j``, where
 
     t(i, j) = sqrt((1/ν − 1/j) / (1/i − 1/j)),      g(i, j) = (1 − t)·min(1, k/j) + t·min(1, k/i).
 
-For ``i ≤ k ≤ j`` this is concave in ``t`` and least at ``i = 1`` with ``j`` at an end of its range; for ``k < i`` it falls in ``i``
-and rises in ``j``. Three edges remain:
+For ``i ≤ k ≤ j`` this is concave in ``t`` and least at ``i = 1`` with ``j`` at an end of its range; for ``k < i`` it
+falls in ``i`` and rises in ``j``. Three edges remain:
 
     lower = min{ g(1, n),  g(1, max(⌈ν⌉, k)),  g(⌊ν⌋, ⌈ν⌉) if k ≤ ⌊ν⌋ },      lower = 1 for k = n.
 
@@ -15,10 +15,11 @@ The greatest mass, on the sphere ``‖ω‖² = 1/ν``, has k equal entries and 
 
     upper = min(1, k/n + sqrt(k(n − k)/n · (1/ν − 1/n))).
 
-**Rounding.** Both bounds fall as ν grows, with infinite slope where ν reaches an integer from below. A float ν stands for every
-real that rounds to it, so the lower bound is taken at the next float above and the upper bound at the next below (``ν = n`` means
-equal scores and is taken as it is). Then ``lower ≤ retained mass ≤ upper`` holds for the true vector, not only for the
-rounded one; away from integers the shift is below 1e-15. The witnesses use the same shift and attain the bounds.
+**Rounding.** Both bounds fall as ν grows, with infinite slope where ν reaches an integer from below. A float ν
+stands for every real that rounds to it, so the lower bound is taken at the next float above and the upper bound at
+the next below (``ν = n`` means equal scores and is taken as it is). Then ``lower ≤ retained mass ≤ upper`` holds for
+the true vector, not only for the rounded one; away from integers the shift is below 1e-15. The witnesses use the
+same shift and attain the bounds.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import array_api_compat as compat
 import numpy as np
 from numpy.typing import NDArray
 
 from ._errors import ArgumentError
-from ._namespace import is_traced
+from ._namespace import is_standard, is_traced, namespace
 
 
 def mass_lower_bound(n_eff: Any, /, *, n: Any, k: Any) -> Any:
@@ -146,27 +146,28 @@ def _next(xp: Any, v: Any, direction: int) -> Any:
 
 def _checked(n_eff: Any, n: Any, k: Any) -> tuple[Any, Any, Any, Any]:
     """The namespace and the three as floating arrays of it; out of range is an ArgumentError."""
-    arrays = [a for a in (n_eff, n, k) if compat.is_array_api_obj(a) and not isinstance(a, np.generic)]
-    xp = np if all(isinstance(a, np.ndarray) for a in arrays) else compat.array_namespace(*arrays)
-    anchor = arrays[0] if arrays else None
-    device = compat.device(anchor) if anchor is not None and xp is not np else None
-
-    def floating(a: Any) -> Any:
-        if compat.is_array_api_obj(a) and not isinstance(a, np.generic):
-            wide = xp.float64 if not (is_traced(a) or "jax" in type(a).__module__) else xp.asarray(0.0).dtype
-            return xp.astype(a, wide) if a.dtype != wide else a
-        return np.float64(a) if xp is np else xp.asarray(float(a), dtype=xp.asarray(0.0).dtype if "jax" in xp.__name__ else xp.float64, device=device)
-
-    v, size, kept = floating(n_eff), floating(n), floating(k)
-    v, size, kept = xp.broadcast_arrays(v, size, kept) if xp is not np else np.broadcast_arrays(v, size, kept)
-    if not any(is_traced(a) for a in (v, size, kept)):
-        for name, bad, allowed in (
-            ("n", size < 1, "≥ 1"),
-            ("k", (kept < 1) | (kept > size), "between 1 and n"),
-            ("n_eff", ~((v >= 1 - 1e-9) & (v <= size * (1 + 1e-9))), "between 1 and n"),
+    arrays = [a for a in (n_eff, n, k) if not isinstance(a, (int, float, np.generic)) and is_standard(a)]
+    xp = namespace(*arrays)
+    if xp is np:
+        v, size, kept = np.broadcast_arrays(*(np.asarray(a, np.float64) for a in (n_eff, n, k)))
+    else:
+        like, wide = arrays[0], xp.float64
+        if "jax" in type(like).__module__:  # its widest, float32 unless 64 bits are enabled
+            wide = xp.asarray(0.0).dtype
+        device = None if is_traced(like) else like.device
+        v, size, kept = xp.broadcast_arrays(
+            *(
+                xp.astype(a, wide) if any(a is b for b in arrays) else xp.asarray(float(a), dtype=wide, device=device)
+                for a in (n_eff, n, k)
+            )
+        )
+    if not any(map(is_traced, (v, size, kept))):
+        for name, came, bad, allowed in (
+            ("n", n, size < 1, "≥ 1"),
+            ("k", k, (kept < 1) | (kept > size), "between 1 and n"),
+            ("n_eff", n_eff, ~((v >= 1 - 1e-9) & (v <= size * (1 + 1e-9))), "between 1 and n"),
         ):
             if bool(xp.any(bad)):
-                came = {"n": n, "k": k, "n_eff": n_eff}[name]
                 raise ArgumentError(f"{name} must be {allowed}, got {came}" + (f" with n = {n}" if name != "n" else ""))
     return xp, xp.minimum(xp.maximum(v, xp.ones_like(v)), size), size, kept
 

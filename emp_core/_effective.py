@@ -27,8 +27,9 @@ def effective_size(scores: Any, /, *, axis: Axis = None, keepdims: bool = False,
         where: boolean array that broadcasts to ``scores``; False means not in the pool.
 
     Returns:
-        Real numbers in [1, n], in the library and on the device of ``scores``; a float for one NumPy pool. ``n`` where all
-        scores of a pool are zero. Correctly rounded for pools of up to 65 536 scores, else within 1e-12 relative.
+        Real numbers in [1, n], in the library and on the device of ``scores``; a float for one NumPy pool. ``n``
+        where all scores of a pool are zero. Correctly rounded for pools of up to 65 536 scores, else within 1e-12
+        relative.
 
     Raises:
         PoolError: a pool is empty or holds NaN or ±inf.

@@ -3,14 +3,15 @@
 The count ``⌊β·N_eff⌋`` jumps at integers, so it must be decided on the true value. Two steps reach it.
 
 *Folding* splits the addends on a grid. With ``|a| ≤ top`` (a power of two) and at most ``2**WIDTH`` addends,
-``h = (a + σ) − σ`` with ``σ = 1.5·2**WIDTH·top`` rounds ``a`` to multiples of ``u = 2**(WIDTH − 52)·top``; every partial sum of
-``h`` is such a multiple below ``2**53·u`` and therefore exact in float64, in whatever order it is taken. What is left,
-``a − h``, is exact too and at most ``u/2``: fold it again. One fold and a plain sum of the rest give about 2**-70
-relative; folding until nothing is left gives the exact sum. Only +, −, ×, max and sum are used, so this runs wherever
-float64 does, on any device.
+``h = (a + σ) − σ`` with ``σ = 1.5·2**WIDTH·top`` rounds ``a`` to multiples of ``u = 2**(WIDTH − 52)·top``; every
+partial sum of ``h`` is such a multiple below ``2**53·u`` and therefore exact in float64, in whatever order it is
+taken. What is left, ``a − h``, is exact too and at most ``u/2``: fold it again. One fold and a plain sum of the rest
+give about 2**-70 relative; folding until nothing is left gives the exact sum. Only +, −, ×, max and sum are used, so
+this runs wherever float64 does, on any device.
 
-*Deciding* is done on Python integers: sums are kept in units of ``2**-UNIT`` (squares: ``2**-(2·UNIT)``) with an error of
-whole units. When both ends of the interval give the same answer it is the answer; else the sums are taken exactly.
+*Deciding* is done on Python integers: sums are kept in units of ``2**-UNIT`` (squares: ``2**-(2·UNIT)``) with an
+error of whole units. When both ends of the interval give the same answer it is the answer; else the sums are taken
+exactly.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ def row_scale(xp: Any, a: Any, like: Any) -> tuple[Rows, NDArray[np.int64], Any]
 def exact_rows(xp: Any, a: Any, like: Any, *, single: bool = False) -> tuple[list[int], list[int]]:
     """Exact Σa and Σa², in units, of each row of ``a``: finite, ≥ 0, float64, shape (rows, ≤ CHUNK).
 
-    ``like`` brings a small host array beside ``a``; ``single`` says that float32 would hold every value (so that squares
-    are exact as they are). Values far below a row's largest are taken in later bands, so
+    ``like`` brings a small host array beside ``a``; ``single`` says that float32 would hold every value (so that
+    squares are exact as they are). Values far below a row's largest are taken in later bands, so
     that no square underflows: right from the smallest subnormal to the largest finite number within one row.
     """
     count = int(a.shape[0])

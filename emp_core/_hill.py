@@ -22,8 +22,8 @@ VANISHING = Fraction(1, 2**2000)  # with this β, k is 1 for every pool but one 
 def hill_number(scores: Any, /, *, order: float, axis: Axis = None, keepdims: bool = False, where: Any = None) -> Any:
     """Hill number ``D_q = (Σ ω^q)^(1/(1−q))`` of the shares ``ω = |s|/Σ|s|``.
 
-    ``D_0`` counts nonzeros, ``D_1`` is the exponential of the entropy, ``D_2`` is the effective size, ``D_∞ = 1/max ω``; they do not
-    increase in ``order``.
+    ``D_0`` counts nonzeros, ``D_1`` is the exponential of the entropy, ``D_2`` is the effective size, ``D_∞ = 1/max
+    ω``; they do not increase in ``order``.
 
     Args:
         scores: real numbers of any library, any shape; only magnitudes matter.
@@ -65,7 +65,10 @@ def hill_of(pools: Any, q: float) -> NDArray[np.float64]:
         return np.concatenate([np.empty(0), *(hill_of_rows(np, a, n, q) for a, n in slabs)])
     device: DevicePools = pools if isinstance(pools, DevicePools) else pools.device
     with wide(device.source):
-        found = [hill_of_rows(device.xp, device.magnitude(s), device.like(device.n[s].astype(float)), q) for s in device.slabs()]
+        found = [
+            hill_of_rows(device.xp, device.magnitude(s), device.like(device.n[s].astype(float)), q)
+            for s in device.slabs()
+        ]
         return np.concatenate([np.empty(0), *map(to_host, found)])
 
 
@@ -95,7 +98,7 @@ def hill_of_stream(stream: Stream, q: float) -> float:
         return float(sum(stream.run(lambda c, b: int(np.count_nonzero(stream.load(c, b) > 0)))))
 
     def scaled(chunk: Any, buffers: Any) -> NDArray[np.float64]:
-        return np.divide(np.maximum(stream.load(chunk, buffers), 0), peak, dtype=np.float64)
+        return np.asarray(np.maximum(stream.load(chunk, buffers), 0, dtype=np.float64) / peak)
 
     total = math.fsum(stream.run(lambda c, b: float(scaled(c, b).sum())))
     d = total

@@ -71,7 +71,9 @@ def retained_mass(scores: Any, mask: Any, /, *, axis: Axis = None, keepdims: boo
     if chosen.shape != source.shape:
         raise ArgumentError(f"mask must have the shape of the scores {source.shape}, got {chosen.shape}")
     # the same view of the mask as of the scores
-    _, masks, _, _, _ = pools_along(chosen if chosen.host is not None or source.host is None else to_host(chosen.array), axis, None)
+    _, masks, _, _, _ = pools_along(
+        chosen if chosen.host is not None or source.host is None else to_host(chosen.array), axis, None
+    )
     matrix = masks.matrix
     if isinstance(pools, HostPools) and not isinstance(matrix, np.ndarray):
         matrix = to_host(matrix)

@@ -17,10 +17,12 @@ from ._stream import Stream
 
 @dataclass(frozen=True)
 class Moments:
-    """``n``, Σ|s|, Σs² and max|s| of a pool, without rounding: merging in any order gives what the whole gives, bit for bit.
+    """``n``, Σ|s|, Σs² and max|s| of a pool, without rounding: merging in any order gives what the whole gives, bit
+    for bit.
 
-    Made with :meth:`of`, merged with ``|``; ``Moments()`` is the empty pool. The two sums are integers, in units of 2**-1200 and
-    2**-2400, so an instance is a few hundred bytes however many scores it stands for, and can be pickled and sent.
+    Made with :meth:`of`, merged with ``|``; ``Moments()`` is the empty pool. The two sums are integers, in units of
+    2**-1200 and 2**-2400, so an instance is a few hundred bytes however many scores it stands for, and can be
+    pickled and sent.
 
     >>> whole = Moments.of([1.0, 2.0, 3.0])
     >>> Moments.of([3.0]) | Moments.of([1.0, 2.0]) == whole
@@ -36,7 +38,8 @@ class Moments:
 
     @classmethod
     def of(cls, scores: Any, /, *, where: Any = None, threads: int | None = None) -> Moments:
-        """The moments of one array of any library; ``where`` False means not in the pool. An empty array is an empty pool.
+        """The moments of one array of any library; ``where`` False means not in the pool. An empty array is an empty
+        pool.
 
         Raises:
             PoolError: NaN or ±inf among the scores.
@@ -44,7 +47,9 @@ class Moments:
         source = given(scores)
         mask = None if where is None else np.broadcast_to(to_host(as_mask(where, "where").array), source.shape)
         if source.host is not None:
-            stream = Stream([source.host.reshape(-1)], [None if mask is None else mask.reshape(-1)], ["scores"], threads)
+            stream = Stream(
+                [source.host.reshape(-1)], [None if mask is None else mask.reshape(-1)], ["scores"], threads
+            )
             sums = stream.exact()
             return cls(sums.n, sums.total, sums.squares, stream.largest())
         xp = source.xp

@@ -1,9 +1,9 @@
 """The only file that knows array libraries.
 
-Arrays whose memory the host can read (NumPy, PyTorch on the CPU, JAX on the CPU, eager TensorFlow) are looked at in place, without
-a copy, and take the fast NumPy road. All others (CUDA, other devices, array-api-strict, values under ``jax.jit``) are
-computed by their own library through the array API standard. Either way the answer goes back to the caller's library
-and device.
+Arrays whose memory the host can read (NumPy, PyTorch on the CPU, JAX on the CPU, eager TensorFlow) are looked at in
+place, without a copy, and take the fast NumPy road. All others (CUDA, other devices, array-api-strict, values under
+``jax.jit``) are computed by their own library through the array API standard. Either way the answer goes back to the
+caller's library and device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import array_api_compat as compat
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,13 +62,31 @@ def given(array: Any, name: str = "scores") -> Given:
     if _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array):
         tf = sys.modules["tensorflow"]
         return Given(array, np, _real(np.asarray(array), name), lambda a: tf.convert_to_tensor(a))
-    if isinstance(array, (np.ndarray, np.generic, list, tuple, int, float)) or not compat.is_array_api_obj(array):
+    if isinstance(array, (np.ndarray, np.generic, list, tuple, int, float)) or not is_standard(array):
         return _numpy(array, name)
-    xp = compat.array_namespace(array)
+    xp = namespace(array)
     if not (xp.isdtype(array.dtype, "real floating") or xp.isdtype(array.dtype, ("bool", "integral"))):
         raise ArgumentError(f"{name} must be real numbers, got dtype {array.dtype}")
-    device = compat.device(array)
+    device = array.device
     return Given(array, xp, None, lambda a: xp.asarray(_plain(a), device=device))
+
+
+def is_standard(array: Any) -> bool:
+    """True for an array of a library that follows the array API standard."""
+    if isinstance(array, np.ndarray):
+        return True
+    import array_api_compat  # where NumPy is all there is, never
+
+    return bool(array_api_compat.is_array_api_obj(array))
+
+
+def namespace(*arrays: Any) -> Any:
+    """The functions of the library that made these arrays, under their standard names."""
+    if all(isinstance(a, np.ndarray) for a in arrays):
+        return np
+    import array_api_compat
+
+    return array_api_compat.array_namespace(*arrays)
 
 
 def to_host(array: Any) -> HostArray:
@@ -84,6 +101,11 @@ def to_host(array: Any) -> HostArray:
         return np.asarray(array)
     except (TypeError, RuntimeError):
         return np.from_dlpack(array)
+
+
+def cast(xp: Any, array: Any, dtype: Any) -> Any:
+    """``array`` in another dtype; NumPy 1 has no function for it."""
+    return array.astype(dtype) if xp is np else xp.astype(array, dtype)
 
 
 def is_traced(array: Any) -> bool:
@@ -165,7 +187,7 @@ def _torch(tensor: Any, name: str) -> Given:
     if device.type == "mps":  # this device has no float64: the host computes
         host = tensor.cpu().float().numpy() if tensor.dtype.is_floating_point else tensor.cpu().numpy()
         return Given(tensor, np, host, lambda a: _narrow(torch.from_numpy(np.array(a, copy=None)), device))
-    xp = compat.array_namespace(tensor)
+    xp = namespace(tensor)
     return Given(tensor, xp, None, lambda a: torch.from_numpy(np.array(a, copy=None)).to(device))
 
 

@@ -1,8 +1,8 @@
 """Scores in one canonical form, a matrix whose rows are the pools, and the way each kind of array computes it.
 
 ``HostPools`` looks at memory in place: one long pool goes through ``_stream``, many short ones through ``_rows``.
-``DevicePools`` lets the caller's library compute where the scores are; only sums (a few numbers per 65 536 scores) come to
-the host, where the count is decided.
+``DevicePools`` lets the caller's library compute where the scores are; only sums (a few numbers per 65 536 scores)
+come to the host, where the count is decided.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Pools(Protocol):
     """What every kind of array can do with its pools, one figure per pool, masks as matrices."""
 
     n: NDArray[np.int64]
+    matrix: Any
 
     def count(self, beta: Fraction) -> Counted: ...
     def mask(self, k: NDArray[np.int64]) -> Any: ...
@@ -52,7 +53,10 @@ class HostPools:
     def streams(self) -> list[Stream]:
         """Each pool by itself."""
         where: Sequence[Mask | None] = [None] * self.rows if self.where is None else list(self.where)
-        return [Stream([row], [w], [self.name(i)], self.threads) for i, (row, w) in enumerate(zip(self.matrix, where, strict=True))]
+        return [
+            Stream([row], [w], [self.name(i)], self.threads)
+            for i, (row, w) in enumerate(zip(self.matrix, where, strict=True))
+        ]
 
     def slabs(self) -> list[slice]:
         """Rows in groups that fit a cache."""
@@ -60,7 +64,8 @@ class HostPools:
         return [slice(i, i + step) for i in range(0, self.rows, step)]
 
     def magnitude(self, rows: slice) -> NDArray[Any]:
-        """Magnitudes of some rows in a working dtype; −1 outside the pool; not finite is an error that names the pool."""
+        """Magnitudes of some rows in a working dtype; −1 outside the pool; not finite is an error that names the
+        pool."""
         source = self.matrix[rows]
         dtype = np.float32 if fits_float32(source) else np.float64
         out = Stream([np.ravel(source)], [None], ["scores"], 1).magnitudes().reshape(source.shape)
@@ -79,7 +84,9 @@ class HostPools:
             return Counted.of([s.count(beta)[0] for s in self.streams()], beta)
         single = fits_float32(self.matrix)
         pieces = [
-            count_rows(np, np.maximum(self.magnitude(s), 0, dtype=np.float64), np.asarray, self.n[s], beta, single=single)
+            count_rows(
+                np, np.maximum(self.magnitude(s), 0, dtype=np.float64), np.asarray, self.n[s], beta, single=single
+            )
             for s in self.slabs()
         ]
         return Counted.join(pieces)
@@ -108,7 +115,7 @@ class HostPools:
     def select(self, beta: Fraction) -> tuple[Counted, Mask, NDArray[np.float64]]:
         """Count, mask and retained mass at once."""
         if self.rows == 1:
-            sums, k, masks, mass = self.streams()[0].select(beta)
+            sums, _, masks, mass = self.streams()[0].select(beta)
             return Counted.of([sums], beta), masks[0][None], np.array([mass])
         counted = self.count(beta)
         mask = self.mask(counted.k)
@@ -202,7 +209,7 @@ class DevicePools:
             for s in self.slabs():
                 a = self.magnitude(s)
                 if self.where is not None:
-                    a = xp.where(self.where[s], a, -xp.ones_like(a))
+                    a = xp.where(self.where[s, :], a, -xp.ones_like(a))
                 found.append(mask_rows(xp, a, self.like(k[s, None])))
             return found[0] if len(found) == 1 else xp.concat(found, axis=0)
 
@@ -215,7 +222,7 @@ class DevicePools:
                 a = self.magnitude(s)
                 peak = xp.max(a, axis=1, keepdims=True)
                 a = a / xp.where(peak > 0, peak, xp.ones_like(peak))
-                kept = to_host(xp.sum(xp.where(mask[s], a, xp.zeros_like(a)), axis=1))
+                kept = to_host(xp.sum(xp.where(mask[s, :], a, xp.zeros_like(a)), axis=1))
                 total = to_host(xp.sum(a, axis=1))
                 pieces.append(np.where(total > 0, np.minimum(kept / np.where(total > 0, total, 1), 1.0), 1.0))
             return np.concatenate(pieces)
@@ -264,7 +271,11 @@ def pools_along(
     inverse = tuple(int(i) for i in np.argsort(order)) if order else ()
 
     def label(i: int) -> str:
-        return name if rows == 1 and axis is None else f"pool {tuple(int(x) for x in np.unravel_index(i, outer))} of {name}"
+        return (
+            name
+            if rows == 1 and axis is None
+            else f"pool {tuple(int(x) for x in np.unravel_index(i, outer))} of {name}"
+        )
 
     if source.host is not None:
         matrix = source.host.transpose(order).reshape(rows, length)
@@ -278,15 +289,25 @@ def pools_along(
             return m.reshape([shape[d] for d in order]).transpose(inverse)
     else:
         xp = source.xp
-        matrix = xp.reshape(xp.permute_dims(source.array, order), (rows, length)) if shape else xp.reshape(source.array, (1, 1))
+        matrix = (
+            xp.reshape(xp.permute_dims(source.array, order), (rows, length))
+            if shape
+            else xp.reshape(source.array, (1, 1))
+        )
         chosen = None
         if mask is not None:
             chosen = mask.array if mask.xp is xp else source.back(to_host(mask.array))
-            chosen = xp.reshape(xp.permute_dims(xp.broadcast_to(chosen, shape), order), (rows, length)) if shape else xp.reshape(chosen, (1, 1))
+            chosen = (
+                xp.reshape(xp.permute_dims(xp.broadcast_to(chosen, shape), order), (rows, length))
+                if shape
+                else xp.reshape(chosen, (1, 1))
+            )
         pools = DevicePools(source, matrix, chosen, label)
 
         def restore(m: Any) -> Any:
-            return xp.permute_dims(xp.reshape(m, tuple(shape[d] for d in order)), inverse) if shape else xp.reshape(m, ())
+            return (
+                xp.permute_dims(xp.reshape(m, tuple(shape[d] for d in order)), inverse) if shape else xp.reshape(m, ())
+            )
 
     return source, pools, outer, kept, restore
 
@@ -310,4 +331,3 @@ def normal_axes(axis: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...
     if len(set(found)) != len(found):
         raise ArgumentError(f"axis must name each axis once, got {axis}")
     return found
-

@@ -1,29 +1,27 @@
 """Many pools of one length: the rows of a matrix, all counted at once.
 
-Sums are taken by one fold (see ``_exact``) and kept as pairs of floats, so that ``N_eff`` and ``β·N_eff`` are known to about 2**-57
-relative. Rows that this does not decide (equal scores, a count that falls on an integer) are summed exactly.
-``parts`` runs in any array library; what follows works on one number per row, on the host.
+Sums are taken by one fold (see ``_exact``) and kept as pairs of floats, so that ``N_eff`` and ``β·N_eff`` are known
+to about 2**-57 relative. Rows that this does not decide (equal scores, a count that falls on an integer) are summed
+exactly. ``parts`` runs in any array library; what follows works on one number per row, on the host.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._exact import GRID, UNIT, Sums, exact_rows, fold, row_scale, square_parts, units
-from ._namespace import to_host
+from ._namespace import cast, to_host
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Counted:
+class Counted(NamedTuple):
     """One figure per pool: size, effective size, two floats that enclose it, keep count."""
 
     n: Ints
@@ -35,9 +33,8 @@ class Counted:
     @classmethod
     def join(cls, pieces: list[Counted]) -> Counted:
         """The pieces one after the other."""
-        names = ("n", "n_eff", "low", "high", "k")
-        empty = {"n": np.int64, "k": np.int64}
-        return cls(*(np.concatenate([getattr(p, f) for p in pieces] or [np.empty(0, empty.get(f, np.float64))]) for f in names))
+        pieces = [NOTHING, *pieces]
+        return cls(*(np.concatenate(values) for values in zip(*pieces, strict=True)))
 
     @classmethod
     def of(cls, sums: list[Sums], beta: Fraction) -> Counted:
@@ -52,8 +49,10 @@ class Counted:
         )
 
 
-@dataclass(frozen=True)
-class Parts:
+NOTHING = Counted(np.empty(0, np.int64), np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64))
+
+
+class Parts(NamedTuple):
     """Σ and Σ² of scaled rows as pairs of floats with bounds on their errors; ``exponent`` undoes the scale."""
 
     exponent: Ints
@@ -65,10 +64,8 @@ class Parts:
     def sums(self, n: int) -> Sums:
         """All rows as one pool."""
         total = squares = total_error = squares_error = 0
-        for e, t, u, s, v, a, b in zip(
-            self.exponent.tolist(), *(x.tolist() for x in (*self.total, *self.squares, self.total_error, self.squares_error)),
-            strict=True,
-        ):  # fmt: skip
+        figures = (self.exponent, *self.total, *self.squares, self.total_error, self.squares_error)
+        for e, t, u, s, v, a, b in zip(*(f.tolist() for f in figures), strict=True):
             one, two = UNIT + e, 2 * (UNIT + e)
             total += units(t, one) + units(u, one)
             squares += units(s, two) + units(v, two)
@@ -105,12 +102,12 @@ def count_rows(xp: Any, a: Any, like: Any, n: Ints, beta: Fraction, *, single: b
         return Counted.join([])
     known = parts(xp, a, like, single=single)
     with np.errstate(divide="ignore", invalid="ignore"):
-        high, low, error, decided, k = _decide(known, float(beta))
+        size, decided, k = _decide(known, float(beta))
     counted = Counted(
         n,
-        np.minimum(high, n),
-        np.maximum(np.nextafter(high, 0), 1.0),
-        np.minimum(np.nextafter(high, np.inf), n),
+        np.minimum(size, n),
+        np.maximum(np.nextafter(size, 0), 1.0),
+        np.minimum(np.nextafter(size, np.inf), n),
         np.clip(np.where(np.isfinite(k), k, 1), 1, n).astype(np.int64),
     )
     zero = (known.total[0] == 0) & (known.total[1] == 0)
@@ -125,8 +122,8 @@ def count_rows(xp: Any, a: Any, like: Any, n: Ints, beta: Fraction, *, single: b
     return counted
 
 
-def _decide(known: Parts, beta: float) -> tuple[Floats, Floats, Floats, Mask, Floats]:
-    """``N_eff`` as a pair of floats, its relative error, whether that decides rounding and count, and the count."""
+def _decide(known: Parts, beta: float) -> tuple[Floats, Mask, Floats]:
+    """``N_eff``, whether its rounding and the count are decided, and the count."""
     a, a_low = _two_sum(*known.total)
     b, b_low = _two_sum(*known.squares)
     error = 2.0**-98 + 2 * known.total_error / a + known.squares_error / b
@@ -141,7 +138,7 @@ def _decide(known: Parts, beta: float) -> tuple[Floats, Floats, Floats, Mask, Fl
     floor = np.floor(c)
     floor = np.where((floor == c) & (c_low < 0), floor - 1, floor)
     gap = np.abs((c - np.rint(c)) + c_low)
-    return q, q_low, error, rounded & (gap > 2 * error * c), floor
+    return q, rounded & (gap > 2 * error * c), floor
 
 
 def _two_sum(a: Floats, b: Floats) -> tuple[Floats, Floats]:
@@ -172,6 +169,6 @@ def mask_rows(xp: Any, magnitude: Any, k: Any) -> Any:
     threshold = xp.reshape(xp.take(xp.reshape(ordered, (-1,)), xp.reshape(place, (-1,)), axis=0), (rows, 1))
     above = magnitude > threshold
     tied = magnitude == threshold
-    room = k - xp.sum(above, axis=-1, keepdims=True, dtype=k.dtype)
+    room = k - xp.sum(cast(xp, above, k.dtype), axis=-1, keepdims=True)
     order = getattr(xp, "cumulative_sum", None) or xp.cumsum
-    return above | (tied & (order(xp.astype(tied, k.dtype), axis=-1) <= room))
+    return above | (tied & (order(cast(xp, tied, k.dtype), axis=-1) <= room))

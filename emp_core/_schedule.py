@@ -8,13 +8,11 @@ from collections.abc import Callable
 from ._errors import ArgumentError
 
 
-def cubic_schedule(
-    initial: float, final: float, *, begin: int, steps: int, every: int = 1
-) -> Callable[[int], float]:
+def cubic_schedule(initial: float, final: float, *, begin: int, steps: int, every: int = 1) -> Callable[[int], float]:
     """Sparsity that rises fast, then slowly (Zhu and Gupta, arXiv 1710.01878).
 
-    ``s_t = s_f + (s_i − s_f)·(1 − (t − t_0)/(n·Δt))³`` for ``t = t_0, t_0 + Δt, …, t_0 + n·Δt``; between these steps the last value
-    holds, before ``t_0`` it is ``s_i``, after the end ``s_f``.
+    ``s_t = s_f + (s_i − s_f)·(1 − (t − t_0)/(n·Δt))³`` for ``t = t_0, t_0 + Δt, …, t_0 + n·Δt``; between these steps
+    the last value holds, before ``t_0`` it is ``s_i``, after the end ``s_f``.
 
     Args:
         initial: sparsity s_i before the ramp, in [0, 1).

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ from ._stream import Stream
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Laid:
+class Laid(NamedTuple):
     """Scores laid out as pools: figures have shape ``outer``; ``restore`` brings a mask back to the scores' shape."""
 
     source: Given
@@ -132,7 +132,11 @@ class Blocks(Scope):
                 if extra:
                     pad = list(a.shape)
                     pad[m + d] = extra
-                    zeros = np.zeros(pad, a.dtype) if source.host is not None else xp.zeros(tuple(pad), dtype=a.dtype, device=a.device)
+                    zeros = (
+                        np.zeros(pad, a.dtype)
+                        if source.host is not None
+                        else xp.zeros(tuple(pad), dtype=a.dtype, device=a.device)
+                    )
                     a = xp.concat([a, zeros], axis=m + d)
             return xp.reshape(xp.permute_dims(xp.reshape(a, (*lead, *split)), order), (rows, length))
 
@@ -141,12 +145,17 @@ class Blocks(Scope):
 
         def restore(a: Any) -> Any:
             arranged = [(*lead, *split)[i] for i in order]
-            a = xp.reshape(xp.permute_dims(xp.reshape(a, tuple(arranged)), inverse), (*lead, *(c * b for c, b in zip(counts, blocks, strict=True))))
+            a = xp.reshape(
+                xp.permute_dims(xp.reshape(a, tuple(arranged)), inverse),
+                (*lead, *(c * b for c, b in zip(counts, blocks, strict=True))),
+            )
             return a[tuple(slice(0, d) for d in shape)]
 
         matrix, chosen = arrange(array), None if mask is None else arrange(mask)
         pools: Pools = (
-            HostPools(matrix, chosen, name, threads) if source.host is not None else DevicePools(source, matrix, chosen, name)
+            HostPools(matrix, chosen, name, threads)
+            if source.host is not None
+            else DevicePools(source, matrix, chosen, name)
         )
         return Laid(source, pools, (*lead, *counts), restore)
 
@@ -164,7 +173,9 @@ class Groups(Scope):
     def __post_init__(self) -> None:
         if isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1:
             raise ArgumentError(f"m of Groups must be an integer ≥ 1, got {self.m!r}")
-        if self.keep is not None and (isinstance(self.keep, bool) or not isinstance(self.keep, int) or not 1 <= self.keep <= self.m):
+        if self.keep is not None and (
+            isinstance(self.keep, bool) or not isinstance(self.keep, int) or not 1 <= self.keep <= self.m
+        ):
             raise ArgumentError(f"keep of Groups must be an integer between 1 and m = {self.m}, got {self.keep!r}")
 
     def lay(self, scores: Any, where: Any, threads: int | None) -> Laid:
@@ -191,16 +202,29 @@ class Labels(Scope):
         try:
             labels = np.broadcast_to(to_host(self.labels), source.shape).reshape(-1)
         except ValueError:
-            raise ArgumentError(f"labels must broadcast to the shape of the scores {source.shape}, got {np.shape(self.labels)}") from None
+            raise ArgumentError(
+                f"labels must broadcast to the shape of the scores {source.shape}, got {np.shape(self.labels)}"
+            ) from None
         names, inverse = np.unique(labels, return_inverse=True)
         pools = LabelPools(source, inverse.reshape(-1), [f"group {n!s} of scores" for n in names], where, threads)
-        return Laid(source, pools, (len(names),), lambda m: m.reshape(source.shape) if source.host is not None else source.xp.reshape(m, source.shape))
+        return Laid(
+            source,
+            pools,
+            (len(names),),
+            lambda m: m.reshape(source.shape) if source.host is not None else source.xp.reshape(m, source.shape),
+        )
+
+
+def _constant(name: str, _: int) -> str:
+    return name
 
 
 class LabelPools:
     """Pools of any lengths, each a scattered part of the scores."""
 
-    def __init__(self, source: Given, label: NDArray[np.intp], names: Sequence[str], where: Any, threads: int | None) -> None:
+    def __init__(
+        self, source: Given, label: NDArray[np.intp], names: Sequence[str], where: Any, threads: int | None
+    ) -> None:
         self.source = source
         self.order = np.argsort(label, kind="stable")
         self.ends = np.cumsum(np.bincount(label, minlength=len(names))).tolist()
@@ -209,15 +233,20 @@ class LabelPools:
         if where is not None:
             mask = np.broadcast_to(to_host(as_mask(where, "where").array), source.shape).reshape(-1)[self.order]
         self.members: list[Any] = []
+        self.matrix = None
         start = 0
         for name, end in zip(names, self.ends, strict=True):
             index = self.order[start:end]
             part_mask = None if mask is None else mask[None, start:end]
             if source.host is not None:
-                self.members.append(HostPools(flat[index][None], part_mask, lambda _, name=name: name, threads))
+                self.members.append(HostPools(flat[index][None], part_mask, partial(_constant, name), threads))
             else:
                 values = source.xp.take(flat, source.back(index), axis=0)[None, :]
-                self.members.append(DevicePools(source, values, None if part_mask is None else source.back(part_mask), lambda _, name=name: name))
+                self.members.append(
+                    DevicePools(
+                        source, values, None if part_mask is None else source.back(part_mask), partial(_constant, name)
+                    )
+                )
             start = end
         self.n = np.concatenate([np.empty(0, np.int64), *(m.n for m in self.members)])
 
@@ -257,7 +286,9 @@ class Model(Scope):
     def lay(self, scores: Any, where: Any, threads: int | None) -> Laid:
         """Lay the arrays out one after the other, in the order of the mapping."""
         if not isinstance(scores, Mapping):
-            raise ArgumentError(f"scores must be a mapping of names to arrays with scope model, got {type(scores).__name__}")
+            raise ArgumentError(
+                f"scores must be a mapping of names to arrays with scope model, got {type(scores).__name__}"
+            )
         sources = {str(name): given(a, str(name)) for name, a in scores.items()}
         if where is not None and (not isinstance(where, Mapping) or set(map(str, where)) - set(sources)):
             raise ArgumentError("where must be a mapping with names of scores in scope model")
@@ -275,6 +306,7 @@ class ModelPools:
 
     def __init__(self, sources: Mapping[str, Given], where: Mapping[str, Given], threads: int | None) -> None:
         self.sources = sources
+        self.matrix = None
         self.stream: Stream | None = None
         self.device: DevicePools | None = None
         if all(s.host is not None for s in sources.values()):
@@ -294,8 +326,17 @@ class ModelPools:
             flat = xp.concat([xp.reshape(xp.astype(s.array, xp.float64), (-1,)) for s in sources.values()])
             mask = None
             if where:
-                mask = xp.concat([xp.reshape(where[name].array, (-1,)) if name in where else xp.ones(math.prod(s.shape), dtype=xp.bool) for name, s in sources.items()])
-            self.device = DevicePools(first, flat[None, :], None if mask is None else mask[None, :], lambda _: "the model")
+                mask = xp.concat(
+                    [
+                        xp.reshape(where[name].array, (-1,))
+                        if name in where
+                        else xp.ones(math.prod(s.shape), dtype=xp.bool)
+                        for name, s in sources.items()
+                    ]
+                )
+            self.device = DevicePools(
+                first, flat[None, :], None if mask is None else mask[None, :], lambda _: "the model"
+            )
             self.n = self.device.n
 
     def _split(self, mask: Any) -> dict[str, Any]:
@@ -350,4 +391,6 @@ def scope_of(scope: str | Scope) -> Scope:
         return scope
     if isinstance(scope, str) and scope in SCOPES:
         return SCOPES[scope]
-    raise ArgumentError(f"scope must be one of {', '.join(SCOPES)}, or Rows, Columns, Blocks, Groups, Labels, got {scope!r}")
+    raise ArgumentError(
+        f"scope must be one of {', '.join(SCOPES)}, or Rows, Columns, Blocks, Groups, Labels, got {scope!r}"
+    )

@@ -74,13 +74,16 @@ def select(
     """Keep the ``⌊β·N_eff⌋`` largest scores of every pool, and say what that holds.
 
     Args:
-        scores: real numbers of any library, any shape; only magnitudes matter. With scope "model" a mapping of names to arrays.
+        scores: real numbers of any library, any shape; only magnitudes matter. With scope "model" a mapping of names
+            to arrays.
         beta: multiplier of the effective size, > 0.
-        order: Hill number that gives the count, ≥ 0; 2 is the effective size. Counts of orders other than 0 and 2 are taken in
-            float64, and rounded up where its error bound leaves a doubt: never one component fewer than the rule keeps.
-        sparsity: instead of ``beta``, prune exactly this share of every pool: ``n − round(sparsity·n)`` stay, at least one; in [0, 1).
-        scope: which scores compete: "whole", "rows" (first axis), "columns" (last axis), "model", or ``Rows(axis)``, ``Blocks(shape)``,
-            ``Groups(m, keep)``, ``Labels(labels)``.
+        order: Hill number that gives the count, ≥ 0; 2 is the effective size. Counts of orders other than 0 and 2
+            are taken in float64, and rounded up where its error bound leaves a doubt: never one component fewer than
+            the rule keeps.
+        sparsity: instead of ``beta``, prune exactly this share of every pool: ``n − round(sparsity·n)`` stay, at
+            least one; in [0, 1).
+        scope: which scores compete: "whole", "rows" (first axis), "columns" (last axis), "model", or ``Rows(axis)``,
+            ``Blocks(shape)``, ``Groups(m, keep)``, ``Labels(labels)``.
         where: boolean array that broadcasts to ``scores``; False means not in a pool, hence not kept.
         threads: most threads for arrays in host memory; None: one per processor. The result does not depend on it.
 
@@ -99,7 +102,9 @@ def select(
     """
     multiplier, q, share = checked_beta(beta), checked_order(order), checked_sparsity(sparsity)
     if share is not None and (multiplier != 1 or q != 2):
-        raise ArgumentError(f"sparsity fixes the count, so beta and order must be left alone, got beta={beta}, order={order}")
+        raise ArgumentError(
+            f"sparsity fixes the count, so beta and order must be left alone, got beta={beta}, order={order}"
+        )
     checked_threads(threads)
     layout = scope_of(scope)
     if isinstance(scores, Mapping) and not isinstance(layout, Model):
@@ -162,4 +167,3 @@ def checked_threads(threads: int | None) -> None:
     """None, or an integer ≥ 1."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ArgumentError(f"threads must be an integer ≥ 1 or None, got {threads!r}")
-

@@ -14,10 +14,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,18 +30,16 @@ SAMPLE = 1 << 17  # scores looked at to bracket the threshold
 THREAD_FROM = 1 << 21  # below this many scores, one thread is faster than two
 
 
-@dataclass
 class Buffers:
     """Scratch space of one thread, small enough to stay in cache."""
 
-    magnitude: NDArray[Any]
-    wide: NDArray[np.float64] = field(default_factory=lambda: np.empty(CHUNK))
-    other: NDArray[np.float64] = field(default_factory=lambda: np.empty(CHUNK))
-    flag: Mask = field(default_factory=lambda: np.empty(CHUNK, bool))
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.magnitude = np.empty(CHUNK, dtype)
+        self.wide, self.other = np.empty(CHUNK), np.empty(CHUNK)
+        self.flag = np.empty(CHUNK, bool)
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """``parts[part][start:stop]``; ``order`` counts chunks from the first score of the pool."""
 
     order: int
@@ -52,8 +48,7 @@ class Chunk:
     stop: int
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """What one look at every score found: sums, mass and count above the bracket, values and places inside it."""
 
     sums: Sums
@@ -119,13 +114,15 @@ class Stream:
         todo = self.chunks if chunks is None else list(chunks)
         threads = min(self.threads, len(todo), max(1, self.length // THREAD_FROM + 1))
         if threads <= 1:
-            buffers = Buffers(np.empty(CHUNK, self.dtype))
+            buffers = Buffers(self.dtype)
             yield from (work(c, buffers) for c in todo)
             return
+        from concurrent.futures import ThreadPoolExecutor  # not at import: it takes longer than all of this package
+
         step = -(-len(todo) // (4 * threads))
 
         def several(start: int) -> list[T]:
-            buffers = Buffers(np.empty(CHUNK, self.dtype))
+            buffers = Buffers(self.dtype)
             return [work(c, buffers) for c in todo[start : start + step]]
 
         with ThreadPoolExecutor(threads) as pool:
@@ -134,7 +131,7 @@ class Stream:
 
     def magnitudes(self) -> NDArray[Any]:
         """All magnitudes, for pools that are short."""
-        buffers = Buffers(np.empty(CHUNK, self.dtype))
+        buffers = Buffers(self.dtype)
         return np.concatenate([self.load(c, buffers).copy() for c in self.chunks] or [np.empty(0, self.dtype)])
 
     # --- sums -----------------------------------------------------------------------------------------------------
@@ -175,14 +172,18 @@ class Stream:
             np.copyto(other, masks[chunk.part][chunk.start : chunk.stop])
             return float(np.einsum("i->", wide)), dot(wide, other)
 
-        found = list(self.run(work))
-        return self._share(math.fsum(f[1] for f in found), math.fsum(f[0] for f in found), masks)
+        if self.length <= CHUNK:
+            return self._exact_share(masks)
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = list(self.run(work))
+        totals = [f[0] for f in found]
+        if not 2.0**-900 < sum(totals) < math.inf:
+            return self._exact_share(masks)
+        return min(1.0, math.fsum(f[1] for f in found) / math.fsum(totals))
 
-    def _share(self, kept: float, total: float, masks: Sequence[Mask]) -> float:
-        if self.length <= CHUNK or not 2.0**-900 < total < math.inf:
-            whole, part = self.exact(), self.exact(masks)
-            return part.total / whole.total if whole.total else 1.0
-        return min(1.0, kept / total)
+    def _exact_share(self, masks: Sequence[Mask]) -> float:
+        whole, part = self.exact(), self.exact(masks)
+        return part.total / whole.total if whole.total else 1.0
 
     def _wide(self, chunk: Chunk, magnitude: NDArray[Any], buffers: Buffers) -> NDArray[np.float64]:
         """Magnitudes as float64, 0 for what is not in the pool."""
@@ -212,8 +213,8 @@ class Stream:
     ) -> Sweep:
         """Fetch each score once, and take from it all that is asked for.
 
-        With ``sums``: Σ|s| and Σs². With ``masks``: fill them with what is above ``high``, and list what lies from ``low``
-        to ``high``. The list is given up (``inside`` is None) when it outgrows 1/32 of the pool.
+        With ``sums``: Σ|s| and Σs². With ``masks``: fill them with what is above ``high``, and list what lies from
+        ``low`` to ``high``. The list is given up (``inside`` is None) when it outgrows 1/32 of the pool.
         """
         room = max(4 * CHUNK, self.length // 32)
         held = 0
@@ -261,7 +262,9 @@ class Stream:
         total, square = math.fsum(totals), math.fsum(squares)
         if not 2.0**-900 < square < math.inf:
             return self.exact()
-        slack = 2.0 ** (WIDTH - 52)  # CHUNK addends in any order round by at most CHUNK·2**-53; twice that, for the rest
+        slack = 2.0 ** (
+            WIDTH - 52
+        )  # CHUNK addends in any order round by at most CHUNK·2**-53; twice that, for the rest
         return Sums(
             self.n,
             units(total, UNIT),
@@ -283,10 +286,11 @@ class Stream:
         seen = self.sweep(masks, *bracket(sample, share, doubt), sums=True)
         sums, k = self.decide(seen.sums, beta)
         extra = self._settle(seen, k, masks) if k < self.n else None
-        if extra is None:
+        if extra is None or seen.sums.exact:
             masks = self.top_mask(k)
             return sums, k, masks, self.kept_share(masks)
-        return sums, k, masks, self._share(seen.kept + extra, seen.sums.total / (1 << UNIT), masks)
+        total = seen.sums.total / (1 << UNIT)
+        return sums, k, masks, min(1.0, (seen.kept + extra) / total)
 
     def count(self, beta: Fraction) -> tuple[Sums, int]:
         """The keep count, and the sums that decide it."""
@@ -324,7 +328,8 @@ class Stream:
         threshold = np.partition(values, values.size - need)[values.size - need]
         better = values > threshold
         ties = need - int(np.count_nonzero(better))
-        extra = float(values[better].sum(dtype=np.float64)) + ties * float(threshold)
+        with np.errstate(over="ignore"):  # the share of such masses is taken exactly
+            extra = float(values[better].sum(dtype=np.float64)) + ties * float(threshold)
         for chunk, (value, index) in zip(self.chunks, seen.inside, strict=True):
             mask = masks[chunk.part][chunk.start : chunk.stop]
             mask[index[value > threshold]] = True
@@ -339,7 +344,7 @@ class Stream:
         if self.length <= 4 * CHUNK:
             return np.empty(0, self.dtype)
         generator = np.random.default_rng(self.length)
-        buffers = Buffers(np.empty(CHUNK, self.dtype))
+        buffers = Buffers(self.dtype)
         taken = []
         for part, where, name in zip(self.parts, self.where, self.names, strict=True):
             index = generator.integers(0, max(part.size, 1), round(SAMPLE * (part.size / self.length)))
@@ -357,7 +362,7 @@ class Stream:
         width = 8 * kind.itemsize
         for shift in range(width - 16, -1, -16):
 
-            def work(chunk: Chunk, buffers: Buffers, shift: int = shift) -> NDArray[np.int64]:
+            def work(chunk: Chunk, buffers: Buffers, shift: int = shift, prefix: int = prefix) -> NDArray[np.int64]:
                 magnitude = self.load(chunk, buffers)
                 if self.where[chunk.part] is not None:
                     magnitude = magnitude[magnitude >= 0]
@@ -387,7 +392,7 @@ class Stream:
 
         counts = list(self.run(work))
         surplus = sum(c[0] for c in counts) - k  # ties to let go, from the highest index down
-        buffers = Buffers(np.empty(CHUNK, self.dtype))
+        buffers = Buffers(self.dtype)
         for chunk, (_, ties) in zip(reversed(self.chunks), reversed(counts), strict=True):
             if surplus == 0:
                 break

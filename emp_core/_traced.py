@@ -1,7 +1,8 @@
 """Scores under ``jax.jit``: shapes are known, values are not, so nothing here looks at one.
 
-Sums are taken in JAX's own precision (float32 unless 64 bits are enabled). The count must be exact, which float32 cannot give:
-it is asked back from the host, where the exact road runs (``jax.pure_callback``).
+Sums are taken in JAX's own precision (float32 unless 64 bits are enabled). The count must be exact, which float32
+cannot give: it is asked back from the host, where the exact road runs (``jax.pure_callback``). XLA may take
+subnormals for zeros.
 """
 
 from __future__ import annotations
@@ -65,9 +66,8 @@ def traced_count(source: Given, beta: Fraction, axis: Any, where: Any) -> Any:
         return np.asarray(keep_count(np.asarray(x), beta=float(beta), axis=axis, where=np.asarray(w)), kind)
 
     inside = jnp.broadcast_to(jnp.asarray(True if where is None else where), source.array.shape)
-    return jax.pure_callback(
-        host, jax.ShapeDtypeStruct(outer, kind), source.array, inside, vmap_method="sequential"
-    )
+    answer: Any = jax.ShapeDtypeStruct(outer, kind)  # type: ignore[no-untyped-call,unused-ignore]
+    return jax.pure_callback(host, answer, source.array, inside, vmap_method="sequential")
 
 
 def traced_hill(source: Given, order: float, axis: Any, keepdims: bool, where: Any) -> Any:
@@ -99,7 +99,9 @@ def traced_mass(source: Given, mask: Any, axis: Any, keepdims: bool) -> Any:
     return jnp.where(total > 0, share, 1).reshape(kept if keepdims else outer)
 
 
-def select_traced(source: Given, beta: Fraction, order: float, share: Fraction | None, scope: Any, where: Any) -> tuple[Any, ...]:
+def select_traced(
+    source: Given, beta: Fraction, order: float, share: Fraction | None, scope: Any, where: Any
+) -> tuple[Any, ...]:
     """The fields of a Selection."""
     import jax.numpy as jnp
 

@@ -1,17 +1,17 @@
 """Criteria: weights and statistics in, scores out. Plain functions on arrays of any library, elementwise.
 
-A score says how much a component matters; how many components stay is the rule's part (:func:`emp_core.select`). Computed
-in the dtype and on the device of the arguments.
+A score says how much a component matters; how many components stay is the rule's part (:func:`emp_core.select`).
+Computed in the dtype and on the device of the arguments.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import array_api_compat as compat
 import numpy as np
 
 from ._errors import ArgumentError
+from ._namespace import is_standard, namespace
 
 __all__ = ["gradient", "magnitude", "squared", "wanda"]
 
@@ -73,7 +73,7 @@ def _arrays(**arrays: Any) -> tuple[Any, ...]:
     """The namespace and the arrays; lists become NumPy arrays."""
     found = []
     for name, a in arrays.items():
-        if not compat.is_array_api_obj(a):
+        if not is_standard(a):
             try:
                 a = np.asarray(a)
             except (TypeError, ValueError):
@@ -83,5 +83,4 @@ def _arrays(**arrays: Any) -> tuple[Any, ...]:
             if a.dtype.kind not in "fiubV":
                 raise ArgumentError(f"{name} must be an array of real numbers, got dtype {a.dtype}")
         found.append(a)
-    host = all(isinstance(a, np.ndarray) for a in found)
-    return np if host else compat.array_namespace(*found), *found
+    return namespace(*found), *found

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
@@ -227,7 +228,7 @@ def test_hill_numbers_do_not_increase(s, a, b):
     d = [hill_number(s, order=q) for q in (0, low, high, math.inf)]
     if np.any(s):
         assert d[0] == np.count_nonzero(s)
-    assert all(x >= y * (1 - 1e-9) for x, y in zip(d, d[1:], strict=False))
+    assert all(x >= y * (1 - 1e-9) for x, y in pairwise(d))
     assert d[-1] >= 1
 
 

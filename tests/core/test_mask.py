@@ -158,5 +158,5 @@ def test_wrong_masks():
 def test_nan_is_refused(n):
     s = np.ones(n, np.float32)
     s[3] = math.nan
-    with pytest.raises(PoolError, match="got NaN at .*index.* 3"):
+    with pytest.raises(PoolError, match=r"got NaN at .*index.* 3"):
         top_mask(s, 2)

@@ -1,0 +1,235 @@
+"""Every array library gets the same answer, as its own array, on its own device."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import emp_core
+from emp_core import Blocks, Groups, Labels, Moments, PoolError, Rows, criteria
+
+
+def torch_cpu(a):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    return torch.from_numpy(np.array(a))
+
+
+def torch_cuda(a):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.from_numpy(np.array(a)).cuda()
+
+
+def jax_array(a):
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    return jax.numpy.asarray(a)
+
+
+def cupy_array(a):
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    return cupy.asarray(a)
+
+
+def strict_array(a):
+    return pytest.importorskip("array_api_strict", reason="array-api-strict is not installed").asarray(a)
+
+
+def tensorflow_array(a):
+    return pytest.importorskip("tensorflow", reason="TensorFlow is not installed").constant(a)
+
+
+LIBRARIES = [torch_cpu, torch_cuda, jax_array, cupy_array, strict_array, tensorflow_array]
+
+
+@pytest.fixture(params=LIBRARIES, ids=lambda f: f.__name__)
+def make(request):
+    request.param(np.ones(1, np.float32))
+    return request.param
+
+
+def host(a):
+    if hasattr(a, "detach"):
+        a = a.detach().cpu()
+    if hasattr(a, "get") and type(a).__module__.startswith("cupy"):
+        a = a.get()
+    return np.asarray(a)
+
+
+def arrays():
+    r = np.random.default_rng(0)
+    yield r.standard_normal((6, 8)).astype(np.float32)
+    yield np.ones((4, 4), np.float32)
+    yield np.zeros((3, 2), np.float32)
+    yield r.integers(-3, 4, (5, 7)).astype(np.float32)
+    yield r.standard_normal(150_000).astype(np.float32).reshape(3, -1)
+    yield (r.standard_normal((20, 30)) * 1e-40).astype(np.float32)
+
+
+def same_home(answer, given):
+    assert type(answer).__module__.split(".")[0] == type(given).__module__.split(".")[0]
+    if hasattr(given, "device"):
+        assert answer.device == given.device
+
+
+@pytest.mark.parametrize("a", list(arrays()), ids=lambda a: f"{a.shape}")
+def test_functions(make, a):
+    x = make(a)
+    for axis in (None, 0, 1):
+        for f in (
+            lambda v, axis: emp_core.effective_size(v, axis=axis),
+            lambda v, axis: emp_core.keep_count(v, beta=0.9, axis=axis),
+            lambda v, axis: emp_core.hill_number(v, order=1, axis=axis),
+            lambda v, axis: emp_core.top_mask(v, emp_core.keep_count(v, axis=axis), axis=axis),
+            lambda v, axis: emp_core.retained_mass(v, emp_core.top_mask(v, 1, axis=axis), axis=axis),
+        ):
+            expected, found = f(a, axis), f(x, axis)
+            same_home(found, x)
+            assert host(found).shape == np.shape(expected)
+            np.testing.assert_allclose(host(found), expected, rtol=1e-6 if "jax" in make.__name__ else 1e-12)
+    assert Moments.of(x) == Moments.of(a)
+
+
+@pytest.mark.parametrize(
+    "scope", ["whole", "rows", "columns", Rows(1), Blocks((2, 3)), Groups(4), Groups(4, 2), "labels"], ids=str
+)
+def test_select(make, scope):
+    for a in list(arrays())[:4]:
+        scope_here = Labels(np.arange(a.size).reshape(a.shape) % 3) if scope == "labels" else scope
+        expected, x = emp_core.select(a, scope=scope_here), make(a)
+        found = emp_core.select(x, scope=scope_here)
+        same_home(found.mask, x)
+        for field in ("mask", "n", "k"):
+            assert np.array_equal(host(getattr(found, field)), getattr(expected, field)), field
+        for field in ("n_eff", "mass", "mass_lower", "mass_upper"):
+            np.testing.assert_allclose(host(getattr(found, field)), getattr(expected, field), rtol=1e-6)
+
+
+def test_model_scope(make):
+    r = np.random.default_rng(0)
+    named = {"a": r.standard_normal((4, 5)).astype(np.float32), "b": r.standard_normal(90_000).astype(np.float32)}
+    expected = emp_core.select(named, scope="model")
+    found = emp_core.select({k: make(v) for k, v in named.items()}, scope="model")
+    assert int(found.k) == expected.k
+    for name in named:
+        same_home(found.mask[name], make(named[name]))
+        assert np.array_equal(host(found.mask[name]), expected.mask[name])
+
+
+def test_where_and_errors(make):
+    a = np.array([[1.0, 5.0, 2.0], [3.0, 1.0, 1.0]], np.float32)
+    where = a != 5
+    assert np.array_equal(host(emp_core.select(make(a), where=make(where)).mask), emp_core.select(a, where=where).mask)
+    a[1, 1] = np.nan
+    with pytest.raises(PoolError, match="must be finite"):
+        emp_core.keep_count(make(a))
+    with pytest.raises(PoolError, match="empty pool"):
+        emp_core.effective_size(make(np.ones((2, 0), np.float32)))
+
+
+def test_criteria(make):
+    w, x = np.array([[1.0, -2.0], [3.0, 4.0]], np.float32), np.array([10.0, 1.0], np.float32)
+    if make is tensorflow_array:
+        pytest.skip("criteria on TensorFlow go through NumPy")
+    for found, expected in (
+        (criteria.magnitude(make(w)), criteria.magnitude(w)),
+        (criteria.squared(make(w)), criteria.squared(w)),
+        (criteria.gradient(make(w), make(w)), criteria.gradient(w, w)),
+        (criteria.wanda(make(w), make(x)), criteria.wanda(w, x)),
+    ):
+        same_home(found, make(w))
+        assert np.array_equal(host(found), expected)
+
+
+def test_bounds_on_arrays(make):
+    v, k = np.array([2.5, 3.0]), np.array([2, 1])
+    if make in (jax_array, tensorflow_array):
+        v = v.astype(np.float32)
+    if make is tensorflow_array:
+        pytest.skip("bounds on TensorFlow go through NumPy")
+    for bound in (emp_core.mass_lower_bound, emp_core.mass_upper_bound):
+        found = bound(make(v), n=4, k=make(k))
+        same_home(found, make(v))
+        np.testing.assert_allclose(host(found), bound(v, n=4, k=k), rtol=1e-5 if make is jax_array else 1e-14)
+
+
+def test_strict_values_are_exact_too():
+    """The road for devices decides on the same rationals, also where float64 sums mislead."""
+    for s in ([0.1] * 10, [1.0, 1.0 + 2.0**-52], [1.0, 1.0, 2.0**-1000], [1.7e308] * 7, [5e-324] * 3, [1e308, 5e-324]):
+        assert int(emp_core.keep_count(strict_array(np.array(s)))) == emp_core.keep_count(s)
+        assert float(emp_core.effective_size(strict_array(np.array(s)))) == emp_core.effective_size(s)
+    flat = np.full(200_000, 0.1)
+    assert int(emp_core.keep_count(strict_array(flat))) == 200_000
+
+
+def test_bfloat16_everywhere():
+    a = np.random.default_rng(0).standard_normal(5000).astype(ml_dtypes.bfloat16)
+    expected = emp_core.select(a.astype(np.float32))
+    assert emp_core.select(a).k == expected.k
+    assert np.array_equal(emp_core.select(a).mask, expected.mask)
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    t = torch.from_numpy(a.astype(np.float32)).bfloat16()
+    assert np.array_equal(emp_core.select(t).mask.numpy(), expected.mask)
+    assert np.array_equal(
+        emp_core.select(t.reshape(50, 100), scope="rows").mask.numpy(),
+        emp_core.select(a.reshape(50, 100), scope="rows").mask,
+    )
+    assert int(emp_core.keep_count(torch.tensor(2.0).bfloat16())) == 1
+
+
+def test_torch_details():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    w = torch.nn.Linear(20, 30).weight
+    chosen = emp_core.select(w)
+    assert chosen.mask.dtype == torch.bool
+    assert chosen.mask.shape == w.shape
+    assert int(emp_core.keep_count(w.T)) == int(chosen.k)
+    with pytest.raises(emp_core.ArgumentError, match="dense tensor"):
+        emp_core.effective_size(torch.eye(3).to_sparse())
+    with pytest.raises(emp_core.ArgumentError, match="real numbers"):
+        emp_core.effective_size(torch.ones(3, dtype=torch.complex64))
+
+
+def test_under_jit():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    for a in list(arrays())[:5]:  # without the subnormal one: XLA flushes subnormals to zero
+        x = jax.numpy.asarray(a)
+        for scope, axis in (("whole", None), ("rows", 1)):
+            expected = emp_core.select(a, scope=scope, beta=0.9)
+
+            @jax.jit
+            def chosen(v, scope=scope):
+                s = emp_core.select(v, scope=scope, beta=0.9)
+                return s.mask, s.k, s.n_eff, s.mass, s.mass_lower, s.mass_upper
+
+            mask, k, n_eff, mass, lower, upper = chosen(x)
+            assert np.array_equal(host(mask), expected.mask)
+            assert np.array_equal(host(k), expected.k)
+            for found, value in ((n_eff, expected.n_eff), (mass, expected.mass), (upper, expected.mass_upper)):
+                np.testing.assert_allclose(host(found), value, rtol=2e-3 if value is expected.mass_upper else 1e-4)
+            assert (host(lower) <= host(mass) + 1e-5).all()
+            count = jax.jit(lambda v, axis=axis: emp_core.keep_count(v, axis=axis))(x)
+            assert np.array_equal(host(count), emp_core.keep_count(a, axis=axis))
+    x = jax.numpy.asarray(next(iter(arrays())))
+    assert math.isclose(
+        float(jax.jit(lambda v: emp_core.hill_number(v, order=1))(x)),
+        emp_core.hill_number(np.asarray(x), order=1),
+        rel_tol=1e-5,
+    )
+    traced_k = jax.jit(emp_core.top_mask)(x, 5)
+    assert np.array_equal(host(traced_k), emp_core.top_mask(np.asarray(x), 5))
+    with pytest.raises(emp_core.ArgumentError, match=r"scope must be whole, rows or columns under jax\.jit"):
+        jax.jit(lambda v: emp_core.select(v, scope=Groups(4)).mask)(x)
+
+
+def test_no_copy_on_the_host():
+    """PyTorch and JAX on the CPU are looked at in place."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from emp_core._namespace import given
+
+    t = torch.arange(6.0)
+    assert np.shares_memory(given(t).host, t.numpy())
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    x = jax.numpy.arange(1000.0)
+    assert given(x).host.ctypes.data == np.asarray(x).ctypes.data

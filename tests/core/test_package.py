@@ -1,0 +1,63 @@
+"""The package: light to import, honest about its names, whole in the wheel."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import emp_core
+
+HEAVY = ["scipy", "onnx", "onnxruntime", "torch", "jax", "hypothesis", "emp_onnx"]
+
+
+def loaded_after(code):
+    """Modules that a fresh interpreter holds after ``code``."""
+    out = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(out.stdout.split())
+
+
+def heavy(modules):
+    return [name for name in HEAVY if name in modules]
+
+
+def test_import_pulls_in_nothing_heavy():
+    assert heavy(loaded_after("import emp_core, emp_core.testing")) == []
+
+
+def test_that_test_can_fail():
+    assert heavy(loaded_after("import emp_core, hypothesis")) == ["hypothesis"]
+
+
+def test_import_is_fast():
+    """At most 0.15 s of processor time, NumPy included, in the best of several fresh interpreters."""
+    code = "import time; t = time.process_time(); import emp_core; print(time.process_time() - t)"
+    times = []
+    while len(times) < 15 and (not times or min(times) > 0.15):
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        times.append(float(out))
+    assert min(times) <= 0.15, times
+
+
+def test_all_is_sorted_and_equals_the_public_names():
+    public = {n for n in vars(emp_core) if not n.startswith("_")} - {"testing"}
+    assert emp_core.__all__ == sorted(emp_core.__all__)
+    assert set(emp_core.__all__) == public
+    for module in ("criteria", "testing"):
+        m = importlib.import_module(f"emp_core.{module}")
+        assert m.__all__ == sorted(m.__all__)
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(emp_core.__path__)])
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(f"emp_core.{name}"))
+    assert result.failed == 0
+
+
+def test_public_things_have_docstrings():
+    for name in emp_core.__all__:
+        assert getattr(emp_core, name).__doc__, name
