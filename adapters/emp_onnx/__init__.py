@@ -10,12 +10,14 @@ from emp_onnx.apply import apply
 from emp_onnx.certificate import Certificate, Certified, read_certificate
 from emp_onnx.errors import MissingExtraError, ModelError, OnnxError, OutputError, PlanError, UsageError, VerifyError
 from emp_onnx.feeds import read_feeds
+from emp_onnx.figures import Figures, Rule
+from emp_onnx.layout import Layout
 from emp_onnx.model_io import Model, load, save
-from emp_onnx.plan import Entry, Figures, Plan, Rule, plan
+from emp_onnx.plan import Entry, Plan, plan
 from emp_onnx.prune import Report, Sizes, prune
 from emp_onnx.runtime import Behaviour, Difference
 from emp_onnx.verify import Check, Verification, verify
-from emp_onnx.weights import Found, Layout, Refusal, Weight, find_weights
+from emp_onnx.weights import Found, Refusal, Weight, find_weights
 
 __all__ = [
     "Behaviour",

@@ -29,8 +29,9 @@ import numpy as np
 
 from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
 from emp_onnx.errors import UsageError, quote
+from emp_onnx.figures import Figures, Rule, typed
 from emp_onnx.model_io import Model, Values
-from emp_onnx.plan import Figures, Plan, Rule, absolute_sum, typed
+from emp_onnx.plan import Plan, absolute_sum
 
 __all__ = ["KEY", "Certificate", "Certified", "certify", "hash_kept", "read_certificate"]
 

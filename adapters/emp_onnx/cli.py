@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 from emp_core import EmpError, __version__
 from emp_onnx._files import same_file, write_whole
 from emp_onnx.errors import OnnxError, UsageError, escape, quote
+from emp_onnx.figures import SCOPES
 from emp_onnx.model_io import Model, load
-from emp_onnx.plan import SCOPES, Plan, plan
+from emp_onnx.plan import Plan, plan
 from emp_onnx.prune import nothing_to_prune, prune
 from emp_onnx.report import Style, plan_text, report_text, verification_text
 from emp_onnx.verify import verify

@@ -16,8 +16,9 @@ from emp_onnx.apply import apply_masks, planned_masks
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quote
 from emp_onnx.feeds import Feed
+from emp_onnx.figures import Rule
 from emp_onnx.model_io import Model, load, save
-from emp_onnx.plan import Plan, Rule, decide
+from emp_onnx.plan import Plan, decide
 from emp_onnx.verify import Verification, alone, verify_against
 from emp_onnx.weights import Refusal, find_weights
 

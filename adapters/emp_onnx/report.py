@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from emp_onnx.errors import MissingExtraError, escape, quote
-from emp_onnx.plan import Figures, Plan
+from emp_onnx.figures import Figures
+from emp_onnx.plan import Plan
 from emp_onnx.prune import Report, Sizes
 from emp_onnx.runtime import Behaviour
 from emp_onnx.verify import Verification

@@ -14,8 +14,9 @@ import numpy as np
 from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, read_certificate, wrong_bounds
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
+from emp_onnx.figures import Figures
 from emp_onnx.model_io import Model, load
-from emp_onnx.plan import Figures, Mask, decide
+from emp_onnx.plan import Mask, decide
 from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
 from emp_onnx.weights import find_weights
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emp_onnx import Model, ModelError, Plan, PlanError, Rule, UsageError, find_weights, plan
-from emp_onnx.plan import SCOPES, decide, hash_mask, hash_values
+from emp_onnx.figures import SCOPES
+from emp_onnx.plan import decide, hash_mask, hash_values
 from tests.onnx.builders import Case, cases, expected_masks, gemm, model, tensor, two_layers, value
 
 scopes = st.sampled_from(SCOPES)

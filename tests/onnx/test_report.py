@@ -10,7 +10,7 @@ import pytest
 
 from emp_onnx import Model, plan, prune, verify
 from emp_onnx.errors import MissingExtraError
-from emp_onnx.plan import SCOPES
+from emp_onnx.figures import SCOPES
 from emp_onnx.report import NO_FASTER, Style, plan_text, report_text, verification_text
 from tests.onnx.builders import gemm, two_layers, write
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import emp_onnx
-from emp_onnx.plan import SCOPES
+from emp_onnx.figures import SCOPES
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "models"
 MODELS = sorted(SHARED.glob("*.onnx"))

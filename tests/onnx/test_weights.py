@@ -9,7 +9,7 @@ from hypothesis import given
 from onnx import TensorProto, helper
 
 from emp_onnx import Layout, Model, UsageError, find_weights
-from emp_onnx.weights import layout_of
+from emp_onnx.layout import layout_of
 from tests.onnx.builders import Case, cases, gemm, model, tensor, value
 
 RNG = np.random.default_rng(0)
