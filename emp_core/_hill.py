@@ -95,17 +95,21 @@ def hill_of_stream(stream: Stream, q: float) -> float:
     if peak == 0:
         return float(stream.n)
     if q == 0:
-        return float(sum(stream.run(lambda c, b: int(np.count_nonzero(stream.load(c, b) > 0)))))
+        return _sum(stream, lambda c, b: np.count_nonzero(stream.load(c, b) > 0))
 
     def scaled(chunk: Any, buffers: Any) -> NDArray[np.float64]:
         return np.asarray(np.maximum(stream.load(chunk, buffers), 0, dtype=np.float64) / peak)
 
-    total = math.fsum(stream.run(lambda c, b: float(scaled(c, b).sum())))
+    total = _sum(stream, lambda c, b: scaled(c, b).sum())
     d = total
     if not math.isinf(q):
-        terms = math.fsum(stream.run(lambda c, b: float(_terms(np, scaled(c, b), total, q).sum())))
+        terms = _sum(stream, lambda c, b: _terms(np, scaled(c, b), total, q).sum())
         d = float(_from_terms(np, np.float64(terms), np.float64(total), q))
     return min(max(d, 1.0), float(stream.n))
+
+
+def _sum(stream: Stream, of: Any) -> float:
+    return math.fsum(float(x) for _, x in stream.run(of))
 
 
 def _terms(xp: Any, a: Any, total: Any, q: float) -> Any:

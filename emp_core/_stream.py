@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,22 +22,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._errors import ArgumentError, PoolError
-from ._exact import CHUNK, UNIT, WIDTH, Sums, exact_rows, units
+from ._exact import CHUNK, UNIT, Sums, exact_rows, units
 from ._namespace import BFLOAT16
 
 T = TypeVar("T")
 Mask = NDArray[np.bool_]
-SAMPLE = 1 << 17  # scores looked at to bracket the threshold
-THREAD_FROM = 1 << 21  # below this many scores, one thread is faster than two
+PIECE = 2048  # scores summed in one product; three of them stay below what makes a BLAS start threads
+BATCH = 8  # chunks that a helping thread takes at a time
+SAMPLE = 1 << 18  # scores looked at to bracket the threshold
+THREAD_FROM = 1 << 22  # scores per helping thread
 
 
 class Buffers:
-    """Scratch space of one thread, small enough to stay in cache."""
+    """Scratch space of one thread for chunks of at most ``size`` scores."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.magnitude = np.empty(CHUNK, dtype)
-        self.wide, self.other = np.empty(CHUNK), np.empty(CHUNK)
-        self.flag = np.empty(CHUNK, bool)
+    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
+        size = -(-size // PIECE) * PIECE
+        self.magnitude = np.empty(size, dtype)
+        self.wide = np.ones((3, size))  # magnitudes, kept or not, ones: the vectors whose products are the sums
+        self.flag = np.empty(size, bool)
+
+    def products(self, size: int, *, kept: bool) -> NDArray[np.float64]:
+        """Σs², Σ of the kept, Σs of each PIECE of the first ``size`` scores in ``wide``, as rows (without the second if not kept).
+
+        One small matrix product per piece: fast, and the same for a piece in whatever chunk it came. Pieces are too
+        short for a BLAS to start threads of its own.
+        """
+        end = -(-size // PIECE) * PIECE
+        self.wide[:2, size:end] = 0
+        wide = self.wide[:, :end].reshape(3, -1, PIECE)
+        products: NDArray[np.float64] = np.matmul(wide[:: 1 if kept else 2].swapaxes(0, 1), wide[0][:, :, None])
+        return products[:, :, 0]
 
 
 class Chunk(NamedTuple):
@@ -54,7 +70,7 @@ class Sweep(NamedTuple):
     sums: Sums
     kept: float
     above: int
-    inside: list[tuple[NDArray[Any], NDArray[np.uint16]]] | None
+    inside: list[tuple[Chunk, NDArray[Any], NDArray[np.uint32]]] | None
 
 
 class Stream:
@@ -109,29 +125,56 @@ class Stream:
             np.copyto(out, -1, where=~where[chunk.start : chunk.stop])
         return out
 
-    def run(self, work: Callable[[Chunk, Buffers], T], chunks: Iterable[Chunk] | None = None) -> Iterator[T]:
-        """``work`` on every chunk, in threads; results in the order of the chunks."""
-        todo = self.chunks if chunks is None else list(chunks)
-        threads = min(self.threads, len(todo), max(1, self.length // THREAD_FROM + 1))
+    def run(
+        self, work: Callable[[Chunk, Buffers], T], *, batch: int = 1, chunks: Sequence[Chunk] | None = None
+    ) -> list[tuple[Chunk, T]]:
+        """``work`` on every chunk, in threads; chunks and results in order.
+
+        The first thread takes single chunks, which stay in its cache; each further one takes ``batch`` of them at a
+        time, from the other end. NumPy lets go of the interpreter's lock inside its loops only: two threads that both made
+        short loops would wait for each other at every one of them.
+        """
+        todo = self.chunks if chunks is None else chunks
+        size = min(CHUNK, max((p.size for p in self.parts), default=1))
+        threads = min(self.threads, len(todo), 1 + self.length // THREAD_FROM)
         if threads <= 1:
-            buffers = Buffers(self.dtype)
-            yield from (work(c, buffers) for c in todo)
-            return
+            buffers = Buffers(self.dtype, size)
+            return [(c, work(c, buffers)) for c in todo]
+        results: list[tuple[Chunk, T]] = []
+        left = [0, len(todo)]
+        lock = threading.Lock()
+
+        def take(most: int) -> Chunk | None:
+            with lock:
+                if left[0] == left[1]:
+                    return None
+                if most == 1:
+                    left[0] += 1
+                    return todo[left[0] - 1]
+                last = first = todo[left[1] - 1]
+                while left[1] > left[0] and most and todo[left[1] - 1].part == last.part:
+                    first = todo[left[1] - 1]
+                    left[1] -= 1
+                    most -= 1
+                return Chunk(first.order, first.part, first.start, last.stop)
+
+        def several(most: int) -> None:
+            buffers = Buffers(self.dtype, size * most)
+            while (chunk := take(most)) is not None:
+                results.append((chunk, work(chunk, buffers)))
+
         from concurrent.futures import ThreadPoolExecutor  # not at import: it takes longer than all of this package
 
-        step = -(-len(todo) // (4 * threads))
-
-        def several(start: int) -> list[T]:
-            buffers = Buffers(self.dtype)
-            return [work(c, buffers) for c in todo[start : start + step]]
-
-        with ThreadPoolExecutor(threads) as pool:
-            for results in pool.map(several, range(0, len(todo), step)):
-                yield from results
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(several, batch) for _ in range(threads - 1)]
+            several(1)
+            for other in others:
+                other.result()
+        return sorted(results, key=lambda r: r[0].order)
 
     def magnitudes(self) -> NDArray[Any]:
         """All magnitudes, for pools that are short."""
-        buffers = Buffers(self.dtype)
+        buffers = Buffers(self.dtype, min(CHUNK, max(self.length, 1)))
         return np.concatenate([self.load(c, buffers).copy() for c in self.chunks] or [np.empty(0, self.dtype)])
 
     # --- sums -----------------------------------------------------------------------------------------------------
@@ -154,32 +197,31 @@ class Stream:
             return Sums(0, totals[0], squares[0])
 
         total = Sums(0, 0, 0)
-        for part in self.run(work):
+        for _, part in self.run(work):
             total = total + part
         n = self.n if keep is None else sum(int(np.count_nonzero(k)) for k in keep)
         return Sums(n, total.total, total.squares)
 
     def largest(self) -> float:
         """max|s|."""
-        return max(self.run(lambda chunk, buffers: float(self.load(chunk, buffers).max(initial=0))), default=0.0)
+        peaks = self.run(lambda chunk, buffers: float(self.load(chunk, buffers).max(initial=0)))
+        return max((peak for _, peak in peaks), default=0.0)
 
     def kept_share(self, masks: Sequence[Mask]) -> float:
         """Σ|s| of the kept scores over Σ|s| of all; 1 when all are zero."""
 
-        def work(chunk: Chunk, buffers: Buffers) -> tuple[float, float]:
+        def work(chunk: Chunk, buffers: Buffers) -> NDArray[np.float64]:
             wide = self._wide(chunk, self.load(chunk, buffers), buffers)
-            other = buffers.other[: wide.size]
-            np.copyto(other, masks[chunk.part][chunk.start : chunk.stop])
-            return float(np.einsum("i->", wide)), dot(wide, other)
+            np.copyto(buffers.wide[1, : wide.size], masks[chunk.part][chunk.start : chunk.stop])
+            return buffers.products(wide.size, kept=True)
 
         if self.length <= CHUNK:
             return self._exact_share(masks)
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = list(self.run(work))
-        totals = [f[0] for f in found]
-        if not 2.0**-900 < sum(totals) < math.inf:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            found = np.concatenate([f for _, f in self.run(work, batch=BATCH)])
+        if not 2.0**-900 < found[:, 2].sum() < math.inf:
             return self._exact_share(masks)
-        return min(1.0, math.fsum(f[1] for f in found) / math.fsum(totals))
+        return min(1.0, math.fsum(found[:, 1].tolist()) / math.fsum(found[:, 2].tolist()))
 
     def _exact_share(self, masks: Sequence[Mask]) -> float:
         whole, part = self.exact(), self.exact(masks)
@@ -187,7 +229,7 @@ class Stream:
 
     def _wide(self, chunk: Chunk, magnitude: NDArray[Any], buffers: Buffers) -> NDArray[np.float64]:
         """Magnitudes as float64, 0 for what is not in the pool."""
-        wide = buffers.wide[: magnitude.size]
+        wide: NDArray[np.float64] = buffers.wide[0, : magnitude.size]
         if self.where[chunk.part] is None:
             np.copyto(wide, magnitude)
         else:
@@ -219,42 +261,44 @@ class Stream:
         room = max(4 * CHUNK, self.length // 32)
         held = 0
 
-        def work(chunk: Chunk, buffers: Buffers) -> tuple[float, float, float, int, NDArray[Any], NDArray[np.uint16]]:
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[NDArray[np.float64], int, NDArray[Any], NDArray[np.uint32]]:
             nonlocal held
             magnitude = self.load(chunk, buffers)
             if not sums:  # with sums, these tell
                 self._refuse_unordered(chunk, magnitude)
-            total = squares = kept = 0.0
-            count, values, index = 0, magnitude[:0], NONE
-            if sums:
-                wide = self._wide(chunk, magnitude, buffers)
-                total, squares = float(np.einsum("i->", wide)), dot(wide, wide)
-            if masks is not None and held <= room:
+            products, count, values, index = NO_PRODUCTS, 0, magnitude[:0], NO_INDEX
+            marked = masks is not None and held <= room
+            if marked and masks is not None:
                 above, flag = masks[chunk.part][chunk.start : chunk.stop], buffers.flag[: magnitude.size]
                 np.greater(magnitude, high, out=above)
                 count = int(np.count_nonzero(above))
-                if sums:
-                    other = buffers.other[: magnitude.size]
-                    np.copyto(other, above)
-                    kept = dot(wide, other)
                 np.greater_equal(magnitude, low, out=flag)
                 np.not_equal(flag, above, out=flag)
                 places = np.flatnonzero(flag)
                 held += places.size
-                values, index = magnitude[places], places.astype(np.uint16)
-            return total, squares, kept, count, values, index
+                values, index = magnitude[places], places.astype(np.uint32)
+                if sums:
+                    np.copyto(buffers.wide[1, : magnitude.size], above)
+            if sums:
+                self._wide(chunk, magnitude, buffers)
+                products = buffers.products(magnitude.size, kept=marked)
+            return products, count, values, index
 
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            found = list(self.run(work))
-        return Sweep(
-            self._bounded([f[0] for f in found], [f[1] for f in found]) if sums else Sums(self.n, 0, 0),
-            math.fsum(f[2] for f in found),
-            sum(f[3] for f in found),
-            [(f[4], f[5]) for f in found] if held <= room else None,
-        )
+            found = self.run(work, batch=BATCH)
+        inside = [(chunk, values, index) for chunk, (_, _, values, index) in found] if held <= room else None
+        above = sum(count for _, (_, count, _, _) in found)
+        if not sums:
+            return Sweep(Sums(self.n, 0, 0), 0.0, above, inside)
+        kept = math.inf
+        if masks is not None and inside is not None:
+            kept = math.fsum(x for _, (products, _, _, _) in found for x in products[:, 1].tolist())
+        total = [x for _, (products, _, _, _) in found for x in products[:, -1].tolist()]
+        squares = [x for _, (products, _, _, _) in found for x in products[:, 0].tolist()]
+        return Sweep(self._bounded(total, squares), kept, above, inside)
 
     def _bounded(self, totals: list[float], squares: list[float]) -> Sums:
-        """What float64 sums of the chunks say; exact sums where they overflowed, vanished or are not finite."""
+        """What float64 sums of the pieces say; exact sums where they overflowed, vanished or are not finite."""
         if not any(totals):
             return Sums(self.n, 0, 0)
         if not all(map(math.isfinite, totals + squares)):
@@ -262,9 +306,7 @@ class Stream:
         total, square = math.fsum(totals), math.fsum(squares)
         if not 2.0**-900 < square < math.inf:
             return self.exact()
-        slack = 2.0 ** (
-            WIDTH - 52
-        )  # CHUNK addends in any order round by at most CHUNK·2**-53; twice that, for the rest
+        slack = PIECE * 2.0**-52  # PIECE addends in any order round by at most PIECE·2**-53; twice that, for the rest
         return Sums(
             self.n,
             units(total, UNIT),
@@ -319,24 +361,22 @@ class Stream:
 
     def _settle(self, seen: Sweep, k: int, masks: Sequence[Mask]) -> float | None:
         """Finish ``masks`` with the best of what lay inside the bracket; the mass added, or None if k lies outside."""
-        if seen.inside is None or not 0 <= k - seen.above <= sum(v.size for v, _ in seen.inside):
+        if seen.inside is None or not 0 <= k - seen.above <= sum(v.size for _, v, _ in seen.inside):
             return None
         need = k - seen.above
         if need == 0:
             return 0.0
-        values = np.concatenate([v for v, _ in seen.inside])
+        values = np.concatenate([v for _, v, _ in seen.inside])
         threshold = np.partition(values, values.size - need)[values.size - need]
-        better = values > threshold
-        ties = need - int(np.count_nonzero(better))
+        best = values > threshold
+        ties = need - int(np.count_nonzero(best))
         with np.errstate(over="ignore"):  # the share of such masses is taken exactly
-            extra = float(values[better].sum(dtype=np.float64)) + ties * float(threshold)
-        for chunk, (value, index) in zip(self.chunks, seen.inside, strict=True):
-            mask = masks[chunk.part][chunk.start : chunk.stop]
-            mask[index[value > threshold]] = True
-            if ties > 0:
-                equal = index[value == threshold][:ties]
-                mask[equal] = True
-                ties -= equal.size
+            extra = float(values[best].sum(dtype=np.float64)) + ties * float(threshold)
+        best[np.flatnonzero(values == threshold)[:ties]] = True  # values come in the order of their places
+        start = 0
+        for chunk, value, index in seen.inside:
+            masks[chunk.part][chunk.start : chunk.stop][index[best[start : start + value.size]]] = True
+            start += value.size
         return extra
 
     def sample(self) -> NDArray[Any]:
@@ -344,7 +384,7 @@ class Stream:
         if self.length <= 4 * CHUNK:
             return np.empty(0, self.dtype)
         generator = np.random.default_rng(self.length)
-        buffers = Buffers(self.dtype)
+        buffers = Buffers(self.dtype, min(CHUNK, max(self.length, 1)))
         taken = []
         for part, where, name in zip(self.parts, self.where, self.names, strict=True):
             index = generator.integers(0, max(part.size, 1), round(SAMPLE * (part.size / self.length)))
@@ -372,7 +412,7 @@ class Stream:
                 return np.bincount(((bits >> kind.type(shift)) & kind.type(0xFFFF)).astype(np.intp), minlength=1 << 16)
 
             counts = np.zeros(1 << 16, np.int64)
-            for c in self.run(work):
+            for _, c in self.run(work, batch=BATCH):
                 counts += c
             below = np.cumsum(counts)
             digit = int(np.searchsorted(below, left, side="right"))
@@ -390,10 +430,10 @@ class Stream:
             flag = np.equal(magnitude, threshold, out=buffers.flag[: magnitude.size])
             return int(np.count_nonzero(above)), int(np.count_nonzero(flag))
 
-        counts = list(self.run(work))
-        surplus = sum(c[0] for c in counts) - k  # ties to let go, from the highest index down
-        buffers = Buffers(self.dtype)
-        for chunk, (_, ties) in zip(reversed(self.chunks), reversed(counts), strict=True):
+        counts = self.run(work)
+        surplus = sum(kept for _, (kept, _) in counts) - k  # ties to let go, from the highest index down
+        buffers = Buffers(self.dtype, min(CHUNK, max(self.length, 1)))
+        for chunk, (_, ties) in reversed(counts):
             if surplus == 0:
                 break
             if ties:
@@ -406,20 +446,13 @@ class Stream:
                 surplus -= drop
 
 
-NONE = np.empty(0, np.uint16)
+NO_PRODUCTS = np.empty((0, 3))
+NO_INDEX = np.empty(0, np.uint32)
 
 
 def fits_float32(part: NDArray[Any]) -> bool:
     """True when float32 holds every value of this dtype."""
     return part.dtype == BFLOAT16 or part.dtype.itemsize * (1 if part.dtype.kind == "f" else 2) <= 4
-
-
-def dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Σab in pieces too short for a BLAS to start threads of its own."""
-    whole = a.size & ~4095
-    x, y = a[:whole].reshape(-1, 1, 4096), b[:whole].reshape(-1, 4096, 1)
-    tail = float(np.einsum("i,i->", a[whole:], b[whole:])) if whole < a.size else 0.0
-    return float(np.matmul(x, y).sum()) + tail
 
 
 def guess(sample: NDArray[Any], beta: float) -> tuple[float, float]:
