@@ -1,0 +1,96 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from emp_onnx.errors import OutputError, quote
+
+__all__ = ["Stage", "check_target", "same_file", "staged", "sync_folder", "write_whole"]
+
+
+def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths mean one file: by links of either kind, by spelling, or by a name not yet created."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
+
+
+def check_target(path: Path, what: str = "output") -> Path:
+    """The real place behind `path`, checked to be one where a file can appear.
+
+    Raises:
+        OutputError: the folder does not exist, or something that is not a plain file is in the way.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{what} must be a file name, got the directory {quote(path)}")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{what} must be a plain file, got {quote(path)}, which is something else")
+    if not target.parent.is_dir():
+        raise OutputError(f"{what} must be in a directory that exists, got {quote(path)}")
+    return target
+
+
+@dataclass
+class Stage:
+    """A temporary file and the place it will take; the place may be changed, within its directory, until then."""
+
+    path: Path
+    target: Path
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Stage]:
+    """A new empty file beside `target`, which takes its place when the block ends without an error.
+
+    The order is: contents to the disk, rename, directory to the disk. Whatever is raised inside the block, also an
+    interrupt, removes the temporary file and leaves `target` as it was.
+
+    Raises:
+        OutputError: the file system refused (no space, no permission); the message says what it said.
+    """
+    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.part")
+    try:
+        # 0o666 through the process's own mask: the mode any new file of this user would get
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666))
+        if target.exists():
+            with suppress(OSError):
+                os.chmod(temporary, target.stat().st_mode & 0o777)
+        stage = Stage(temporary, target)
+        yield stage
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, stage.target)
+    except OSError as error:
+        raise OutputError(f"output {quote(target)} could not be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a directory's names to the disk, where the system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes, what: str = "output") -> None:
+    """Write `data` to `path`, complete or not at all.
+
+    Raises:
+        OutputError: the place cannot take a file.
+    """
+    with staged(check_target(Path(path), what)) as stage:
+        stage.path.write_bytes(data)

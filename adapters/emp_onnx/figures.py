@@ -1,0 +1,109 @@
+"""The rule, and the figures it gives: the plain data that plans and certificates are made of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from emp_onnx.errors import UsageError, quote
+
+__all__ = ["SCOPES", "Figures", "Rule", "typed"]
+
+SCOPES = ("tensor", "row", "model")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many are kept, and which weights compete.
+
+    Attributes:
+        beta: multiplier of the effective size, > 0; None when `sparsity` is given.
+        order: order of the Hill number that counts (2: the effective size), ≥ 0, or inf.
+        sparsity: if given, exactly this share of every pool is removed instead, 0 ≤ sparsity < 1.
+        scope: what competes: the weights of one `tensor`, one `row` (output or gate unit), or the whole `model`.
+    """
+
+    beta: float | None = 1.0
+    order: float = 2.0
+    sparsity: float | None = None
+    scope: str = "tensor"
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise UsageError(f"scope must be one of {', '.join(SCOPES)}, got {quote(self.scope)}")
+        if self.sparsity is not None:
+            if self.beta not in (None, 1.0):
+                raise UsageError(f"beta must be left alone when sparsity is given, got {self.beta}")
+            object.__setattr__(self, "beta", None)
+            object.__setattr__(self, "sparsity", _number("sparsity", self.sparsity))
+            if not 0 <= self.sparsity < 1:
+                raise UsageError(f"sparsity must be ≥ 0 and < 1, got {self.sparsity}")
+            if self.order != 2:
+                raise UsageError(f"order must be left alone when sparsity is given, got {self.order}")
+        else:
+            object.__setattr__(self, "beta", _number("beta", self.beta))
+            if not (self.beta is not None and 0 < self.beta < math.inf):
+                raise UsageError(f"beta must be > 0 and finite, got {self.beta}")
+        object.__setattr__(self, "order", _number("order", self.order))
+        if not self.order >= 0:
+            raise UsageError(f"order must be ≥ 0, got {self.order}")
+
+    def keeps(self) -> dict[str, Any]:
+        """The options of `emp_core.select` that this rule stands for."""
+        if self.sparsity is not None:
+            return {"sparsity": self.sparsity}
+        return {"order": self.order, "beta": self.beta}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of some scores: how many, effective size, how many kept, and the mass kept with its bounds."""
+
+    n: int
+    n_eff: float
+    k: int
+    mass_lower: float
+    mass: float
+    mass_upper: float
+
+    @property
+    def density(self) -> float:
+        """k / n."""
+        return self.k / self.n
+
+    @property
+    def sparsity(self) -> float:
+        """1 − k / n."""
+        return 1 - self.density
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a number, got {value!r}") from error
+
+
+def typed(kind: type, data: dict[str, Any]) -> dict[str, Any]:
+    """`data` with lists as tuples, each value of the type that the field declares."""
+    out: dict[str, Any] = {}
+    for item in fields(kind):
+        if item.name not in data:
+            raise KeyError(f"{item.name} is missing")
+        value, kinds = data[item.name], str(item.type)
+        if kinds.startswith("tuple["):
+            inner: type = int if "int" in kinds else str
+            if not isinstance(value, list) or any(type(v) is not inner for v in value):
+                raise TypeError(f"{item.name} must be a list of {inner.__name__}, got {value!r}")
+            value = tuple(value)
+        else:
+            allowed: dict[str, tuple[type, ...]] = {
+                "int": (int,), "float": (float, int), "str": (str,), "float | None": (float, int, type(None)),
+            }  # fmt: skip
+            if type(value) not in allowed[kinds]:
+                raise TypeError(f"{item.name} must be {kinds}, got {value!r}")
+        out[item.name] = value
+    if unknown := set(data) - set(out):
+        raise TypeError(f"there is no field {sorted(unknown)[0]!r}")
+    return out

@@ -1,0 +1,228 @@
+"""All of it: load, find_weights, plan, apply, verify, save."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from emp_onnx._files import check_target, same_file
+from emp_onnx.apply import apply_masks, planned_masks
+from emp_onnx.certificate import KEY
+from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quote
+from emp_onnx.feeds import Feed
+from emp_onnx.figures import Rule
+from emp_onnx.model_io import Model, load, save
+from emp_onnx.plan import Plan, decide
+from emp_onnx.verify import Verification, alone, verify_against
+from emp_onnx.weights import Refusal, find_weights
+
+__all__ = ["Report", "Sizes", "default_out", "nothing_to_prune", "prune"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a model with its sidecar files, as they are and as gzip would leave them (None: not measured)."""
+
+    plain: int
+    gzipped: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `prune` did.
+
+    Attributes:
+        source: the model that was read, or None for one in memory.
+        out: the file that was written.
+        sidecars: files with weights that belong to `out`.
+        plan: what was kept, and what was refused.
+        verification: every check, and the behaviour on the feeds.
+        before, after: bytes on disk.
+        notes: anything else a person should know.
+    """
+
+    source: Path | None
+    out: Path
+    sidecars: tuple[Path, ...]
+    plan: Plan
+    verification: Verification
+    before: Sizes
+    after: Sizes
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "source": str(self.source) if self.source else None,
+            "out": str(self.out),
+            "sidecars": [str(file) for file in self.sidecars],
+            "total": {
+                **asdict(self.plan.total),
+                "density": self.plan.total.density,
+                "sparsity": self.plan.total.sparsity,
+            },
+            "bytes": {"before": asdict(self.before), "after": asdict(self.after)},
+            "notes": list(self.notes),
+            "verification": self.verification.to_dict(),
+            "plan": self.plan.to_dict(),
+        }
+
+
+def default_out(source: Path) -> Path:
+    """Where the result goes when nothing is said: `IN.pruned.onnx` beside `IN.onnx`."""
+    stem = source.name[: -len(".onnx")] if source.name.lower().endswith(".onnx") else source.name
+    return source.with_name(f"{stem}.pruned.onnx")
+
+
+def prune(
+    model: Model | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    /,
+    *,
+    beta: float | None = None,
+    order: float = 2.0,
+    sparsity: float | None = None,
+    scope: str = "tensor",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_size: int = 1,
+    plan: Plan | None = None,
+    feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    in_place: bool = False,
+    threads: int | None = None,
+    gzip: bool = True,
+) -> Report:
+    """Prune a model: load, find its weights, plan, apply, verify, save.
+
+    The result is verified as the file it will be, before it takes its place: if anything fails, nothing is left behind.
+
+    Args:
+        model: a path, or a model from `load`.
+        out: where the result goes; `IN.pruned.onnx` beside the input if not given. A file already there is replaced.
+        beta: multiplier of the effective size, default 1: the rule itself, nothing to choose.
+        order, sparsity, scope: see `Rule`.
+        include, exclude, min_size: see `find_weights`.
+        plan: a plan made before; then no option above may be given.
+        feeds: for the comparison of outputs: a path (see `read_feeds`) or feeds; seeded random ones if not given.
+        seed: of the random feeds.
+        in_place: replace the input. Without it, an `out` that is the input is refused.
+        threads: how many to use; the result is the same for any number.
+        gzip: also measure the size that gzip would leave (slow for very large models).
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: an option out of its range, a pattern that matches nothing, feeds that do not fit, a plan made for
+            another model (PlanError), a place that cannot be written to (OutputError).
+        ModelError: not an ONNX model, damaged, or without anything that can be pruned (the message gives the reasons).
+        VerifyError: the result failed verification; nothing was written.
+
+    Example:
+        >>> prune("missing.onnx")
+        Traceback (most recent call last):
+            ...
+        emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
+    """
+    source = model if isinstance(model, Model) else load(model)
+    target = _target(source, out, in_place)
+    if plan is None:
+        rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
+        found = find_weights(source, include=include, exclude=exclude, min_size=min_size)
+        made, masks = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
+        if not made.entries:
+            raise nothing_to_prune(source, made.refusals)
+        changed = apply_masks(source, made, masks)
+    else:
+        if (beta, sparsity, order, scope, *include, *exclude, min_size) != (None, None, 2.0, "tensor", 1):
+            raise UsageError("plan must come alone, got other options of the rule or of the choice of weights with it")
+        made = plan
+        if not made.entries:
+            raise PlanError("plan must name at least one weight, got none")
+        masks = planned_masks(source, plan, threads=threads)
+        changed = apply_masks(source, plan, masks)
+    before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
+    result: list[Verification] = []
+
+    def check(temporary: Path) -> None:
+        written = load(temporary)
+        checks, certificate = alone(written)
+        if certificate is None:
+            raise VerifyError("verification failed, nothing was written: the certificate cannot be read back")
+        done = verify_against(
+            written, source, certificate, masks, checks, feeds=feeds, seed=seed, threads=threads, path=temporary
+        )
+        if not done.ok:
+            raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
+        result.append(done)
+
+    notes = _notes(source, made, target, in_place)
+    files = save(changed, target, check=check)
+    return Report(source.path, target, files[1:], made, result[0], before, _sizes(files, gzip), notes)
+
+
+def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | ModelError:
+    """The error for a model in which nothing can be pruned, with the reasons counted."""
+    counts = Counter(refusal.reason for refusal in refusals)
+    reasons = "; ".join(f"{count} × {reason}" for reason, count in counts.most_common(4))
+    if any(refusal.code == "option" for refusal in refusals):
+        return UsageError(
+            f"include, exclude and min_size must leave something to prune in {model.origin}, got: {reasons}"
+        )
+    return ModelError(
+        f"nothing in {model.origin} can be pruned: "
+        + (reasons or "no Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN has a constant weight")
+    )
+
+
+def _target(source: Model, out: str | os.PathLike[str] | None, in_place: bool) -> Path:
+    if in_place:
+        if source.path is None or (out is not None and not same_file(out, source.path)):
+            raise UsageError("in_place must come without another output, and with a model from a file")
+        return source.path
+    if out is None and source.path is None:
+        raise UsageError("out must be given for a model that came from no file")
+    target = Path(out) if out is not None else default_out(source.path or Path())
+    if source.path is not None and same_file(target, source.path):
+        raise UsageError(f"out must not be the input {quote(source.path)}; to replace that, ask for it with in_place")
+    check_target(target, "out")
+    return target
+
+
+def _notes(source: Model, plan: Plan, target: Path, in_place: bool) -> tuple[str, ...]:
+    notes = []
+    if KEY in source.metadata:
+        notes.append(
+            "The input carried a certificate of an earlier pruning. It is replaced; the new figures are relative to it."
+        )
+    if plan.total.k == plan.total.n:
+        notes.append("NOTHING WAS PRUNED: the rule keeps every weight of this model.")
+    if empty := [entry.name for entry in plan.entries if entry.k == 0]:
+        some = ", ".join(map(quote, empty[:5])) + (" and more" if len(empty) > 5 else "")
+        notes.append(f"Nothing is left of {len(empty)} weights, since others in the common pool are larger: {some}.")
+    if in_place and (sidecars := source.sidecars()):
+        some = ", ".join(quote(name) for name in sidecars)
+        notes.append(f"The model no longer uses {some}; delete that if nothing else does.")
+    return tuple(notes)
+
+
+def _sizes(files: Sequence[Path | None], gzip: bool) -> Sizes:
+    real = [file for file in files if file is not None]
+    with ThreadPoolExecutor(2) as pool:
+        packed = list(pool.map(_gzipped, real)) if gzip else None
+    return Sizes(sum(file.stat().st_size for file in real), sum(packed) if packed is not None else None)
+
+
+def _gzipped(file: Path) -> int:
+    packer, size = zlib.compressobj(6, wbits=31), 0
+    with open(file, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            size += len(packer.compress(chunk))
+    return size + len(packer.flush())

@@ -1,0 +1,254 @@
+"""Check a pruned model: by its certificate alone, against the original, and both on the same feeds."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, read_certificate, wrong_bounds
+from emp_onnx.errors import ModelError, UsageError, quote
+from emp_onnx.feeds import Feed, read_feeds
+from emp_onnx.figures import Figures
+from emp_onnx.model_io import Model, load
+from emp_onnx.plan import Mask, decide
+from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
+from emp_onnx.weights import find_weights
+
+__all__ = ["Check", "Verification", "alone", "verify", "verify_against"]
+
+NEAR = 1e-6
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing checked: what, whether it holds, and if not, in what it fails."""
+
+    what: str
+    ok: bool
+    faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome.
+
+    Attributes:
+        checks: everything checked.
+        behaviour: both models on the same feeds, or None when they were not run.
+        not_run: why they were not run, else empty.
+    """
+
+    checks: tuple[Check, ...]
+    behaviour: Behaviour | None = None
+    not_run: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Every fault found, as sentences."""
+        return tuple(fault for check in self.checks for fault in check.faults)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify(
+    pruned: Model | str | os.PathLike[str],
+    original: Model | str | os.PathLike[str] | None = None,
+    /,
+    *,
+    feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Verification:
+    """Check a pruned model.
+
+    Alone: the certificate is whole; every weight has its certified shape, zeros, kept values and positions; the figures
+    are possible, the bounds are those of n, N_eff and k, the count is the rule's. (Under scope `row` the bounds of the
+    single rows are not stored; they are recomputed with the original.)
+
+    With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones
+    +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), or
+    on seeded random ones. How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
+    infinities where the original does not, is a fault.
+
+    Raises:
+        ModelError: a file that is not a readable ONNX model.
+        UsageError: feeds that do not fit, or feeds without an original.
+    """
+    if original is None and feeds is not None:
+        raise UsageError("feeds must come with the original model to compare with, got none")
+    model = pruned if isinstance(pruned, Model) else load(pruned)
+    source = load(original) if isinstance(original, (str, os.PathLike)) else original
+    first, certificate = alone(model)
+    checks = list(first)
+    if source is None or certificate is None:
+        return Verification(tuple(checks), None, "there is no original to compare with" if source is None else "")
+    masks = None
+    try:
+        masks, check = _again(source, certificate, threads)
+        checks.append(check)
+    except ModelError as error:
+        checks.append(Check("the rule gives the same on the original", False, (str(error),)))
+    return verify_against(model, source, certificate, masks, checks, feeds=feeds, seed=seed, threads=threads)
+
+
+def verify_against(
+    pruned: Model,
+    original: Model,
+    certificate: Certificate,
+    masks: Mapping[str, Mask] | None,
+    checks: Iterable[Check] = (),
+    /,
+    *,
+    feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    path: Path | None = None,
+) -> Verification:
+    """The part of `verify` that compares with the original, for masks already known; `checks` are put before its own.
+
+    `path` is where the pruned model is, if not where it says itself.
+    """
+    done = list(checks)
+    if masks is not None:
+        done.append(_check("kept weights are bit-equal, removed ones +0.0", _bits(pruned, original, masks)))
+        done.append(_check("nothing else differs", _rest(pruned, original, frozenset(masks))))
+    behaviour, not_run = None, ""
+    read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
+    try:
+        before = Session(original.path or original, threads=threads)
+    except NotRunError as error:
+        if feeds is not None:
+            raise UsageError(f"feeds must come with a model that runs: {error}") from error
+        return Verification(tuple(done), None, str(error))
+    try:
+        behaviour = compare(before, Session(path or pruned.path or pruned, threads=threads), read, seed=seed)
+        done.append(_check("the pruned model runs where the original does", behaviour.problems))
+    except NotRunError as error:
+        if "cannot load" in str(error):
+            done.append(Check("the pruned model runs where the original does", False, (f"the pruned model: {error}",)))
+        not_run = str(error)
+    return Verification(tuple(done), behaviour, not_run)
+
+
+def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
+    """What can be checked of a pruned model by itself, and its certificate if that is whole."""
+    try:
+        certificate = read_certificate(model)
+    except UsageError as error:
+        return (Check("the certificate is whole", False, (str(error),)),), None
+    faults = []
+    for name in certificate.weights:
+        tensor = model.graph.tensors.get(name)
+        if tensor is None or tensor.dtype != "float32" or name in model.graph.repeated:
+            faults.append(f"weight {quote(name)} is certified, but not among the model's float32 initializers")
+            continue
+        try:
+            with np.errstate(all="ignore"):  # whatever someone wrote there, infinities and NaN too
+                found = list(contradictions(certificate, name, model.values(name)))
+            faults += [f"weight {quote(name)} {fault}" for fault in found]
+        except (ModelError, ValueError, ArithmeticError) as error:
+            faults.append(f"weight {quote(name)} cannot be checked: {error}")
+    checks = [Check("the certificate is whole", True), _check("weights and figures are as certified", faults)]
+    if certificate.rule.scope == "model":
+        checks.append(_check("the common pool's figures are as certified", _pool(certificate)))
+    return tuple(checks), certificate
+
+
+def _pool(certificate: Certificate) -> Iterator[str]:
+    pool, weights = certificate.pool, certificate.weights.values()
+    if pool is None:
+        if certificate.weights:
+            yield "the certificate must hold the figures of the common pool, and does not"
+        return
+    if (pool.n, pool.k) != (sum(w.n for w in weights), sum(w.k for w in weights)):
+        yield f"the common pool keeps {pool.k} of {pool.n}, its weights together something else"
+    l1 = math.fsum(w.l1 for w in weights)
+    squares = math.fsum(w.l1**2 / w.n_eff for w in weights)
+    rule_order_2 = certificate.rule.order == 2 or certificate.rule.sparsity is not None
+    if rule_order_2 and not math.isclose(pool.n_eff, l1**2 / squares, rel_tol=NEAR):
+        yield f"the common pool has an effective size of {pool.n_eff:.9g}, its weights give {l1**2 / squares:.9g}"
+    if not math.isclose(pool.mass, math.fsum(w.mass * w.l1 for w in weights) / l1, rel_tol=NEAR):
+        yield f"the common pool has a retained mass of {pool.mass:.9g}, its weights give another"
+    if rule_order_2:
+        yield from (f"the common pool {fault}" for fault in wrong_bounds(pool))
+    yield from (f"the common pool {fault}" for fault in miscounted(certificate.rule, pool))
+
+
+def _again(original: Model, certificate: Certificate, threads: int | None) -> tuple[dict[str, Mask] | None, Check]:
+    """The certificate's rule applied to the original, and whether that gives the certificate's figures."""
+    what = "the rule gives the same on the original"
+    known = {weight.name: weight for weight in find_weights(original).weights}
+    missing = [name for name in certificate.weights if name not in known]
+    if missing:
+        return None, Check(
+            what, False, tuple(f"weight {quote(n)} is certified, but is no weight of the original" for n in missing)
+        )
+    plan, masks = decide(original, [known[name] for name in certificate.weights], certificate.rule, threads=threads)
+    entries = {entry.name: entry for entry in plan.entries}
+    faults = []
+    for name, said in certificate.weights.items():
+        entry = entries.get(name)
+        if entry is None:
+            faults.append(f"weight {quote(name)} is certified, but the original's holds only zeros")
+        elif entry.shape != said.shape:
+            faults.append(f"weight {quote(name)} has the shape {said.shape}, the original's {entry.shape}")
+        else:
+            faults += [f"weight {quote(name)}: {fault}" for fault in _apart(said, entry)]
+            if (entry.zeros, entry.pools) != (said.zeros, said.pools) or not math.isclose(
+                entry.l1, said.l1, rel_tol=NEAR
+            ):
+                faults.append(
+                    f"weight {quote(name)}: zeros, pools or Σ|w| are certified otherwise than the original gives"
+                )
+    if plan.pool and certificate.pool:
+        faults += [f"the common pool: {fault}" for fault in _apart(certificate.pool, plan.pool)]
+    return (
+        masks if not faults else {n: m for n, m in masks.items() if entries[n].shape == certificate.weights[n].shape}
+    ), _check(what, faults)
+
+
+def _apart(said: Figures, right: Figures) -> Iterator[str]:
+    if (said.n, said.k) != (right.n, right.k):
+        yield f"certified to keep {said.k} of {said.n}, the original gives {right.k} of {right.n}"
+    for what in ("n_eff", "mass_lower", "mass", "mass_upper"):
+        one, other = getattr(said, what), getattr(right, what)
+        if not math.isclose(one, other, rel_tol=NEAR, abs_tol=1e-9):
+            yield f"certified {what} is {one:.9g}, the original gives {other:.9g}"
+
+
+def _bits(pruned: Model, original: Model, masks: Mapping[str, Mask]) -> Iterator[str]:
+    for name, mask in masks.items():
+        tensor = pruned.graph.tensors.get(name)
+        if tensor is None or tensor.dtype != "float32" or tensor.shape != mask.shape:
+            yield f"weight {quote(name)} is missing, or of another type or shape"
+            continue
+        after = pruned.values(name).view(np.uint32)
+        if bad := int(np.count_nonzero(after[~mask])):
+            yield f"weight {quote(name)} has {bad} removed elements that are not +0.0"
+        if bad := int(np.count_nonzero((after != original.values(name).view(np.uint32)) & mask)):
+            yield f"weight {quote(name)} has {bad} kept elements whose bits differ from the original's"
+
+
+def _rest(pruned: Model, original: Model, names: frozenset[str]) -> Iterator[str]:
+    after, before = pruned.rest(names, KEY), original.rest(names, KEY)
+    for place in sorted(after.keys() | before.keys()):
+        if after.get(place) != before.get(place):
+            yield f"{place} differs from the original"
+
+
+def _check(what: str, faults: Iterable[str]) -> Check:
+    found = tuple(faults)
+    return Check(what, not found, found[:50])

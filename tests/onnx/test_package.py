@@ -1,0 +1,100 @@
+"""The package as a whole: its public names, its errors, what importing it costs, and its examples."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emp_core
+import emp_onnx
+from emp_onnx import errors
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = sorted(
+    item.name
+    for item in pkgutil.walk_packages(emp_onnx.__path__, "emp_onnx.")
+    if not item.name.endswith(("__main__", ".train"))  # commands; the second needs what only training needs
+)
+
+
+def test_all_is_sorted_and_holds_every_public_name() -> None:
+    public = [
+        name
+        for name, item in vars(emp_onnx).items()
+        if not name.startswith("_")
+        and type(item).__name__ != "module"
+        and getattr(item, "__module__", "").startswith("emp")
+    ]
+    assert sorted(public) == emp_onnx.__all__ == sorted(emp_onnx.__all__)
+
+
+def test_the_verbs_are_functions_not_rooms() -> None:
+    for verb in ("load", "find_weights", "plan", "apply", "verify", "save", "prune"):
+        assert callable(getattr(emp_onnx, verb))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_names_what_it_offers(room: str) -> None:
+    module = importlib.import_module(room)
+    assert module.__doc__
+    for name in module.__all__:
+        assert getattr(module, name).__doc__ or name.isupper()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_examples_run(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(importlib.import_module(room)).failed == 0
+
+
+def test_the_error_tree() -> None:
+    assert issubclass(errors.OnnxError, emp_core.EmpError)
+    codes = {e: getattr(errors, e).exit_code for e in errors.__all__ if e.endswith("Error")}
+    assert codes == {
+        "MissingExtraError": 2, "ModelError": 3, "OnnxError": 3, "OutputError": 2, "PlanError": 2, "UsageError": 2,
+        "VerifyError": 1,
+    }  # fmt: skip
+
+
+def imported(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return set(done.stdout.split())
+
+
+def test_importing_pulls_in_nothing_heavy_and_this_test_can_fail() -> None:
+    heavy = {"onnx", "onnxruntime", "onnx_ir", "scipy", "rich"}
+    assert not imported("import emp_onnx") & heavy
+    assert imported("import emp_onnx, onnx") & heavy == {"onnx"}
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    for file in (ROOT / "adapters" / "emp_onnx").glob("*.py"):
+        if file.name not in ("cli.py", "__main__.py"):
+            text = file.read_text(encoding="utf-8")
+            assert "print(" not in text.replace("console.print(", "")
+            assert "sys.exit" not in text
+
+
+def test_only_one_room_touches_protobufs() -> None:
+    for file in (ROOT / "adapters" / "emp_onnx").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if file.name != "model_io.py" and "demo" not in file.parts:
+            assert "import onnx\n" not in text
+            assert "from onnx import" not in text
+            assert "protobuf" not in text.replace("google.protobuf", "protobuf").replace("protobufs", "")
+
+
+def test_a_missing_onnx_says_how_to_add_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"anything")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(emp_onnx.MissingExtraError, match=r"pip install 'effective-pruning\[onnx\]'$"):
+        emp_onnx.load(tmp_path / "m.onnx")
