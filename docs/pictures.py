@@ -14,11 +14,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import emp_onnx
 import numpy as np
-from emp_onnx.demo import run_demo
 
 import emp_core
+import emp_onnx
+from emp_onnx.demo import run_demo
 
 DOCS = Path(__file__).resolve().parent
 PICTURE = DOCS / "effective-size.svg"

@@ -131,7 +131,7 @@ def wide(source: Given) -> Any:
     if source.xp is not np and "jax" in sys.modules and source.host is None and _of("jax", "Array", source.array):
         import jax
 
-        switch = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # type: ignore[attr-defined]
+        switch = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
         with switch(True):
             yield
     else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,10 +27,19 @@ from ._namespace import BFLOAT16
 
 T = TypeVar("T")
 Mask = NDArray[np.bool_]
-PIECE = 2048  # scores summed in one product; three of them stay below what makes a BLAS start threads
-BATCH = 8  # chunks that a helping thread takes at a time
-SAMPLE = 1 << 18  # scores looked at to bracket the threshold
-THREAD_FROM = 1 << 22  # scores per helping thread
+PIECE = 4096  # scores summed in one product; two rows of them stay below what makes a BLAS start threads
+BATCH = 8  # chunks that a thread takes at a time where there are several
+SAMPLE = 1 << 17  # scores looked at to bracket the threshold
+RUN = 16  # neighbours in a sample: one line of cache
+THREAD_FROM = 1 << 21  # scores that are worth a further thread
+
+
+class Products(NamedTuple):
+    """Sums over pieces: Σs, Σs², Σ of the kept."""
+
+    total: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    kept: NDArray[np.float64]
 
 
 class Buffers:
@@ -39,20 +48,20 @@ class Buffers:
     def __init__(self, dtype: np.dtype[Any], size: int) -> None:
         size = -(-size // PIECE) * PIECE
         self.magnitude = np.empty(size, dtype)
-        self.wide = np.ones((3, size))  # magnitudes, kept or not, ones: the vectors whose products are the sums
+        self.wide = np.zeros((2, size))  # magnitudes, and 1 or 0 for kept or not
         self.flag = np.empty(size, bool)
 
-    def products(self, size: int, *, kept: bool) -> NDArray[np.float64]:
-        """Σs², Σ of the kept, Σs of each PIECE of the first ``size`` scores in ``wide``, as rows (without the second if not kept).
+    def products(self, size: int) -> Products:
+        """Σs, Σs² and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``.
 
-        One small matrix product per piece: fast, and the same for a piece in whatever chunk it came. Pieces are too
+        Small matrix products, one per piece: fast, and the same for a piece in whatever chunk it came. Pieces are too
         short for a BLAS to start threads of its own.
         """
         end = -(-size // PIECE) * PIECE
-        self.wide[:2, size:end] = 0
-        wide = self.wide[:, :end].reshape(3, -1, PIECE)
-        products: NDArray[np.float64] = np.matmul(wide[:: 1 if kept else 2].swapaxes(0, 1), wide[0][:, :, None])
-        return products[:, :, 0]
+        self.wide[:, size:end] = 0
+        rows = self.wide[:, :end].reshape(2, -1, PIECE)
+        product = np.matmul(rows.swapaxes(0, 1), rows[0][:, :, None])
+        return Products(np.einsum("ij->i", rows[0]), product[:, 0, 0], product[:, 1, 0])
 
 
 class Chunk(NamedTuple):
@@ -70,7 +79,7 @@ class Sweep(NamedTuple):
     sums: Sums
     kept: float
     above: int
-    inside: list[tuple[Chunk, NDArray[Any], NDArray[np.uint32]]] | None
+    inside: list[tuple[Chunk, NDArray[Any], NDArray[np.intp]]] | None
 
 
 class Stream:
@@ -125,52 +134,36 @@ class Stream:
             np.copyto(out, -1, where=~where[chunk.start : chunk.stop])
         return out
 
-    def run(
-        self, work: Callable[[Chunk, Buffers], T], *, batch: int = 1, chunks: Sequence[Chunk] | None = None
-    ) -> list[tuple[Chunk, T]]:
+    def run(self, work: Callable[[Chunk, Buffers], T], *, batch: int = BATCH) -> list[tuple[Chunk, T]]:
         """``work`` on every chunk, in threads; chunks and results in order.
 
-        The first thread takes single chunks, which stay in its cache; each further one takes ``batch`` of them at a
-        time, from the other end. NumPy lets go of the interpreter's lock inside its loops only: two threads that both made
-        short loops would wait for each other at every one of them.
+        One thread takes single chunks, which stay in its cache. Several threads take up to ``batch`` chunks of a part
+        at a time: NumPy lets go of the interpreter's lock inside its loops only, and threads that make short loops wait
+        for each other at every one of them (measured: eight chunks of 2**16 scores are best, two are no gain at all).
         """
-        todo = self.chunks if chunks is None else chunks
         size = min(CHUNK, max((p.size for p in self.parts), default=1))
-        threads = min(self.threads, len(todo), 1 + self.length // THREAD_FROM)
-        if threads <= 1:
+        threads = min(self.threads, len(self.chunks), 1 + self.length // THREAD_FROM)
+        if threads <= 1 or batch <= 1:
             buffers = Buffers(self.dtype, size)
-            return [(c, work(c, buffers)) for c in todo]
-        results: list[tuple[Chunk, T]] = []
-        left = [0, len(todo)]
+            return [(c, work(c, buffers)) for c in self.chunks]
+        todo = iter(batched(self.chunks, batch))
         lock = threading.Lock()
 
-        def take(most: int) -> Chunk | None:
-            with lock:
-                if left[0] == left[1]:
-                    return None
-                if most == 1:
-                    left[0] += 1
-                    return todo[left[0] - 1]
-                last = first = todo[left[1] - 1]
-                while left[1] > left[0] and most and todo[left[1] - 1].part == last.part:
-                    first = todo[left[1] - 1]
-                    left[1] -= 1
-                    most -= 1
-                return Chunk(first.order, first.part, first.start, last.stop)
-
-        def several(most: int) -> None:
-            buffers = Buffers(self.dtype, size * most)
-            while (chunk := take(most)) is not None:
+        def several() -> list[tuple[Chunk, T]]:
+            buffers = Buffers(self.dtype, size * batch)
+            results: list[tuple[Chunk, T]] = []
+            while True:
+                with lock:
+                    chunk = next(todo, None)
+                if chunk is None:
+                    return results
                 results.append((chunk, work(chunk, buffers)))
 
         from concurrent.futures import ThreadPoolExecutor  # not at import: it takes longer than all of this package
 
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(several, batch) for _ in range(threads - 1)]
-            several(1)
-            for other in others:
-                other.result()
-        return sorted(results, key=lambda r: r[0].order)
+        with ThreadPoolExecutor(threads) as pool:
+            found = [pool.submit(several) for _ in range(threads)]
+            return sorted((r for f in found for r in f.result()), key=lambda r: r[0].order)
 
     def magnitudes(self) -> NDArray[Any]:
         """All magnitudes, for pools that are short."""
@@ -193,8 +186,13 @@ class Stream:
             self._refuse_not_finite(chunk, wide)
             if keep is not None:
                 wide *= keep[chunk.part][chunk.start : chunk.stop]
-            totals, squares = exact_rows(np, wide[None, :], np.asarray, single=self.dtype.itemsize == 4)
-            return Sums(0, totals[0], squares[0])
+            total, squares = 0, 0
+            whole = wide.size & -CHUNK
+            for rows in (wide[:whole].reshape(-1, CHUNK), wide[None, whole:]):
+                if rows.size:
+                    found = exact_rows(np, rows, np.asarray, single=self.dtype.itemsize == 4)
+                    total, squares = total + sum(found[0]), squares + sum(found[1])
+            return Sums(0, total, squares)
 
         total = Sums(0, 0, 0)
         for _, part in self.run(work):
@@ -210,18 +208,19 @@ class Stream:
     def kept_share(self, masks: Sequence[Mask]) -> float:
         """Σ|s| of the kept scores over Σ|s| of all; 1 when all are zero."""
 
-        def work(chunk: Chunk, buffers: Buffers) -> NDArray[np.float64]:
+        def work(chunk: Chunk, buffers: Buffers) -> Products:
             wide = self._wide(chunk, self.load(chunk, buffers), buffers)
             np.copyto(buffers.wide[1, : wide.size], masks[chunk.part][chunk.start : chunk.stop])
-            return buffers.products(wide.size, kept=True)
+            return buffers.products(wide.size)
 
         if self.length <= CHUNK:
             return self._exact_share(masks)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            found = np.concatenate([f for _, f in self.run(work, batch=BATCH)])
-        if not 2.0**-900 < found[:, 2].sum() < math.inf:
+            found = [products for _, products in self.run(work)]
+            rough = sum(float(f.total.sum()) for f in found)
+        if not 2.0**-900 < rough < math.inf:
             return self._exact_share(masks)
-        return min(1.0, math.fsum(found[:, 1].tolist()) / math.fsum(found[:, 2].tolist()))
+        return min(1.0, total_of([f.kept for f in found]) / total_of([f.total for f in found]))
 
     def _exact_share(self, masks: Sequence[Mask]) -> float:
         whole, part = self.exact(), self.exact(masks)
@@ -261,50 +260,44 @@ class Stream:
         room = max(4 * CHUNK, self.length // 32)
         held = 0
 
-        def work(chunk: Chunk, buffers: Buffers) -> tuple[NDArray[np.float64], int, NDArray[Any], NDArray[np.uint32]]:
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[Products, int, NDArray[Any], NDArray[np.intp]]:
             nonlocal held
             magnitude = self.load(chunk, buffers)
             if not sums:  # with sums, these tell
                 self._refuse_unordered(chunk, magnitude)
-            products, count, values, index = NO_PRODUCTS, 0, magnitude[:0], NO_INDEX
-            marked = masks is not None and held <= room
-            if marked and masks is not None:
+            products, count, values, index = NOTHING, 0, magnitude[:0], NO_INDEX
+            if masks is not None and held <= room:
                 above, flag = masks[chunk.part][chunk.start : chunk.stop], buffers.flag[: magnitude.size]
                 np.greater(magnitude, high, out=above)
                 count = int(np.count_nonzero(above))
                 np.greater_equal(magnitude, low, out=flag)
                 np.not_equal(flag, above, out=flag)
-                places = np.flatnonzero(flag)
-                held += places.size
-                values, index = magnitude[places], places.astype(np.uint32)
+                index = flag.nonzero()[0]
+                values = magnitude[index]
+                held += index.size
                 if sums:
                     np.copyto(buffers.wide[1, : magnitude.size], above)
             if sums:
                 self._wide(chunk, magnitude, buffers)
-                products = buffers.products(magnitude.size, kept=marked)
+                products = buffers.products(magnitude.size)
             return products, count, values, index
 
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            found = self.run(work, batch=BATCH)
+            found = self.run(work)
         inside = [(chunk, values, index) for chunk, (_, _, values, index) in found] if held <= room else None
         above = sum(count for _, (_, count, _, _) in found)
         if not sums:
             return Sweep(Sums(self.n, 0, 0), 0.0, above, inside)
-        kept = math.inf
-        if masks is not None and inside is not None:
-            kept = math.fsum(x for _, (products, _, _, _) in found for x in products[:, 1].tolist())
-        total = [x for _, (products, _, _, _) in found for x in products[:, -1].tolist()]
-        squares = [x for _, (products, _, _, _) in found for x in products[:, 0].tolist()]
-        return Sweep(self._bounded(total, squares), kept, above, inside)
+        products = [f[0] for _, f in found]
+        kept = total_of([p.kept for p in products]) if inside is not None else math.inf
+        return Sweep(self._bounded([p.total for p in products], [p.squares for p in products]), kept, above, inside)
 
-    def _bounded(self, totals: list[float], squares: list[float]) -> Sums:
+    def _bounded(self, totals: list[NDArray[np.float64]], squares: list[NDArray[np.float64]]) -> Sums:
         """What float64 sums of the pieces say; exact sums where they overflowed, vanished or are not finite."""
-        if not any(totals):
+        if not any(t.any() for t in totals):
             return Sums(self.n, 0, 0)
-        if not all(map(math.isfinite, totals + squares)):
-            return self.exact()
-        total, square = math.fsum(totals), math.fsum(squares)
-        if not 2.0**-900 < square < math.inf:
+        total, square = total_of(totals), total_of(squares)
+        if not (total < math.inf and 2.0**-900 < square < math.inf):
             return self.exact()
         slack = PIECE * 2.0**-52  # PIECE addends in any order round by at most PIECE·2**-53; twice that, for the rest
         return Sums(
@@ -323,9 +316,7 @@ class Stream:
             masks = self.top_mask(k)
             return sums, k, masks, self.kept_share(masks)
         masks = [np.empty(p.size, bool) for p in self.parts]
-        sample = self.sample()
-        share, doubt = guess(sample, float(beta))
-        seen = self.sweep(masks, *bracket(sample, share, doubt), sums=True)
+        seen = self.sweep(masks, *bracket(self.sample(), beta=float(beta)), sums=True)
         sums, k = self.decide(seen.sums, beta)
         extra = self._settle(seen, k, masks) if k < self.n else None
         if extra is None or seen.sums.exact:
@@ -354,8 +345,7 @@ class Stream:
             for m, w in zip(masks, self.where, strict=True):
                 m[...] = False if k <= 0 else True if w is None else w
             return masks
-        sample = self.sample()
-        if self._settle(self.sweep(masks, *bracket(sample, k / self.n, 0.0)), k, masks) is None:
+        if self._settle(self.sweep(masks, *bracket(self.sample(), share=k / self.n)), k, masks) is None:
             self._at(self.kth_largest(k), k, masks)
         return masks
 
@@ -370,30 +360,33 @@ class Stream:
         threshold = np.partition(values, values.size - need)[values.size - need]
         best = values > threshold
         ties = need - int(np.count_nonzero(best))
-        with np.errstate(over="ignore"):  # the share of such masses is taken exactly
-            extra = float(values[best].sum(dtype=np.float64)) + ties * float(threshold)
         best[np.flatnonzero(values == threshold)[:ties]] = True  # values come in the order of their places
         start = 0
         for chunk, value, index in seen.inside:
-            masks[chunk.part][chunk.start : chunk.stop][index[best[start : start + value.size]]] = True
+            masks[chunk.part][chunk.start : chunk.stop][index] = best[start : start + value.size]
             start += value.size
-        return extra
+        with np.errstate(over="ignore"):  # the share of such masses is taken exactly
+            return float(np.multiply(values, best).sum(dtype=np.float64))
 
     def sample(self) -> NDArray[Any]:
-        """Magnitudes of some scores, sorted; the same ones each time. Empty for a pool that needs no bracket."""
-        if self.length <= 4 * CHUNK:
-            return np.empty(0, self.dtype)
+        """Magnitudes at some random places, the same each time, as runs of neighbours (runs, RUN); −1 outside the pool.
+
+        Empty for a pool that needs no bracket.
+        """
+        taken = [np.empty((0, RUN), self.dtype)]
         generator = np.random.default_rng(self.length)
-        buffers = Buffers(self.dtype, min(CHUNK, max(self.length, 1)))
-        taken = []
         for part, where, name in zip(self.parts, self.where, self.names, strict=True):
-            index = generator.integers(0, max(part.size, 1), round(SAMPLE * (part.size / self.length)))
-            for start in range(0, index.size, CHUNK):
-                pick = np.sort(index[start : start + CHUNK])
-                few = Stream([part[pick]], [None if where is None else where[pick]], [name], 1, self.dtype)
-                taken.append(few.load(few.chunks[0], buffers).copy())
-        sample = np.concatenate(taken) if taken else np.empty(0, self.dtype)
-        return np.sort(sample[sample >= 0])
+            runs = part.size // RUN if self.length > 4 * CHUNK else 0
+            pick = np.sort(
+                generator.integers(0, max(runs, 1), round(SAMPLE / RUN * (part.size / self.length)) if runs else 0)
+            )
+            for start in range(0, pick.size, CHUNK // RUN):
+                some = pick[start : start + CHUNK // RUN]
+                few = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
+                inside = None if where is None else where[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
+                stream = Stream([few], [inside], [name], 1, self.dtype)
+                taken.append(stream.magnitudes().reshape(-1, RUN))
+        return np.concatenate(taken)
 
     def kth_largest(self, k: int) -> Any:
         """The k-th largest magnitude, by radix passes of 16 bits: O(n) whatever the data."""
@@ -412,7 +405,7 @@ class Stream:
                 return np.bincount(((bits >> kind.type(shift)) & kind.type(0xFFFF)).astype(np.intp), minlength=1 << 16)
 
             counts = np.zeros(1 << 16, np.int64)
-            for _, c in self.run(work, batch=BATCH):
+            for _, c in self.run(work):
                 counts += c
             below = np.cumsum(counts)
             digit = int(np.searchsorted(below, left, side="right"))
@@ -430,7 +423,7 @@ class Stream:
             flag = np.equal(magnitude, threshold, out=buffers.flag[: magnitude.size])
             return int(np.count_nonzero(above)), int(np.count_nonzero(flag))
 
-        counts = self.run(work)
+        counts = self.run(work, batch=1)
         surplus = sum(kept for _, (kept, _) in counts) - k  # ties to let go, from the highest index down
         buffers = Buffers(self.dtype, min(CHUNK, max(self.length, 1)))
         for chunk, (_, ties) in reversed(counts):
@@ -446,8 +439,18 @@ class Stream:
                 surplus -= drop
 
 
-NO_PRODUCTS = np.empty((0, 3))
-NO_INDEX = np.empty(0, np.uint32)
+NO_PRODUCTS = np.empty(0)
+NOTHING = Products(NO_PRODUCTS, NO_PRODUCTS, NO_PRODUCTS)
+NO_INDEX = np.empty(0, np.intp)
+
+
+def total_of(pieces: list[NDArray[np.float64]]) -> float:
+    """The correctly rounded sum of all numbers, in whatever order; inf where one is not finite or the sum overflows."""
+    numbers = np.concatenate([NO_PRODUCTS, *pieces])
+    try:
+        return math.fsum(numbers.tolist()) if np.isfinite(numbers).all() else math.inf
+    except OverflowError:
+        return math.inf
 
 
 def fits_float32(part: NDArray[Any]) -> bool:
@@ -455,28 +458,51 @@ def fits_float32(part: NDArray[Any]) -> bool:
     return part.dtype == BFLOAT16 or part.dtype.itemsize * (1 if part.dtype.kind == "f" else 2) <= 4
 
 
-def guess(sample: NDArray[Any], beta: float) -> tuple[float, float]:
-    """The share of scores that the rule will keep, as a sample sees it, and the standard error of that share."""
-    a = sample.astype(np.float64)
-    mean, square = (float(a.mean()), float(np.square(a).mean())) if a.size else (0.0, 0.0)
-    if not (math.isfinite(square) and square > 0 and mean > 0):
-        return 1.0, 1.0
-    share = mean * mean / square
-    influence = share * (2 * (a / mean - 1) - (np.square(a) / square - 1))
-    return min(beta * share, 1.0), beta * float(influence.std()) / a.size**0.5
+def bracket(runs: NDArray[Any], *, share: float | None = None, beta: float = 1.0) -> tuple[float, float]:
+    """Two values that very probably hold the threshold between them; were they wrong, only time is lost.
 
-
-def bracket(sample: NDArray[Any], share: float, doubt: float) -> tuple[float, float]:
-    """Two values that very probably hold the threshold between them; were they wrong, only time is lost."""
-    if sample.size < 64:
+    The threshold keeps ``share`` of the scores, or what the rule will keep, as the sample sees it. Neighbouring scores
+    may be alike, so the error is estimated from run to run.
+    """
+    inside = runs >= 0
+    ordered = np.sort(runs[inside])
+    if ordered.size < 64 * RUN:
         return 0.0, math.inf
-    place = sample.size * (1 - share)
-    spread = 6 * ((sample.size * share * (1 - share)) ** 0.5 + sample.size * doubt) + 8
+    a = np.maximum(runs, 0, dtype=np.float64)
+    influence = np.zeros(len(runs))
+    if share is None:
+        with np.errstate(all="ignore"):
+            total, squares = float(a.sum()), float(np.einsum("ij,ij->", a, a))
+            rule = beta * total * total / squares / ordered.size if squares else 1.0
+            if not math.isfinite(rule):
+                return 0.0, math.inf
+            scale = rule * ordered.size
+            influence = (
+                scale * (2 * a.sum(axis=1) / total - np.einsum("ij,ij->i", a, a) / squares) if squares else influence
+            )
+        share = min(rule, 1.0)
+    place = ordered.size * (1 - share)
+    middle = ordered[min(int(place), ordered.size - 1)]
+    above = np.count_nonzero(runs > middle, axis=1) - share * np.count_nonzero(inside, axis=1)
+    spread = 3.5 * float(np.std(influence - above)) * len(runs) ** 0.5 + 8
     low, high = math.floor(place - spread), math.ceil(place + spread)
     return (
-        float(sample[low]) if 0 <= low < sample.size else 0.0,
-        float(sample[high]) if 0 <= high < sample.size else math.inf,
+        float(ordered[low]) if 0 <= low < ordered.size else 0.0,
+        float(ordered[high]) if 0 <= high < ordered.size else math.inf,
     )
+
+
+def batched(chunks: Sequence[Chunk], most: int) -> Iterator[Chunk]:
+    """Neighbours of one part joined, up to ``most`` at a time."""
+    start = 0
+    while start < len(chunks):
+        first = last = chunks[start]
+        end = start
+        while end < len(chunks) and end - start < most and chunks[end].part == first.part:
+            last = chunks[end]
+            end += 1
+        yield Chunk(first.order, first.part, first.start, last.stop)
+        start = end
 
 
 def processors() -> int:
