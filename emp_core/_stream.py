@@ -27,19 +27,19 @@ from ._namespace import BFLOAT16
 
 T = TypeVar("T")
 Mask = NDArray[np.bool_]
-PIECE = 4096  # scores summed in one product; two rows of them stay below what makes a BLAS start threads
-BATCH = 8  # chunks that a thread takes at a time where there are several
+PIECE = 4096  # scores summed in one go
+BATCH = 4  # chunks that a thread takes at a time where there are several
 SAMPLE = 1 << 17  # scores looked at to bracket the threshold
 RUN = 16  # neighbours in a sample: one line of cache
 THREAD_FROM = 1 << 21  # scores that are worth a further thread
 
 
 class Products(NamedTuple):
-    """Sums over pieces: Σs, Σs², Σ of the kept."""
+    """Sums over pieces: Σs, Σs², Σ max(s, high)."""
 
     total: NDArray[np.float64]
     squares: NDArray[np.float64]
-    kept: NDArray[np.float64]
+    raised: NDArray[np.float64]
 
 
 class Buffers:
@@ -48,20 +48,20 @@ class Buffers:
     def __init__(self, dtype: np.dtype[Any], size: int) -> None:
         size = -(-size // PIECE) * PIECE
         self.magnitude = np.empty(size, dtype)
-        self.wide = np.zeros((2, size))  # magnitudes, and 1 or 0 for kept or not
+        self.wide = np.empty((2, size))  # magnitudes in float64, and something made of them
         self.flag = np.empty(size, bool)
 
-    def products(self, size: int) -> Products:
-        """Σs, Σs² and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``.
+    def products(self, size: int, high: float | None) -> Products:
+        """Σs, Σs² and, given ``high``, Σ max(s, high), for each PIECE of the first ``size`` scores in ``wide``.
 
-        Small matrix products, one per piece: fast, and the same for a piece in whatever chunk it came. Pieces are too
-        short for a BLAS to start threads of its own.
+        The last piece is filled up with zeros. The sums of a piece are the same in whatever chunk it came. einsum and
+        no BLAS: a BLAS has threads and locks of its own, and was slower as soon as two threads of ours called it.
         """
         end = -(-size // PIECE) * PIECE
-        self.wide[:, size:end] = 0
-        rows = self.wide[:, :end].reshape(2, -1, PIECE)
-        product = np.matmul(rows.swapaxes(0, 1), rows[0][:, :, None])
-        return Products(np.einsum("ij->i", rows[0]), product[:, 0, 0], product[:, 1, 0])
+        self.wide[0, size:end] = 0
+        wide, other = self.wide[:, :end].reshape(2, -1, PIECE)
+        raised = NO_PRODUCTS if high is None else np.einsum("ij->i", np.maximum(wide, high, out=other))
+        return Products(np.einsum("ij->i", wide), np.einsum("ij,ij->i", wide, wide), raised)
 
 
 class Chunk(NamedTuple):
@@ -74,7 +74,7 @@ class Chunk(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What one look at every score found: sums, mass and count above the bracket, values and places inside it."""
+    """What one look at every score found: sums, mass (inf: not taken) and count above the bracket, what is inside."""
 
     sums: Sums
     kept: float
@@ -139,7 +139,7 @@ class Stream:
 
         One thread takes single chunks, which stay in its cache. Several threads take up to ``batch`` chunks of a part
         at a time: NumPy lets go of the interpreter's lock inside its loops only, and threads that make short loops wait
-        for each other at every one of them (measured: eight chunks of 2**16 scores are best, two are no gain at all).
+        for each other at every one of them (measured: four chunks of 2**16 scores are best, single ones are no gain at all).
         """
         size = min(CHUNK, max((p.size for p in self.parts), default=1))
         threads = min(self.threads, len(self.chunks), 1 + self.length // THREAD_FROM)
@@ -208,19 +208,19 @@ class Stream:
     def kept_share(self, masks: Sequence[Mask]) -> float:
         """Σ|s| of the kept scores over Σ|s| of all; 1 when all are zero."""
 
-        def work(chunk: Chunk, buffers: Buffers) -> Products:
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[float, float]:
             wide = self._wide(chunk, self.load(chunk, buffers), buffers)
-            np.copyto(buffers.wide[1, : wide.size], masks[chunk.part][chunk.start : chunk.stop])
-            return buffers.products(wide.size)
+            kept = buffers.wide[1, : wide.size]
+            np.multiply(wide, masks[chunk.part][chunk.start : chunk.stop], out=kept)
+            return float(np.einsum("i->", wide)), float(np.einsum("i->", kept))
 
         if self.length <= CHUNK:
             return self._exact_share(masks)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            found = [products for _, products in self.run(work)]
-            rough = sum(float(f.total.sum()) for f in found)
-        if not 2.0**-900 < rough < math.inf:
+            found = [sums for _, sums in self.run(work)]
+        if not 2.0**-900 < sum(total for total, _ in found) < math.inf:
             return self._exact_share(masks)
-        return min(1.0, total_of([f.kept for f in found]) / total_of([f.total for f in found]))
+        return min(1.0, math.fsum(kept for _, kept in found) / math.fsum(total for total, _ in found))
 
     def _exact_share(self, masks: Sequence[Mask]) -> float:
         whole, part = self.exact(), self.exact(masks)
@@ -275,11 +275,9 @@ class Stream:
                 index = flag.nonzero()[0]
                 values = magnitude[index]
                 held += index.size
-                if sums:
-                    np.copyto(buffers.wide[1, : magnitude.size], above)
             if sums:
                 self._wide(chunk, magnitude, buffers)
-                products = buffers.products(magnitude.size)
+                products = buffers.products(magnitude.size, None if masks is None else high)
             return products, count, values, index
 
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -289,7 +287,12 @@ class Stream:
         if not sums:
             return Sweep(Sums(self.n, 0, 0), 0.0, above, inside)
         products = [f[0] for _, f in found]
-        kept = total_of([p.kept for p in products]) if inside is not None else math.inf
+        kept = math.inf
+        if masks is not None and high < math.inf and above * 1000 > self.length:
+            # Σ of those above = Σ max(s, high) − high·(number of all others): no digits lost while they are not too few
+            raised = [p.raised for p in products]
+            others = PIECE * sum(r.size for r in raised) - above
+            kept = total_of([*raised, np.array([-high * others])])
         return Sweep(self._bounded([p.total for p in products], [p.squares for p in products]), kept, above, inside)
 
     def _bounded(self, totals: list[NDArray[np.float64]], squares: list[NDArray[np.float64]]) -> Sums:
@@ -319,8 +322,8 @@ class Stream:
         seen = self.sweep(masks, *bracket(self.sample(), beta=float(beta)), sums=True)
         sums, k = self.decide(seen.sums, beta)
         extra = self._settle(seen, k, masks) if k < self.n else None
-        if extra is None or seen.sums.exact:
-            masks = self.top_mask(k)
+        if extra is None or seen.sums.exact or seen.kept == math.inf:
+            masks = masks if extra is not None else self.top_mask(k)
             return sums, k, masks, self.kept_share(masks)
         total = seen.sums.total / (1 << UNIT)
         return sums, k, masks, min(1.0, (seen.kept + extra) / total)
