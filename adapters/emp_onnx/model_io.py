@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Values", "load", "save"]
 
-FLOAT = 1
-Values = NDArray[np.float32]
+Values = NDArray[Any]
 
 
 class Model:
@@ -52,9 +51,10 @@ class Model:
         self._proto = proto
         self.path = path
         self._patches = dict(patches or {})
-        self.graph = _graph(proto.graph, "", None)
-        self.functions = {(_text(f.domain), _text(f.name)): _function(f) for f in proto.functions}
-        self._index = {t.name: i for i, t in enumerate(proto.graph.initializer)}
+        self._places: dict[str, TensorProto] = {}
+        reader = _Reader(self._places)
+        self.graph = reader.graph(proto.graph, "", "", None)
+        self.functions = {(_text(f.domain), _text(f.name)): reader.function(f) for f in proto.functions}
 
     @property
     def origin(self) -> str:
@@ -66,53 +66,50 @@ class Model:
         """The model's metadata_props, as a copy."""
         return {_text(entry.key): _text(entry.value) for entry in self._proto.metadata_props}
 
-    def values(self, name: str, /) -> Values:
-        """The values of a float32 initializer of the main graph, in its shape, read-only.
+    def values(self, key: str, /) -> Values:
+        """The values of any constant tensor by its key (see `Tensor`), in its shape and its own dtype, read-only.
+
+        Of a sparse tensor these are the stored values, in order. Types that NumPy lacks come as those of ml_dtypes.
 
         Raises:
             ModelError: the tensor's bytes do not fit its shape, or its sidecar file is missing, short or out of bounds.
         """
-        tensor = self._initializer(name)
-        shape = tuple(tensor.dims)
-        if name in self._patches:
-            flat = self._patches[name].reshape(-1)
+        tensor = self._places[key]
+        shape, dtype = tuple(tensor.dims), _dtype(tensor)
+        count = math.prod(shape)
+        if key in self._patches:
+            flat = self._patches[key].reshape(-1)
         elif tensor.data_location == 1:
-            flat = self._mapped(tensor)
+            flat = _unpacked(self._mapped(tensor), dtype, count)
         elif tensor.HasField("raw_data"):
-            raw = tensor.raw_data
-            if len(raw) != 4 * math.prod(shape):
-                raise ModelError(_misfit(name, shape, len(raw)))
-            flat = np.frombuffer(raw, "<f4")
+            raw = np.frombuffer(tensor.raw_data, np.uint8)
+            if raw.size != _nbytes(dtype, count):
+                raise ModelError(_misfit(tensor, raw.size))
+            flat = _unpacked(raw, dtype, count)
         else:
-            flat = np.array(tensor.float_data, "<f4")
-            if flat.size != math.prod(shape):
-                raise ModelError(_misfit(name, shape, 4 * flat.size))
-        view = flat.reshape(shape)
+            flat = _typed(tensor, dtype)
+        view = flat.reshape(shape).view()
         view.flags.writeable = False
         return view
 
-    def _initializer(self, name: str) -> TensorProto:
-        tensor: TensorProto = self._proto.graph.initializer[self._index[name]]
-        return tensor
-
     def replaced(self, values: Mapping[str, Values], metadata: Mapping[str, str | None]) -> Model:
-        """A new model that differs in these weights and metadata entries (None removes one), and in nothing else."""
+        """A new model that differs in these tensors and metadata entries (None removes one), and in nothing else."""
         proto = type(self._proto)()
         proto.CopyFrom(self._proto)
         patches = dict(self._patches)
-        for name, new in values.items():
-            tensor = proto.graph.initializer[self._index[name]]
-            if tuple(tensor.dims) != new.shape or tensor.data_type != FLOAT:
+        places = Model(proto)._places if values else {}
+        for key, new in values.items():
+            tensor = places[key]
+            if tuple(tensor.dims) != new.shape or _dtype(tensor) != new.dtype:
                 raise ValueError(
-                    f"{name} must stay float32 of shape {tuple(tensor.dims)}, got {new.dtype} of {new.shape}"
+                    f"{key} must stay {_kind(tensor)} of shape {tuple(tensor.dims)}, got {new.dtype} of {new.shape}"
                 )
             if tensor.data_location == 1:
-                patches[name] = new
+                patches[key] = new
             elif tensor.HasField("raw_data"):
-                tensor.raw_data = np.ascontiguousarray(new, "<f4").tobytes()
+                tensor.raw_data = _packed(new)
             else:
-                del tensor.float_data[:]
-                tensor.float_data.extend(new.ravel().tolist())
+                _retype(tensor, new)
         for key, text in metadata.items():
             found = [entry for entry in proto.metadata_props if entry.key == key]
             if text is None or len(found) > 1:
@@ -127,24 +124,29 @@ class Model:
         return Model(proto, self.path, patches)
 
     def rest(self, names: frozenset[str], key: str) -> dict[str, str]:
-        """Everything but the values of these initializers and one metadata entry, as hashes by place.
+        """Everything but the values of these tensors and one metadata entry, as hashes by place.
 
         Two models are equal outside those weights exactly when these are equal; a differing place says where to look.
         """
         proto = type(self._proto)()
         proto.CopyFrom(self._proto)
         out = {}
+        places = Model(proto)._places
+        chosen = {id(places[name]) for name in names if name in places}
+        keys = {id(tensor): name for name, tensor in places.items()}
         for tensor in _tensors(proto):
-            if tensor.data_location == 1 and tensor.name not in names:
+            if tensor.data_location == 1 and id(tensor) not in chosen:
                 # the bytes, wherever they are kept, not the place
-                out[f"external tensor {quote(tensor.name)}"] = hashlib.sha256(
-                    self._mapped(tensor, raw=True).data
-                ).hexdigest()
+                name = keys.get(id(tensor), tensor.name)
+                found = self._patches.get(name)
+                data = np.frombuffer(_packed(found), np.uint8) if found is not None else self._mapped(tensor, raw=True)
+                out[f"external tensor {quote(name)}"] = hashlib.sha256(data.data).hexdigest()
             del tensor.external_data[:]
+        for name in names & places.keys():
+            tensor = places[name]
+            for field in ("raw_data", "float_data", "int32_data", "double_data"):
+                tensor.ClearField(field)
         for tensor in proto.graph.initializer:
-            if tensor.name in names:
-                tensor.ClearField("raw_data")
-                del tensor.float_data[:]
             out[f"initializer {quote(tensor.name)}"] = _digest(tensor)
         for entry in proto.metadata_props:
             if entry.key != key:
@@ -197,11 +199,11 @@ class Model:
             raise ModelError(f"tensor {quote(name)} is kept in {quote(location)}, which is not a file beside the model")
         return real
 
-    def _mapped(self, tensor: TensorProto, raw: bool = False) -> NDArray[Any]:
-        """The values of an external tensor (or its bytes), mapped from its sidecar, with every bound checked."""
+    def _mapped(self, tensor: TensorProto, raw: bool = False) -> NDArray[np.uint8]:
+        """The bytes of an external tensor, mapped from its sidecar, with every bound checked."""
         entries = _entries(tensor)
         file = self._sidecar(entries.get("location", ""), tensor.name)
-        size, have = 4 * math.prod(tensor.dims), file.stat().st_size
+        size, have = 0 if raw else _nbytes(_dtype(tensor), math.prod(tensor.dims)), file.stat().st_size
         try:
             offset = int(entries.get("offset", 0))
             length = int(entries.get("length", have - offset if raw else size))
@@ -214,12 +216,11 @@ class Model:
                 f"{quote(file.name)} of {have} bytes cannot hold for it"
             )
         if length == 0:
-            return np.empty(0, np.uint8 if raw else "<f4")
+            return np.empty(0, np.uint8)
         try:
-            data = np.memmap(file, np.uint8, "r", offset, (length,))
+            return np.memmap(file, np.uint8, "r", offset, (length,))
         except (OSError, ValueError) as error:
             raise ModelError(f"the file {quote(file)} could not be read: {error}") from error
-        return data if raw else data.view("<f4")
 
 
 def load(path: str | os.PathLike[str], /) -> Model:
@@ -310,11 +311,11 @@ def _copy_sidecar(model: Model, location: str, source: Path, target: Path) -> tu
     with staged(target.with_name(f"{target.name}.data")) as stage:
         shutil.copyfile(source, stage.path)
         with open(stage.path, "rb+") as file:
-            for name, new in model._patches.items():
-                entries = _entries(model._initializer(name))
+            for key, new in model._patches.items():
+                entries = _entries(model._places[key])
                 if entries.get("location") == location:
                     file.seek(int(entries.get("offset", 0)))
-                    file.write(np.ascontiguousarray(new, "<f4").tobytes())
+                    file.write(_packed(new))
             file.seek(0)
             digest = hashlib.sha256()
             while chunk := file.read(1 << 20):
@@ -367,58 +368,181 @@ def _digest(message: Any) -> str:
     return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _misfit(name: str, shape: tuple[int, ...], have: int) -> str:
-    return f"weight {quote(name)} of shape {shape} must hold {4 * math.prod(shape)} bytes, got {have}"
+BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 
 
-def _tensor(proto: TensorProto) -> Tensor:
+def _kind(proto: TensorProto) -> str:
+    """The element type in words: float32, int8, bfloat16, float8e4m3fn, …"""
     from onnx import TensorProto as Proto
 
     try:
-        dtype = Proto.DataType.Name(proto.data_type).lower()
+        name: str = Proto.DataType.Name(proto.data_type).lower()
     except ValueError:
-        dtype = f"type {proto.data_type}"
-    storage = "external" if proto.data_location == 1 else "raw" if proto.HasField("raw_data") else "typed"
-    if proto.HasField("segment"):
-        storage = "segment"
-    names = {"float": "float32", "double": "float64"}
-    return Tensor(_text(proto.name), names.get(dtype, dtype), tuple(proto.dims), storage)
+        return f"type {proto.data_type}"
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _graph(proto: GraphProto, where: str, parent: Graph | None) -> Graph:
-    graph = Graph(where, parent, _texts(i.name for i in proto.input), _texts(o.name for o in proto.output))
-    for tensor in proto.initializer:
-        if tensor.name in graph.tensors:
-            graph.repeated.add(tensor.name)
-        graph.tensors[tensor.name] = _tensor(tensor)
-    for sparse in proto.sparse_initializer:
-        head = _tensor(sparse.values)
-        graph.sparse[head.name] = Tensor(head.name, head.dtype, tuple(sparse.dims), "sparse")
-    graph.nodes.extend(_node(node, graph) for node in proto.node)
-    return graph
+def _dtype(proto: TensorProto) -> np.dtype[Any]:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    try:
+        dtype = np.dtype(tensor_dtype_to_np_dtype(proto.data_type))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"tensor {quote(proto.name)} holds {_kind(proto)}, which is not known here") from error
+    if dtype.kind not in "biufcV":
+        raise ModelError(f"tensor {quote(proto.name)} holds {_kind(proto)}, which are not numbers")
+    return dtype
 
 
-def _function(proto: Any) -> Graph:
-    graph = Graph(f"local function {quote(proto.name)}", None, _texts(proto.input), _texts(proto.output))
-    graph.nodes.extend(_node(node, graph) for node in proto.node)
-    return graph
+def _nbytes(dtype: np.dtype[Any], count: int) -> int:
+    return -(-count * BITS[dtype.name] // 8) if dtype.name in BITS else dtype.itemsize * count
 
 
-def _node(proto: NodeProto, graph: Graph) -> Node:
-    numbers, bodies = {}, []
-    for attribute in proto.attribute:
-        if attribute.type == 2:
-            numbers[_text(attribute.name)] = attribute.i
-        elif attribute.type == 5:
-            where = f"body {quote(attribute.name)} of {proto.op_type} {quote(proto.name)}"
-            bodies.append(_graph(attribute.g, where, graph))
-        elif attribute.type == 10:
-            bodies += [_graph(g, f"a body of {proto.op_type} {quote(proto.name)}", graph) for g in attribute.graphs]
-        elif attribute.type == 4 and proto.op_type == "Constant":
-            numbers["#dtype"], numbers["#rank"] = attribute.t.data_type, len(attribute.t.dims)
-            numbers["#size"] = math.prod(attribute.t.dims)
-    domain, op, name = "" if proto.domain == "ai.onnx" else _text(proto.domain), _text(proto.op_type), _text(proto.name)
-    return Node(op, domain, name, _texts(proto.input), _texts(proto.output), numbers, tuple(bodies))
+def _misfit(tensor: TensorProto, have: int) -> str:
+    need = _nbytes(_dtype(tensor), math.prod(tensor.dims))
+    return f"weight {quote(tensor.name)} of shape {tuple(tensor.dims)} must hold {need} bytes, got {have}"
+
+
+def _unpacked(raw: NDArray[np.uint8], dtype: np.dtype[Any], count: int) -> Values:
+    """Elements from their bytes; types of fewer than 8 bits lie several in a byte, the lowest bits first."""
+    bits = BITS.get(dtype.name, 8)
+    if bits == 8:
+        return raw.view(dtype)
+    codes = np.stack([(raw >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], axis=1).reshape(-1)[:count]
+    if dtype.name.startswith("int"):
+        codes = np.where(codes >= 2 ** (bits - 1), codes.astype(np.int16) - 2**bits, codes).astype(np.int8)
+        return codes.astype(dtype)
+    return codes.view(dtype) if dtype.name.startswith("float") else codes.astype(dtype)
+
+
+def _packed(values: Values) -> bytes:
+    """The other way round."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    bits = BITS.get(flat.dtype.name, 8)
+    if bits == 8:
+        return flat.view(np.uint8).tobytes()
+    whole = flat.view(np.uint8) if flat.dtype.name.startswith("float") else flat.astype(np.int8).view(np.uint8)
+    codes, each = whole & (2**bits - 1), 8 // bits
+    codes = np.concatenate([codes, np.zeros(-codes.size % each, np.uint8)]).reshape(-1, each)
+    out = np.zeros(len(codes), np.uint8)
+    for i in range(each):
+        out |= codes[:, i] << np.uint8(i * bits)
+    return out.tobytes()
+
+
+def _typed(tensor: TensorProto, dtype: np.dtype[Any]) -> Values:
+    """Elements kept in a field of numbers."""
+    kind, count = tensor.data_type, math.prod(tensor.dims)
+    if kind in (1, 14):
+        flat: Values = np.array(tensor.float_data, "<f4").view(dtype)
+    elif kind in (11, 15):
+        flat = np.array(tensor.double_data, "<f8").view(dtype)
+    elif kind == 7:
+        flat = np.array(tensor.int64_data, "<i8")
+    elif kind in (12, 13):
+        flat = np.array(tensor.uint64_data, "<u8").astype(dtype)
+    elif dtype.name in BITS:
+        flat = _unpacked(np.array(tensor.int32_data, "<i4").astype(np.uint8), dtype, count)
+    elif dtype.kind in "iub":
+        flat = np.array(tensor.int32_data, "<i4").astype(dtype)
+    else:
+        flat = np.array(tensor.int32_data, "<i4").astype(f"<u{dtype.itemsize}").view(dtype)
+    if flat.size != count:
+        raise ModelError(_misfit(tensor, dtype.itemsize * flat.size))
+    return flat
+
+
+def _retype(tensor: TensorProto, values: Values) -> None:
+    """Put elements into the field of numbers that holds them."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if flat.dtype in (np.float32, np.float64):
+        target = tensor.float_data if flat.dtype == np.float32 else tensor.double_data
+        numbers = flat
+    else:
+        target = tensor.int32_data
+        if flat.dtype.name in BITS:
+            numbers = np.frombuffer(_packed(flat), np.uint8)
+        else:
+            numbers = flat if flat.dtype.kind in "iu" else flat.view(f"<u{flat.dtype.itemsize}")
+    del target[:]
+    target.extend(numbers.tolist())
+
+
+class _Reader:
+    """Protobufs to graphs; every constant tensor met is put into `places` under its key."""
+
+    def __init__(self, places: dict[str, TensorProto]) -> None:
+        self.places = places
+
+    def tensor(self, proto: TensorProto, path: str, name: str = "") -> Tensor:
+        storage = "external" if proto.data_location == 1 else "raw" if proto.HasField("raw_data") else "typed"
+        if proto.HasField("segment"):
+            storage = "segment"
+        name = name or _text(proto.name)
+        key = path + name
+        self.places[key] = proto
+        return Tensor(name, _kind(proto), tuple(proto.dims), storage, key)
+
+    def graph(self, proto: GraphProto, where: str, path: str, parent: Graph | None) -> Graph:
+        inputs, outputs = _texts(i.name for i in proto.input), _texts(o.name for o in proto.output)
+        graph = Graph(where, parent, inputs, outputs, path=path)
+        for tensor in proto.initializer:
+            if tensor.name in graph.tensors:
+                graph.repeated.add(tensor.name)
+            graph.tensors[tensor.name] = self.tensor(tensor, path)
+        for sparse in proto.sparse_initializer:
+            if sparse.values.name in graph.tensors or sparse.values.name in graph.sparse:
+                graph.repeated.add(sparse.values.name)
+            head = self.tensor(sparse.values, path)
+            graph.sparse[head.name] = Tensor(head.name, head.dtype, tuple(sparse.dims), "sparse", head.key)
+        taken: set[str] = set()
+        graph.nodes.extend(self.node(node, graph, taken) for node in proto.node)
+        return graph
+
+    def function(self, proto: Any) -> Graph:
+        where = f"local function {quote(proto.name)}"
+        path = f"function {quote(f'{proto.domain}.{proto.name}')}/"
+        graph = Graph(where, None, _texts(proto.input), _texts(proto.output), path=path)
+        taken: set[str] = set()
+        graph.nodes.extend(self.node(node, graph, taken) for node in proto.node)
+        return graph
+
+    def node(self, proto: NodeProto, graph: Graph, taken: set[str]) -> Node:
+        found: dict[str, int | float | str | tuple[int, ...] | None] = {}
+        bodies, constant = [], None
+        name, op, outputs = _text(proto.name), _text(proto.op_type), _texts(proto.output)
+        for attribute in proto.attribute:
+            what = _text(attribute.name)
+            if attribute.ref_attr_name:
+                found[what] = None
+            elif attribute.type == 1:
+                found[what] = attribute.f
+            elif attribute.type == 2:
+                found[what] = attribute.i
+            elif attribute.type == 3:
+                found[what] = attribute.s.decode("utf-8", "replace")
+            elif attribute.type == 7:
+                found[what] = tuple(attribute.ints)
+            elif attribute.type in (5, 10):
+                for i, body in enumerate([attribute.g] if attribute.type == 5 else attribute.graphs):
+                    part = what if attribute.type == 5 else f"{what} {i}"
+                    called = f"{part} of {op} {quote(name or (outputs[0] if outputs else ''))}"
+                    unique = called
+                    while unique in taken:
+                        unique += "'"
+                    taken.add(unique)
+                    where = f"body {quote(part)} of {op} {quote(name)}"
+                    bodies.append(self.graph(body, where, f"{graph.path}{unique}/", graph))
+            elif attribute.type == 4 and op == "Constant" and outputs:
+                constant = self.tensor(attribute.t, graph.path, outputs[0])
+            elif attribute.type == 11 and op == "Constant" and outputs:
+                sparse = attribute.sparse_tensor
+                head = self.tensor(sparse.values, graph.path, outputs[0])
+                constant = Tensor(head.name, head.dtype, tuple(sparse.dims), "sparse", head.key)
+        domain = "" if proto.domain == "ai.onnx" else _text(proto.domain)
+        if domain or op != "Constant":
+            constant = None
+        return Node(op, domain, name, _texts(proto.input), outputs, found, tuple(bodies), constant)
 
 
 def _text(text: str | bytes) -> str:
