@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["SLOTS", "Layout", "Slot", "canonical", "layout_of", "transposed"]
+__all__ = ["SLOTS", "Layout", "Slot", "canonical", "layout_of", "separate", "transposed"]
 
 Attributes = Mapping[str, object]
 
@@ -246,6 +246,12 @@ def transposed(layout: Layout, shape: Sequence[int], perm: Sequence[int]) -> Lay
         back[axis] = group or [(1, False)]
     factors = [factor for group in back for factor in group]
     return Layout(tuple(size for size, _ in factors), tuple(i for i, (_, flag) in enumerate(factors) if flag))
+
+
+def separate(layout: Layout, shape: Sequence[int], axis: int) -> bool:
+    """Whether every index along this axis of `shape` is a unit of its own."""
+    groups = _refined(layout, tuple(shape))
+    return groups is not None and all(flag for _, flag in groups[axis])
 
 
 def canonical(layout: Layout) -> tuple[tuple[int, bool], ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError
 from emp_onnx.graph import Node, Tensor
-from emp_onnx.layout import Layout, Slot, layout_of, transposed
+from emp_onnx.layout import Layout, Slot, layout_of, separate, transposed
 from emp_onnx.model_io import Model
 from emp_onnx.trace import Frame, Step, Use, Value
 from emp_onnx.zero import Zero
@@ -51,6 +51,7 @@ class _Way:
         self.zero: Zero | None = None
         self.fake: Value | None = None  # zero point of a QuantizeLinear on the way
         self.faked = False
+        self.cut = False  # a Slice, Split or Concat on the way: sizes are no longer right, axes are
 
     def along(self, use: Use, slot: Slot) -> Understood:
         assert use.node is not None
@@ -74,6 +75,8 @@ class _Way:
             return None
         found = layout_of(node.op, slot.index, shape, node.attributes, node.domain)
         if isinstance(found, str):
+            if self.cut and len(shape) > 1:
+                return None
             raise _Unfit("rank", found)
         return found
 
@@ -83,11 +86,14 @@ class _Way:
             return None
         shapes = [self.tensor.shape]
         for kind, numbers in self.back:
-            shapes.append(tuple(shapes[-1][i] for i in numbers) if kind == "transpose" else numbers)
+            now = shapes[-1]
+            shapes.append(now if kind == "cut" else tuple(now[i] for i in numbers) if kind == "transpose" else numbers)
         # each entry of `back` is the step itself, and here its inverse is wanted, last first
         for (kind, numbers), before in zip(reversed(self.back), reversed(shapes[:-1]), strict=True):
             if layout is not None and kind == "transpose":
                 layout = transposed(layout, before, numbers)
+            if layout is not None and kind == "cut" and not all(separate(layout, before, axis) for axis in numbers):
+                return None
         return layout
 
     def _step(self, step: Step) -> None:
@@ -107,12 +113,33 @@ class _Way:
                 self._lost()
                 return
             if shape is not None and math.prod(after) != math.prod(shape):
+                if self.cut:
+                    self._lost()
+                    return
                 raise _Unfit("rank", f"{node.label} does not fit its shape {shape}")
             self._record("reshape", after, after)
+        elif node.op in ("Slice", "Split", "Concat"):
+            self._moved(step)
         elif node.op == "DequantizeLinear":
             self._dequantised(step)
         elif node.op == "QuantizeLinear":
             self.faked, self.fake = True, self._input(step.frame, node, 2)
+
+    def _moved(self, step: Step) -> None:
+        """Slice, Split and Concat: the axes along which elements moved."""
+        node, shape = step.node, self.shape
+        self.cut = True
+        axes: Shape | None = (node.number("axis"),)
+        if node.op == "Slice":
+            axes = node.numbers("axes")
+            if axes is None and len(node.inputs) > 3:
+                found = self._read(self._input(step.frame, node, 3))
+                axes = None if found is None else tuple(int(i) for i in found.reshape(-1))
+        rank = len(shape) if shape is not None else 0
+        if node.open or axes is None or shape is None or not all(-rank <= axis < rank for axis in axes):
+            self._lost()
+            return
+        self._record("cut", tuple(axis % rank for axis in axes), shape)
 
     def _record(self, kind: str, numbers: Shape, after: Shape) -> None:
         self.shape = after
@@ -183,8 +210,8 @@ class _Way:
         assert laid[0] is not None
         shape, back = (), ()  # type: tuple[Shape, tuple[tuple[str, Shape], ...]]
         if any(a is not None and a.size > 1 for a in laid):
-            if self.shape is None or self.back is None:
-                raise _Unfit("point", "it is reshaped on its way by a computed shape, so its zero points cannot be placed")
+            if self.shape is None or self.back is None or self.cut:
+                raise _Unfit("point", "it is cut or reshaped on its way, so its zero points cannot be placed")
             shape, back = self.shape, self._inverse()
         self.zero = Zero(laid[0], laid[1], shape, back, True)
 

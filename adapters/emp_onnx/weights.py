@@ -174,9 +174,10 @@ def _everything(model: Model, embeddings: bool) -> list[Weight | Refusal]:
     for i, (frame, node, slot_, value) in enumerate(trace.reads):
         if value not in trace.derived or (id(node), slot_) in mine:
             continue
-        if any(s.index == slot_ for s in slots.get((node.domain, node.op), ())) and value.maker is not None:
+        maker = trace.blocker(value)
+        if any(s.index == slot_ for s in slots.get((node.domain, node.op), ())) and maker is not None:
             mine.add((id(node), slot_))
-            reason = f"computed from constants by {value.maker.op}, which is not followed"
+            reason = f"computed from constants by {maker.op}, which is not followed"
             words = Use(frame, node, slot_, None).words
             name = value.frame.graph.path + value.name
             placed.append((i, Refusal(name, node.op, (), "behind", reason, (words,), (node.name,), value.name)))
