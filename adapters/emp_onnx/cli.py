@@ -26,7 +26,20 @@ __all__ = ["main"]
 CODES = """exit codes:
   0  done    1  verification failed    2  usage    3  this model is not supported, or cannot be read
 On failure nothing is written, and the input stays as it was."""
-_OPTIONS = {"beta", "order", "sparsity", "scope", "include", "exclude", "min_size", "embeddings", "feeds", "plan", "threads", "out"}
+_OPTIONS = {
+    "beta",
+    "order",
+    "sparsity",
+    "scope",
+    "include",
+    "exclude",
+    "min_size",
+    "embeddings",
+    "feeds",
+    "plan",
+    "threads",
+    "out",
+}
 
 
 class _Parser(argparse.ArgumentParser):

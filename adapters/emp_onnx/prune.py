@@ -143,7 +143,12 @@ def prune(
         changed = apply_masks(source, made, masks)
     else:
         if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
-            None, None, 2.0, "tensor", 1, False,
+            None,
+            None,
+            2.0,
+            "tensor",
+            1,
+            False,
         ):
             raise UsageError("plan must come alone, got other options of the rule or of the choice of weights with it")
         made = plan

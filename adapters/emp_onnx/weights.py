@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -221,9 +220,7 @@ def _left(item: _Candidate) -> Refusal | None:
             if not any(slot.index == use.slot for slot in table) or tensor.dtype not in FLOATS | INTEGERS:
                 continue
             code, reason = "embedding", f"an embedding table ({use.node.op}), pruned only with embeddings"
-        return Refusal(
-            tensor.key, use.node.op, tensor.shape, code, reason, (use.words,), (use.node.name,), tensor.name
-        )
+        return Refusal(tensor.key, use.node.op, tensor.shape, code, reason, (use.words,), (use.node.name,), tensor.name)
     return None
 
 
@@ -243,8 +240,9 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
             yield "output", f"it is also an output of {use.words}"
         else:
             behind = f", through {' and '.join(s.node.op for s in use.steps)}" if use.steps else ""
-            yield "shared", (
-                f"it is also input {use.slot} of {use.node.label}{behind}, where zeros would change something else"
+            yield (
+                "shared",
+                (f"it is also input {use.slot} of {use.node.label}{behind}, where zeros would change something else"),
             )
     for use, slot in item.uses:
         understood = understand(model, tensor, use, slot)

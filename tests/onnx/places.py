@@ -192,9 +192,7 @@ def stored_values(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) 
     return (rng.integers(-40, 41, shape) / 8 if rng.random() < 0.5 else rng.standard_normal(shape)).astype(dtype)
 
 
-def build(
-    op: Op, home: str, dtype: Any, steps: list[tuple[str, int]], rng: np.random.Generator, spread: str
-) -> Place:
+def build(op: Op, home: str, dtype: Any, steps: list[tuple[str, int]], rng: np.random.Generator, spread: str) -> Place:
     """One model. `spread`: how scale and zero point of a quantised weight vary: one, per axis."""
     chain = Chain(op.shape)
     for kind, choice in steps:
@@ -279,7 +277,8 @@ def _home(home: str, op: Op, body: list[onnx.NodeProto], stored: Array) -> tuple
     if home == "loop":
         body = [*body, helper.make_node("Identity", ["go"], ["on"])]
         ins = [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL)]
-        graph = helper.make_graph(body, "body", ins, [value("on", [], TensorProto.BOOL), value("y", None, op.y_type)], [w])
+        outs = [value("on", [], TensorProto.BOOL), value("y", None, op.y_type)]
+        graph = helper.make_graph(body, "body", ins, outs, [w])
         nodes = [
             constant("times", np.array(1, np.int64)), constant("yes", np.array(True)),
             helper.make_node("Loop", ["times", "yes"], ["out"], "again", body=graph),

@@ -77,9 +77,7 @@ def test_whole_numbers_that_are_not_quantised_are_refused_by_name(dtype: type) -
 def test_the_way_to_a_use_is_told() -> None:
     constant = helper.make_node("Constant", [], ["c"], value=tensor("", w(2, 4)))
     flip = helper.make_node("Transpose", ["c"], ["t"])
-    (found,) = find_weights(
-        Model(one(helper.make_node("MatMul", ["x", "t"], ["y"]), nodes=(constant, flip)))
-    ).weights
+    (found,) = find_weights(Model(one(helper.make_node("MatMul", ["x", "t"], ["y"]), nodes=(constant, flip)))).weights
     assert (found.key, found.path, found.shape) == ("c", ("Transpose",), (2, 4))
     assert found.layout == Layout((2, 4), (0,))
 
