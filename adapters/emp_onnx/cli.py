@@ -252,7 +252,8 @@ def _rule(options: argparse.Namespace) -> dict[str, Any]:
         "beta": beta, "sparsity": sparsity, "order": 2.0 if order is None else order,
         "scope": options.scope or "tensor",
         "include": options.include, "exclude": options.exclude,
-        "min_size": _whole("--min-size", options.min_size, 0, 1), "embeddings": options.embeddings, "threads": _threads(options),
+        "min_size": _whole("--min-size", options.min_size, 0, 1), "embeddings": options.embeddings,
+        "threads": _threads(options),
     }  # fmt: skip
 
 

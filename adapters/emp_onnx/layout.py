@@ -255,7 +255,7 @@ def separate(layout: Layout, shape: Sequence[int], axis: int) -> bool:
 
 
 def canonical(layout: Layout) -> tuple[tuple[int, bool], ...]:
-    """The same for two layouts exactly when they have the same units: no axes of size 1, neighbours of a kind as one."""
+    """Equal for two layouts exactly when they have the same units: no axes of size 1, neighbours of a kind as one."""
     out: list[tuple[int, bool]] = []
     for axis, size in enumerate(layout.view):
         flag = axis in layout.axes

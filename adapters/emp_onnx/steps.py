@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,11 @@ class Understood:
     """What one use says of a weight: its units as stored, its zero, or the code and reason why it is no weight."""
 
     layout: Layout | None = None
-    zero: Zero = Zero()
+    zero: Zero = field(default_factory=Zero)
     against: tuple[str, str] | None = None
 
 
-class _Unfit(Exception):
+class _UnfitError(Exception):
     """The reason why a use is not one of a weight: code, and words."""
 
 
@@ -39,7 +39,7 @@ def understand(model: Model, tensor: Tensor, use: Use, slot: Slot) -> Understood
     """Follow a weight from where it is stored to its use, and its units and zero back."""
     try:
         return _Way(model, tensor).along(use, slot)
-    except _Unfit as error:
+    except _UnfitError as error:
         return Understood(against=(error.args[0], error.args[1]))
 
 
@@ -66,7 +66,7 @@ class _Way:
                 along = "first" if layout is not None and layout.axes == (0,) else "last"
             self._quantised(point, scale, along)
         if self.faked:
-            raise _Unfit("quantised", "it is quantised on its way, and not dequantised again")
+            raise _UnfitError("quantised", "it is quantised on its way, and not dequantised again")
         return Understood(self._home(layout), self.zero or Zero())
 
     def _layout(self, node: Node, slot: Slot) -> Layout | None:
@@ -77,7 +77,7 @@ class _Way:
         if isinstance(found, str):
             if self.cut and len(shape) > 1:
                 return None
-            raise _Unfit("rank", found)
+            raise _UnfitError("rank", found)
         return found
 
     def _home(self, layout: Layout | None) -> Layout | None:
@@ -105,7 +105,7 @@ class _Way:
                 return
             perm = tuple(reversed(range(len(shape)))) if perm is None else perm
             if sorted(perm) != list(range(len(shape))):
-                raise _Unfit("rank", f"{node.label} does not fit its {len(shape)} dimensions")
+                raise _UnfitError("rank", f"{node.label} does not fit its {len(shape)} dimensions")
             self._record("transpose", perm, tuple(shape[i] for i in perm))
         elif node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
             after = None if shape is None else self._reshaped(step, shape)
@@ -116,7 +116,7 @@ class _Way:
                 if self.cut:
                     self._lost()
                     return
-                raise _Unfit("rank", f"{node.label} does not fit its shape {shape}")
+                raise _UnfitError("rank", f"{node.label} does not fit its shape {shape}")
             self._record("reshape", after, after)
         elif node.op in ("Slice", "Split", "Concat"):
             self._moved(step)
@@ -181,14 +181,14 @@ class _Way:
     def _dequantised(self, step: Step) -> None:
         node = step.node
         if node.open:
-            raise _Unfit("quantised", f"the axis of {node.label} is given by the caller of a function")
+            raise _UnfitError("quantised", f"the axis of {node.label} is given by the caller of a function")
         scale, point = self._input(step.frame, node, 1), self._input(step.frame, node, 2)
         self._quantised(point, scale, f"{node.number('axis', 1)}")
 
     def _quantised(self, point: Value | None, scale: Value | None, along: str) -> None:
         if self.faked:
             if not self._equal(point, self.fake):
-                raise _Unfit("quantised", "it is quantised on its way, and dequantised with another zero point")
+                raise _UnfitError("quantised", "it is quantised on its way, and dequantised with another zero point")
             self.faked = False
             return
         if self.zero is not None:
@@ -197,21 +197,21 @@ class _Way:
         if point is not None:
             found = self._read(point)
             if found is None:
-                raise _Unfit("point", "its zero point is computed, so which value means zero is not known")
+                raise _UnfitError("point", "its zero point is computed, so which value means zero is not known")
             points = found.astype(np.float64).astype(np.int64)
         scales = None if scale is None else self._read(scale)
         if scales is not None and (scales.dtype.kind not in "fV" or not np.isfinite(scales.astype(np.float64)).all()):
-            raise _Unfit("point", "its scale holds values that are not finite numbers")
+            raise _UnfitError("point", "its scale holds values that are not finite numbers")
         if scales is not None:
             scales = scales.astype(np.float64)
             if not scales.all():
-                raise _Unfit("point", "its scale holds zeros")
+                raise _UnfitError("point", "its scale holds zeros")
         laid = [None if a is None else self._laid(a, along) for a in (points, scales)]
         assert laid[0] is not None
         shape, back = (), ()  # type: tuple[Shape, tuple[tuple[str, Shape], ...]]
         if any(a is not None and a.size > 1 for a in laid):
             if self.shape is None or self.back is None or self.cut:
-                raise _Unfit("point", "it is cut or reshaped on its way, so its zero points cannot be placed")
+                raise _UnfitError("point", "it is cut or reshaped on its way, so its zero points cannot be placed")
             shape, back = self.shape, self._inverse()
         self.zero = Zero(laid[0], laid[1], shape, back, True)
 
@@ -243,7 +243,7 @@ class _Way:
             for have, want in zip(array.shape, shape, strict=True)
         ):  # fmt: skip
             return array
-        raise _Unfit("point", f"its scale or zero point of shape {array.shape} does not fit its shape {shape}")
+        raise _UnfitError("point", f"its scale or zero point of shape {array.shape} does not fit its shape {shape}")
 
     def _input(self, frame: Frame, node: Node, slot: int | None) -> Value | None:
         if slot is None or slot >= len(node.inputs) or not node.inputs[slot]:
@@ -262,7 +262,7 @@ class _Way:
                 try:
                     return self.model.values(tensor.key)
                 except ModelError as error:
-                    raise _Unfit("point", str(error)) from error
+                    raise _UnfitError("point", str(error)) from error
             if maker is None or maker.domain:
                 return None
             if maker.op == "Constant":

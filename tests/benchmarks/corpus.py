@@ -1,10 +1,10 @@
-"""What becomes of other people's ONNX files: each is pruned and verified, or refused with the reason. Counts by outcome.
+"""What becomes of other people's ONNX files: each is pruned and verified, or refused with the reason; counts.
 
     python -m tests.benchmarks.corpus [--write docs/corpus.md]
 
 The files of `../shared/corpus` and `../shared/models` are no part of this repository; the third corpus, the models of
 onnx's own backend tests, comes with the installed onnx. A file counts as failed when an error is none of ours, when a
-result is not verified, when a model that ran before does not run after, or when outputs moved though nothing was pruned.
+result is not verified, when a model that ran before does not run after, or when outputs moved and nothing was pruned.
 """
 
 from __future__ import annotations
