@@ -59,7 +59,7 @@ def given(array: Any, name: str = "scores") -> Given:
         return _torch(array, name)
     if _of("jax", "Array", array):
         return _jax(array, name)
-    if _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array):
+    if is_tensorflow(array):
         tf = sys.modules["tensorflow"]
         return Given(array, np, _real(np.asarray(array), name), lambda a: tf.convert_to_tensor(a))
     if isinstance(array, (np.ndarray, np.generic, list, tuple, int, float)) or not is_standard(array):
@@ -69,6 +69,11 @@ def given(array: Any, name: str = "scores") -> Given:
         raise ArgumentError(f"{name} must be real numbers, got dtype {array.dtype}")
     device = array.device
     return Given(array, xp, None, lambda a: xp.asarray(_plain(a), device=device))
+
+
+def is_tensorflow(array: Any) -> bool:
+    """True for a TensorFlow tensor or variable: a library without the standard, but with NumPy underneath."""
+    return _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array)
 
 
 def is_standard(array: Any) -> bool:
@@ -84,6 +89,8 @@ def namespace(*arrays: Any) -> Any:
     """The functions of the library that made these arrays, under their standard names."""
     if all(isinstance(a, np.ndarray) for a in arrays):
         return np
+    if any(map(is_tensorflow, arrays)):
+        return sys.modules["tensorflow"]
     import array_api_compat
 
     return array_api_compat.array_namespace(*arrays)
