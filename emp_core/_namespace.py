@@ -138,7 +138,9 @@ def wide(source: Given) -> Any:
     if source.xp is not np and "jax" in sys.modules and source.host is None and _of("jax", "Array", source.array):
         import jax
 
-        switch = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+        switch = getattr(jax, "enable_x64", None)
+        if switch is None:  # where it had not moved yet
+            switch = jax.experimental.enable_x64
         with switch(True):
             yield
     else:
