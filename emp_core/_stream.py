@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, UNIT, Sums, exact_rows, units
 from ._namespace import BFLOAT16
+from ._rows import parts
 
 T = TypeVar("T")
 Mask = NDArray[np.bool_]
@@ -139,7 +140,7 @@ class Stream:
 
         One thread takes single chunks, which stay in its cache. Several threads take up to ``batch`` chunks of a part
         at a time: NumPy lets go of the interpreter's lock inside its loops only, and threads that make short loops wait
-        for each other at every one of them (measured: four chunks of 2**16 scores are best, single ones are no gain at all).
+        for each other at every one of them (measured: four chunks of 2**16 scores are best, single ones no gain).
         """
         size = min(CHUNK, max((p.size for p in self.parts), default=1))
         threads = min(self.threads, len(self.chunks), 1 + self.length // THREAD_FROM)
@@ -172,33 +173,40 @@ class Stream:
 
     # --- sums -----------------------------------------------------------------------------------------------------
     def sums(self) -> Sums:
-        """Σ|s| and Σs²: exact for a short pool, else with a bound on their rounding."""
+        """Σ|s| and Σs² with a bound on their rounding; for a short pool, good enough to round N_eff."""
         if self.length <= CHUNK:
-            return self.exact()
+            known = self.folded()
+            return known if known.settled() and known.rounded() else self.exact()
         known = self.sweep(sums=True).sums
         return known if known.settled() else self.exact()
 
+    def folded(self, keep: Sequence[Mask] | None = None) -> Sums:
+        """Sums with an error of about 2**-57; with ``keep``, of the kept scores only."""
+        return self._summed(keep, lambda rows, single: parts(np, rows, np.asarray, single=single).sums(0))
+
     def exact(self, keep: Sequence[Mask] | None = None) -> Sums:
         """Sums without any error; with ``keep``, of the kept scores only."""
+
+        def taken(rows: NDArray[np.float64], single: bool) -> Sums:
+            totals, squares = exact_rows(np, rows, np.asarray, single=single)
+            return Sums(0, sum(totals), sum(squares))
+
+        return self._summed(keep, taken)
+
+    def _summed(self, keep: Sequence[Mask] | None, take: Callable[[NDArray[np.float64], bool], Sums]) -> Sums:
+        single = self.dtype.itemsize == 4
 
         def work(chunk: Chunk, buffers: Buffers) -> Sums:
             wide = self._wide(chunk, self.load(chunk, buffers), buffers)
             self._refuse_not_finite(chunk, wide)
             if keep is not None:
                 wide *= keep[chunk.part][chunk.start : chunk.stop]
-            total, squares = 0, 0
-            whole = wide.size & -CHUNK
-            for rows in (wide[:whole].reshape(-1, CHUNK), wide[None, whole:]):
-                if rows.size:
-                    found = exact_rows(np, rows, np.asarray, single=self.dtype.itemsize == 4)
-                    total, squares = total + sum(found[0]), squares + sum(found[1])
-            return Sums(0, total, squares)
+            whole = wide.size & -CHUNK  # a fold takes CHUNK addends at most
+            pieces = (wide[:whole].reshape(-1, CHUNK), wide[None, whole:])
+            return sum((take(rows, single) for rows in pieces if rows.size), Sums(0, 0, 0))
 
-        total = Sums(0, 0, 0)
-        for _, part in self.run(work):
-            total = total + part
         n = self.n if keep is None else sum(int(np.count_nonzero(k)) for k in keep)
-        return Sums(n, total.total, total.squares)
+        return sum((found for _, found in self.run(work)), Sums(n, 0, 0))
 
     def largest(self) -> float:
         """max|s|."""
@@ -215,16 +223,17 @@ class Stream:
             return float(np.einsum("i->", wide)), float(np.einsum("i->", kept))
 
         if self.length <= CHUNK:
-            return self._exact_share(masks)
+            return self._folded_share(masks)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             found = [sums for _, sums in self.run(work)]
         if not 2.0**-900 < sum(total for total, _ in found) < math.inf:
-            return self._exact_share(masks)
+            return self._folded_share(masks)
         return min(1.0, math.fsum(kept for _, kept in found) / math.fsum(total for total, _ in found))
 
-    def _exact_share(self, masks: Sequence[Mask]) -> float:
-        whole, part = self.exact(), self.exact(masks)
-        return part.total / whole.total if whole.total else 1.0
+    def _folded_share(self, masks: Sequence[Mask], whole: Sums | None = None) -> float:
+        """`kept_share` for short pools, and where float64 sums would overflow or vanish."""
+        whole, part = whole or self.folded(), self.folded(masks)
+        return min(1.0, part.total / whole.total) if whole.total else 1.0
 
     def _wide(self, chunk: Chunk, magnitude: NDArray[Any], buffers: Buffers) -> NDArray[np.float64]:
         """Magnitudes as float64, 0 for what is not in the pool."""
@@ -317,7 +326,8 @@ class Stream:
         if self.length <= 4 * CHUNK:
             sums, k = self.count(beta)
             masks = self.top_mask(k)
-            return sums, k, masks, self.kept_share(masks)
+            short = self.length <= CHUNK
+            return sums, k, masks, self._folded_share(masks, sums) if short else self.kept_share(masks)
         masks = [np.empty(p.size, bool) for p in self.parts]
         seen = self.sweep(masks, *bracket(self.sample(), beta=float(beta)), sums=True)
         sums, k = self.decide(seen.sums, beta)
