@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from emp_onnx.errors import quote
 
-__all__ = ["Graph", "Node", "Tensor"]
+__all__ = ["Graph", "Node", "Place", "Run", "Tensor"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One operation: what it reads and writes, by name, and its whole-number attributes."""
+    """One operation: what it reads and writes, by name, its attributes (whole numbers, lists of such, texts), and its tensor
+    if it is a Constant."""
 
     op: str
     domain: str
@@ -22,6 +24,9 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, int]
     bodies: tuple[Graph, ...]
+    lists: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    constant: Tensor | None = None
 
     @property
     def label(self) -> str:
@@ -31,14 +36,50 @@ class Node:
         return f"{self.op} making {quote(self.outputs[0] if self.outputs else '')}"
 
 
+class Run(NamedTuple):
+    """Numbers at even distances in a file: the first at `at`, `count` of them, `width` bytes each, every `step` bytes."""
+
+    at: int
+    count: int
+    width: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the numbers of a tensor lie.
+
+    Attributes:
+        width: bytes of one number; 0 where numbers are not whole bytes, or texts.
+        coding: how the wire has typed numbers (4 or 8 bytes, or varints).
+        runs: where they lie in the model's own file.
+        external: where they lie in another, as the model says it: location, offset, length.
+        location: where in the model's file that location is written.
+        message: where the tensor's own message lies.
+    """
+
+    width: int
+    coding: int
+    runs: tuple[Run, ...]
+    external: tuple[tuple[str, str], ...]
+    location: tuple[int, int] | None
+    message: tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """The header of an initializer: no values. `storage` is raw, typed or external."""
+    """The header of an initializer: no values.
+
+    `storage` is raw, typed, external, segment or sparse; `key` is its address in the model: its plain name in the main graph,
+    else a path (`then_branch of If "x"/name`).
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     storage: str
+    key: str = ""
+    place: Place | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
