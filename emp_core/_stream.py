@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,19 @@ Mask = NDArray[np.bool_]
 PIECE = 4096  # scores summed in one go
 BATCH = 4  # chunks that a thread takes at a time where there are several
 SAMPLE = 1 << 17  # scores looked at to bracket the threshold
+ROOM = 6 << 20  # most scores that are listed
 RUN = 16  # neighbours in a sample: one line of cache
 THREAD_FROM = 1 << 21  # scores that are worth a further thread
+
+
+class Part(Protocol):
+    """Flat scores that can be read a stretch at a time: an array, or something that reads a file when it is sliced."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, stretch: slice, /) -> NDArray[Any]: ...
 
 
 class Products(NamedTuple):
@@ -64,6 +75,15 @@ class Buffers:
         return Products(np.einsum("ij->i", wide), np.einsum("ij,ij->i", wide, wide), raised)
 
 
+    def shares(self, size: int, keep: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Σs and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``."""
+        end = -(-size // PIECE) * PIECE
+        self.wide[:, size:end] = 0
+        np.multiply(self.wide[0, :size], keep, out=self.wide[1, :size])
+        wide, kept = self.wide[:, :end].reshape(2, -1, PIECE)
+        return np.einsum("ij->i", wide), np.einsum("ij->i", kept)
+
+
 class Chunk(NamedTuple):
     """``parts[part][start:stop]``; ``order`` counts chunks from the first score of the pool."""
 
@@ -86,7 +106,7 @@ class Stream:
     """A pool made of flat arrays, one after the other.
 
     Args:
-        parts: 1-D arrays, of dtypes that may differ.
+        parts: 1-D arrays, or what can be sliced like one, of dtypes that may differ.
         where: for each part None or a boolean array of its length; False means not in the pool.
         names: for each part how an error calls it.
         threads: most threads to use; None means one per processor that this process may use.
@@ -95,7 +115,7 @@ class Stream:
 
     def __init__(
         self,
-        parts: Sequence[NDArray[Any]],
+        parts: Sequence[Part],
         where: Sequence[Mask | None],
         names: Sequence[str],
         threads: int | None = None,
@@ -180,25 +200,39 @@ class Stream:
 
     def exact(self, keep: Sequence[Mask] | None = None) -> Sums:
         """Sums without any error; with ``keep``, of the kept scores only."""
+        if keep is None:
+            return self.exact_kept(None)
+        return self.exact_kept(lambda chunk, _: keep[chunk.part][chunk.start : chunk.stop])
+
+    def exact_kept(self, keep: Callable[[Chunk, NDArray[Any]], Mask] | None) -> Sums:
+        """The same, where ``keep`` makes the mask of a chunk."""
 
         def work(chunk: Chunk, buffers: Buffers) -> Sums:
-            wide = self._wide(chunk, self.load(chunk, buffers), buffers)
+            magnitude = self.load(chunk, buffers)
+            wide = self._wide(chunk, magnitude, buffers)
             self._refuse_not_finite(chunk, wide)
+            n = self.n_of(chunk)
             if keep is not None:
-                wide *= keep[chunk.part][chunk.start : chunk.stop]
+                mask = keep(chunk, magnitude)
+                n = int(np.count_nonzero(mask))
+                wide *= mask
             total, squares = 0, 0
             whole = wide.size & -CHUNK
             for rows in (wide[:whole].reshape(-1, CHUNK), wide[None, whole:]):
                 if rows.size:
                     found = exact_rows(np, rows, np.asarray, single=self.dtype.itemsize == 4)
                     total, squares = total + sum(found[0]), squares + sum(found[1])
-            return Sums(0, total, squares)
+            return Sums(n, total, squares)
 
         total = Sums(0, 0, 0)
         for _, part in self.run(work):
             total = total + part
-        n = self.n if keep is None else sum(int(np.count_nonzero(k)) for k in keep)
-        return Sums(n, total.total, total.squares)
+        return total
+
+    def n_of(self, chunk: Chunk) -> int:
+        """How many scores of a chunk are in the pool."""
+        where = self.where[chunk.part]
+        return chunk.stop - chunk.start if where is None else int(np.count_nonzero(where[chunk.start : chunk.stop]))
 
     def largest(self) -> float:
         """max|s|."""
@@ -208,19 +242,16 @@ class Stream:
     def kept_share(self, masks: Sequence[Mask]) -> float:
         """Σ|s| of the kept scores over Σ|s| of all; 1 when all are zero."""
 
-        def work(chunk: Chunk, buffers: Buffers) -> tuple[float, float]:
-            wide = self._wide(chunk, self.load(chunk, buffers), buffers)
-            kept = buffers.wide[1, : wide.size]
-            np.multiply(wide, masks[chunk.part][chunk.start : chunk.stop], out=kept)
-            return float(np.einsum("i->", wide)), float(np.einsum("i->", kept))
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            size = self._wide(chunk, self.load(chunk, buffers), buffers).size
+            return buffers.shares(size, masks[chunk.part][chunk.start : chunk.stop])
 
         if self.length <= CHUNK:
             return self._exact_share(masks)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             found = [sums for _, sums in self.run(work)]
-        if not 2.0**-900 < sum(total for total, _ in found) < math.inf:
-            return self._exact_share(masks)
-        return min(1.0, math.fsum(kept for _, kept in found) / math.fsum(total for total, _ in found))
+        share = share_of([total for total, _ in found], [kept for _, kept in found])
+        return self._exact_share(masks) if share is None else share
 
     def _exact_share(self, masks: Sequence[Mask]) -> float:
         whole, part = self.exact(), self.exact(masks)
@@ -257,7 +288,7 @@ class Stream:
         With ``sums``: Σ|s| and Σs². With ``masks``: fill them with what is above ``high``, and list what lies from
         ``low`` to ``high``. The list is given up (``inside`` is None) when it outgrows 1/32 of the pool.
         """
-        room = max(4 * CHUNK, self.length // 32)
+        room = self.room()
         held = 0
 
         def work(chunk: Chunk, buffers: Buffers) -> tuple[Products, int, NDArray[Any], NDArray[np.intp]]:
@@ -295,6 +326,10 @@ class Stream:
             kept = total_of([*raised, np.array([-high * others])])
         return Sweep(self._bounded([p.total for p in products], [p.squares for p in products]), kept, above, inside)
 
+    def room(self) -> int:
+        """How many scores inside a bracket are listed before it is given up."""
+        return min(max(4 * CHUNK, self.length // 32), ROOM)
+
     def _bounded(self, totals: list[NDArray[np.float64]], squares: list[NDArray[np.float64]]) -> Sums:
         """What float64 sums of the pieces say; exact sums where they overflowed, vanished or are not finite."""
         if not any(t.any() for t in totals):
@@ -311,16 +346,26 @@ class Stream:
             units(square * slack, 2 * UNIT) + 1,
         )
 
+    def _settled(self, totals: list[NDArray[np.float64]], squares: list[NDArray[np.float64]]) -> Sums:
+        """Sums of the pieces, or exact ones where these leave bounds in doubt: what ``sums`` gives."""
+        if self.length <= CHUNK:
+            return self.exact()
+        known = self._bounded(totals, squares)
+        return known if known.settled() else self.exact()
+
     # --- selection ------------------------------------------------------------------------------------------------
-    def select(self, beta: Fraction) -> tuple[Sums, int, list[Mask], float]:
-        """Sums, keep count, masks and retained mass at once: a sample guesses the count, one sweep does the rest."""
+    def select(self, beta: Fraction, fixed: int | None = None) -> tuple[Sums, int, list[Mask], float]:
+        """Sums, keep count (or the one given), masks and retained mass: a sample guesses the threshold, one sweep does
+        the rest."""
         if self.length <= 4 * CHUNK:
             sums, k = self.count(beta)
+            k = k if fixed is None else fixed
             masks = self.top_mask(k)
             return sums, k, masks, self.kept_share(masks)
         masks = [np.empty(p.size, bool) for p in self.parts]
-        seen = self.sweep(masks, *bracket(self.sample(), beta=float(beta)), sums=True)
+        seen = self.sweep(masks, *self.bracket(beta, fixed), sums=True)
         sums, k = self.decide(seen.sums, beta)
+        k = k if fixed is None else fixed
         extra = self._settle(seen, k, masks) if k < self.n else None
         if extra is None or seen.sums.exact or seen.kept == math.inf:
             masks = masks if extra is not None else self.top_mask(k)
@@ -371,6 +416,10 @@ class Stream:
         with np.errstate(over="ignore"):  # the share of such masses is taken exactly
             return float(np.multiply(values, best).sum(dtype=np.float64))
 
+    def bracket(self, beta: Fraction, fixed: int | None = None) -> tuple[float, float]:
+        """Two values between which the threshold of a selection probably lies."""
+        return bracket(self.sample(), share=None if fixed is None else fixed / self.n, beta=float(beta))
+
     def sample(self) -> NDArray[Any]:
         """Magnitudes at some random places, the same each time, as runs of neighbours (runs, RUN); −1 outside the pool.
 
@@ -380,12 +429,11 @@ class Stream:
         generator = np.random.default_rng(self.length)
         for part, where, name in zip(self.parts, self.where, self.names, strict=True):
             runs = part.size // RUN if self.length > 4 * CHUNK else 0
-            pick = np.sort(
-                generator.integers(0, max(runs, 1), round(SAMPLE / RUN * (part.size / self.length)) if runs else 0)
-            )
+            wanted = SAMPLE / RUN * max(1, self.length >> 28)
+            pick = np.sort(generator.integers(0, max(runs, 1), round(wanted * (part.size / self.length)) if runs else 0))
             for start in range(0, pick.size, CHUNK // RUN):
                 some = pick[start : start + CHUNK // RUN]
-                few = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
+                few = _runs(part, runs, some)
                 inside = None if where is None else where[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
                 stream = Stream([few], [inside], [name], 1, self.dtype)
                 taken.append(stream.magnitudes().reshape(-1, RUN))
@@ -447,6 +495,14 @@ NOTHING = Products(NO_PRODUCTS, NO_PRODUCTS, NO_PRODUCTS)
 NO_INDEX = np.empty(0, np.intp)
 
 
+def _runs(part: Part, runs: int, some: NDArray[np.intp]) -> NDArray[Any]:
+    """Some runs of neighbours, one after the other."""
+    if isinstance(part, np.ndarray):
+        few: NDArray[Any] = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
+        return few
+    return np.concatenate([part[:0], *(part[i * RUN : (i + 1) * RUN] for i in some.tolist())])
+
+
 def total_of(pieces: list[NDArray[np.float64]]) -> float:
     """The correctly rounded sum of all numbers, in whatever order; inf where one is not finite or the sum overflows."""
     numbers = np.concatenate([NO_PRODUCTS, *pieces])
@@ -456,7 +512,13 @@ def total_of(pieces: list[NDArray[np.float64]]) -> float:
         return math.inf
 
 
-def fits_float32(part: NDArray[Any]) -> bool:
+def share_of(totals: list[NDArray[np.float64]], kept: list[NDArray[np.float64]]) -> float | None:
+    """Σ of the kept over Σ of all; None where float64 overflowed or vanished."""
+    whole = total_of(totals)
+    return min(1.0, total_of(kept) / whole) if 2.0**-900 < whole < math.inf else None
+
+
+def fits_float32(part: Part | NDArray[Any]) -> bool:
     """True when float32 holds every value of this dtype."""
     return part.dtype == BFLOAT16 or part.dtype.itemsize * (1 if part.dtype.kind == "f" else 2) <= 4
 

@@ -1,4 +1,4 @@
-"""What a model looks like to the other rooms: nodes, headers of initializers, graphs within graphs; no values."""
+"""What a model looks like to the other rooms: nodes, headers of constant tensors, graphs within graphs; no values."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from emp_onnx.errors import quote
 
 __all__ = ["Graph", "Node", "Place", "Run", "Tensor"]
 
+Attribute = int | float | str | tuple[int, ...] | None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One operation: what it reads and writes, by name, its attributes (whole numbers, lists of such, texts), and its tensor
-    if it is a Constant."""
+    """One operation: what it reads and writes, by name.
+
+    `attributes` holds whole numbers, lists of them, and texts; None stands for one whose value the caller of a local
+    function gives. `constant` is the tensor that a Constant node holds, if it holds one.
+    """
 
     op: str
     domain: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, int]
+    attributes: Mapping[str, Attribute]
     bodies: tuple[Graph, ...]
-    lists: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    texts: Mapping[str, str] = field(default_factory=dict)
     constant: Tensor | None = None
 
     @property
@@ -34,6 +37,21 @@ class Node:
         if self.name:
             return f"{self.op} {quote(self.name)}"
         return f"{self.op} making {quote(self.outputs[0] if self.outputs else '')}"
+
+    def number(self, name: str, default: int = 0) -> int:
+        """A whole-number attribute; the default where there is none of that kind."""
+        found = self.attributes.get(name, default)
+        return found if isinstance(found, int) else default
+
+    def numbers(self, name: str) -> tuple[int, ...] | None:
+        """An attribute that is a list of whole numbers, or None."""
+        found = self.attributes.get(name)
+        return found if isinstance(found, tuple) else None
+
+    @property
+    def open(self) -> bool:
+        """Whether an attribute's value is only known where the function around it is called."""
+        return None in self.attributes.values()
 
 
 class Run(NamedTuple):
@@ -68,10 +86,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """The header of an initializer: no values.
+    """The header of a constant tensor: no values. `storage` is raw, typed, external, segment or sparse.
 
-    `storage` is raw, typed, external, segment or sparse; `key` is its address in the model: its plain name in the main graph,
-    else a path (`then_branch of If "x"/name`).
+    `key` is its address, unique in the model: the plain name for initializers of the main graph and for the outputs of
+    its Constant nodes, else a path such as `then_branch of If 'x'/name`. For a sparse tensor `shape` is the dense one.
     """
 
     name: str
@@ -89,7 +107,10 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """A graph, a body of If, Loop or Scan, or a local function; `where` says which, and is empty for the main graph."""
+    """A graph, a body of If, Loop or Scan, or a local function.
+
+    `where` says which, in words, and is empty for the main graph; `path` is what keys of its tensors begin with.
+    """
 
     where: str
     parent: Graph | None
@@ -99,3 +120,4 @@ class Graph:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     sparse: dict[str, Tensor] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
+    path: str = ""

@@ -6,6 +6,7 @@ version of onnx knows, are passed over, and stay in the file as they are.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 from emp_onnx.errors import ModelError, quote
@@ -25,7 +26,7 @@ DTYPES: dict[int, tuple[str, int, int]] = {
     11: ("float64", 8, 10), 12: ("uint32", 4, 11), 13: ("uint64", 8, 11), 14: ("complex64", 8, 4),
     15: ("complex128", 16, 10), 16: ("bfloat16", 2, 5), 17: ("float8e4m3fn", 1, 5), 18: ("float8e4m3fnuz", 1, 5),
     19: ("float8e5m2", 1, 5), 20: ("float8e5m2fnuz", 1, 5), 21: ("uint4", 0, 5), 22: ("int4", 0, 5),
-    23: ("float4e2m1", 0, 5), 24: ("float8e8m0", 1, 5),
+    23: ("float4e2m1", 0, 5), 24: ("float8e8m0", 1, 5), 25: ("uint2", 0, 5), 26: ("int2", 0, 5),
 }  # fmt: skip
 NUMBERS = {4: FIXED32, 5: VARINT, 7: VARINT, 10: FIXED64, 11: VARINT}
 # what a tensor is made of besides its header: the numbers, and where they are kept
@@ -115,9 +116,11 @@ class _Reader:
                 (inputs if number == 11 else outputs).append(self._text_of(1, at, end))
             elif number == 15:
                 tensors.append((self.sparse(at, end, path), True))
-        graph = Graph(where, parent, tuple(inputs), tuple(outputs))
+        graph = Graph(where, parent, tuple(inputs), tuple(outputs), path=path)
         for tensor, sparse in tensors:
             if sparse:
+                if tensor.name in graph.tensors or tensor.name in graph.sparse:
+                    graph.repeated.add(tensor.name)
                 graph.sparse[tensor.name] = tensor
                 continue
             if tensor.name in graph.tensors:
@@ -125,8 +128,9 @@ class _Reader:
             graph.tensors[tensor.name] = tensor
         if parent is None and not where:
             self.spans = nodes
+        taken: set[str] = set()
         for at, end in nodes:
-            graph.nodes.append(self.node(at, end, graph, path, depth + 1))
+            graph.nodes.append(self.node(at, end, graph, taken, depth + 1))
         return graph
 
     def function(self, start: int, stop: int) -> tuple[tuple[str, str], Graph]:
@@ -147,12 +151,14 @@ class _Reader:
                 if self.left < 0:
                     raise ModelError(f"model must have at most {NODES} nodes, got more")
         where = f"local function {quote(name)}"
-        graph = Graph(where, None, tuple(inputs), tuple(outputs))
+        path = f"function {quote(f'{domain}.{name}')}/"
+        graph = Graph(where, None, tuple(inputs), tuple(outputs), path=path)
+        taken: set[str] = set()
         for at, end in nodes:
-            graph.nodes.append(self.node(at, end, graph, f"{where}/", 2))
+            graph.nodes.append(self.node(at, end, graph, taken, 2))
         return (domain, name), graph
 
-    def node(self, start: int, stop: int, graph: Graph, path: str, depth: int) -> Node:
+    def node(self, start: int, stop: int, graph: Graph, taken: set[str], depth: int) -> Node:
         wire = self.wire
         inputs, outputs, attributes = list[str](), list[str](), list[tuple[int, int]]()
         op = domain = name = ""
@@ -171,39 +177,46 @@ class _Reader:
                 name = wire.text(at, end)
             elif number == 7:
                 domain = wire.text(at, end)
-        numbers: dict[str, int] = {}
-        lists: dict[str, tuple[int, ...]] = {}
-        texts: dict[str, str] = {}
+        found: dict[str, int | float | str | tuple[int, ...] | None] = {}
         bodies: list[Graph] = []
         constant: Tensor | None = None
-        here = f'{op} "{name or (outputs[0] if outputs else "")}"'
+        plain = "" if domain == "ai.onnx" else domain
+        holds = op == "Constant" and not plain and bool(outputs)
         for at, end in attributes:
             attribute = self._attribute(at, end)
-            label = attribute.name
-            if attribute.kind == 2:
-                numbers[label] = attribute.number
+            what = attribute.name
+            if attribute.borrowed:
+                found[what] = None
+            elif attribute.kind == 1:
+                found[what] = attribute.real
+            elif attribute.kind == 2:
+                found[what] = attribute.number
+            elif attribute.kind == 3:
+                found[what] = attribute.text
             elif attribute.kind == 7:
-                lists[label] = tuple(attribute.numbers)
-            elif attribute.kind == 3 and attribute.text is not None:
-                texts[label] = wire.data(*attribute.text).decode("utf-8", "replace")
+                found[what] = tuple(attribute.numbers)
+            if not (attribute.graphs or attribute.tensors or attribute.sparse):
+                continue
+            called = f"{what} of {op} {quote(name or (outputs[0] if outputs else ''))}"
             for i, span in enumerate(attribute.graphs):
-                one = attribute.kind == 5
-                where = f"body {quote(label)} of {op} {quote(name)}" if one else f"a body of {op} {quote(name)}"
-                inner = f"{path}{label}{'' if one else f' {i}'} of {here}/"
-                bodies.append(self.graph(*span, where, inner, graph, depth + 2))
+                part = what if attribute.kind == 5 else f"{what} {i}"
+                unique = f"{part} of {op} {quote(name or (outputs[0] if outputs else ''))}"
+                while unique in taken:
+                    unique += "'"
+                taken.add(unique)
+                where = f"body {quote(part)} of {op} {quote(name)}"
+                body = self.graph(*span, where, f"{graph.path}{unique}/", graph, depth + 2)
+                if attribute.kind in (5, 10):
+                    bodies.append(body)
             for span in attribute.tensors:
-                tensor = self.tensor(*span, path, outputs[0] if outputs and op == "Constant" else f"{label} of {here}")
-                if attribute.kind == 4 and op == "Constant" and not constant:
-                    constant = tensor
-                    numbers["#dtype"], numbers["#rank"], numbers["#size"] = (
-                        attribute.dtype(wire), len(tensor.shape), tensor.size,
-                    )  # fmt: skip
+                value = holds and attribute.kind == 4
+                tensor = self.tensor(*span, graph.path, outputs[0] if value else called)
+                constant = tensor if value else constant
             for span in attribute.sparse:
-                self.sparse(*span, path)
-        plain = "" if domain == "ai.onnx" else domain
-        return Node(
-            op, plain, name, tuple(inputs), tuple(outputs), numbers, tuple(bodies), lists, texts, constant
-        )  # fmt: skip
+                value = holds and attribute.kind == 11
+                tensor = self.sparse(*span, graph.path, outputs[0] if value else called)
+                constant = tensor if value else constant
+        return Node(op, plain, name, tuple(inputs), tuple(outputs), found, tuple(bodies), constant)
 
     def _attribute(self, start: int, stop: int) -> _Attribute:
         found = _Attribute()
@@ -216,11 +229,15 @@ class _Reader:
                     found.number = _signed(at)
                 elif number == 8:
                     found.numbers.append(_signed(at))
+            elif kind == FIXED32 and number == 2:
+                found.real = float(struct.unpack("<f", self.wire.data(at, end))[0])
             elif kind == LENGTH:
                 if number == 1:
                     found.name = self.wire.text(at, end)
                 elif number == 4:
-                    found.text = at, end
+                    found.text = self.wire.data(at, end).decode("utf-8", "replace") if end - at < 4096 else ""
+                elif number == 21:
+                    found.borrowed = end > at
                 elif number == 5 or number == 10:
                     found.tensors.append((at, end))
                     single += number == 5
@@ -235,15 +252,15 @@ class _Reader:
             raise WireError("an attribute is written in two pieces")
         return found
 
-    def sparse(self, start: int, stop: int, path: str) -> Tensor:
+    def sparse(self, start: int, stop: int, path: str, name: str | None = None) -> Tensor:
         values, dims = None, list[int]()
         for number, kind, at, _, end in self.wire.fields(start, stop):
             if number == 3:
                 self._dims(dims, kind, at, end)
             elif kind == LENGTH and number == 1:
-                values = self.tensor(at, end, path)
+                values = self.tensor(at, end, path, name)
             elif kind == LENGTH and number == 2:
-                self.tensor(at, end, path, "indices")
+                self.tensor(at, end, path, f"indices of {name or ''}")
         if values is None:
             return Tensor("", "", tuple(dims), "sparse")
         return Tensor(values.name, values.dtype, tuple(dims), "sparse", values.key)
@@ -281,7 +298,7 @@ class _Reader:
         external = tuple(entries.items()) if far else ()
         place = Place(width, NUMBERS.get(typed, LENGTH), found, external, places.get("location"), (start, stop))
         key = self._key(path + (own if name is None else name))
-        tensor = Tensor(own, kind_name, tuple(dims), storage, key, place)
+        tensor = Tensor(own if name is None else name, kind_name, tuple(dims), storage, key, place)
         self.all.append(tensor)
         return tensor
 
@@ -325,15 +342,13 @@ class _Attribute:
     name: str = ""
     kind: int = 0
     number: int = 0
-    text: tuple[int, int] | None = None
+    real: float = 0.0
+    text: str = ""
+    borrowed: bool = False
     numbers: list[int] = field(default_factory=list)
     tensors: list[tuple[int, int]] = field(default_factory=list)
     graphs: list[tuple[int, int]] = field(default_factory=list)
     sparse: list[tuple[int, int]] = field(default_factory=list)
-
-    def dtype(self, wire: Wire) -> int:
-        """The data_type of the first tensor."""
-        return next((at for n, k, at, _, _ in wire.fields(*self.tensors[0]) if (n, k) == (2, VARINT)), 0)
 
 
 def _signed(value: int) -> int:

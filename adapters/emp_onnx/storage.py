@@ -18,6 +18,7 @@ from emp_onnx.wire import VARINT, Wire, varint
 __all__ = ["PIECE", "Stored", "numpy_dtype", "pieces_of", "stored"]
 
 PIECE = 1 << 18  # numbers looked at together
+BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}  # types of which a byte holds several
 PLAIN = {
     "float32": "<f4", "float64": "<f8", "float16": "<f2", "int8": "|i1", "uint8": "|u1", "int16": "<i2", "uint16": "<u2",
     "int32": "<i4", "uint32": "<u4", "int64": "<i8", "uint64": "<u8", "bool": "|b1", "complex64": "<c8",
@@ -26,6 +27,7 @@ PLAIN = {
 ML = {
     "bfloat16": "bfloat16", "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",
     "float8e5m2": "float8_e5m2", "float8e5m2fnuz": "float8_e5m2fnuz", "float8e8m0": "float8_e8m0fnu",
+    "int4": "int4", "uint4": "uint4", "int2": "int2", "uint2": "uint2", "float4e2m1": "float4_e2m1fn",
 }  # fmt: skip
 
 
@@ -83,10 +85,17 @@ class Stored:
         """Numbers `start` to `stop`, flat, in memory of their own."""
         if self.decoded is not None:
             return self.decoded[start:stop].copy()
-        out = np.empty(stop - start, self.dtype)
-        room = out.view(np.uint8)
-        width, done = self.dtype.itemsize, 0
-        for at, size, step, item in self._bytes(start * width, stop * width):
+        each = 8 // BITS.get(self.dtype.name, 8)
+        if each > 1:
+            room = np.empty(-(-stop // each) - start // each, np.uint8)
+            out = room
+            first, last = start // each, start // each + room.size
+        else:
+            out = np.empty(stop - start, self.dtype)
+            room = out.view(np.uint8)
+            first, last = start * self.dtype.itemsize, stop * self.dtype.itemsize
+        done = 0
+        for at, size, step, item in self._bytes(first, last):
             if step == item:
                 self.source.into(at, room[done : done + size].data)
             else:
@@ -95,13 +104,17 @@ class Stored:
                 self.source.into(at, loose[: (count - 1) * step + item].data)
                 room[done : done + size] = loose.reshape(count, step)[:, :item].reshape(-1)
             done += size
+        if each > 1:
+            return unpacked(room, self.dtype)[start % each : start % each + stop - start]
         return out
 
     def write(self, start: int, new: NDArray[Any], put: Callable[[int, Any], None]) -> None:
         """Call `put(at, bytes)` so that numbers from `start` on become `new`."""
-        data = np.ascontiguousarray(new, self.dtype).view(np.uint8)
-        width, done = self.dtype.itemsize, 0
-        for at, size, step, item in self._bytes(start * width, (start + len(new)) * width):
+        each, done = 8 // BITS.get(self.dtype.name, 8), 0
+        data = packed(np.ascontiguousarray(new, self.dtype))
+        first = start // each if each > 1 else start * self.dtype.itemsize
+        assert start % each == 0
+        for at, size, step, item in self._bytes(first, first + data.size):
             if step == item:
                 put(at, data[done : done + size].data)
             else:
@@ -129,7 +142,8 @@ class Stored:
 
     def encode(self, new: NDArray[Any]) -> bytes:
         """Numbers as the packed varints that typed fields of small integers have."""
-        bits = _bits(np.ascontiguousarray(new, self.dtype))
+        new = np.ascontiguousarray(new, self.dtype)
+        bits = packed(new) if self.dtype.name in BITS else _bits(new)
         return b"".join(varint(value & 0xFFFFFFFFFFFFFFFF) for value in bits.tolist())
 
 
@@ -142,7 +156,7 @@ def stored(tensor: Tensor, own: Source, sidecar: Callable[[str, str], Source]) -
     place, dtype = tensor.place, numpy_dtype(tensor.dtype)
     if place is None or tensor.storage == "segment":
         raise ModelError(f"tensor {quote(tensor.name)} is stored in segments, which is not supported")
-    size = math.prod(tensor.shape) * dtype.itemsize
+    size = nbytes(dtype, math.prod(tensor.shape))
     if any(d < 0 for d in tensor.shape):
         raise ModelError(f"weight {quote(tensor.name)} must have sizes ≥ 0, got the shape {tensor.shape}")
     if tensor.storage == "external":
@@ -186,12 +200,44 @@ def _decoded(tensor: Tensor, dtype: np.dtype[Any], own: Source) -> Stored:
             numbers.append(run.at)
         else:
             numbers.extend(wire.numbers(run.at, run.at + run.count))
-    if len(numbers) != math.prod(tensor.shape):
-        raise ModelError(_misfit(tensor, math.prod(tensor.shape) * dtype.itemsize, len(numbers) * dtype.itemsize))
+    count = math.prod(tensor.shape)
+    if len(numbers) != (nbytes(dtype, count) if dtype.name in BITS else count):
+        raise ModelError(_misfit(tensor, nbytes(dtype, count), nbytes(dtype, len(numbers))))
     wide = np.array(numbers, np.uint64)
+    if dtype.name in BITS:
+        return Stored(tensor, dtype, own, (), "", unpacked(wide.astype(np.uint8), dtype)[:count])
     kind = np.dtype(f"u{dtype.itemsize}")
     values = wide.astype(kind).view(dtype) if dtype != np.bool_ else wide != 0
     return Stored(tensor, dtype, own, (), "", values)
+
+
+def nbytes(dtype: np.dtype[Any], count: int) -> int:
+    """Bytes that so many numbers take."""
+    return -(-count * BITS[dtype.name] // 8) if dtype.name in BITS else dtype.itemsize * count
+
+
+def unpacked(raw: NDArray[np.uint8], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Numbers of fewer than 8 bits from their bytes, the lowest bits first."""
+    bits = BITS[dtype.name]
+    codes = np.stack([(raw >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], axis=1).reshape(-1)
+    if dtype.name.startswith("int"):
+        signed = np.where(codes >= 2 ** (bits - 1), codes.astype(np.int16) - 2**bits, codes).astype(np.int8)
+        return signed.astype(dtype)
+    return codes.view(dtype) if dtype.name.startswith("float") else codes.astype(dtype)
+
+
+def packed(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of numbers; several of fewer than 8 bits share one."""
+    bits = BITS.get(values.dtype.name, 8)
+    if bits == 8:
+        return values.view(np.uint8)
+    plain = values.view(np.uint8) if values.dtype.name.startswith("float") else values.astype(np.int8).view(np.uint8)
+    codes, each = plain & (2**bits - 1), 8 // bits
+    codes = np.concatenate([codes, np.zeros(-codes.size % each, np.uint8)]).reshape(-1, each)
+    out = np.zeros(len(codes), np.uint8)
+    for i in range(each):
+        out |= codes[:, i] << np.uint8(i * bits)
+    return out
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
