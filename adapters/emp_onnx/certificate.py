@@ -26,12 +26,14 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
 from emp_onnx.model_io import Model, Values
 from emp_onnx.plan import Plan, absolute_sum
+from emp_onnx.weights import Weight
 
 __all__ = ["KEY", "Certificate", "Certified", "certify", "hash_kept", "read_certificate"]
 
@@ -49,6 +51,7 @@ class Certified(Figures):
     zeros: int
     l1: float
     kept: str
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,16 @@ class Certificate:
     weights: Mapping[str, Certified]
 
 
-def hash_kept(values: Values, /) -> str:
+def hash_kept(values: Values, nonzero: NDArray[np.bool_] | None = None, /) -> str:
     """SHA-256 over the positions of the nonzero elements (one bit per element, in order), then their values' bytes."""
-    nonzero = values != 0
+    nonzero = values != 0 if nonzero is None else nonzero
     digest = hashlib.sha256(np.packbits(nonzero).data)
     digest.update(values[nonzero].view(np.uint8).data)
     return digest.hexdigest()
 
 
-def certify(plan: Plan, pruned: Mapping[str, Values], /) -> str:
-    """The certificate's text for weights pruned by this plan."""
+def certify(plan: Plan, pruned: Mapping[str, Values], nonzero: Mapping[str, NDArray[np.bool_]], /) -> str:
+    """The certificate's text for weights pruned by this plan; `nonzero` says which elements are not their zero."""
     weights = {}
     for e in plan.entries:
         item = Certified(
@@ -84,7 +87,8 @@ def certify(plan: Plan, pruned: Mapping[str, Values], /) -> str:
             e.pools,
             e.zeros,
             e.l1,
-            hash_kept(pruned[e.name]),
+            hash_kept(pruned[e.name], nonzero[e.name]),
+            e.dtype,
         )
         weights[e.name] = asdict(item)
     rule = asdict(plan.rule)
@@ -131,16 +135,18 @@ def _certificate(body: Mapping[str, Any]) -> Certificate:
     return Certificate(str(body["tool"]), Rule(**typed(Rule, rule)), pool, weights)
 
 
-def contradictions(certificate: Certificate, name: str, values: Values, /) -> Iterator[str]:
+def contradictions(certificate: Certificate, weight: Weight, stored: Values, /) -> Iterator[str]:
     """Everything in which a pruned weight is not what its certificate says, as sentences without a subject."""
-    said = certificate.weights[name]
+    said, values = certificate.weights[weight.name], weight.zero.scores(stored)
+    if weight.dtype != said.dtype:
+        yield f"holds {weight.dtype}, certified {said.dtype}"
     if values.shape != said.shape:
         yield f"has the shape {values.shape}, certified {said.shape}"
         return
     zeros = values.size - int(np.count_nonzero(values))
     if zeros != said.zeros:
         yield f"has {zeros} zeros, certified {said.zeros}"
-    if hash_kept(values) != said.kept:
+    if hash_kept(stored, values != 0) != said.kept:
         yield "has other kept values or positions than certified"
     if said.n != values.size or not 0 <= said.k <= said.n or said.n - said.k > said.zeros:
         yield f"cannot keep {said.k} of {said.n} and have {said.zeros} zeros"

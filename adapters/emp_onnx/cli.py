@@ -26,7 +26,7 @@ __all__ = ["main"]
 CODES = """exit codes:
   0  done    1  verification failed    2  usage    3  this model is not supported, or cannot be read
 On failure nothing is written, and the input stays as it was."""
-_OPTIONS = {"beta", "order", "sparsity", "scope", "include", "exclude", "min_size", "feeds", "plan", "threads", "out"}
+_OPTIONS = {"beta", "order", "sparsity", "scope", "include", "exclude", "min_size", "embeddings", "feeds", "plan", "threads", "out"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,8 +94,8 @@ def _plan(options: argparse.Namespace) -> int:
 def _prune(options: argparse.Namespace) -> int:
     given: dict[str, Any] = {}
     if options.plan is not None:
-        for name in ("beta", "order", "sparsity", "scope", "include", "exclude", "min_size"):
-            if getattr(options, name) not in (None, []):
+        for name in ("beta", "order", "sparsity", "scope", "include", "exclude", "min_size", "embeddings"):
+            if getattr(options, name) not in (None, [], False):
                 raise UsageError(f"--plan must come without --{name.replace('_', '-')}, which the plan has settled")
         given["plan"] = _read_plan(options.plan)
     else:
@@ -206,6 +206,7 @@ def _rule_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--include", metavar="GLOB", action="append", default=[], help="only these; may be repeated")
     group.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these; may be repeated")
     group.add_argument("--min-size", metavar="N", help="only weights of at least N elements")
+    group.add_argument("--embeddings", action="store_true", help="also embedding tables (which Gather reads)")
 
 
 def _feed_options(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +239,7 @@ def _rule(options: argparse.Namespace) -> dict[str, Any]:
         "beta": beta, "sparsity": sparsity, "order": 2.0 if order is None else order,
         "scope": options.scope or "tensor",
         "include": options.include, "exclude": options.exclude,
-        "min_size": _whole("--min-size", options.min_size, 0, 1), "threads": _threads(options),
+        "min_size": _whole("--min-size", options.min_size, 0, 1), "embeddings": options.embeddings, "threads": _threads(options),
     }  # fmt: skip
 
 

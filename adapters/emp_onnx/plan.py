@@ -43,6 +43,9 @@ class Entry(Figures):
         l1: Σ|w| before pruning.
         sha256: of the weight's bytes before pruning.
         kept_sha256: of the mask, one bit per element.
+        dtype: of its elements.
+        path: the operations that it passes through on the way to its use.
+        zero: the zero point of a quantised weight, in words; empty for floats.
     """
 
     name: str
@@ -55,6 +58,9 @@ class Entry(Figures):
     l1: float
     sha256: str
     kept_sha256: str
+    dtype: str
+    path: tuple[str, ...]
+    zero: str
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ def plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_size: int = 1,
+    embeddings: bool = False,
     threads: int | None = None,
 ) -> Plan:
     """Decide what is kept of every weight; the model is not changed.
@@ -153,7 +160,7 @@ def plan(
     Args:
         model: from `load`.
         beta: multiplier of the effective size (default 1); order, sparsity, scope: see `Rule`.
-        include, exclude, min_size: see `find_weights`.
+        include, exclude, min_size, embeddings: see `find_weights`.
         threads: how many to use; the plan is the same for any number.
 
     Returns:
@@ -163,7 +170,7 @@ def plan(
         UsageError: an option out of its range, or a pattern that matches nothing.
         ModelError: a weight that holds NaN or infinities, or whose bytes do not fit its shape.
     """
-    found = find_weights(model, include=include, exclude=exclude, min_size=min_size)
+    found = find_weights(model, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
     rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
     return decide(model, found.weights, rule, refusals=found.refusals, threads=threads)[0]
 
@@ -184,20 +191,23 @@ def decide(
     """
     refused, chosen = list(refusals), []
     for weight in weights:
-        values = model.values(weight.name)
-        _refuse_unless_finite(weight, values)
-        if not values.any():
+        scores = weight.zero.scores(model.values(weight.name))
+        _refuse_unless_finite(weight, scores)
+        if not scores.any():
             reason = ("zeros", "it holds only zeros: nothing tells one from another")
         elif rule.scope == "row" and weight.layout is None:
-            reason = ("units", "its uses disagree about which axis is its output, so it has no rows")
+            disagree = "its uses disagree about which axis is its output, so it has no rows"
+            reason = ("units", disagree if len(weight.uses) > 1 else "which axis is its output is not known here")
+        elif rule.scope == "model" and weight.zero.quantised and weight.zero.scale is None:
+            reason = ("scale", "its scale is not known here, so it cannot be compared with other weights")
         else:
             chosen.append(weight)
             continue
-        refused.append(Refusal(weight.name, weight.op, weight.shape, *reason, weight.uses, weight.nodes))
+        refused.append(Refusal(weight.name, weight.op, weight.shape, *reason, weight.uses, weight.nodes, weight.tensor))
     masks: dict[str, Mask] = {}
     entries, pool = [], None
     if rule.scope == "model" and chosen:
-        arrays = {weight.name: model.values(weight.name) for weight in chosen}
+        arrays = {weight.name: weight.zero.scores(model.values(weight.name)) for weight in chosen}
         picked = _select(arrays, rule, "model", threads)
         masks = {name: np.asarray(mask) for name, mask in picked.mask.items()}
         pool = Figures(int(picked.n), float(picked.n_eff), int(picked.k), *_masses(picked))
@@ -209,6 +219,7 @@ def decide(
 
 def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], threads: int | None) -> Entry:
     """The figures of one weight; its mask goes to `masks` unless it is there already."""
+    stored, values = values, weight.zero.scores(values)
     pools, l1 = 1, absolute_sum(values)
     if rule.scope == "row" and weight.layout is not None:
         view, axes = values.reshape(weight.layout.view), weight.layout.axes
@@ -238,7 +249,7 @@ def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], t
     return Entry(
         int(values.size), effective, k, lower, mass, upper, weight.name, weight.op, weight.uses, weight.shape,
         pools, worst, zeros,
-        l1, hash_values(values), hash_mask(mask),
+        l1, hash_values(stored), hash_mask(mask), weight.dtype, weight.path, weight.zero.words,
     )  # fmt: skip
 
 
@@ -258,7 +269,7 @@ def _refuse_unless_finite(weight: Weight, values: Values) -> None:
 
 def hash_values(values: Values) -> str:
     """SHA-256 of a weight's bytes, little-endian, in order."""
-    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def hash_mask(mask: Mask) -> str:

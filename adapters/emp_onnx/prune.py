@@ -92,6 +92,7 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_size: int = 1,
+    embeddings: bool = False,
     plan: Plan | None = None,
     feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -108,7 +109,7 @@ def prune(
         out: where the result goes; `IN.pruned.onnx` beside the input if not given. A file already there is replaced.
         beta: multiplier of the effective size, default 1: the rule itself, nothing to choose.
         order, sparsity, scope: see `Rule`.
-        include, exclude, min_size: see `find_weights`.
+        include, exclude, min_size, embeddings: see `find_weights`.
         plan: a plan made before; then no option above may be given.
         feeds: for the comparison of outputs: a path (see `read_feeds`) or feeds; seeded random ones if not given.
         seed: of the random feeds.
@@ -135,13 +136,15 @@ def prune(
     target = _target(source, out, in_place)
     if plan is None:
         rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
-        found = find_weights(source, include=include, exclude=exclude, min_size=min_size)
+        found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
         made, masks = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
         if not made.entries:
             raise nothing_to_prune(source, made.refusals)
         changed = apply_masks(source, made, masks)
     else:
-        if (beta, sparsity, order, scope, *include, *exclude, min_size) != (None, None, 2.0, "tensor", 1):
+        if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
+            None, None, 2.0, "tensor", 1, False,
+        ):
             raise UsageError("plan must come alone, got other options of the rule or of the choice of weights with it")
         made = plan
         if not made.entries:
@@ -178,7 +181,7 @@ def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | 
         )
     return ModelError(
         f"nothing in {model.origin} can be pruned: "
-        + (reasons or "no Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN has a constant weight")
+        + (reasons or "no operation that is known here has a constant weight")
     )
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, read_certificate, wrong_bounds
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures
-from emp_onnx.model_io import Model, load
+from emp_onnx.model_io import Model, Values, load
 from emp_onnx.plan import Mask, decide
 from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
 from emp_onnx.weights import find_weights
@@ -123,7 +124,7 @@ def verify_against(
     """
     done = list(checks)
     if masks is not None:
-        done.append(_check("kept weights are bit-equal, removed ones +0.0", _bits(pruned, original, masks)))
+        done.append(_check("kept weights are bit-equal, removed ones zero", _bits(pruned, original, masks)))
         done.append(_check("nothing else differs", _rest(pruned, original, frozenset(masks))))
     behaviour, not_run = None, ""
     read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
@@ -149,15 +150,15 @@ def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
         certificate = read_certificate(model)
     except UsageError as error:
         return (Check("the certificate is whole", False, (str(error),)),), None
-    faults = []
+    faults, known = [], {weight.name: weight for weight in find_weights(model, embeddings=True).weights}
     for name in certificate.weights:
-        tensor = model.graph.tensors.get(name)
-        if tensor is None or tensor.dtype != "float32" or name in model.graph.repeated:
-            faults.append(f"weight {quote(name)} is certified, but not among the model's float32 initializers")
+        weight = known.get(name)
+        if weight is None:
+            faults.append(f"weight {quote(name)} is certified, but not among the model's weights")
             continue
         try:
             with np.errstate(all="ignore"):  # whatever someone wrote there, infinities and NaN too
-                found = list(contradictions(certificate, name, model.values(name)))
+                found = list(contradictions(certificate, weight, model.values(name)))
             faults += [f"weight {quote(name)} {fault}" for fault in found]
         except (ModelError, ValueError, ArithmeticError) as error:
             faults.append(f"weight {quote(name)} cannot be checked: {error}")
@@ -190,7 +191,7 @@ def _pool(certificate: Certificate) -> Iterator[str]:
 def _again(original: Model, certificate: Certificate, threads: int | None) -> tuple[dict[str, Mask] | None, Check]:
     """The certificate's rule applied to the original, and whether that gives the certificate's figures."""
     what = "the rule gives the same on the original"
-    known = {weight.name: weight for weight in find_weights(original).weights}
+    known = {weight.name: weight for weight in find_weights(original, embeddings=True).weights}
     missing = [name for name in certificate.weights if name not in known]
     if missing:
         return None, Check(
@@ -230,16 +231,25 @@ def _apart(said: Figures, right: Figures) -> Iterator[str]:
 
 
 def _bits(pruned: Model, original: Model, masks: Mapping[str, Mask]) -> Iterator[str]:
+    found = {weight.name: weight for weight in find_weights(original, embeddings=True).weights}
+    there = {weight.name: weight for weight in find_weights(pruned, embeddings=True).weights}
     for name, mask in masks.items():
-        tensor = pruned.graph.tensors.get(name)
-        if tensor is None or tensor.dtype != "float32" or tensor.shape != mask.shape:
+        weight = found[name]
+        if name not in there or (there[name].shape, there[name].dtype) != (weight.shape, weight.dtype):
             yield f"weight {quote(name)} is missing, or of another type or shape"
             continue
-        after = pruned.values(name).view(np.uint32)
-        if bad := int(np.count_nonzero(after[~mask])):
-            yield f"weight {quote(name)} has {bad} removed elements that are not +0.0"
-        if bad := int(np.count_nonzero((after != original.values(name).view(np.uint32)) & mask)):
+        before = original.values(name)
+        wanted, after = _raw(weight.zero.filled(before, mask)), _raw(pruned.values(name))
+        wrong = wanted != after
+        if bad := int(np.count_nonzero(wrong & ~mask)):
+            yield f"weight {quote(name)} has {bad} removed elements that are not {weight.zero.words or '+0.0'}"
+        if bad := int(np.count_nonzero(wrong & mask)):
             yield f"weight {quote(name)} has {bad} kept elements whose bits differ from the original's"
+
+
+def _raw(values: Values) -> NDArray[Any]:
+    """The elements' bits, as whole numbers."""
+    return np.ascontiguousarray(values).view(f"<u{values.dtype.itemsize}")
 
 
 def _rest(pruned: Model, original: Model, names: frozenset[str]) -> Iterator[str]:

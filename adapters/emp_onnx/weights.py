@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.graph import Graph, Node, Tensor
-from emp_onnx.layout import SLOTS, Layout, layout_of
+from emp_onnx.graph import Tensor
+from emp_onnx.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
 from emp_onnx.model_io import Model
+from emp_onnx.steps import Understood, understand
+from emp_onnx.trace import Trace, Use, Value
+from emp_onnx.zero import Zero
 
 __all__ = ["Found", "Refusal", "Weight", "find_weights"]
 
-# operations whose weights a person would expect here, and that are left alone so far: inputs, and why
-LATER: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
-    ("", "Gather"): ((0,), "an embedding table (Gather) is not pruned"),
-    ("", "Einsum"): ((0, 1, 2, 3), "weights of Einsum are not pruned yet"),
-    ("", "QLinearConv"): ((3,), "quantised weights are not pruned yet"),
-    ("", "QLinearMatMul"): ((0, 3), "quantised weights are not pruned yet"),
-    ("", "ConvInteger"): ((1,), "quantised weights are not pruned yet"),
-    ("", "MatMulInteger"): ((0, 1), "quantised weights are not pruned yet"),
-    ("com.microsoft", "MatMulNBits"): ((1,), "quantised weights are not pruned yet"),
-    ("com.microsoft", "DynamicQuantizeMatMul"): ((1,), "quantised weights are not pruned yet"),
-    ("com.microsoft", "MatMulIntegerToFloat"): ((0, 1), "quantised weights are not pruned yet"),
-    ("com.microsoft", "DynamicQuantizeLSTM"): ((1, 2), "quantised weights are not pruned yet"),
-    ("com.microsoft", "QAttention"): ((1,), "quantised weights are not pruned yet"),
-    ("com.microsoft", "Attention"): ((1,), "weights of Attention are not pruned yet"),
-    ("com.microsoft", "FusedConv"): ((1,), "weights of FusedConv are not pruned yet"),
-    ("com.microsoft", "FusedGemm"): ((0, 1), "weights of FusedGemm are not pruned yet"),
-    ("com.microsoft", "FusedMatMul"): ((0, 1), "weights of FusedMatMul are not pruned yet"),
-    ("com.microsoft", "EmbedLayerNormalization"): ((2, 3, 4), "an embedding table is not pruned"),
-}
-
-# operations that a weight may pass through on its way
-THROUGH = {
-    "Identity", "Cast", "CastLike", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "DequantizeLinear",
+FLOATS = {
+    "float32", "float16", "bfloat16", "float64", "float8e4m3fn", "float8e5m2", "float8e4m3fnuz", "float8e5m2fnuz",
+    "float4e2m1",
 }  # fmt: skip
-FLOATS = {"float32", "float16", "bfloat16", "float64"}
+INTEGERS = {"int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16"}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A float32 initializer that can be pruned.
+    """A constant tensor that can be pruned.
 
     Attributes:
-        name: its name in the model.
+        name: its key, unique in the model (see `Tensor`).
         op: the operation that uses it (the first one, if several do).
         uses: every use, in words.
-        shape: its shape.
-        layout: its output units, or None when its uses disagree about them.
+        shape: its shape, as stored; of a sparse tensor the number of stored values.
+        layout: its output units in the stored axes, or None when its uses disagree about them or they are not known.
         nodes: names of the nodes that use it.
+        dtype: of its elements.
+        path: the operations that it passes through on the way to its first use.
+        zero: what a pruned element becomes, and how magnitude is measured.
+        tensor: its plain name.
     """
 
     name: str
@@ -59,14 +47,23 @@ class Weight:
     shape: tuple[int, ...]
     layout: Layout | None
     nodes: tuple[str, ...] = ()
+    dtype: str = "float32"
+    path: tuple[str, ...] = ()
+    zero: Zero = field(default_factory=Zero)
+    tensor: str = ""
+
+    @property
+    def key(self) -> str:
+        """The same as `name`: the address of its tensor in the model."""
+        return self.name
 
 
 @dataclass(frozen=True)
 class Refusal:
     """A tensor that one might expect to be pruned, and the reason why it is not.
 
-    `code` is a short stable name of the reason: dtype, rank, empty, repeated, sparse, body, function, constant, behind,
-    output, shared, later, option, zeros, units.
+    `code` is a short stable name of the reason: dtype, rank, empty, repeated, sparse, behind, output, shared, packed,
+    embedding, quantised, point, option, zeros, units, scale.
     """
 
     name: str
@@ -76,6 +73,7 @@ class Refusal:
     reason: str
     uses: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
+    tensor: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ def find_weights(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_size: int = 1,
+    embeddings: bool = False,
 ) -> Found:
     """Every weight of the model that can be pruned, and a Refusal for each that cannot.
 
@@ -102,6 +101,7 @@ def find_weights(
             name of a node that uses them.
         exclude: weights that match one of these are left out.
         min_size: weights with fewer elements are left out.
+        embeddings: also the tables that Gather reads.
 
     Raises:
         UsageError: a pattern that matches nothing, or a `min_size` below 0.
@@ -111,10 +111,7 @@ def find_weights(
     """
     if min_size < 0:
         raise UsageError(f"min_size must be ≥ 0, got {min_size}")
-    uses, order = _Uses(model), []
-    for candidate in uses.candidates.values():
-        order.append(_judge(candidate, uses.all.get(candidate.key, [])))
-    order += [refusal for key, refusal in uses.hidden.items() if key not in uses.candidates]
+    order = _everything(model, embeddings)
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_matches(pattern, item) for item in order):
@@ -128,180 +125,148 @@ def find_weights(
     )
 
 
-Key = tuple[int, str]  # the graph's identity, and a name in it
-
-
-@dataclass
-class _Use:
-    node: Node
-    slot: int
-
-    @property
-    def words(self) -> str:
-        return f"{self.node.label} input {self.slot}"
-
-
 @dataclass
 class _Candidate:
-    key: Key
-    graph: Graph
+    """A constant tensor, with its uses as a weight and all others."""
+
     tensor: Tensor
-    uses: list[_Use] = field(default_factory=list)
+    repeated: bool
+    uses: list[tuple[Use, Slot]] = field(default_factory=list)
+    others: list[Use] = field(default_factory=list)
+    origins: list[Value] = field(default_factory=list)
 
 
-class _Uses:
-    """One walk over all graphs: who uses which initializer, candidates by first use, and what hides elsewhere."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.all: dict[Key, list[_Use | str]] = {}
-        self.candidates: dict[Key, _Candidate] = {}
-        self.hidden: dict[Key, Refusal] = {}
-        self.makers: dict[int, dict[str, Node | None]] = {}
-        for graph in [model.graph, *model.functions.values()]:
-            self._walk(graph)
-
-    def _walk(self, graph: Graph) -> None:
-        made: dict[str, Node | None] = dict.fromkeys(graph.inputs)
-        for node in graph.nodes:
-            made.update(dict.fromkeys(node.outputs, node))
-        self.makers[id(graph)] = made
-        for node in graph.nodes:
-            for slot, name in enumerate(node.inputs):
-                if name and (home := self._home(graph, name)) is not None and _holds(home, name):
-                    self.all.setdefault((id(home), name), []).append(_Use(node, slot))
-            self._visit(graph, node)
-            for body in node.bodies:
-                self._walk(body)
-        for name in graph.outputs:
-            home = self._home(graph, name)
-            if home is not None and _holds(home, name):
-                self.all.setdefault((id(home), name), []).append(graph.where or "the graph")
-
-    def _home(self, graph: Graph | None, name: str) -> Graph | None:
-        """The innermost graph around here that defines `name`."""
-        while graph is not None:
-            if _holds(graph, name) or name in self.makers[id(graph)]:
-                return graph
-            graph = graph.parent
-        return None
-
-    def _visit(self, graph: Graph, node: Node) -> None:
-        if not node.domain and node.op in SLOTS:
-            for slot in SLOTS[node.op]:
-                self._weight(graph, node, slot)
-        elif (node.domain, node.op) in LATER:
-            slots, reason = LATER[node.domain, node.op]
-            for slot in slots:
-                self._later(graph, node, slot, reason)
-        elif (node.domain, node.op) in self.model.functions:
-            reason = f"it goes into the local function {quote(node.op)}; what functions use is not pruned yet"
-            for slot in range(len(node.inputs)):
-                self._later(graph, node, slot, reason, "function")
-
-    def _weight(self, graph: Graph, node: Node, slot: int) -> None:
-        name = node.inputs[slot] if slot < len(node.inputs) else ""
-        home = self._home(graph, name) if name else None
-        if home is None:
-            return
-        use, key = _Use(node, slot), (id(home), name)
-        if name in home.tensors:
-            self.candidates.setdefault(key, _Candidate(key, home, home.tensors[name])).uses.append(use)
-        elif name in home.sparse:
-            self._hide(key, home.sparse[name], use, "sparse", "sparse initializers are not pruned yet")
-        else:
-            self._trace(home, name, use)
-
-    def _trace(self, home: Graph, name: str, use: _Use) -> None:
-        """Follow a computed value back; if a constant is at the end, it is a weight in hiding."""
-        path: list[str] = []
-        for _ in range(32):
-            maker = self.makers[id(home)].get(name)
-            if maker is None:
-                return
-            if maker.op == "Constant" and not maker.domain:
-                if maker.attributes.get("#rank", 0) >= 2 or not path:
-                    tensor = Tensor(name, "", (), "constant")
-                    behind = f", behind {' and '.join(reversed(path))}" if path else ""
-                    self._hide(
-                        (id(home), name), tensor, use, "constant", f"held by a Constant node{behind}: not pruned yet"
-                    )
-                return
-            if maker.op not in THROUGH or maker.domain or not maker.inputs or not maker.inputs[0]:
-                return
-            path.append(maker.op)
-            name = maker.inputs[0]
-            source = self._home(home, name)
-            if source is None:
-                return
-            home = source
-            if name in home.tensors:
-                reason = f"reaches {use.node.op} through {' and '.join(reversed(path))}: not pruned yet"
-                if "DequantizeLinear" in path:
-                    dtype = home.tensors[name].dtype
-                    reason = f"quantised ({dtype}), reaches {use.node.op} through DequantizeLinear: not pruned yet"
-                self._hide((id(home), name), home.tensors[name], use, "behind", reason)
-                return
-
-    def _later(self, graph: Graph, node: Node, slot: int, reason: str, code: str = "later") -> None:
-        name = node.inputs[slot] if slot < len(node.inputs) else ""
-        home = self._home(graph, name) if name else None
-        if home is None or name not in home.tensors:
-            return
-        tensor = home.tensors[name]
-        if len(tensor.shape) >= 2 and (tensor.dtype in FLOATS or "quantised" in reason):
-            self._hide((id(home), name), tensor, _Use(node, slot), code, reason)
-
-    def _hide(self, key: Key, tensor: Tensor, use: _Use, code: str, reason: str) -> None:
-        if key in self.candidates:
-            return
-        old = self.hidden.get(key)
-        words = (*old.uses, use.words) if old else (use.words,)
-        nodes = (*old.nodes, use.node.name) if old else (use.node.name,)
-        first = old or Refusal(tensor.name, use.node.op, tensor.shape, code, reason)
-        self.hidden[key] = Refusal(first.name, first.op, first.shape, first.code, first.reason, words, nodes)
+def _everything(model: Model, embeddings: bool) -> list[Weight | Refusal]:
+    """Every weight and refusal, in the order of first use."""
+    trace = Trace(model)
+    slots = {**SLOTS, **(EMBEDDINGS if embeddings else {})}
+    candidates: dict[str, _Candidate] = {}
+    for origin in trace.origins:
+        tensor = origin.tensor
+        if tensor is None:
+            continue
+        repeated = origin.name in origin.frame.graph.repeated
+        item = candidates.setdefault(tensor.key, _Candidate(tensor, repeated))
+        known = {(id(use.node), use.slot) for use in (*(u for u, _ in item.uses), *item.others) if use.node}
+        for use in trace.uses(origin):
+            if use.node is not None and (id(use.node), use.slot) in known and use.frame.graph.where:
+                continue  # a function called again
+            slot = None
+            if use.node is not None:
+                found = slots.get((use.node.domain, use.node.op), ())
+                slot = next((s for s in found if s.index == use.slot), None)
+            if slot is not None:
+                item.uses.append((use, slot))
+            else:
+                item.others.append(use)
+        item.origins.append(origin)
+    reached: dict[tuple[int, int], int] = {}
+    for i, (_, node, slot_, _) in enumerate(trace.reads):
+        reached.setdefault((id(node), slot_), i)
+    placed: list[tuple[int, Weight | Refusal]] = []
+    for item in candidates.values():
+        judged = _judge(model, item)
+        if judged is not None:
+            uses = [use for use, _ in item.uses] or item.others
+            first = min(reached.get((id(use.node), use.slot), len(reached)) for use in uses)
+            placed.append((first, judged))
+    mine = {(id(use.node), use.slot) for item in candidates.values() for use, _ in item.uses}
+    for i, (frame, node, slot_, value) in enumerate(trace.reads):
+        if value not in trace.derived or (id(node), slot_) in mine:
+            continue
+        if any(s.index == slot_ for s in slots.get((node.domain, node.op), ())) and value.maker is not None:
+            mine.add((id(node), slot_))
+            reason = f"computed from constants by {value.maker.op}, which is not followed"
+            words = Use(frame, node, slot_, None).words
+            name = value.frame.graph.path + value.name
+            placed.append((i, Refusal(name, node.op, (), "behind", reason, (words,), (node.name,), value.name)))
+    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
-def _holds(graph: Graph, name: str) -> bool:
-    return name in graph.tensors or name in graph.sparse
+def _judge(model: Model, item: _Candidate) -> Weight | Refusal | None:
+    """A weight, unless one of the reasons against it holds; None for a constant that no one would take for a weight."""
+    tensor = item.tensor
+    if not item.uses:
+        return _left(item)
+    words = tuple(dict.fromkeys(use.words for use, _ in item.uses))
+    nodes = tuple(dict.fromkeys(use.node.name for use, _ in item.uses if use.node))
+    op = item.uses[0][0].node.op if item.uses[0][0].node else ""
+    seen: list[Understood] = []
+    for code, reason in _against(model, item, seen):
+        return Refusal(tensor.key, op, tensor.shape, code, reason, words, nodes, tensor.name)
+    layouts = [one.layout for one in seen if one.layout is not None]
+    whole = len(layouts) == len(seen) and len({canonical(layout) for layout in layouts}) == 1
+    shape, layout = tensor.shape, layouts[0] if whole else None
+    path = tuple(step.node.op for step in item.uses[0][0].steps)
+    if tensor.storage == "sparse":
+        shape, layout = model.values(tensor.key).shape, None
+        path = ("sparse tensor", *path)
+    zero = seen[0].zero
+    if tensor.dtype in INTEGERS and not zero.quantised:
+        zero = Zero(quantised=True)
+    return Weight(tensor.key, op, words, shape, layout, nodes, tensor.dtype, path, zero, tensor.name)
 
 
-def _judge(candidate: _Candidate, everywhere: list[_Use | str]) -> Weight | Refusal:
-    """A weight, unless one of the reasons against it holds."""
-    tensor, uses = candidate.tensor, candidate.uses
-    words = tuple(use.words for use in uses)
-    nodes = tuple(use.node.name for use in uses)
-    found = [layout_of(use.node.op, use.slot, tensor.shape, use.node.attributes) for use in uses]
-    layouts = [item for item in found if isinstance(item, Layout)]
-    for code, reason in _against(candidate, everywhere, next((item for item in found if isinstance(item, str)), "")):
-        return Refusal(tensor.name, uses[0].node.op, tensor.shape, code, reason, words, nodes)
-    agreed = layouts[0] if len(set(layouts)) == 1 else None
-    return Weight(tensor.name, uses[0].node.op, words, tensor.shape, agreed, nodes)
+def _left(item: _Candidate) -> Refusal | None:
+    """What looks like a weight, and is left alone."""
+    tensor = item.tensor
+    for use in item.others:
+        if use.node is None or len(tensor.shape) < 2:
+            continue
+        slots, reason = LEFT.get((use.node.domain, use.node.op), ((), ""))
+        code = "packed"
+        if use.slot not in slots:
+            table = EMBEDDINGS.get((use.node.domain, use.node.op), ())
+            if not any(slot.index == use.slot for slot in table) or tensor.dtype not in FLOATS | INTEGERS:
+                continue
+            code, reason = "embedding", f"an embedding table ({use.node.op}), pruned only with embeddings"
+        return Refusal(
+            tensor.key, use.node.op, tensor.shape, code, reason, (use.words,), (use.node.name,), tensor.name
+        )
+    return None
 
 
-def _against(candidate: _Candidate, everywhere: list[_Use | str], shape: str) -> Iterator[tuple[str, str]]:
-    tensor, mine = candidate.tensor, {(id(use.node), use.slot) for use in candidate.uses}
-    if candidate.graph.where:
-        yield "body", f"it lives in the {candidate.graph.where}, and those are not pruned yet"
-    if tensor.name in candidate.graph.repeated:
-        yield "repeated", "several initializers have this name"
-    if tensor.dtype != "float32":
-        yield "dtype", f"{tensor.dtype} weights are not pruned yet"
+def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator[tuple[str, str]]:
+    """Reasons against a weight; what its uses say goes to `seen`."""
+    tensor = item.tensor
+    if item.repeated:
+        yield "repeated", "several constants have this name"
+    if tensor.dtype not in FLOATS | INTEGERS:
+        yield "dtype", f"{tensor.dtype} weights are not pruned"
     if tensor.storage == "segment":
         yield "dtype", "stored in segments, which is not supported"
-    if shape:
-        yield "rank", shape
+    if any(size < 0 for size in tensor.shape):
+        yield "rank", f"its shape {tensor.shape} is none"
+    for use in item.others:
+        if use.node is None:
+            yield "output", f"it is also an output of {use.words}"
+        else:
+            behind = f", through {' and '.join(s.node.op for s in use.steps)}" if use.steps else ""
+            yield "shared", (
+                f"it is also input {use.slot} of {use.node.label}{behind}, where zeros would change something else"
+            )
+    for use, slot in item.uses:
+        understood = understand(model, tensor, use, slot)
+        if understood.against is not None:
+            yield understood.against
+        seen.append(understood)
+    if tensor.dtype in INTEGERS:
+        for one, (use, _) in zip(seen, item.uses, strict=True):
+            if not one.zero.quantised and not any(step.node.op == "Cast" for step in use.steps):
+                yield "dtype", f"{tensor.dtype} weights of {use.node.op if use.node else ''} are not pruned"
+    if any(not one.zero.same(seen[0].zero) for one in seen[1:]):
+        yield "point", "its uses disagree about its zero point or scale"
     if tensor.size == 0:
         yield "empty", "it has no elements"
-    for use in everywhere:
-        if isinstance(use, str):
-            yield "output", f"it is also an output of {use}"
-        elif (id(use.node), use.slot) not in mine:
-            yield "shared", f"it is also input {use.slot} of {use.node.label}, where zeros would change something else"
+    if tensor.storage == "sparse":
+        if seen[0].zero.quantised:
+            yield "sparse", "it is stored sparse and quantised, so what is not stored is not its zero"
+        if 0 in model.values(tensor.key).shape:
+            yield "empty", "it stores no elements"
 
 
 def _matches(pattern: str, item: Weight | Refusal) -> bool:
-    return any(fnmatchcase(name, pattern) or name == pattern for name in (item.name, *item.nodes) if name)
+    return any(fnmatchcase(name, pattern) or name == pattern for name in (item.name, item.tensor, *item.nodes) if name)
 
 
 def _choose(weight: Weight, include: Sequence[str], exclude: Sequence[str], min_size: int) -> Weight | Refusal:
@@ -318,4 +283,4 @@ def _choose(weight: Weight, include: Sequence[str], exclude: Sequence[str], min_
         reason = f"it has {size} elements, min_size is {min_size}"
     if not reason:
         return weight
-    return Refusal(weight.name, weight.op, weight.shape, "option", reason, weight.uses, weight.nodes)
+    return Refusal(weight.name, weight.op, weight.shape, "option", reason, weight.uses, weight.nodes, weight.tensor)

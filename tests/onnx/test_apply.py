@@ -81,7 +81,7 @@ def other(change: str) -> Model:
         ("value", "weight 'a' has other values than the plan was made from"),
         ("shape", r"weight 'a' has the shape \(4, 6\), the plan says \(6, 4\)"),
         ("name", "there is no weight 'a'"),
-        ("dtype", "'a' cannot be pruned here: float16 weights are not pruned yet"),
+        ("dtype", "weight 'a' holds float16, the plan says float32"),
     ],
 )
 def test_a_plan_for_another_model_is_refused(change: str, sentence: str) -> None:
