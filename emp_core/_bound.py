@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._errors import ArgumentError
-from ._namespace import is_standard, is_traced, namespace
+from ._namespace import given, is_standard, is_tensorflow, is_traced, namespace
 
 
 def mass_lower_bound(n_eff: Any, /, *, n: Any, k: Any) -> Any:
@@ -173,4 +173,6 @@ def _checked(n_eff: Any, n: Any, k: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _out(xp: Any, value: Any, n_eff: Any) -> Any:
+    if is_tensorflow(n_eff):
+        return given(n_eff).back(np.asarray(value))
     return float(value) if xp is np and np.ndim(value) == 0 and not isinstance(n_eff, np.ndarray) else value

@@ -316,13 +316,9 @@ def _share(stream: Stream, threshold: float, last: int) -> float:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         found = [sums for _, sums in stream.run(work)]
     share = share_of([total for total, _ in found], [kept for _, kept in found])
-    return share if share is not None else _exact_share(stream, cut, starts)
-
-
-def _exact_share(stream: Stream, cut: Cut, starts: list[int]) -> float:
-    whole = stream.exact()
-    part = stream.exact_kept(lambda chunk, magnitude: cut.mask(magnitude, starts[chunk.part] + chunk.start))
-    return part.total / whole.total if whole.total else 1.0
+    if share is not None:
+        return share
+    return stream._folded_share(lambda chunk, magnitude: cut.mask(magnitude, starts[chunk.part] + chunk.start))
 
 
 def _first_pieces(stream: Stream) -> list[int]:

@@ -73,7 +73,7 @@ def keep_count(scores: Any, /, *, beta: float = 1.0, axis: Axis = None, where: A
     """
     b = checked_beta(beta)
     if given(scores).traced:
-        return traced_count(given(scores), b, axis, where)
+        return traced_count(given(scores), lambda x, w: keep_count(x, beta=beta, axis=axis, where=w), axis, where)
     source, pools, outer, _, _ = pools_along(scores, axis, where)
     return figure(source, pools.count(b).k, outer)
 

@@ -77,6 +77,13 @@ class Sums:
         (a, b), (c, d) = self.ends()
         return a // b == c // d and c < d * self.n
 
+    def rounded(self) -> bool:
+        """True when both ends of the interval of ``N_eff`` round to the same float."""
+        if self.exact:
+            return True
+        (a, b), (c, d) = self.ends()
+        return a / b == c / d
+
     def n_eff(self) -> float:
         """The effective size; correctly rounded when the sums are exact."""
         return float(self.n) if self.zero else min(self.total**2 / self.squares, float(self.n))

@@ -14,7 +14,7 @@ from ._errors import ArgumentError
 from ._namespace import given, to_host, wide
 from ._pools import DevicePools, HostPools, pools_along
 from ._stream import Stream
-from ._traced import traced_hill
+from ._traced import traced_rows
 
 VANISHING = Fraction(1, 2**2000)  # with this β, k is 1 for every pool but one of zeros, which keeps all
 
@@ -46,7 +46,8 @@ def hill_number(scores: Any, /, *, order: float, axis: Axis = None, keepdims: bo
     if q == 2:
         return effective_size(scores, axis=axis, keepdims=keepdims, where=where)
     if given(scores).traced:
-        return traced_hill(given(scores), q, axis, keepdims, where)
+        xp = given(scores).xp
+        return traced_rows(given(scores), lambda a, n: hill_of_rows(xp, a, n, q), axis, keepdims, where)
     source, pools, outer, kept, _ = pools_along(scores, axis, where)
     return figure(source, hill_of(pools, q), kept if keepdims else outer)
 

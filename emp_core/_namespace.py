@@ -59,7 +59,7 @@ def given(array: Any, name: str = "scores") -> Given:
         return _torch(array, name)
     if _of("jax", "Array", array):
         return _jax(array, name)
-    if _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array):
+    if is_tensorflow(array):
         tf = sys.modules["tensorflow"]
         return Given(array, np, _real(np.asarray(array), name), lambda a: tf.convert_to_tensor(a))
     if isinstance(array, (np.ndarray, np.generic, list, tuple, int, float)) or not is_standard(array):
@@ -69,6 +69,11 @@ def given(array: Any, name: str = "scores") -> Given:
         raise ArgumentError(f"{name} must be real numbers, got dtype {array.dtype}")
     device = array.device
     return Given(array, xp, None, lambda a: xp.asarray(_plain(a), device=device))
+
+
+def is_tensorflow(array: Any) -> bool:
+    """True for a TensorFlow tensor or variable: a library without the standard, but with NumPy underneath."""
+    return _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array)
 
 
 def is_standard(array: Any) -> bool:
@@ -84,6 +89,8 @@ def namespace(*arrays: Any) -> Any:
     """The functions of the library that made these arrays, under their standard names."""
     if all(isinstance(a, np.ndarray) for a in arrays):
         return np
+    if any(map(is_tensorflow, arrays)):
+        return sys.modules["tensorflow"]
     import array_api_compat
 
     return array_api_compat.array_namespace(*arrays)
@@ -131,7 +138,9 @@ def wide(source: Given) -> Any:
     if source.xp is not np and "jax" in sys.modules and source.host is None and _of("jax", "Array", source.array):
         import jax
 
-        switch = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+        switch = getattr(jax, "enable_x64", None)
+        if switch is None:  # where it had not moved yet
+            switch = jax.experimental.enable_x64
         with switch(True):
             yield
     else:

@@ -132,11 +132,10 @@ class DevicePools:
     def __init__(self, source: Given, matrix: Any, where: Any, name: Callable[[int], str]) -> None:
         self.source, self.xp, self.matrix, self.where, self.name = source, source.xp, matrix, where, name
         self.rows, self.length = int(matrix.shape[0]), int(matrix.shape[1])
-        self.n = (
-            np.full(self.rows, self.length)
-            if where is None
-            else to_host(self.xp.sum(self.xp.astype(where, self.xp.int64), axis=1)).astype(np.int64)
-        )
+        self.n = np.full(self.rows, self.length)
+        if where is not None:
+            with wide(source):
+                self.n = to_host(self.xp.sum(self.xp.astype(where, self.xp.int64), axis=1)).astype(np.int64)
         self.single = self._single()
         refuse_empty(self.n, name)
 

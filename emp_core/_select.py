@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._bound import mass_lower_bound, mass_upper_bound
-from ._effective import checked_beta, figure
+from ._effective import checked_beta, effective_size, figure, keep_count
 from ._errors import ArgumentError
-from ._hill import checked_order, order_count
-from ._mask import mask_back
-from ._namespace import given
+from ._hill import checked_order, hill_number, order_count
+from ._mask import mask_back, retained_mass, top_mask
+from ._namespace import Given, given
 from ._rows import Counted
 from ._scope import Model, Scope, scope_of
-from ._traced import select_traced
 
 ROUNDING = 2.0**-44  # what retained mass and bounds may be off by, relative
 
@@ -110,7 +109,7 @@ def select(
     if isinstance(scores, Mapping) and not isinstance(layout, Model):
         raise ArgumentError(f"scope must be model for a mapping of arrays, got {scope!r}")
     if not isinstance(layout, Model) and given(scores).traced:
-        return Selection(*select_traced(given(scores), multiplier, q, share, layout, where))
+        return _select_traced(given(scores), float(multiplier), q, share, layout, where)
     laid = layout.lay(scores, where, threads)
     fixed = layout.limit(laid.pools.n)
     if share is not None:
@@ -134,6 +133,30 @@ def select(
         out(lower),
         out(upper),
     )
+
+
+def _select_traced(
+    source: Given, beta: float, order: float, share: Fraction | None, scope: Scope, where: Any
+) -> Selection:
+    """`select` under ``jax.jit``, where no value can be looked at."""
+    import jax.numpy as jnp
+
+    axis = scope.within(source.array.ndim)
+    inside = jnp.broadcast_to(jnp.asarray(True if where is None else where), source.array.shape)
+    n = inside.sum(axis=axis)
+    n_eff = effective_size(source, axis=axis, where=where)
+    if share is not None:
+        k = jnp.maximum(n - jnp.round(float(share) * n).astype(n.dtype), 1)
+    elif order == 2:
+        k = keep_count(source, beta=beta, axis=axis, where=where)
+    else:
+        size = hill_number(source, order=order, axis=axis, where=where)
+        zero = jnp.max(jnp.where(inside, jnp.abs(source.array), 0), axis=axis) == 0
+        k = jnp.where(zero, n, jnp.clip(jnp.floor(beta * size * (1 + 1e-6)).astype(n.dtype), 1, n))
+    mask = top_mask(source, k, axis=axis, where=where)
+    mass = retained_mass(jnp.where(inside, source.array, 0), mask, axis=axis)
+    lower, upper = mass_lower_bound(n_eff, n=n, k=k), mass_upper_bound(n_eff, n=n, k=k)
+    return Selection(mask, n, n_eff, k, None if share is not None else beta, order, mass, lower, upper)
 
 
 def bounds(counted: Counted) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, UNIT, Sums, exact_rows, units
 from ._namespace import BFLOAT16
+from ._rows import parts
 
 T = TypeVar("T")
 Mask = NDArray[np.bool_]
@@ -93,6 +94,9 @@ class Chunk(NamedTuple):
     stop: int
 
 
+Keep = Callable[[Chunk, NDArray[Any]], Mask]  # makes the mask of a chunk from its magnitudes
+
+
 class Sweep(NamedTuple):
     """What one look at every score found: sums, mass (inf: not taken) and count above the bracket, what is inside."""
 
@@ -159,7 +163,7 @@ class Stream:
 
         One thread takes single chunks, which stay in its cache. Several threads take up to ``batch`` chunks of a part
         at a time: NumPy lets go of the interpreter's lock inside its loops only, and threads that make short loops wait
-        for each other at every one of them (measured: four chunks of 2**16 scores are best, single ones are no gain at all).
+        for each other at every one of them (measured: four chunks of 2**16 scores are best, single ones no gain).
         """
         size = min(CHUNK, max((p.size for p in self.parts), default=1))
         threads = min(self.threads, len(self.chunks), 1 + self.length // THREAD_FROM)
@@ -192,47 +196,47 @@ class Stream:
 
     # --- sums -----------------------------------------------------------------------------------------------------
     def sums(self) -> Sums:
-        """Σ|s| and Σs²: exact for a short pool, else with a bound on their rounding."""
+        """Σ|s| and Σs² with a bound on their rounding; for a short pool, good enough to round N_eff."""
         if self.length <= CHUNK:
-            return self.exact()
+            known = self.folded()
+            return known if known.settled() and known.rounded() else self.exact()
         known = self.sweep(sums=True).sums
         return known if known.settled() else self.exact()
 
-    def exact(self, keep: Sequence[Mask] | None = None) -> Sums:
-        """Sums without any error; with ``keep``, of the kept scores only."""
-        if keep is None:
-            return self.exact_kept(None)
-        return self.exact_kept(lambda chunk, _: keep[chunk.part][chunk.start : chunk.stop])
+    def folded(self, keep: Sequence[Mask] | Keep | None = None) -> Sums:
+        """Sums with an error of about 2**-57; with ``keep``, of the kept scores only."""
+        return self._summed(keep, lambda rows, single: parts(np, rows, np.asarray, single=single).sums(0))
 
-    def exact_kept(self, keep: Callable[[Chunk, NDArray[Any]], Mask] | None) -> Sums:
-        """The same, where ``keep`` makes the mask of a chunk."""
+    def exact(self, keep: Sequence[Mask] | Keep | None = None) -> Sums:
+        """Sums without any error; with ``keep`` (masks, or what makes the mask of a chunk), of the kept scores only."""
+
+        def taken(rows: NDArray[np.float64], single: bool) -> Sums:
+            totals, squares = exact_rows(np, rows, np.asarray, single=single)
+            return Sums(0, sum(totals), sum(squares))
+
+        return self._summed(keep, taken)
+
+    def _summed(
+        self, keep: Sequence[Mask] | Keep | None, take: Callable[[NDArray[np.float64], bool], Sums]
+    ) -> Sums:
+        single = self.dtype.itemsize == 4
 
         def work(chunk: Chunk, buffers: Buffers) -> Sums:
             magnitude = self.load(chunk, buffers)
             wide = self._wide(chunk, magnitude, buffers)
             self._refuse_not_finite(chunk, wide)
-            n = self.n_of(chunk)
+            n, where = wide.size, self.where[chunk.part]
             if keep is not None:
-                mask = keep(chunk, magnitude)
+                mask = keep(chunk, magnitude) if callable(keep) else keep[chunk.part][chunk.start : chunk.stop]
                 n = int(np.count_nonzero(mask))
                 wide *= mask
-            total, squares = 0, 0
-            whole = wide.size & -CHUNK
-            for rows in (wide[:whole].reshape(-1, CHUNK), wide[None, whole:]):
-                if rows.size:
-                    found = exact_rows(np, rows, np.asarray, single=self.dtype.itemsize == 4)
-                    total, squares = total + sum(found[0]), squares + sum(found[1])
-            return Sums(n, total, squares)
+            elif where is not None:
+                n = int(np.count_nonzero(where[chunk.start : chunk.stop]))
+            whole = wide.size & -CHUNK  # a fold takes CHUNK addends at most
+            pieces = (wide[:whole].reshape(-1, CHUNK), wide[None, whole:])
+            return sum((take(rows, single) for rows in pieces if rows.size), Sums(n, 0, 0))
 
-        total = Sums(0, 0, 0)
-        for _, part in self.run(work):
-            total = total + part
-        return total
-
-    def n_of(self, chunk: Chunk) -> int:
-        """How many scores of a chunk are in the pool."""
-        where = self.where[chunk.part]
-        return chunk.stop - chunk.start if where is None else int(np.count_nonzero(where[chunk.start : chunk.stop]))
+        return sum((found for _, found in self.run(work)), Sums(0, 0, 0))
 
     def largest(self) -> float:
         """max|s|."""
@@ -247,15 +251,16 @@ class Stream:
             return buffers.shares(size, masks[chunk.part][chunk.start : chunk.stop])
 
         if self.length <= CHUNK:
-            return self._exact_share(masks)
+            return self._folded_share(masks)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             found = [sums for _, sums in self.run(work)]
         share = share_of([total for total, _ in found], [kept for _, kept in found])
-        return self._exact_share(masks) if share is None else share
+        return self._folded_share(masks) if share is None else share
 
-    def _exact_share(self, masks: Sequence[Mask]) -> float:
-        whole, part = self.exact(), self.exact(masks)
-        return part.total / whole.total if whole.total else 1.0
+    def _folded_share(self, masks: Sequence[Mask] | Keep, whole: Sums | None = None) -> float:
+        """`kept_share` for short pools, and where float64 sums would overflow or vanish."""
+        whole, part = whole or self.folded(), self.folded(masks)
+        return min(1.0, part.total / whole.total) if whole.total else 1.0
 
     def _wide(self, chunk: Chunk, magnitude: NDArray[Any], buffers: Buffers) -> NDArray[np.float64]:
         """Magnitudes as float64, 0 for what is not in the pool."""
@@ -361,7 +366,8 @@ class Stream:
             sums, k = self.count(beta)
             k = k if fixed is None else fixed
             masks = self.top_mask(k)
-            return sums, k, masks, self.kept_share(masks)
+            short = self.length <= CHUNK
+            return sums, k, masks, self._folded_share(masks, sums) if short else self.kept_share(masks)
         masks = [np.empty(p.size, bool) for p in self.parts]
         seen = self.sweep(masks, *self.bracket(beta, fixed), sums=True)
         sums, k = self.decide(seen.sums, beta)

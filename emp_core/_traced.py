@@ -7,7 +7,7 @@ subnormals for zeros.
 
 from __future__ import annotations
 
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ def _pools(source: Given, axis: Any, where: Any) -> tuple[Any, Any, tuple[int, .
 
 
 def traced_effective_size(source: Given, axis: Any, keepdims: bool, where: Any) -> Any:
+    """`effective_size`, in JAX's precision."""
     import jax.numpy as jnp
 
     a, inside, outer, kept, _ = _pools(source, axis, where)
@@ -53,34 +54,33 @@ def traced_effective_size(source: Given, axis: Any, keepdims: bool, where: Any) 
     return jnp.where(peak[:, 0] > 0, jnp.clip(size, 1, n), n).reshape(kept if keepdims else outer)
 
 
-def traced_count(source: Given, beta: Fraction, axis: Any, where: Any) -> Any:
+def traced_count(source: Given, count: Callable[[Any, Any], Any], axis: Any, where: Any) -> Any:
+    """``count(scores, where)``, computed by the host on NumPy arrays when the compiled function runs."""
     import jax
     import jax.numpy as jnp
 
-    from ._effective import keep_count
-
     outer = _pools(source, axis, where)[2]
     kind = jnp.asarray(0).dtype
-
-    def host(x: Any, w: Any) -> Any:
-        return np.asarray(keep_count(np.asarray(x), beta=float(beta), axis=axis, where=np.asarray(w)), kind)
-
     inside = jnp.broadcast_to(jnp.asarray(True if where is None else where), source.array.shape)
     answer: Any = jax.ShapeDtypeStruct(outer, kind)  # type: ignore[no-untyped-call,unused-ignore]
+
+    def host(x: Any, w: Any) -> Any:
+        return np.asarray(count(np.asarray(x), np.asarray(w)), kind)
+
     return jax.pure_callback(host, answer, source.array, inside, vmap_method="sequential")
 
 
-def traced_hill(source: Given, order: float, axis: Any, keepdims: bool, where: Any) -> Any:
+def traced_rows(source: Given, figure: Callable[[Any, Any], Any], axis: Any, keepdims: bool, where: Any) -> Any:
+    """``figure(magnitudes, n)`` of the pools as rows of a matrix."""
     import jax.numpy as jnp
 
-    from ._hill import hill_of_rows
-
     a, inside, outer, kept, _ = _pools(source, axis, where)
-    d = hill_of_rows(jnp, jnp.where(inside, a, 0), inside.sum(axis=1).astype(a.dtype), order)
+    d = figure(jnp.where(inside, a, 0), inside.sum(axis=1).astype(a.dtype))
     return d.reshape(kept if keepdims else outer)
 
 
 def traced_mask(source: Given, k: Any, axis: Any, where: Any) -> Any:
+    """`top_mask`; ``k`` may be traced too."""
     import jax.numpy as jnp
 
     a, inside, outer, _, restore = _pools(source, axis, where)
@@ -89,6 +89,7 @@ def traced_mask(source: Given, k: Any, axis: Any, where: Any) -> Any:
 
 
 def traced_mass(source: Given, mask: Any, axis: Any, keepdims: bool) -> Any:
+    """`retained_mass`."""
     import jax.numpy as jnp
 
     a, kept_mask, outer, kept, _ = _pools(source, axis, mask)
@@ -97,31 +98,3 @@ def traced_mass(source: Given, mask: Any, axis: Any, keepdims: bool) -> Any:
     total = a.sum(axis=1)
     share = jnp.where(kept_mask, a, 0).sum(axis=1) / jnp.where(total > 0, total, 1)
     return jnp.where(total > 0, share, 1).reshape(kept if keepdims else outer)
-
-
-def select_traced(
-    source: Given, beta: Fraction, order: float, share: Fraction | None, scope: Any, where: Any
-) -> tuple[Any, ...]:
-    """The fields of a Selection."""
-    import jax.numpy as jnp
-
-    from ._bound import mass_lower_bound, mass_upper_bound
-
-    axis = scope.within(source.array.ndim)
-    inside = jnp.broadcast_to(jnp.asarray(True if where is None else where), source.array.shape)
-    n = inside.sum(axis=axis)
-    n_eff = traced_effective_size(source, axis, False, where)
-    if share is not None:
-        k = jnp.maximum(n - jnp.round(float(share) * n).astype(n.dtype), 1)
-    elif order == 2:
-        k = traced_count(source, beta, axis, where)
-    else:
-        size = traced_hill(source, order, axis, False, where)
-        zero = jnp.max(jnp.where(inside, jnp.abs(source.array), 0), axis=axis) == 0
-        k = jnp.where(zero, n, jnp.clip(jnp.floor(float(beta) * size * (1 + 1e-6)).astype(n.dtype), 1, n))
-    mask = traced_mask(source, k, axis, where)
-    mass = traced_mass(source, mask, axis, False)
-    if where is not None:
-        mass = traced_mass(Given(jnp.where(inside, source.array, 0), jnp, None, jnp.asarray, True), mask, axis, False)
-    lower, upper = mass_lower_bound(n_eff, n=n, k=k), mass_upper_bound(n_eff, n=n, k=k)
-    return mask, n, n_eff, k, None if share is not None else float(beta), order, mass, lower, upper

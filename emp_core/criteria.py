@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ._errors import ArgumentError
-from ._namespace import is_standard, namespace
+from ._namespace import is_standard, is_tensorflow, namespace
 
 __all__ = ["gradient", "magnitude", "squared", "wanda"]
 
@@ -60,11 +60,12 @@ def wanda(weights: Any, norms: Any, /, *, axis: int = -1) -> Any:
     [[10.0, 2.0], [30.0, 4.0]]
     """
     xp, w, x = _arrays(weights=weights, norms=norms)
-    if not -w.ndim <= axis < w.ndim:
-        raise ArgumentError(f"axis must be in [{-w.ndim}, {w.ndim}), got {axis}")
-    if x.ndim != 1 or int(x.shape[0]) != int(w.shape[axis]):
+    dims = len(w.shape)
+    if not -dims <= axis < dims:
+        raise ArgumentError(f"axis must be in [{-dims}, {dims}), got {axis}")
+    if len(x.shape) != 1 or int(x.shape[0]) != int(w.shape[axis]):
         raise ArgumentError(f"norms must be 1-D with {int(w.shape[axis])} entries, got shape {tuple(x.shape)}")
-    shape = [1] * w.ndim
+    shape = [1] * dims
     shape[axis] = -1
     return abs(w) * xp.reshape(x, tuple(shape))
 
@@ -73,7 +74,7 @@ def _arrays(**arrays: Any) -> tuple[Any, ...]:
     """The namespace and the arrays; lists become NumPy arrays."""
     found = []
     for name, a in arrays.items():
-        if not is_standard(a):
+        if not (is_tensorflow(a) or is_standard(a)):
             try:
                 a = np.asarray(a)
             except (TypeError, ValueError):

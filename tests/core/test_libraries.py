@@ -130,8 +130,6 @@ def test_where_and_errors(make):
 
 def test_criteria(make):
     w, x = np.array([[1.0, -2.0], [3.0, 4.0]], np.float32), np.array([10.0, 1.0], np.float32)
-    if make is tensorflow_array:
-        pytest.skip("criteria on TensorFlow go through NumPy")
     for found, expected in (
         (criteria.magnitude(make(w)), criteria.magnitude(w)),
         (criteria.squared(make(w)), criteria.squared(w)),
@@ -144,10 +142,8 @@ def test_criteria(make):
 
 def test_bounds_on_arrays(make):
     v, k = np.array([2.5, 3.0]), np.array([2, 1])
-    if make in (jax_array, tensorflow_array):
+    if make is jax_array:
         v = v.astype(np.float32)
-    if make is tensorflow_array:
-        pytest.skip("bounds on TensorFlow go through NumPy")
     for bound in (emp_core.mass_lower_bound, emp_core.mass_upper_bound):
         found = bound(make(v), n=4, k=make(k))
         same_home(found, make(v))
@@ -233,3 +229,63 @@ def test_no_copy_on_the_host():
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     x = jax.numpy.arange(1000.0)
     assert given(x).host.ctypes.data == np.asarray(x).ctypes.data
+
+
+def on_device(x):
+    """The same array, as if the host could not read it: what CUDA tensors and arrays on other devices go through."""
+    from emp_core._namespace import Given, namespace
+
+    if "jax" in type(x).__module__:
+        import jax
+
+        return Given(x, jax.numpy, None, jax.numpy.asarray)
+    return Given(x, namespace(x), None, given_back(x))
+
+
+def given_back(x):
+    import torch
+
+    return lambda a: torch.from_numpy(np.array(a))
+
+
+@pytest.mark.parametrize("make", [torch_cpu, jax_array], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("scope", ["whole", "rows", Blocks((2, 3)), Groups(4), "labels"], ids=str)
+def test_the_road_for_devices(make, scope):
+    some = list(arrays())[:5]
+    if make is jax_array:  # each new shape of each operation is compiled: seconds
+        if not isinstance(scope, str) or scope == "labels":
+            pytest.skip("too slow for what it would add")
+        some = [some[3]]
+    for a in some:
+        scope_here = Labels(np.arange(a.size).reshape(a.shape) % 3) if scope == "labels" else scope
+        if a.size > 10_000 and not isinstance(scope, str):
+            continue
+        for beta, where in ((1.0, None), (0.4, a != a.flat[0])):
+            if where is not None and not where.any(axis=-1).all():
+                continue
+            if where is not None and isinstance(scope, (Blocks, Groups)):
+                continue
+            expected = emp_core.select(a, scope=scope_here, beta=beta, where=where)
+            x = on_device(make(a))
+            found = emp_core.select(x, scope=scope_here, beta=beta, where=None if where is None else make(where))
+            for field in ("mask", "n", "k"):
+                assert np.array_equal(host(getattr(found, field)), getattr(expected, field)), field
+            for field in ("n_eff", "mass", "mass_lower", "mass_upper"):
+                np.testing.assert_allclose(host(getattr(found, field)), getattr(expected, field), rtol=1e-6)
+            same_home(found.mask, make(a))
+        for q in (0, 1, 3) if scope == "whole" else ():
+            np.testing.assert_allclose(
+                host(emp_core.hill_number(x, order=q)), emp_core.hill_number(a, order=q), rtol=1e-6
+            )
+        assert Moments.of(x) == Moments.of(a)
+
+
+@pytest.mark.parametrize("make", [torch_cpu, jax_array], ids=lambda f: f.__name__)
+def test_the_road_for_devices_counts_exactly(make):
+    for s in ([0.1] * 10, [1.0, 1.0 + 2.0**-20], [3.0, 1.0, 1.0, 1.0], [1e38] * 7, [0.0, 0.0]):
+        x = make(np.array(s, np.float32))
+        assert int(emp_core.keep_count(on_device(x))) == emp_core.keep_count(np.array(s, np.float32))
+    flat = np.full(200_000, 0.1, np.float32)
+    assert int(emp_core.keep_count(on_device(make(flat)))) == 200_000
+    with pytest.raises(PoolError, match="must be finite"):
+        emp_core.keep_count(on_device(make(np.array([1.0, np.nan], np.float32))))

