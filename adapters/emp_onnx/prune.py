@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emp_onnx._files import check_target, same_file
-from emp_onnx.apply import apply_masks, planned_masks
+from emp_onnx.apply import applied, decided
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quote
 from emp_onnx.feeds import Feed
@@ -137,10 +137,10 @@ def prune(
     if plan is None:
         rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
         found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
-        made, masks = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
+        decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
+        made = decision.plan
         if not made.entries:
             raise nothing_to_prune(source, made.refusals)
-        changed = apply_masks(source, made, masks)
     else:
         if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
             None, None, 2.0, "tensor", 1, False,
@@ -149,8 +149,8 @@ def prune(
         made = plan
         if not made.entries:
             raise PlanError("plan must name at least one weight, got none")
-        masks = planned_masks(source, plan, threads=threads)
-        changed = apply_masks(source, plan, masks)
+        decision = decided(source, plan, threads=threads)
+    changed = applied(source, made, decision)
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
     result: list[Verification] = []
 
@@ -160,7 +160,7 @@ def prune(
         if certificate is None:
             raise VerifyError("verification failed, nothing was written: the certificate cannot be read back")
         done = verify_against(
-            written, source, certificate, masks, checks, feeds=feeds, seed=seed, threads=threads, path=temporary
+            written, source, certificate, decision.kept, checks, feeds=feeds, seed=seed, threads=threads, path=temporary
         )
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
