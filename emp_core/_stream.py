@@ -169,7 +169,8 @@ class Stream:
         threads = min(self.threads, len(self.chunks), 1 + self.length // THREAD_FROM)
         if threads <= 1 or batch <= 1:
             buffers = Buffers(self.dtype, size)
-            return [(c, work(c, buffers)) for c in self.chunks]
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                return [(c, work(c, buffers)) for c in self.chunks]
         todo = iter(batched(self.chunks, batch))
         lock = threading.Lock()
 
@@ -181,7 +182,8 @@ class Stream:
                     chunk = next(todo, None)
                 if chunk is None:
                     return results
-                results.append((chunk, work(chunk, buffers)))
+                with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # each thread has its own
+                    results.append((chunk, work(chunk, buffers)))
 
         from concurrent.futures import ThreadPoolExecutor  # not at import: it takes longer than all of this package
 

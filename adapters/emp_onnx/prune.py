@@ -22,6 +22,8 @@ from emp_onnx.plan import Plan, decide
 from emp_onnx.verify import Verification, alone, verify_against
 from emp_onnx.weights import Refusal, find_weights
 
+GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
+
 __all__ = ["Report", "Sizes", "default_out", "nothing_to_prune", "prune"]
 
 
@@ -115,7 +117,7 @@ def prune(
         seed: of the random feeds.
         in_place: replace the input. Without it, an `out` that is the input is refused.
         threads: how many to use; the result is the same for any number.
-        gzip: also measure the size that gzip would leave (slow for very large models).
+        gzip: also measure the size that gzip would leave (of models up to 64 MiB: it takes longer than all else).
 
     Returns:
         The report.
@@ -218,6 +220,7 @@ def _notes(source: Model, plan: Plan, target: Path, in_place: bool) -> tuple[str
 
 def _sizes(files: Sequence[Path | None], gzip: bool) -> Sizes:
     real = [file for file in files if file is not None]
+    gzip = gzip and sum(file.stat().st_size for file in real) <= GZIPPED
     with ThreadPoolExecutor(2) as pool:
         packed = list(pool.map(_gzipped, real)) if gzip else None
     return Sizes(sum(file.stat().st_size for file in real), sum(packed) if packed is not None else None)

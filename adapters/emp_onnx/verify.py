@@ -23,9 +23,10 @@ from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
 from emp_onnx.storage import pieces_of
 from emp_onnx.weights import find_weights
 
-__all__ = ["Check", "Verification", "alone", "verify", "verify_against"]
+__all__ = ["Check", "Verification", "alone", "verify", "verify_against", "weight_of"]
 
 NEAR = 1e-6
+RUN = 1 << 28  # bytes up to which models are run without being asked: onnxruntime holds both in memory
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def verify(
 
     With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones
     +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), or
-    on seeded random ones. How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
+    on seeded random ones (models of more than 256 MiB only on feeds given: onnxruntime holds them in memory). How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
     infinities where the original does not, is a fault.
 
     Raises:
@@ -129,6 +130,10 @@ def verify_against(
         done.append(_check("kept weights are bit-equal, removed ones zero", _bits(pruned, original, kept)))
         done.append(_check("nothing else differs", _rest(pruned, original, frozenset(kept))))
     behaviour, not_run = None, ""
+    size = weight_of(original)
+    if feeds is None and size > RUN:
+        why = f"its {size / 2**20:.0f} MiB are more than the {RUN >> 20} MiB up to which it is run unasked; give feeds to run it"
+        return Verification(tuple(done), None, why)
     read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
     try:
         before = Session(original.path or original, threads=threads)
@@ -144,6 +149,11 @@ def verify_against(
             done.append(Check("the pruned model runs where the original does", False, (f"the pruned model: {error}",)))
         not_run = str(error)
     return Verification(tuple(done), behaviour, not_run)
+
+
+def weight_of(model: Model, /) -> int:
+    """Bytes of a model and its sidecar files."""
+    return model.source.size + sum({file: file.stat().st_size for file in model.sidecars().values()}.values())
 
 
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
