@@ -7,6 +7,7 @@
 
 from . import criteria
 from ._bound import lower_witness, mass_lower_bound, mass_upper_bound, upper_witness
+from ._cut import Cut, select_stream
 from ._effective import effective_size, keep_count
 from ._errors import ArgumentError, EmpError, PoolError
 from ._hill import hill_number
@@ -22,6 +23,7 @@ __all__ = [
     "ArgumentError",
     "Blocks",
     "Columns",
+    "Cut",
     "EmpError",
     "Groups",
     "Labels",
@@ -43,6 +45,7 @@ __all__ = [
     "mass_upper_bound",
     "retained_mass",
     "select",
+    "select_stream",
     "top_mask",
     "upper_witness",
 ]

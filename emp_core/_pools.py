@@ -35,7 +35,9 @@ class Pools(Protocol):
     def count(self, beta: Fraction) -> Counted: ...
     def mask(self, k: NDArray[np.int64]) -> Any: ...
     def share(self, mask: Any) -> NDArray[np.float64]: ...
-    def select(self, beta: Fraction) -> tuple[Counted, Any, NDArray[np.float64]]: ...
+    def select(
+        self, beta: Fraction, k: NDArray[np.int64] | None = None
+    ) -> tuple[Counted, Any, NDArray[np.float64]]: ...
 
 
 class HostPools:
@@ -112,12 +114,14 @@ class HostPools:
             pieces.append(share_rows(np, a, mask[s], np.asarray, single=fits_float32(self.matrix)))
         return np.concatenate(pieces)
 
-    def select(self, beta: Fraction) -> tuple[Counted, Mask, NDArray[np.float64]]:
-        """Count, mask and retained mass at once."""
+    def select(
+        self, beta: Fraction, k: NDArray[np.int64] | None = None
+    ) -> tuple[Counted, Mask, NDArray[np.float64]]:
+        """Count (or the one given), mask and retained mass at once."""
         if self.rows == 1:
-            sums, _, masks, mass = self.streams()[0].select(beta)
-            return Counted.of([sums], beta), masks[0][None], np.array([mass])
-        counted = self.count(beta)
+            sums, _, masks, mass = self.streams()[0].select(beta, None if k is None else int(k[0]))
+            return Counted.of([sums], beta).keeping(k), masks[0][None], np.array([mass])
+        counted = self.count(beta).keeping(k)
         mask = self.mask(counted.k)
         return counted, mask, self.share(mask)
 
@@ -226,9 +230,11 @@ class DevicePools:
                 pieces.append(np.where(total > 0, np.minimum(kept / np.where(total > 0, total, 1), 1.0), 1.0))
             return np.concatenate(pieces)
 
-    def select(self, beta: Fraction) -> tuple[Counted, Any, NDArray[np.float64]]:
-        """Count, mask and retained mass."""
-        counted = self.count(beta)
+    def select(
+        self, beta: Fraction, k: NDArray[np.int64] | None = None
+    ) -> tuple[Counted, Any, NDArray[np.float64]]:
+        """Count (or the one given), mask and retained mass."""
+        counted = self.count(beta).keeping(k)
         mask = self.mask(counted.k)
         return counted, mask, self.share(mask)
 

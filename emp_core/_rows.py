@@ -30,6 +30,10 @@ class Counted(NamedTuple):
     high: Floats
     k: Ints
 
+    def keeping(self, k: Ints | None) -> Counted:
+        """The same with these counts, if any are given."""
+        return self if k is None else self._replace(k=k)
+
     @classmethod
     def join(cls, pieces: list[Counted]) -> Counted:
         """The pieces one after the other."""

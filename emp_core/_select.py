@@ -114,14 +114,9 @@ def select(
     fixed = layout.limit(laid.pools.n)
     if share is not None:
         fixed = np.array([max(1, n - round(share * n)) for n in laid.pools.n.tolist()], np.int64)
-    if fixed is None and q == 2:
-        counted, mask, mass = laid.pools.select(multiplier)
-    else:
-        counted = laid.pools.count(multiplier)
-        k = fixed if fixed is not None else order_count(laid.pools, multiplier, q)
-        counted = Counted(counted.n, counted.n_eff, counted.low, counted.high, k)
-        mask = laid.pools.mask(k)
-        mass = laid.pools.share(mask)
+    if fixed is None and q != 2:
+        fixed = order_count(laid.pools, multiplier, q)
+    counted, mask, mass = laid.pools.select(multiplier, fixed)
     lower, upper = bounds(counted)
 
     def out(values: NDArray[Any]) -> Any:

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,19 @@ Mask = NDArray[np.bool_]
 PIECE = 4096  # scores summed in one go
 BATCH = 4  # chunks that a thread takes at a time where there are several
 SAMPLE = 1 << 17  # scores looked at to bracket the threshold
+ROOM = 6 << 20  # most scores that are listed
 RUN = 16  # neighbours in a sample: one line of cache
 THREAD_FROM = 1 << 21  # scores that are worth a further thread
+
+
+class Part(Protocol):
+    """Flat scores that can be read a stretch at a time: an array, or something that reads a file when it is sliced."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, stretch: slice, /) -> NDArray[Any]: ...
 
 
 class Products(NamedTuple):
@@ -65,6 +76,15 @@ class Buffers:
         return Products(np.einsum("ij->i", wide), np.einsum("ij,ij->i", wide, wide), raised)
 
 
+    def shares(self, size: int, keep: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Σs and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``."""
+        end = -(-size // PIECE) * PIECE
+        self.wide[:, size:end] = 0
+        np.multiply(self.wide[0, :size], keep, out=self.wide[1, :size])
+        wide, kept = self.wide[:, :end].reshape(2, -1, PIECE)
+        return np.einsum("ij->i", wide), np.einsum("ij->i", kept)
+
+
 class Chunk(NamedTuple):
     """``parts[part][start:stop]``; ``order`` counts chunks from the first score of the pool."""
 
@@ -72,6 +92,9 @@ class Chunk(NamedTuple):
     part: int
     start: int
     stop: int
+
+
+Keep = Callable[[Chunk, NDArray[Any]], Mask]  # makes the mask of a chunk from its magnitudes
 
 
 class Sweep(NamedTuple):
@@ -87,7 +110,7 @@ class Stream:
     """A pool made of flat arrays, one after the other.
 
     Args:
-        parts: 1-D arrays, of dtypes that may differ.
+        parts: 1-D arrays, or what can be sliced like one, of dtypes that may differ.
         where: for each part None or a boolean array of its length; False means not in the pool.
         names: for each part how an error calls it.
         threads: most threads to use; None means one per processor that this process may use.
@@ -96,7 +119,7 @@ class Stream:
 
     def __init__(
         self,
-        parts: Sequence[NDArray[Any]],
+        parts: Sequence[Part],
         where: Sequence[Mask | None],
         names: Sequence[str],
         threads: int | None = None,
@@ -146,7 +169,8 @@ class Stream:
         threads = min(self.threads, len(self.chunks), 1 + self.length // THREAD_FROM)
         if threads <= 1 or batch <= 1:
             buffers = Buffers(self.dtype, size)
-            return [(c, work(c, buffers)) for c in self.chunks]
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                return [(c, work(c, buffers)) for c in self.chunks]
         todo = iter(batched(self.chunks, batch))
         lock = threading.Lock()
 
@@ -158,7 +182,8 @@ class Stream:
                     chunk = next(todo, None)
                 if chunk is None:
                     return results
-                results.append((chunk, work(chunk, buffers)))
+                with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # each thread has its own
+                    results.append((chunk, work(chunk, buffers)))
 
         from concurrent.futures import ThreadPoolExecutor  # not at import: it takes longer than all of this package
 
@@ -180,12 +205,12 @@ class Stream:
         known = self.sweep(sums=True).sums
         return known if known.settled() else self.exact()
 
-    def folded(self, keep: Sequence[Mask] | None = None) -> Sums:
+    def folded(self, keep: Sequence[Mask] | Keep | None = None) -> Sums:
         """Sums with an error of about 2**-57; with ``keep``, of the kept scores only."""
         return self._summed(keep, lambda rows, single: parts(np, rows, np.asarray, single=single).sums(0))
 
-    def exact(self, keep: Sequence[Mask] | None = None) -> Sums:
-        """Sums without any error; with ``keep``, of the kept scores only."""
+    def exact(self, keep: Sequence[Mask] | Keep | None = None) -> Sums:
+        """Sums without any error; with ``keep`` (masks, or what makes the mask of a chunk), of the kept scores only."""
 
         def taken(rows: NDArray[np.float64], single: bool) -> Sums:
             totals, squares = exact_rows(np, rows, np.asarray, single=single)
@@ -193,20 +218,27 @@ class Stream:
 
         return self._summed(keep, taken)
 
-    def _summed(self, keep: Sequence[Mask] | None, take: Callable[[NDArray[np.float64], bool], Sums]) -> Sums:
+    def _summed(
+        self, keep: Sequence[Mask] | Keep | None, take: Callable[[NDArray[np.float64], bool], Sums]
+    ) -> Sums:
         single = self.dtype.itemsize == 4
 
         def work(chunk: Chunk, buffers: Buffers) -> Sums:
-            wide = self._wide(chunk, self.load(chunk, buffers), buffers)
+            magnitude = self.load(chunk, buffers)
+            wide = self._wide(chunk, magnitude, buffers)
             self._refuse_not_finite(chunk, wide)
+            n, where = wide.size, self.where[chunk.part]
             if keep is not None:
-                wide *= keep[chunk.part][chunk.start : chunk.stop]
+                mask = keep(chunk, magnitude) if callable(keep) else keep[chunk.part][chunk.start : chunk.stop]
+                n = int(np.count_nonzero(mask))
+                wide *= mask
+            elif where is not None:
+                n = int(np.count_nonzero(where[chunk.start : chunk.stop]))
             whole = wide.size & -CHUNK  # a fold takes CHUNK addends at most
             pieces = (wide[:whole].reshape(-1, CHUNK), wide[None, whole:])
-            return sum((take(rows, single) for rows in pieces if rows.size), Sums(0, 0, 0))
+            return sum((take(rows, single) for rows in pieces if rows.size), Sums(n, 0, 0))
 
-        n = self.n if keep is None else sum(int(np.count_nonzero(k)) for k in keep)
-        return sum((found for _, found in self.run(work)), Sums(n, 0, 0))
+        return sum((found for _, found in self.run(work)), Sums(0, 0, 0))
 
     def largest(self) -> float:
         """max|s|."""
@@ -216,21 +248,18 @@ class Stream:
     def kept_share(self, masks: Sequence[Mask]) -> float:
         """Σ|s| of the kept scores over Σ|s| of all; 1 when all are zero."""
 
-        def work(chunk: Chunk, buffers: Buffers) -> tuple[float, float]:
-            wide = self._wide(chunk, self.load(chunk, buffers), buffers)
-            kept = buffers.wide[1, : wide.size]
-            np.multiply(wide, masks[chunk.part][chunk.start : chunk.stop], out=kept)
-            return float(np.einsum("i->", wide)), float(np.einsum("i->", kept))
+        def work(chunk: Chunk, buffers: Buffers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            size = self._wide(chunk, self.load(chunk, buffers), buffers).size
+            return buffers.shares(size, masks[chunk.part][chunk.start : chunk.stop])
 
         if self.length <= CHUNK:
             return self._folded_share(masks)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             found = [sums for _, sums in self.run(work)]
-        if not 2.0**-900 < sum(total for total, _ in found) < math.inf:
-            return self._folded_share(masks)
-        return min(1.0, math.fsum(kept for _, kept in found) / math.fsum(total for total, _ in found))
+        share = share_of([total for total, _ in found], [kept for _, kept in found])
+        return self._folded_share(masks) if share is None else share
 
-    def _folded_share(self, masks: Sequence[Mask], whole: Sums | None = None) -> float:
+    def _folded_share(self, masks: Sequence[Mask] | Keep, whole: Sums | None = None) -> float:
         """`kept_share` for short pools, and where float64 sums would overflow or vanish."""
         whole, part = whole or self.folded(), self.folded(masks)
         return min(1.0, part.total / whole.total) if whole.total else 1.0
@@ -266,7 +295,7 @@ class Stream:
         With ``sums``: Σ|s| and Σs². With ``masks``: fill them with what is above ``high``, and list what lies from
         ``low`` to ``high``. The list is given up (``inside`` is None) when it outgrows 1/32 of the pool.
         """
-        room = max(4 * CHUNK, self.length // 32)
+        room = self.room()
         held = 0
 
         def work(chunk: Chunk, buffers: Buffers) -> tuple[Products, int, NDArray[Any], NDArray[np.intp]]:
@@ -304,6 +333,10 @@ class Stream:
             kept = total_of([*raised, np.array([-high * others])])
         return Sweep(self._bounded([p.total for p in products], [p.squares for p in products]), kept, above, inside)
 
+    def room(self) -> int:
+        """How many scores inside a bracket are listed before it is given up."""
+        return min(max(4 * CHUNK, self.length // 32), ROOM)
+
     def _bounded(self, totals: list[NDArray[np.float64]], squares: list[NDArray[np.float64]]) -> Sums:
         """What float64 sums of the pieces say; exact sums where they overflowed, vanished or are not finite."""
         if not any(t.any() for t in totals):
@@ -320,17 +353,27 @@ class Stream:
             units(square * slack, 2 * UNIT) + 1,
         )
 
+    def _settled(self, totals: list[NDArray[np.float64]], squares: list[NDArray[np.float64]]) -> Sums:
+        """Sums of the pieces, or exact ones where these leave bounds in doubt: what ``sums`` gives."""
+        if self.length <= CHUNK:
+            return self.exact()
+        known = self._bounded(totals, squares)
+        return known if known.settled() else self.exact()
+
     # --- selection ------------------------------------------------------------------------------------------------
-    def select(self, beta: Fraction) -> tuple[Sums, int, list[Mask], float]:
-        """Sums, keep count, masks and retained mass at once: a sample guesses the count, one sweep does the rest."""
+    def select(self, beta: Fraction, fixed: int | None = None) -> tuple[Sums, int, list[Mask], float]:
+        """Sums, keep count (or the one given), masks and retained mass: a sample guesses the threshold, one sweep does
+        the rest."""
         if self.length <= 4 * CHUNK:
             sums, k = self.count(beta)
+            k = k if fixed is None else fixed
             masks = self.top_mask(k)
             short = self.length <= CHUNK
             return sums, k, masks, self._folded_share(masks, sums) if short else self.kept_share(masks)
         masks = [np.empty(p.size, bool) for p in self.parts]
-        seen = self.sweep(masks, *bracket(self.sample(), beta=float(beta)), sums=True)
+        seen = self.sweep(masks, *self.bracket(beta, fixed), sums=True)
         sums, k = self.decide(seen.sums, beta)
+        k = k if fixed is None else fixed
         extra = self._settle(seen, k, masks) if k < self.n else None
         if extra is None or seen.sums.exact or seen.kept == math.inf:
             masks = masks if extra is not None else self.top_mask(k)
@@ -381,6 +424,10 @@ class Stream:
         with np.errstate(over="ignore"):  # the share of such masses is taken exactly
             return float(np.multiply(values, best).sum(dtype=np.float64))
 
+    def bracket(self, beta: Fraction, fixed: int | None = None) -> tuple[float, float]:
+        """Two values between which the threshold of a selection probably lies."""
+        return bracket(self.sample(), share=None if fixed is None else fixed / self.n, beta=float(beta))
+
     def sample(self) -> NDArray[Any]:
         """Magnitudes at some random places, the same each time, as runs of neighbours (runs, RUN); −1 outside the pool.
 
@@ -390,12 +437,11 @@ class Stream:
         generator = np.random.default_rng(self.length)
         for part, where, name in zip(self.parts, self.where, self.names, strict=True):
             runs = part.size // RUN if self.length > 4 * CHUNK else 0
-            pick = np.sort(
-                generator.integers(0, max(runs, 1), round(SAMPLE / RUN * (part.size / self.length)) if runs else 0)
-            )
+            wanted = SAMPLE / RUN * max(1, self.length >> 28)
+            pick = np.sort(generator.integers(0, max(runs, 1), round(wanted * (part.size / self.length)) if runs else 0))
             for start in range(0, pick.size, CHUNK // RUN):
                 some = pick[start : start + CHUNK // RUN]
-                few = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
+                few = _runs(part, runs, some)
                 inside = None if where is None else where[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
                 stream = Stream([few], [inside], [name], 1, self.dtype)
                 taken.append(stream.magnitudes().reshape(-1, RUN))
@@ -457,6 +503,14 @@ NOTHING = Products(NO_PRODUCTS, NO_PRODUCTS, NO_PRODUCTS)
 NO_INDEX = np.empty(0, np.intp)
 
 
+def _runs(part: Part, runs: int, some: NDArray[np.intp]) -> NDArray[Any]:
+    """Some runs of neighbours, one after the other."""
+    if isinstance(part, np.ndarray):
+        few: NDArray[Any] = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
+        return few
+    return np.concatenate([part[:0], *(part[i * RUN : (i + 1) * RUN] for i in some.tolist())])
+
+
 def total_of(pieces: list[NDArray[np.float64]]) -> float:
     """The correctly rounded sum of all numbers, in whatever order; inf where one is not finite or the sum overflows."""
     numbers = np.concatenate([NO_PRODUCTS, *pieces])
@@ -466,7 +520,13 @@ def total_of(pieces: list[NDArray[np.float64]]) -> float:
         return math.inf
 
 
-def fits_float32(part: NDArray[Any]) -> bool:
+def share_of(totals: list[NDArray[np.float64]], kept: list[NDArray[np.float64]]) -> float | None:
+    """Σ of the kept over Σ of all; None where float64 overflowed or vanished."""
+    whole = total_of(totals)
+    return min(1.0, total_of(kept) / whole) if 2.0**-900 < whole < math.inf else None
+
+
+def fits_float32(part: Part | NDArray[Any]) -> bool:
     """True when float32 holds every value of this dtype."""
     return part.dtype == BFLOAT16 or part.dtype.itemsize * (1 if part.dtype.kind == "f" else 2) <= 4
 

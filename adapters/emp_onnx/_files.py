@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,9 +10,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from emp_onnx.errors import OutputError, quote
+from typing import Any
 
-__all__ = ["Stage", "check_target", "same_file", "staged", "sync_folder", "write_whole"]
+import numpy as np
+
+from emp_onnx.errors import OutputError, quote
+from emp_onnx.source import FileSource, Source
+
+__all__ = ["Stage", "check_target", "copy_part", "put", "same_file", "staged", "sync_folder", "write_whole"]
 
 
 def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
@@ -74,6 +80,61 @@ def staged(target: Path) -> Iterator[Stage]:
         with suppress(OSError):
             os.unlink(temporary)
     sync_folder(target.parent)
+
+
+def put(handle: int, at: int, data: Any) -> None:
+    """Write all of `data` at a place of an open file."""
+    view = memoryview(data).cast("B")
+    while view:
+        done = os.pwrite(handle, view, at)
+        view, at = view[done:], at + done
+
+
+def copy_part(source: Source, start: int, stop: int, handle: int, at: int) -> None:
+    """Copy bytes `start` to `stop` into an open file, which must read as zeros there; what is a hole stays one.
+
+    The kernel copies, or shares the blocks where the file system can do that.
+    """
+    if not isinstance(source, FileSource):
+        put(handle, at, source.read(start, stop - start))
+        return
+    for begin, end in _extents(source.handle, start, stop):
+        done, to = begin, at + begin - start
+        while done < end:
+            try:
+                count = os.copy_file_range(source.handle, handle, end - done, done, to)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
+                    raise
+                count = 0
+            except AttributeError:  # not on this system
+                count = 0
+            if not count:
+                room = np.empty(min(1 << 20, end - done), np.uint8)
+                source.into(done, room.data)
+                put(handle, to, room.data)
+                count = room.size
+            done, to = done + count, to + count
+
+
+def _extents(handle: int, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes, as far as the system tells."""
+    if not hasattr(os, "SEEK_DATA"):
+        yield start, stop
+        return
+    at = start
+    while at < stop:
+        try:
+            begin = os.lseek(handle, at, os.SEEK_DATA)
+            end = min(os.lseek(handle, begin, os.SEEK_HOLE), stop)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            yield at, stop
+            return
+        if begin < end:
+            yield begin, end
+        at = max(end, begin)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
 
 from emp_onnx.certificate import KEY, certify
 from emp_onnx.errors import PlanError, quote
-from emp_onnx.model_io import Model
-from emp_onnx.plan import Entry, Mask, Plan, decide, hash_mask, hash_values
+from emp_onnx.kept import Pruned
+from emp_onnx.model_io import Model, Patch
+from emp_onnx.plan import Decision, Entry, Plan, decide
 from emp_onnx.weights import Refusal, Weight, find_weights
 
-__all__ = ["apply", "apply_masks", "planned_masks"]
+__all__ = ["applied", "apply", "decided"]
 
 
 def apply(model: Model, plan: Plan, /, *, threads: int | None = None) -> Model:
@@ -21,11 +22,11 @@ def apply(model: Model, plan: Plan, /, *, threads: int | None = None) -> Model:
     Raises:
         PlanError: the plan was made for another model, or was changed; the message names the weight and what differs.
     """
-    return apply_masks(model, plan, planned_masks(model, plan, threads=threads))
+    return applied(model, plan, decided(model, plan, threads=threads))
 
 
-def planned_masks(model: Model, plan: Plan, /, *, threads: int | None = None) -> dict[str, Mask]:
-    """The masks that a plan describes, computed again from the model's weights, and compared with the plan.
+def decided(model: Model, plan: Plan, /, *, threads: int | None = None) -> Decision:
+    """What a plan keeps, computed again from the model's weights, and compared with the plan.
 
     Raises:
         PlanError: as `apply`.
@@ -33,26 +34,37 @@ def planned_masks(model: Model, plan: Plan, /, *, threads: int | None = None) ->
     found = find_weights(model, embeddings=True)
     weights = {weight.name: weight for weight in found.weights}
     refused = {refusal.name: refusal for refusal in found.refusals}
-    chosen = [_same(model, weights.get(e.name), refused.get(e.name), e) for e in plan.entries]
-    again, masks = decide(model, chosen, plan.rule, threads=threads)
-    for planned, now in zip(plan.entries, again.entries, strict=True):
-        if hash_mask(masks[planned.name]) != planned.kept_sha256 or (planned.k, planned.zeros) != (now.k, now.zeros):
+    chosen = [_same(weights.get(e.name), refused.get(e.name), e) for e in plan.entries]
+    again = decide(model, chosen, plan.rule, threads=threads)
+    entries = {entry.name: entry for entry in again.plan.entries}
+    for planned in plan.entries:
+        now = entries.get(planned.name)
+        if now is None or now.sha256 != planned.sha256:
+            raise PlanError(
+                "plan must be made for this model, got one made for another: "
+                f"weight {quote(planned.name)} has other values than the plan was made from"
+            )
+    for planned in plan.entries:
+        now = entries[planned.name]
+        if (now.kept_sha256, now.k, now.zeros) != (planned.kept_sha256, planned.k, planned.zeros):
             raise PlanError(
                 f"plan keeps other elements of weight {quote(planned.name)} than its own rule does: it was changed, or "
                 "made by a version that counts differently; make it again with `emp plan`"
             )
-    return masks
+    return again
 
 
-def apply_masks(model: Model, plan: Plan, masks: Mapping[str, Mask], /) -> Model:
-    """`apply` for masks that were just computed with this plan from this model."""
-    zeros = {weight.name: weight.zero for weight in find_weights(model, embeddings=True).weights}
-    pruned = {e.name: zeros[e.name].filled(model.values(e.name), masks[e.name]) for e in plan.entries}
-    nonzero = {name: zeros[name].scores(values) != 0 for name, values in pruned.items()}
-    return model.replaced(pruned, {KEY: certify(plan, pruned, nonzero)})
+def applied(model: Model, plan: Plan, decision: Decision, /) -> Model:
+    """`apply` for what was just decided with this plan from this model; values are changed as they are written."""
+    weights = {weight.name: weight for weight in find_weights(model, embeddings=True).weights}
+    patches: dict[str, Patch] = {}
+    for e in plan.entries:
+        digest = hashlib.sha256(f"{e.sha256} {e.kept_sha256} {e.zero} {decision.left[e.name]}".encode()).hexdigest()
+        patches[e.name] = Pruned(weights[e.name], decision.kept[e.name], digest)
+    return model.replaced(patches, {KEY: certify(plan, decision.left)})
 
 
-def _same(model: Model, weight: Weight | None, refusal: Refusal | None, entry: Entry) -> Weight:
+def _same(weight: Weight | None, refusal: Refusal | None, entry: Entry) -> Weight:
     """The planned weight as this model has it, or the reason why it is not the same one."""
     name, why = quote(entry.name), ""
     if weight is None:
@@ -61,8 +73,6 @@ def _same(model: Model, weight: Weight | None, refusal: Refusal | None, entry: E
         why = f"weight {name} holds {weight.dtype}, the plan says {entry.dtype}"
     elif weight.shape != entry.shape:
         why = f"weight {name} has the shape {weight.shape}, the plan says {entry.shape}"
-    elif hash_values(model.values(weight.name)) != entry.sha256:
-        why = f"weight {name} has other values than the plan was made from"
     elif weight.zero.words != entry.zero:
         why = f"weight {name} has the zero point {weight.zero.words}, the plan says {entry.zero}"
     if weight is None or why:

@@ -7,7 +7,7 @@ It is one compact JSON object in the model's `metadata_props`, under [`KEY`][]:
  "rule": {"beta": 1.0, "order": 2.0, "sparsity": null, "scope": "tensor"},
  "pool": null,
  "weights": {"conv1.weight": {"shape": [...], "pools": 1, "n": ..., "n_eff": ..., "k": ..., "zeros": ...,
-             "mass_lower": ..., "mass": ..., "mass_upper": ..., "l1": ..., "kept": "sha256 of the nonzero weights"}},
+             "mass_lower": ..., "mass": ..., "mass_upper": ..., "l1": ..., "kept": "sha256 of what is left"}},
  "sha256": "of all this without this entry"}
 ```
 
@@ -31,8 +31,10 @@ from numpy.typing import NDArray
 from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
+from emp_onnx.kept import plain
 from emp_onnx.model_io import Model, Values
-from emp_onnx.plan import Plan, absolute_sum
+from emp_onnx.plan import Plan
+from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Weight
 
 __all__ = ["KEY", "Certificate", "Certified", "certify", "hash_kept", "read_certificate"]
@@ -44,7 +46,7 @@ NEAR = 1e-6  # relative room for sums of float64 taken in another order
 
 @dataclass(frozen=True)
 class Certified(Figures):
-    """What the certificate says of one weight (see `Entry`); `kept` is the hash of its nonzero elements."""
+    """What the certificate says of one weight (see `Entry`); `kept` is the hash of what is left of it."""
 
     shape: tuple[int, ...]
     pools: int
@@ -65,30 +67,17 @@ class Certificate:
 
 
 def hash_kept(values: Values, nonzero: NDArray[np.bool_] | None = None, /) -> str:
-    """SHA-256 over the positions of the nonzero elements (one bit per element, in order), then their values' bytes."""
+    """SHA-256 of a pruned weight's bytes, in which whatever is zero counts as bytes of 0."""
     nonzero = values != 0 if nonzero is None else nonzero
-    digest = hashlib.sha256(np.packbits(nonzero).data)
-    digest.update(values[nonzero].view(np.uint8).data)
-    return digest.hexdigest()
+    return hashlib.sha256(plain(np.ascontiguousarray(values).reshape(-1), nonzero.reshape(-1))).hexdigest()
 
 
-def certify(plan: Plan, pruned: Mapping[str, Values], nonzero: Mapping[str, NDArray[np.bool_]], /) -> str:
-    """The certificate's text for weights pruned by this plan; `nonzero` says which elements are not their zero."""
+def certify(plan: Plan, left: Mapping[str, str], /) -> str:
+    """The certificate's text for weights pruned by this plan; `left` has the hash of what is left of each."""
     weights = {}
     for e in plan.entries:
         item = Certified(
-            e.n,
-            e.n_eff,
-            e.k,
-            e.mass_lower,
-            e.mass,
-            e.mass_upper,
-            e.shape,
-            e.pools,
-            e.zeros,
-            e.l1,
-            hash_kept(pruned[e.name], nonzero[e.name]),
-            e.dtype,
+            e.n, e.n_eff, e.k, e.mass_lower, e.mass, e.mass_upper, e.shape, e.pools, e.zeros, e.l1, left[e.name], e.dtype
         )
         weights[e.name] = asdict(item)
     rule = asdict(plan.rule)
@@ -135,27 +124,56 @@ def _certificate(body: Mapping[str, Any]) -> Certificate:
     return Certificate(str(body["tool"]), Rule(**typed(Rule, rule)), pool, weights)
 
 
-def contradictions(certificate: Certificate, weight: Weight, stored: Values, /) -> Iterator[str]:
+@dataclass
+class _Seen:
+    """What one look at a pruned weight found."""
+
+    zeros: int = 0
+    hash: str = ""
+    l1: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+
+
+def _look(model: Model, weight: Weight) -> _Seen:
+    seen, digest, l1, squares = _Seen(), hashlib.sha256(), list[float](), list[float]()
+    for start, stop in pieces_of(math.prod(weight.shape)):
+        stored = model.piece(weight.name, start, stop)
+        scores = weight.zero.scores(stored, start)
+        nonzero = scores != 0
+        digest.update(plain(stored, nonzero))
+        count = int(np.count_nonzero(nonzero))
+        seen.zeros += scores.size - count
+        if count:
+            size = np.abs(scores)
+            l1.append(float(size.sum(dtype=np.float64)))
+            squares.append(float(np.einsum("i,i->", size, size, dtype=np.float64)))
+            seen.least = min(seen.least, float(np.min(size, where=nonzero, initial=np.inf)))
+    seen.hash, seen.l1, seen.squares = digest.hexdigest(), math.fsum(l1), math.fsum(squares)
+    return seen
+
+
+def contradictions(certificate: Certificate, weight: Weight, model: Model, /) -> Iterator[str]:
     """Everything in which a pruned weight is not what its certificate says, as sentences without a subject."""
-    said, values = certificate.weights[weight.name], weight.zero.scores(stored)
+    said, n = certificate.weights[weight.name], math.prod(weight.shape)
     if weight.dtype != said.dtype:
         yield f"holds {weight.dtype}, certified {said.dtype}"
-    if values.shape != said.shape:
-        yield f"has the shape {values.shape}, certified {said.shape}"
+    if weight.shape != said.shape:
+        yield f"has the shape {weight.shape}, certified {said.shape}"
         return
-    zeros = values.size - int(np.count_nonzero(values))
-    if zeros != said.zeros:
-        yield f"has {zeros} zeros, certified {said.zeros}"
-    if hash_kept(stored, values != 0) != said.kept:
+    seen = _look(model, weight)
+    if seen.zeros != said.zeros:
+        yield f"has {seen.zeros} zeros, certified {said.zeros}"
+    if seen.hash != said.kept:
         yield "has other kept values or positions than certified"
-    if said.n != values.size or not 0 <= said.k <= said.n or said.n - said.k > said.zeros:
+    if said.n != n or not 0 <= said.k <= said.n or said.n - said.k > said.zeros:
         yield f"cannot keep {said.k} of {said.n} and have {said.zeros} zeros"
     yield from _impossible(said)
-    kept = absolute_sum(values)
+    kept = seen.l1
     if not math.isclose(kept, said.mass * said.l1, rel_tol=NEAR):
         yield f"holds a mass of {kept:.9g}, certified {said.mass * said.l1:.9g}"
     if said.pools == 1 and certificate.rule.scope != "row" and said.k:
-        yield from _unreachable(said, values, kept)
+        yield from _unreachable(said, seen)
     if certificate.rule.scope == "tensor":
         yield from miscounted(certificate.rule, said)
 
@@ -168,18 +186,15 @@ def _impossible(said: Figures) -> Iterator[str]:
         yield f"has an effective size of {said.n_eff:.6g}, possible are 1 to {said.n}"
 
 
-def _unreachable(said: Certified, values: Values, kept: float) -> Iterator[str]:
+def _unreachable(said: Certified, seen: _Seen) -> Iterator[str]:
     """Bounds recomputed from n, N_eff and k; and removed weights that could not have been below the kept ones."""
     yield from wrong_bounds(said)
-    gone, count = said.l1 - kept, said.n - said.k
-    nonzero = values[values != 0]
-    least = float(np.abs(nonzero).min()) if nonzero.size else 0.0
-    if said.k > nonzero.size:
-        least = 0.0
+    gone, count, nonzero = said.l1 - seen.l1, said.n - said.k, said.n - seen.zeros
+    least = 0.0 if said.k > nonzero or not nonzero else seen.least
     slack = NEAR * said.l1
     if gone > count * least + slack:
         yield f"lost a mass of {gone:.6g} in {count} weights that are each at most {least:.6g}"
-    squares = said.l1**2 / said.n_eff - float(np.square(nonzero, dtype=np.float64).sum())
+    squares = said.l1**2 / said.n_eff - seen.squares
     room = NEAR * said.l1**2
     if squares > max(gone, 0.0) * least + room or (count and squares < max(gone, 0.0) ** 2 / count - room):
         yield f"has an effective size of {said.n_eff:.6g}, which its kept weights rule out"

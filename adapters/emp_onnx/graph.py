@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from emp_onnx.errors import quote
 
-__all__ = ["Graph", "Node", "Tensor"]
+__all__ = ["Graph", "Node", "Place", "Run", "Tensor"]
 
 Attribute = int | float | str | tuple[int, ...] | None
 
@@ -53,6 +54,36 @@ class Node:
         return None in self.attributes.values()
 
 
+class Run(NamedTuple):
+    """Numbers at even distances in a file: the first at `at`, `count` of them, `width` bytes each, every `step` bytes."""
+
+    at: int
+    count: int
+    width: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the numbers of a tensor lie.
+
+    Attributes:
+        width: bytes of one number; 0 where numbers are not whole bytes, or texts.
+        coding: how the wire has typed numbers (4 or 8 bytes, or varints).
+        runs: where they lie in the model's own file.
+        external: where they lie in another, as the model says it: location, offset, length.
+        location: where in the model's file that location is written.
+        message: where the tensor's own message lies.
+    """
+
+    width: int
+    coding: int
+    runs: tuple[Run, ...]
+    external: tuple[tuple[str, str], ...]
+    location: tuple[int, int] | None
+    message: tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """The header of a constant tensor: no values. `storage` is raw, typed, external, segment or sparse.
@@ -66,6 +97,7 @@ class Tensor:
     shape: tuple[int, ...]
     storage: str
     key: str = ""
+    place: Place | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:

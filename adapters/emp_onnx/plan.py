@@ -6,21 +6,22 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from emp_core import Rows, effective_size, mass_lower_bound, mass_upper_bound, select
+from emp_core import Cut, PoolError, mass_lower_bound, mass_upper_bound, select_stream
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
+from emp_onnx.kept import Kept, Mask, Scores, Tally, Whole, tally
 from emp_onnx.model_io import Model, Values
+from emp_onnx.rows import by_row
+from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Refusal, Weight, find_weights
 
-__all__ = ["Entry", "Plan", "absolute_sum", "decide", "hash_mask", "hash_values", "plan"]
+__all__ = ["Decision", "Entry", "Plan", "decide", "hash_mask", "hash_values", "plan"]
 
-Mask = NDArray[np.bool_]
 FORMAT, VERSION = "effective_pruning.plan", 1
 
 
@@ -172,7 +173,7 @@ def plan(
     """
     found = find_weights(model, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
     rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
-    return decide(model, found.weights, rule, refusals=found.refusals, threads=threads)[0]
+    return decide(model, found.weights, rule, refusals=found.refusals, threads=threads).plan
 
 
 def decide(
@@ -183,19 +184,15 @@ def decide(
     *,
     refusals: Sequence[Refusal] = (),
     threads: int | None = None,
-) -> tuple[Plan, dict[str, Mask]]:
-    """The plan for these weights under this rule, and the masks (True = kept) that it describes.
+) -> Decision:
+    """The plan for these weights under this rule, and what it keeps of each.
 
     Raises:
         ModelError: a weight that holds NaN or infinities, or whose bytes do not fit its shape.
     """
     refused, chosen = list(refusals), []
     for weight in weights:
-        scores = weight.zero.scores(model.values(weight.name))
-        _refuse_unless_finite(weight, scores)
-        if not scores.any():
-            reason = ("zeros", "it holds only zeros: nothing tells one from another")
-        elif rule.scope == "row" and weight.layout is None:
+        if rule.scope == "row" and weight.layout is None:
             disagree = "its uses disagree about which axis is its output, so it has no rows"
             reason = ("units", disagree if len(weight.uses) > 1 else "which axis is its output is not known here")
         elif rule.scope == "model" and weight.zero.quantised and weight.zero.scale is None:
@@ -203,63 +200,110 @@ def decide(
         else:
             chosen.append(weight)
             continue
-        refused.append(Refusal(weight.name, weight.op, weight.shape, *reason, weight.uses, weight.nodes, weight.tensor))
-    masks: dict[str, Mask] = {}
-    entries, pool = [], None
-    if rule.scope == "model" and chosen:
-        arrays = {weight.name: weight.zero.scores(model.values(weight.name)) for weight in chosen}
-        picked = _select(arrays, rule, "model", threads)
-        masks = {name: np.asarray(mask) for name, mask in picked.mask.items()}
-        pool = Figures(int(picked.n), float(picked.n_eff), int(picked.k), *_masses(picked))
-    for weight in chosen:
-        values = model.values(weight.name)
-        entries.append(_entry(weight, values, rule, masks, threads))
-    return Plan(rule, tuple(entries), tuple(refused), pool), masks
+        _refuse_unless_finite(model, weight)
+        refused.append(_refusal(weight, *reason))
+    zeros: list[Weight] = []
+    made = _Made()
+    try:
+        pool = _decide_model(model, chosen, rule, made, zeros, threads) if rule.scope == "model" else None
+        if rule.scope != "model":
+            for weight in chosen:
+                if not _decide_one(model, weight, rule, made, threads):
+                    zeros.append(weight)
+    except PoolError:
+        for weight in chosen:
+            _refuse_unless_finite(model, weight)
+        raise
+    refused += [_refusal(w, "zeros", "it holds only zeros: nothing tells one from another") for w in zeros]
+    return Decision(Plan(rule, tuple(made.entries), tuple(refused), pool), made.kept, made.left)
 
 
-def _entry(weight: Weight, values: Values, rule: Rule, masks: dict[str, Mask], threads: int | None) -> Entry:
-    """The figures of one weight; its mask goes to `masks` unless it is there already."""
-    stored, values = values, weight.zero.scores(values)
-    pools, l1 = 1, absolute_sum(values)
-    if rule.scope == "row" and weight.layout is not None:
-        view, axes = values.reshape(weight.layout.view), weight.layout.axes
-        picked = _select(view, rule, Rows(axis=axes), threads)
-        masks[weight.name] = np.asarray(picked.mask).reshape(weight.shape)
-        share = _row_l1(view, axes) / l1
-        n_eff = np.asarray(picked.n_eff, np.float64)
-        pools, worst = int(n_eff.size), float(np.min(picked.mass))
-        masses = (picked.mass_lower, picked.mass, picked.mass_upper)
-        lower, mass, upper = (min(1.0, float(np.sum(share * np.asarray(m)))) for m in masses)
-        effective, k = math.fsum(n_eff.ravel().tolist()), int(np.sum(picked.k))
-    elif rule.scope == "tensor":
-        picked = _select(values, rule, "whole", threads)
-        masks[weight.name] = np.asarray(picked.mask)
-        k, effective, (lower, mass, upper) = int(picked.k), float(picked.n_eff), _masses(picked)
-        worst = mass
+@dataclass(frozen=True)
+class Decision:
+    """A plan, what it keeps of each weight, and a hash of what it leaves of each."""
+
+    plan: Plan
+    kept: dict[str, Kept]
+    left: dict[str, str]
+
+
+@dataclass
+class _Made:
+    entries: list[Entry] = field(default_factory=list)
+    kept: dict[str, Kept] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def _decide_model(
+    model: Model, chosen: Sequence[Weight], rule: Rule, made: _Made, zeros: list[Weight], threads: int | None
+) -> Figures | None:
+    """One pool over all weights."""
+    live = list(chosen)
+    while live:
+        cut = _cut([Scores(model, weight) for weight in live], rule, live, threads)
+        if all(cut.part_l1):
+            break
+        zeros += [weight for weight, l1 in zip(live, cut.part_l1, strict=True) if not l1]
+        live = [weight for weight, l1 in zip(live, cut.part_l1, strict=True) if l1]
     else:
-        kept = values[masks[weight.name]]
-        k, effective = int(kept.size), float(effective_size(values))
-        mass = 1.0 if k == values.size else min(1.0, absolute_sum(kept) / l1)
+        return None
+    base = 0
+    for weight, l1, n_eff in zip(live, cut.part_l1, cut.part_n_eff, strict=True):
+        n, kept = math.prod(weight.shape), Whole(cut, base)
+        seen = tally(model, weight, kept, kept_l1=True)
+        mass = 1.0 if seen.k == n else min(1.0, seen.kept_l1 / l1)
         lower, upper = (
-            float(bound(effective, n=values.size, k=k)) if k else 0.0 for bound in (mass_lower_bound, mass_upper_bound)
+            float(bound(n_eff, n=n, k=seen.k)) if seen.k else 0.0 for bound in (mass_lower_bound, mass_upper_bound)
         )
-        worst = mass
-    mask = masks[weight.name]
-    zeros = int(values.size - np.count_nonzero(values[mask]))
-    return Entry(
-        int(values.size), effective, k, lower, mass, upper, weight.name, weight.op, weight.uses, weight.shape,
-        pools, worst, zeros,
-        l1, hash_values(stored), hash_mask(mask), weight.dtype, weight.path, weight.zero.words,
+        _note(made, weight, kept, seen, n_eff, (lower, mass, upper), 1, mass, l1)
+        base += n
+    return Figures(cut.n, cut.n_eff, cut.k, cut.mass_lower, cut.mass, cut.mass_upper)
+
+
+def _decide_one(model: Model, weight: Weight, rule: Rule, made: _Made, threads: int | None) -> bool:
+    """One weight by itself, whole or row by row; False if it holds only zeros."""
+    scores, kept = Scores(model, weight), None
+    if rule.scope == "row" and weight.layout is not None:
+        kept, found = by_row(scores, weight.layout, rule, threads)
+        l1 = math.fsum(found.l1)
+        if l1:
+            masses = found.weighted(found.lower), found.weighted(found.mass), found.weighted(found.upper)
+            seen, n_eff = tally(model, weight, kept), math.fsum(found.n_eff)
+            _note(made, weight, kept, seen, n_eff, masses, len(found.n_eff), min(found.mass), l1)
+        return bool(l1)
+    cut = _cut([scores], rule, [weight], threads)
+    if cut.l1:
+        whole = Whole(cut)
+        masses = cut.mass_lower, cut.mass, cut.mass_upper
+        _note(made, weight, whole, tally(model, weight, whole), cut.n_eff, masses, 1, cut.mass, cut.l1)
+    return bool(cut.l1)
+
+
+def _note(
+    made: _Made, weight: Weight, kept: Kept, seen: Tally, n_eff: float,
+    masses: tuple[float, float, float], pools: int, worst: float, l1: float,
+) -> None:  # fmt: skip
+    n = math.prod(weight.shape)
+    made.kept[weight.name], made.left[weight.name] = kept, seen.pruned
+    entry = Entry(
+        n, n_eff, seen.k, *masses, weight.name, weight.op, weight.uses, weight.shape, pools, worst, n - seen.nonzero,
+        l1, seen.values, seen.mask, weight.dtype, weight.path, weight.zero.words,
     )  # fmt: skip
+    made.entries.append(entry)
 
 
-def _select(scores: Any, rule: Rule, scope: Any, threads: int | None) -> Any:
-    return select(scores, scope=scope, threads=threads, **rule.keeps())
+def _cut(scores: Sequence[Scores], rule: Rule, weights: Sequence[Weight], threads: int | None) -> Cut:
+    names = [f"weight {quote(weight.name)}" for weight in weights]
+    return select_stream(scores, names=names, threads=threads, **rule.keeps())
 
 
-def _refuse_unless_finite(weight: Weight, values: Values) -> None:
-    flat = values.reshape(-1)
-    bad = sum(int(np.count_nonzero(~np.isfinite(flat[i : i + 65536]))) for i in range(0, flat.size, 65536))
+def _refusal(weight: Weight, code: str, reason: str) -> Refusal:
+    return Refusal(weight.name, weight.op, weight.shape, code, reason, weight.uses, weight.nodes, weight.tensor)
+
+
+def _refuse_unless_finite(model: Model, weight: Weight) -> None:
+    scores = Scores(model, weight)
+    bad = sum(int(np.count_nonzero(~np.isfinite(scores[i:j]))) for i, j in pieces_of(scores.size))
     if bad:
         raise ModelError(
             f"weight {quote(weight.name)} must hold finite numbers, got {bad} that are NaN or infinite; "
@@ -275,21 +319,6 @@ def hash_values(values: Values) -> str:
 def hash_mask(mask: Mask) -> str:
     """SHA-256 of a mask packed to one bit per element."""
     return hashlib.sha256(np.packbits(mask).data).hexdigest()
-
-
-def _masses(picked: Any) -> tuple[float, float, float]:
-    return float(picked.mass_lower), float(picked.mass), float(picked.mass_upper)
-
-
-def absolute_sum(values: Values) -> float:
-    """Σ|w| in float64, a block at a time."""
-    flat = values.reshape(-1)
-    return math.fsum(float(np.abs(flat[i : i + 65536]).sum(dtype=np.float64)) for i in range(0, flat.size, 65536))
-
-
-def _row_l1(view: Values, axes: tuple[int, ...]) -> NDArray[np.float64]:
-    others = tuple(axis for axis in range(view.ndim) if axis not in axes)
-    return np.asarray(np.abs(view).sum(axis=others, dtype=np.float64))
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emp_onnx._files import check_target, same_file
-from emp_onnx.apply import apply_masks, planned_masks
+from emp_onnx.apply import applied, decided
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quote
 from emp_onnx.feeds import Feed
@@ -21,6 +21,8 @@ from emp_onnx.model_io import Model, load, save
 from emp_onnx.plan import Plan, decide
 from emp_onnx.verify import Verification, alone, verify_against
 from emp_onnx.weights import Refusal, find_weights
+
+GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
 
 __all__ = ["Report", "Sizes", "default_out", "nothing_to_prune", "prune"]
 
@@ -115,7 +117,7 @@ def prune(
         seed: of the random feeds.
         in_place: replace the input. Without it, an `out` that is the input is refused.
         threads: how many to use; the result is the same for any number.
-        gzip: also measure the size that gzip would leave (slow for very large models).
+        gzip: also measure the size that gzip would leave (of models up to 64 MiB: it takes longer than all else).
 
     Returns:
         The report.
@@ -137,10 +139,10 @@ def prune(
     if plan is None:
         rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
         found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
-        made, masks = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
+        decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
+        made = decision.plan
         if not made.entries:
             raise nothing_to_prune(source, made.refusals)
-        changed = apply_masks(source, made, masks)
     else:
         if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
             None,
@@ -154,8 +156,8 @@ def prune(
         made = plan
         if not made.entries:
             raise PlanError("plan must name at least one weight, got none")
-        masks = planned_masks(source, plan, threads=threads)
-        changed = apply_masks(source, plan, masks)
+        decision = decided(source, plan, threads=threads)
+    changed = applied(source, made, decision)
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
     result: list[Verification] = []
 
@@ -165,7 +167,7 @@ def prune(
         if certificate is None:
             raise VerifyError("verification failed, nothing was written: the certificate cannot be read back")
         done = verify_against(
-            written, source, certificate, masks, checks, feeds=feeds, seed=seed, threads=threads, path=temporary
+            written, source, certificate, decision.kept, checks, feeds=feeds, seed=seed, threads=threads, path=temporary
         )
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
@@ -223,6 +225,7 @@ def _notes(source: Model, plan: Plan, target: Path, in_place: bool) -> tuple[str
 
 def _sizes(files: Sequence[Path | None], gzip: bool) -> Sizes:
     real = [file for file in files if file is not None]
+    gzip = gzip and sum(file.stat().st_size for file in real) <= GZIPPED
     with ThreadPoolExecutor(2) as pool:
         packed = list(pool.map(_gzipped, real)) if gzip else None
     return Sizes(sum(file.stat().st_size for file in real), sum(packed) if packed is not None else None)

@@ -16,14 +16,17 @@ from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, r
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures
+from emp_onnx.kept import Kept, Pruned
 from emp_onnx.model_io import Model, Values, load
-from emp_onnx.plan import Mask, decide
+from emp_onnx.plan import decide
 from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
+from emp_onnx.storage import pieces_of
 from emp_onnx.weights import find_weights
 
-__all__ = ["Check", "Verification", "alone", "verify", "verify_against"]
+__all__ = ["Check", "Verification", "alone", "verify", "verify_against", "weight_of"]
 
 NEAR = 1e-6
+RUN = 1 << 28  # bytes up to which models are run without being asked: onnxruntime holds both in memory
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def verify(
 
     With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones
     +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), or
-    on seeded random ones. How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
+    on seeded random ones (models of more than 256 MiB only on feeds given: onnxruntime holds them in memory). How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
     infinities where the original does not, is a fault.
 
     Raises:
@@ -96,20 +99,20 @@ def verify(
     checks = list(first)
     if source is None or certificate is None:
         return Verification(tuple(checks), None, "there is no original to compare with" if source is None else "")
-    masks = None
+    kept = None
     try:
-        masks, check = _again(source, certificate, threads)
+        kept, check = _again(source, certificate, threads)
         checks.append(check)
     except ModelError as error:
         checks.append(Check("the rule gives the same on the original", False, (str(error),)))
-    return verify_against(model, source, certificate, masks, checks, feeds=feeds, seed=seed, threads=threads)
+    return verify_against(model, source, certificate, kept, checks, feeds=feeds, seed=seed, threads=threads)
 
 
 def verify_against(
     pruned: Model,
     original: Model,
     certificate: Certificate,
-    masks: Mapping[str, Mask] | None,
+    kept: Mapping[str, Kept] | None,
     checks: Iterable[Check] = (),
     /,
     *,
@@ -118,15 +121,19 @@ def verify_against(
     threads: int | None = None,
     path: Path | None = None,
 ) -> Verification:
-    """The part of `verify` that compares with the original, for masks already known; `checks` are put before its own.
+    """The part of `verify` that compares with the original, for what is kept if already known; `checks` are put before its own.
 
     `path` is where the pruned model is, if not where it says itself.
     """
     done = list(checks)
-    if masks is not None:
-        done.append(_check("kept weights are bit-equal, removed ones zero", _bits(pruned, original, masks)))
-        done.append(_check("nothing else differs", _rest(pruned, original, frozenset(masks))))
+    if kept is not None:
+        done.append(_check("kept weights are bit-equal, removed ones zero", _bits(pruned, original, kept)))
+        done.append(_check("nothing else differs", _rest(pruned, original, frozenset(kept))))
     behaviour, not_run = None, ""
+    size = weight_of(original)
+    if feeds is None and size > RUN:
+        why = f"its {size / 2**20:.0f} MiB are more than the {RUN >> 20} MiB up to which it is run unasked; give feeds to run it"
+        return Verification(tuple(done), None, why)
     read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
     try:
         before = Session(original.path or original, threads=threads)
@@ -144,6 +151,11 @@ def verify_against(
     return Verification(tuple(done), behaviour, not_run)
 
 
+def weight_of(model: Model, /) -> int:
+    """Bytes of a model and its sidecar files."""
+    return model.source.size + sum({file: file.stat().st_size for file in model.sidecars().values()}.values())
+
+
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
     """What can be checked of a pruned model by itself, and its certificate if that is whole."""
     try:
@@ -158,7 +170,7 @@ def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
             continue
         try:
             with np.errstate(all="ignore"):  # whatever someone wrote there, infinities and NaN too
-                found = list(contradictions(certificate, weight, model.values(name)))
+                found = list(contradictions(certificate, weight, model))
             faults += [f"weight {quote(name)} {fault}" for fault in found]
         except (ModelError, ValueError, ArithmeticError) as error:
             faults.append(f"weight {quote(name)} cannot be checked: {error}")
@@ -188,7 +200,7 @@ def _pool(certificate: Certificate) -> Iterator[str]:
     yield from (f"the common pool {fault}" for fault in miscounted(certificate.rule, pool))
 
 
-def _again(original: Model, certificate: Certificate, threads: int | None) -> tuple[dict[str, Mask] | None, Check]:
+def _again(original: Model, certificate: Certificate, threads: int | None) -> tuple[dict[str, Kept] | None, Check]:
     """The certificate's rule applied to the original, and whether that gives the certificate's figures."""
     what = "the rule gives the same on the original"
     known = {weight.name: weight for weight in find_weights(original, embeddings=True).weights}
@@ -197,7 +209,8 @@ def _again(original: Model, certificate: Certificate, threads: int | None) -> tu
         return None, Check(
             what, False, tuple(f"weight {quote(n)} is certified, but is no weight of the original" for n in missing)
         )
-    plan, masks = decide(original, [known[name] for name in certificate.weights], certificate.rule, threads=threads)
+    again = decide(original, [known[name] for name in certificate.weights], certificate.rule, threads=threads)
+    plan, kept = again.plan, again.kept
     entries = {entry.name: entry for entry in plan.entries}
     faults = []
     for name, said in certificate.weights.items():
@@ -217,7 +230,7 @@ def _again(original: Model, certificate: Certificate, threads: int | None) -> tu
     if plan.pool and certificate.pool:
         faults += [f"the common pool: {fault}" for fault in _apart(certificate.pool, plan.pool)]
     return (
-        masks if not faults else {n: m for n, m in masks.items() if entries[n].shape == certificate.weights[n].shape}
+        kept if not faults else {n: m for n, m in kept.items() if entries[n].shape == certificate.weights[n].shape}
     ), _check(what, faults)
 
 
@@ -230,26 +243,32 @@ def _apart(said: Figures, right: Figures) -> Iterator[str]:
             yield f"certified {what} is {one:.9g}, the original gives {other:.9g}"
 
 
-def _bits(pruned: Model, original: Model, masks: Mapping[str, Mask]) -> Iterator[str]:
+def _bits(pruned: Model, original: Model, kept: Mapping[str, Kept]) -> Iterator[str]:
     found = {weight.name: weight for weight in find_weights(original, embeddings=True).weights}
     there = {weight.name: weight for weight in find_weights(pruned, embeddings=True).weights}
-    for name, mask in masks.items():
+    for name, item in kept.items():
         weight = found[name]
         if name not in there or (there[name].shape, there[name].dtype) != (weight.shape, weight.dtype):
             yield f"weight {quote(name)} is missing, or of another type or shape"
             continue
-        before = original.values(name)
-        wanted, after = _raw(weight.zero.filled(before, mask)), _raw(pruned.values(name))
-        wrong = wanted != after
-        if bad := int(np.count_nonzero(wrong & ~mask)):
-            yield f"weight {quote(name)} has {bad} removed elements that are not {weight.zero.words or '+0.0'}"
-        if bad := int(np.count_nonzero(wrong & mask)):
-            yield f"weight {quote(name)} has {bad} kept elements whose bits differ from the original's"
+        patch, removed, changed = Pruned(weight, item, ""), 0, 0
+        for start, stop in pieces_of(math.prod(weight.shape)):
+            before = original.piece(name, start, stop)
+            wanted, after = _raw(patch(start, before)), _raw(pruned.piece(name, start, stop))
+            if np.array_equal(wanted, after):
+                continue
+            mask, wrong = item.mask(weight.zero.scores(before, start), start), wanted != after
+            removed += int(np.count_nonzero(wrong & ~mask))
+            changed += int(np.count_nonzero(wrong & mask))
+        if removed:
+            yield f"weight {quote(name)} has {removed} removed elements that are not {weight.zero.words or '+0.0'}"
+        if changed:
+            yield f"weight {quote(name)} has {changed} kept elements whose bits differ from the original's"
 
 
 def _raw(values: Values) -> NDArray[Any]:
     """The elements' bits, as whole numbers."""
-    return np.ascontiguousarray(values).view(f"<u{values.dtype.itemsize}")
+    return values.view(f"<u{values.dtype.itemsize}")
 
 
 def _rest(pruned: Model, original: Model, names: frozenset[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from emp_onnx import Model, ModelError, Plan, PlanError, Rule, UsageError, find_weights, plan
 from emp_onnx.figures import SCOPES
+from emp_onnx.kept import mask_of
 from emp_onnx.plan import decide, hash_mask, hash_values
 from tests.onnx.builders import Case, cases, expected_masks, gemm, model, tensor, two_layers, value
 
@@ -43,7 +44,10 @@ def test_sparsity_overrides_the_count_and_nothing_else(case: Case, scope: str, s
 @given(cases(), scopes, betas)
 def test_figures_agree_with_masks_and_bounds_hold(case: Case, scope: str, beta: float) -> None:
     model_ = Model(case.model)
-    made, masks = decide(model_, find_weights(model_).weights, Rule(beta, scope=scope))
+    weights = find_weights(model_).weights
+    decision = decide(model_, weights, Rule(beta, scope=scope))
+    made = decision.plan
+    masks = {w.name: mask_of(model_, w, decision.kept[w.name]) for w in weights if w.name in decision.kept}
     for e in made.entries:
         w, mask = case.weights[e.name].astype(np.float64), masks[e.name]
         assert (e.n, e.k, e.shape) == (w.size, mask.sum(), w.shape)

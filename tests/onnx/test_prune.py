@@ -169,13 +169,23 @@ def test_notes(path: Path, tmp_path: Path) -> None:
     assert verify(report.out, tmp_path / "small.onnx").ok
 
 
+class Doubled:
+    """A patch gone wrong."""
+
+    def __init__(self, patch: Any) -> None:
+        self.patch, self.digest = patch, "wrong"
+
+    def __call__(self, start: int, old: Any) -> Any:
+        return self.patch(start, old) * np.float32(2)
+
+
 def test_a_result_that_fails_verification_is_not_kept(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Model.replaced
 
     def wrong(self: Model, values: Any, metadata: Any) -> Model:
-        return real(self, {name: array * np.float32(2) for name, array in values.items()}, metadata)
+        return real(self, {name: Doubled(patch) for name, patch in values.items()}, metadata)
 
     monkeypatch.setattr(Model, "replaced", wrong)
     with pytest.raises(VerifyError, match="nothing was written") as caught:

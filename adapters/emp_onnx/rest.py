@@ -1,0 +1,143 @@
+"""All of a model but its weights, as hashes by place: how two models are compared outside of what pruning may change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from emp_onnx.errors import ModelError, quote
+from emp_onnx.graph import Tensor
+from emp_onnx.model_io import Model
+from emp_onnx.reader import CONTENTS
+from emp_onnx.source import Source
+from emp_onnx.wire import LENGTH, Wire
+from emp_onnx.writer import feed
+
+__all__ = ["rest"]
+
+
+def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
+    """See `Model.rest`."""
+    wire, out = Wire(model.source), dict[str, str]()
+    skip = {key: model.tensors[key] for key in keys if key in model.tensors}
+    for tensor in model.tensors.values():
+        if tensor.storage == "external" and tensor.key not in skip:
+            # the bytes, wherever they are kept, not the place
+            skip[tensor.key] = tensor
+            digest = hashlib.sha256()
+            source, start, stop = _external(model, tensor)
+            feed(digest, source, start, stop)
+            out[f"external tensor {quote(tensor.key)}"] = digest.hexdigest()
+    # messages of tensors whose numbers, or whose sidecar's name, do not count
+    apart = {tensor.place.message: tensor.key in keys for tensor in skip.values() if tensor.place}
+    marks = sorted(apart)
+    start, stop = model.contents.span
+    hasher = _Hasher(wire, apart)
+    initializers = {t.place.message: t.name for t in model.graph.tensors.values() if t.place}
+    nodes = {at: i for i, (at, _) in enumerate(model.contents.nodes)}
+    order, others = hashlib.sha256(), hashlib.sha256()
+    for number, kind, at, tag, end in wire.fields(start, stop):
+        if number == 5 and kind == LENGTH:
+            name = initializers.get((at, end), "")
+            order.update(f"{name}\n".encode("utf-8", "replace"))
+            out[_free(out, f"initializer {quote(name)}")] = hasher.of(tag, end, marks)
+        elif number == 1 and kind == LENGTH and at in nodes:
+            node = model.graph.nodes[nodes[at]]
+            out[f"node {nodes[at]} ({quote(node.name or node.op)})"] = hasher.of(tag, end, marks)
+        else:
+            hasher.add(others, tag, end, marks)
+    seen = dict(model.metadata)
+    for number, kind, at, tag, end in wire.fields(0, wire.size):
+        if (number, kind, at) == (7, LENGTH, start):
+            others.update(b"graph")
+        elif number != 14 or kind != LENGTH:
+            hasher.add(others, tag, end, marks)
+    for key, text in seen.items():
+        if key != entry:
+            order.update(f"{key}\n".encode("utf-8", "replace"))
+            out[f"metadata {quote(key)}"] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    for key in sorted(model.patches.keys() - keys):
+        digest = hashlib.sha256(model.values(key).tobytes())
+        out[f"values of {quote(key)}"] = digest.hexdigest()
+    out["order of initializers and metadata"] = order.hexdigest()
+    out["graph inputs, outputs, functions and other fields"] = others.hexdigest()
+    return out
+
+
+class _Hasher:
+    """Hashes of fields, without the numbers of tensors that do not count, and without the lengths around them."""
+
+    def __init__(self, wire: Wire, apart: dict[tuple[int, int], bool]) -> None:
+        self.wire, self.source, self.apart = wire, wire.source, apart
+
+    def of(self, start: int, stop: int, marks: Sequence[tuple[int, int]]) -> str:
+        digest = hashlib.sha256()
+        self.add(digest, start, stop, marks)
+        return digest.hexdigest()
+
+    def add(self, digest: Any, start: int, stop: int, marks: Sequence[tuple[int, int]]) -> None:
+        """Hash the fields from `start` to `stop`."""
+        from bisect import bisect_left
+
+        first, last = bisect_left(marks, (start, 0)), bisect_left(marks, (stop, 0))
+        inside = marks[first:last]
+        if not inside:
+            self._plain(digest, start, stop)
+            return
+        for _, kind, at, tag, end in self.wire.fields(start, stop):
+            if kind == LENGTH and (at, end) in self.apart:
+                digest.update(b"(")
+                self._header(digest, at, end, self.apart[at, end])
+                digest.update(b")")
+            elif kind == LENGTH and any(at <= mark[0] and mark[1] <= end for mark in _near(inside, at, end)):
+                digest.update(b"[")
+                self._plain(digest, tag, tag + 1)
+                self.add(digest, at, end, inside)
+                digest.update(b"]")
+            else:
+                self._plain(digest, tag, end)
+
+    def _header(self, digest: Any, start: int, stop: int, numbers: bool) -> None:
+        for number, _, _, tag, end in self.wire.fields(start, stop):
+            if number not in CONTENTS or (not numbers and number not in (13, 9)):
+                self._plain(digest, tag, end)
+
+    def _plain(self, digest: Any, start: int, stop: int) -> None:
+        if stop - start <= 1 << 16:
+            digest.update(self.wire.data(start, stop))
+        else:
+            feed(digest, self.source, start, stop)
+
+
+def _near(marks: Sequence[tuple[int, int]], at: int, end: int) -> Sequence[tuple[int, int]]:
+    from bisect import bisect_left
+
+    i = bisect_left(marks, (at, 0))
+    return marks[i : i + 1] if i < len(marks) and marks[i][0] < end else ()
+
+
+def _external(model: Model, tensor: Tensor) -> tuple[Source, int, int]:
+    """Where the bytes of a tensor lie that is of no interest but must stay."""
+    entries = dict(tensor.place.external) if tensor.place else {}
+    source = model.sidecar(entries.get("location", "")) if model.path else None
+    if source is None:
+        raise ModelError(f"tensor {quote(tensor.name)} is kept in a file; load the model from its path")
+    try:
+        start = int(entries.get("offset", "0"))
+        length = int(entries.get("length", source.size - start))
+    except ValueError as error:
+        raise ModelError(f"tensor {quote(tensor.name)} must have whole numbers as offset and length") from error
+    if start < 0 or not 0 <= length <= source.size - start:
+        raise ModelError(
+            f"tensor {quote(tensor.name)} of shape {tensor.shape} claims {length} bytes at {start}, which "
+            f"{quote(entries.get('location', ''))} of {source.size} bytes cannot hold for it"
+        )
+    return source, start, start + length
+
+
+def _free(out: dict[str, str], name: str) -> str:
+    i = 2
+    while name in out and f"{name} ({i})" in out:
+        i += 1
+    return f"{name} ({i})" if name in out else name
