@@ -81,7 +81,7 @@ class Zero:
         full: Values = np.broadcast_to(_blocks(array, self.shape), self.shape)
         for kind, numbers in reversed(self.back):
             full = full.transpose(np.argsort(numbers)) if kind == "transpose" else full.reshape(numbers)
-        if values.ndim == 1 and full.ndim != 1:
+        if values.ndim == 1:
             piece: Values = full.flat[start : start + values.size]
             return piece
         return full
