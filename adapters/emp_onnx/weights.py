@@ -235,6 +235,8 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
         yield "dtype", "stored in segments, which is not supported"
     if any(size < 0 for size in tensor.shape):
         yield "rank", f"its shape {tensor.shape} is none"
+    if tensor.size == 0:
+        yield "empty", "it has no elements"
     for use in item.others:
         if use.node is None:
             yield "output", f"it is also an output of {use.words}"
@@ -255,8 +257,6 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
                 yield "dtype", f"{tensor.dtype} weights of {use.node.op if use.node else ''} are not pruned"
     if any(not one.zero.same(seen[0].zero) for one in seen[1:]):
         yield "point", "its uses disagree about its zero point or scale"
-    if tensor.size == 0:
-        yield "empty", "it has no elements"
     if tensor.storage == "sparse":
         if seen[0].zero.quantised:
             yield "sparse", "it is stored sparse and quantised, so what is not stored is not its zero"

@@ -239,7 +239,8 @@ def test_initializers_listed_as_inputs_are_weights(ir: int) -> None:
 
 def test_repeated_names_are_refused() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    assert refusals(one(node, tensor("w", w(4, 2)), tensor("w", w(4, 2))))["w"][0] == "repeated"
+    found = find_weights(Model(one(node, tensor("w", w(4, 2)), tensor("w", w(4, 2)))))
+    assert [(r.tensor, r.code) for r in found.refusals] == [("w", "repeated")]
 
 
 def branch(name: str, weight: str, *inits: TensorProto) -> onnx.GraphProto:
