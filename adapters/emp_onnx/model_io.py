@@ -65,6 +65,7 @@ class Model:
         graph: the main graph, with the bodies of control flow hanging from their nodes.
         functions: local functions by (domain, name).
         tensors: every tensor anywhere in the model, by its key.
+        watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
 
     def __init__(self, source: Any, path: Path | None = None, *, parent: Model | None = None) -> None:
@@ -74,6 +75,7 @@ class Model:
             self._sources, self._stored, self.tensors = parent._sources, parent._stored, parent.tensors
             self.patches: dict[str, Patch] = dict(parent.patches)
             self.changes: dict[str, str | None] = dict(parent.changes)
+            self.watch = parent.watch
         else:
             if hasattr(source, "SerializeToString"):
                 source = source.SerializeToString()
@@ -88,6 +90,7 @@ class Model:
             self._stored: dict[str, Stored] = {}
             self.tensors: dict[str, Tensor] = {tensor.key: tensor for tensor in self._contents.tensors}
             self.patches, self.changes = {}, {}
+            self.watch: Callable[[int], None] | None = None
         self.path = path
         self.graph: Graph = self._contents.graph
         self.functions: dict[tuple[str, str], Graph] = self._contents.functions
@@ -132,6 +135,8 @@ class Model:
             ModelError: as `stored`.
         """
         values = self.stored(key).read(start, stop)
+        if self.watch is not None:
+            self.watch(values.nbytes)
         patch = self.patches.get(key)
         return values if patch is None else patch(start, values)
 

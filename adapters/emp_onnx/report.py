@@ -15,7 +15,7 @@ from emp_onnx.runtime import Behaviour
 from emp_onnx.verify import Verification
 from emp_onnx.weights import Refusal
 
-__all__ = ["Style", "plan_text", "report_text", "verification_text"]
+__all__ = ["Style", "plan_text", "report_text", "uses_text", "verification_text"]
 
 NO_FASTER = (
     "Zeros alone do not make onnxruntime faster: it computes with them as with any number. "
@@ -79,6 +79,14 @@ def plan_text(plan: Plan, style: Style | None = None) -> str:
             )
     parts += _refused(plan.refusals, bool(plan.entries))
     return _finish(parts, style)
+
+
+def uses_text(plan: Plan) -> str:
+    """Every weight with all its uses, one to a line."""
+    lines = ["Uses:"]
+    for entry in plan.entries:
+        lines += [f"    {quote(entry.name)}: {escape('; '.join(entry.uses))}"]
+    return "\n".join(lines)
 
 
 def report_text(report: Report, style: Style | None = None) -> str:

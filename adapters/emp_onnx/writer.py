@@ -131,6 +131,8 @@ def _patch(model: Model, location: str, into: Put) -> None:
             continue
         for start, stop in pieces_of(where.tensor.size):
             old = where.read(start, stop)
+            if model.watch is not None:
+                model.watch(old.nbytes)
             new = patch(start, old)
             if new is not old:
                 where.write(start, new, into)
@@ -188,7 +190,9 @@ def _copy_sidecar(model: Model, location: str, target: Path) -> tuple[Path, bool
 
 def _digest(model: Model, location: str, source: FileSource) -> str:
     """A hash that two sidecars share only if they are equal: of the bytes that stay, and of what makes the others."""
-    spans = sorted((span, patch.digest) for key, patch in model.patches.items() for span in _spans(model, key, location))
+    spans = sorted(
+        (span, patch.digest) for key, patch in model.patches.items() for span in _spans(model, key, location)
+    )
     digest, at = hashlib.sha256(str(source.size).encode()), 0
     for (start, stop), made in spans:
         feed(digest, source, at, start)
