@@ -65,6 +65,7 @@ class Model:
         graph: the main graph, with the bodies of control flow hanging from their nodes.
         functions: local functions by (domain, name).
         tensors: every tensor anywhere in the model, by its key.
+        cache: what other rooms found out about this model, and will ask for again.
         watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
 
@@ -91,6 +92,7 @@ class Model:
             self.tensors: dict[str, Tensor] = {tensor.key: tensor for tensor in self._contents.tensors}
             self.patches, self.changes = {}, {}
             self.watch: Callable[[int], None] | None = None
+        self.cache: dict[Any, Any] = {}
         self.path = path
         self.graph: Graph = self._contents.graph
         self.functions: dict[tuple[str, str], Graph] = self._contents.functions

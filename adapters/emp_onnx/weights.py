@@ -110,7 +110,10 @@ def find_weights(
     """
     if min_size < 0:
         raise UsageError(f"min_size must be ≥ 0, got {min_size}")
-    order = _everything(model, embeddings)
+    cached = model.cache.get(embeddings)
+    if cached is None:
+        cached = model.cache[embeddings] = _everything(model, embeddings)
+    order: list[Weight | Refusal] = list(cached)
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_matches(pattern, item) for item in order):
