@@ -146,9 +146,14 @@ def _look(model: Model, weight: Weight) -> _Seen:
         seen.zeros += scores.size - count
         if count:
             size = np.abs(scores)
-            l1.append(float(size.sum(dtype=np.float64)))
-            squares.append(float(np.einsum("i,i->", size, size, dtype=np.float64)))
-            seen.least = min(seen.least, float(np.min(size, where=nonzero, initial=np.inf)))
+            if size.dtype not in (np.float32, np.float64):
+                size = size.astype(np.float32)
+            wide = size.astype(np.float64)
+            l1.append(float(np.einsum("i->", wide)))
+            squares.append(float(np.einsum("i,i->", wide, wide)))
+            bits = size.view(f"u{size.itemsize}")  # magnitudes order as their bits do; 0 less 1 is the largest
+            least = (bits - bits.dtype.type(1)).min() + bits.dtype.type(1)
+            seen.least = min(seen.least, float(least.view(size.dtype)))
     seen.hash, seen.l1, seen.squares = digest.hexdigest(), math.fsum(l1), math.fsum(squares)
     return seen
 

@@ -167,7 +167,7 @@ def tally(model: Model, weight: Weight, kept: Kept, *, kept_l1: bool = False) ->
         bits.update(np.packbits(mask).data)
         after.update(plain(old, nonzero))
         if kept_l1:
-            sums.append(float(np.sum(np.abs(scores), where=mask, dtype=np.float64)))
+            sums.append(float(np.einsum("i->", np.abs(np.multiply(scores, mask, dtype=np.float64)))))
     found.kept_l1 = math.fsum(sums)
     found.values, found.mask, found.pruned = before.hexdigest(), bits.hexdigest(), after.hexdigest()
     return found

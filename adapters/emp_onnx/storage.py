@@ -17,7 +17,7 @@ from emp_onnx.wire import VARINT, Wire, varint
 
 __all__ = ["PIECE", "Stored", "numpy_dtype", "pieces_of", "stored"]
 
-PIECE = 1 << 18  # numbers looked at together
+PIECE = 1 << 17  # numbers looked at together
 BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}  # types of which a byte holds several
 PLAIN = {
     "float32": "<f4", "float64": "<f8", "float16": "<f2", "int8": "|i1", "uint8": "|u1", "int16": "<i2", "uint16": "<u2",
@@ -75,10 +75,10 @@ class Stored:
     shared: str = ""
     decoded: NDArray[Any] | None = None
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """The stretches of the file that the numbers take."""
+    def spans(self, *, dense: bool = False) -> Iterator[tuple[int, int]]:
+        """The stretches of the file that the numbers take; `dense`: only those that hold nothing else."""
         for run in self.runs:
-            if run.count:
+            if run.count and not (dense and run.step != run.width):
                 yield run.at, run.at + (run.count - 1) * run.step + run.width
 
     def read(self, start: int, stop: int) -> NDArray[Any]:

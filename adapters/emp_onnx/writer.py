@@ -96,9 +96,16 @@ def _write(model: Model, pieces: Sequence[Piece], length: int, handle: int) -> N
             put(handle, at, piece)
             at += len(piece)
         else:
-            copy_part(model.source, *piece, handle, at)
+            for start, stop in _gaps(model, "", *piece):
+                copy_part(model.source, start, stop, handle, at + start - piece[0])
             at += piece[1] - piece[0]
-    _patch(model, "", _moved(pieces, lambda where, data: put(handle, where, data)))
+    _patch(model, "", _moved(pieces, lambda where, data: _fill(handle, where, data)))
+
+
+def _fill(handle: int, at: int, data: Any) -> None:
+    """Write into a file that reads as zeros; what is zero stays a hole."""
+    if np.frombuffer(data, np.uint8, min(len(data), 4096)).any() or np.frombuffer(data, np.uint8).any():
+        put(handle, at, data)
 
 
 def _moved(pieces: Sequence[Piece], into: Put) -> Put:
@@ -123,8 +130,21 @@ def _moved(pieces: Sequence[Piece], into: Put) -> Put:
     return moved
 
 
+def _gaps(model: Model, location: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """What lies between the patched tensors of a file: they are written, not copied."""
+    at = start
+    for first, last in sorted(span for key in model.patches for span in _spans(model, key, location, True)):
+        if first >= stop or last <= start:
+            continue
+        if at < first:
+            yield at, first
+        at = max(at, last)
+    if at < stop:
+        yield at, stop
+
+
 def _patch(model: Model, location: str, into: Put) -> None:
-    """Write the new values of all patched tensors that one file holds."""
+    """Write the values of all patched tensors that one file holds; zeros are there already, as holes."""
     for key, patch in model.patches.items():
         where = model.stored(key)
         if where.shared != location or where.decoded is not None:
@@ -133,9 +153,7 @@ def _patch(model: Model, location: str, into: Put) -> None:
             old = where.read(start, stop)
             if model.watch is not None:
                 model.watch(old.nbytes)
-            new = patch(start, old)
-            if new is not old:
-                where.write(start, new, into)
+            where.write(start, patch(start, old), into)
 
 
 def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
@@ -182,8 +200,9 @@ def _copy_sidecar(model: Model, location: str, target: Path) -> tuple[Path, bool
         with open(stage.path, "rb+") as out:
             handle = out.fileno()
             os.ftruncate(handle, source.size)
-            copy_part(source, 0, source.size, handle, 0)
-            _patch(model, location, lambda where, data: put(handle, where, data))
+            for start, stop in _gaps(model, location, 0, source.size):
+                copy_part(source, start, stop, handle, start)
+            _patch(model, location, lambda where, data: _fill(handle, where, data))
         stage.target = name
     return name, new
 
@@ -212,9 +231,9 @@ def feed(digest: Any, source: Source, start: int, stop: int) -> None:
         start += len(part)
 
 
-def _spans(model: Model, key: str, location: str) -> Iterator[tuple[int, int]]:
+def _spans(model: Model, key: str, location: str, dense: bool = False) -> Iterator[tuple[int, int]]:
     where = model.stored(key)
-    return where.spans() if where.shared == location else iter(())
+    return where.spans(dense=dense) if where.shared == location else iter(())
 
 
 def refuse_overlaps(model: Model) -> None:
