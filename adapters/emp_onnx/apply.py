@@ -15,7 +15,7 @@ __all__ = ["applied", "apply", "decided"]
 
 
 def apply(model: Model, plan: Plan, /, *, threads: int | None = None) -> Model:
-    """The model with the weights that the plan removes set to +0.0 or their zero point, and with the certificate in its metadata.
+    """The model with what the plan removes set to +0.0, or to the zero point, and the certificate in its metadata.
 
     Kept weights keep their bits. The masks are computed again from weights and rule, and compared with the plan.
 

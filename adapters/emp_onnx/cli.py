@@ -6,8 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +17,9 @@ from emp_onnx.errors import OnnxError, UsageError, escape, quote
 from emp_onnx.figures import SCOPES
 from emp_onnx.model_io import Model, load
 from emp_onnx.plan import Plan, plan
+from emp_onnx.progress import Meter
 from emp_onnx.prune import nothing_to_prune, prune
-from emp_onnx.report import Style, plan_text, report_text, verification_text
+from emp_onnx.report import Style, plan_text, report_text, uses_text, verification_text
 from emp_onnx.verify import verify
 
 __all__ = ["main"]
@@ -26,7 +27,20 @@ __all__ = ["main"]
 CODES = """exit codes:
   0  done    1  verification failed    2  usage    3  this model is not supported, or cannot be read
 On failure nothing is written, and the input stays as it was."""
-_OPTIONS = {"beta", "order", "sparsity", "scope", "include", "exclude", "min_size", "embeddings", "feeds", "plan", "threads", "out"}
+_OPTIONS = {
+    "beta",
+    "order",
+    "sparsity",
+    "scope",
+    "include",
+    "exclude",
+    "min_size",
+    "embeddings",
+    "feeds",
+    "plan",
+    "threads",
+    "out",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +93,8 @@ def _plan(options: argparse.Namespace) -> int:
     model = load(options.model)
     if options.output is not None:
         _not_the_model(options.output, model, "-o")
-    made = plan(model, **_rule(options))
+    with _metered(options) as meter:
+        made = plan(model, watch=meter, **_rule(options))
     if not made.entries:
         raise nothing_to_prune(model, made.refusals)
     if options.output is not None:
@@ -88,6 +103,8 @@ def _plan(options: argparse.Namespace) -> int:
         sys.stdout.write(made.to_json())
     elif not options.quiet:
         print(plan_text(made, Style.of(sys.stdout)))
+        if options.verbose:
+            print(uses_text(made))
     return 0
 
 
@@ -109,14 +126,17 @@ def _prune(options: argparse.Namespace) -> int:
         target = options.model if options.in_place else options.out
         if path is not None and target is not None and same_file(path, target):
             raise UsageError(f"OUT must not be a file that is read, got {quote(path)}")
-    report = prune(
-        model, options.out, feeds=options.feeds, seed=_seed(options), in_place=options.in_place,
-        threads=_threads(options), **{k: v for k, v in given.items() if k != "threads"},
-    )  # fmt: skip
+    with _metered(options) as meter:
+        report = prune(
+            model, options.out, watch=meter, feeds=options.feeds, seed=_seed(options), in_place=options.in_place,
+            threads=_threads(options), **{k: v for k, v in given.items() if k != "threads"},
+        )  # fmt: skip
     if options.json:
         _print_json(report.to_dict())
     elif not options.quiet:
         print(report_text(report, Style.of(sys.stdout)))
+        if options.verbose:
+            print(uses_text(report.plan))
     return 0
 
 
@@ -165,7 +185,7 @@ def _parser() -> _Parser:
     one.add_argument("model", metavar="IN.onnx", help="the model")
     one.add_argument("-o", "--output", metavar="PLAN.json", help="also save the plan there (a file there is replaced)")
     _rule_options(one)
-    _common_options(one)
+    _common_options(one, verbose=True)
 
     one = command("prune", _prune, "prune a model, verify the result, and write it with its certificate")
     one.add_argument("model", metavar="IN.onnx", help="the model")
@@ -177,7 +197,7 @@ def _parser() -> _Parser:
     one.add_argument("--plan", metavar="PLAN.json", help="do what a plan saved by `emp plan -o` says")
     _rule_options(one)
     _feed_options(one)
-    _common_options(one)
+    _common_options(one, verbose=True)
 
     one = command("verify", _verify, "check a pruned model by its certificate and, if given, against the original")
     one.add_argument("pruned", metavar="PRUNED.onnx", help="a model that `emp prune` wrote")
@@ -218,12 +238,34 @@ def _feed_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", metavar="N", help="of the random feeds used without --feeds (default: 0)")
 
 
-def _common_options(parser: argparse.ArgumentParser) -> None:
+def _common_options(parser: argparse.ArgumentParser, verbose: bool = False) -> None:
     parser.add_argument("--threads", metavar="N", help="how many to use; the result is the same (default: all)")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
     )
     parser.add_argument("--quiet", action="store_true", help="print only errors")
+    if verbose:
+        parser.add_argument(
+            "--verbose",
+            action="store_true",
+            help="also every use of each weight, and on standard error the seconds taken",
+        )
+
+
+@contextmanager
+def _metered(options: argparse.Namespace) -> Iterator[Meter]:
+    """Progress on standard error while it is a terminal; with --verbose, the seconds of each phase at the end."""
+    if options.verbose and options.quiet:
+        raise UsageError("--verbose must come without --quiet, got both")
+    seen = not options.quiet and sys.stderr is not None and sys.stderr.isatty()
+    meter = Meter(sys.stderr if seen else None)
+    try:
+        yield meter
+    finally:
+        meter.close()
+    if options.verbose:
+        for name, seconds in meter.spent.items():
+            print(f"{name}: {seconds:.2f} s", file=sys.stderr)
 
 
 def _rule(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,7 +281,8 @@ def _rule(options: argparse.Namespace) -> dict[str, Any]:
         "beta": beta, "sparsity": sparsity, "order": 2.0 if order is None else order,
         "scope": options.scope or "tensor",
         "include": options.include, "exclude": options.exclude,
-        "min_size": _whole("--min-size", options.min_size, 0, 1), "embeddings": options.embeddings, "threads": _threads(options),
+        "min_size": _whole("--min-size", options.min_size, 0, 1), "embeddings": options.embeddings,
+        "threads": _threads(options),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["SLOTS", "Layout", "Slot", "canonical", "layout_of", "transposed"]
+__all__ = ["SLOTS", "Layout", "Slot", "canonical", "layout_of", "separate", "transposed"]
 
 Attributes = Mapping[str, object]
 
@@ -248,8 +248,14 @@ def transposed(layout: Layout, shape: Sequence[int], perm: Sequence[int]) -> Lay
     return Layout(tuple(size for size, _ in factors), tuple(i for i, (_, flag) in enumerate(factors) if flag))
 
 
+def separate(layout: Layout, shape: Sequence[int], axis: int) -> bool:
+    """Whether every index along this axis of `shape` is a unit of its own."""
+    groups = _refined(layout, tuple(shape))
+    return groups is not None and all(flag for _, flag in groups[axis])
+
+
 def canonical(layout: Layout) -> tuple[tuple[int, bool], ...]:
-    """The same for two layouts exactly when they have the same units: no axes of size 1, neighbours of a kind as one."""
+    """Equal for two layouts exactly when they have the same units: no axes of size 1, neighbours of a kind as one."""
     out: list[tuple[int, bool]] = []
     for axis, size in enumerate(layout.view):
         flag = axis in layout.axes

@@ -14,13 +14,15 @@ import numpy as np
 from emp_core import Cut, PoolError, mass_lower_bound, mass_upper_bound, select_stream
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
+from emp_onnx.graph import Tensor
 from emp_onnx.kept import Kept, Mask, Scores, Tally, Whole, tally
 from emp_onnx.model_io import Model, Values
+from emp_onnx.progress import Watch
 from emp_onnx.rows import by_row
 from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Refusal, Weight, find_weights
 
-__all__ = ["Decision", "Entry", "Plan", "decide", "hash_mask", "hash_values", "plan"]
+__all__ = ["Decision", "Entry", "Plan", "decide", "hash_mask", "hash_values", "plan", "watched"]
 
 FORMAT, VERSION = "effective_pruning.plan", 1
 
@@ -155,6 +157,7 @@ def plan(
     min_size: int = 1,
     embeddings: bool = False,
     threads: int | None = None,
+    watch: Watch | None = None,
 ) -> Plan:
     """Decide what is kept of every weight; the model is not changed.
 
@@ -163,6 +166,7 @@ def plan(
         beta: multiplier of the effective size (default 1); order, sparsity, scope: see `Rule`.
         include, exclude, min_size, embeddings: see `find_weights`.
         threads: how many to use; the plan is the same for any number.
+        watch: told how far the work is, in bytes.
 
     Returns:
         The plan; without entries if there is nothing to prune, and then the refusals say why.
@@ -173,7 +177,18 @@ def plan(
     """
     found = find_weights(model, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
     rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
+    watched(model, watch, "counting", 2, found.weights)
     return decide(model, found.weights, rule, refusals=found.refusals, threads=threads).plan
+
+
+def watched(model: Model, watch: Watch | None, phase: str, times: int, weights: Sequence[Weight | Tensor]) -> int:
+    """Let `watch` see what is read of a model, about `times` each of these weights; returns their bytes."""
+    if watch is None:
+        return 0
+    model.watch = watch.add
+    total = sum(model.stored(weight.key).dtype.itemsize * math.prod(weight.shape) for weight in weights)
+    watch.phase(phase, times * total)
+    return total
 
 
 def decide(

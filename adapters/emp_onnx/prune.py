@@ -18,7 +18,8 @@ from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quot
 from emp_onnx.feeds import Feed
 from emp_onnx.figures import Rule
 from emp_onnx.model_io import Model, load, save
-from emp_onnx.plan import Plan, decide
+from emp_onnx.plan import Plan, decide, watched
+from emp_onnx.progress import Watch
 from emp_onnx.verify import Verification, alone, verify_against
 from emp_onnx.weights import Refusal, find_weights
 
@@ -101,6 +102,7 @@ def prune(
     in_place: bool = False,
     threads: int | None = None,
     gzip: bool = True,
+    watch: Watch | None = None,
 ) -> Report:
     """Prune a model: load, find its weights, plan, apply, verify, save.
 
@@ -118,6 +120,7 @@ def prune(
         in_place: replace the input. Without it, an `out` that is the input is refused.
         threads: how many to use; the result is the same for any number.
         gzip: also measure the size that gzip would leave (of models up to 64 MiB: it takes longer than all else).
+        watch: told how far the work is, in bytes.
 
     Returns:
         The report.
@@ -139,18 +142,26 @@ def prune(
     if plan is None:
         rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
         found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
+        weighed = watched(source, watch, "counting", 2, found.weights)
         decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
         made = decision.plan
         if not made.entries:
             raise nothing_to_prune(source, made.refusals)
     else:
         if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
-            None, None, 2.0, "tensor", 1, False,
+            None,
+            None,
+            2.0,
+            "tensor",
+            1,
+            False,
         ):
             raise UsageError("plan must come alone, got other options of the rule or of the choice of weights with it")
         made = plan
         if not made.entries:
             raise PlanError("plan must name at least one weight, got none")
+        planned = [source.tensors[entry.name] for entry in plan.entries if entry.name in source.tensors]
+        weighed = watched(source, watch, "counting", 2, planned)
         decision = decided(source, plan, threads=threads)
     changed = applied(source, made, decision)
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
@@ -158,6 +169,9 @@ def prune(
 
     def check(temporary: Path) -> None:
         written = load(temporary)
+        if watch is not None:
+            watch.phase("checking", 3 * weighed)
+            written.watch = source.watch
         checks, certificate = alone(written)
         if certificate is None:
             raise VerifyError("verification failed, nothing was written: the certificate cannot be read back")
@@ -169,6 +183,8 @@ def prune(
         result.append(done)
 
     notes = _notes(source, made, target, in_place)
+    if watch is not None:
+        watch.phase("writing", weighed)
     files = save(changed, target, check=check)
     return Report(source.path, target, files[1:], made, result[0], before, _sizes(files, gzip), notes)
 

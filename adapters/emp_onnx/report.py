@@ -15,7 +15,7 @@ from emp_onnx.runtime import Behaviour
 from emp_onnx.verify import Verification
 from emp_onnx.weights import Refusal
 
-__all__ = ["Style", "plan_text", "report_text", "verification_text"]
+__all__ = ["Style", "plan_text", "report_text", "uses_text", "verification_text"]
 
 NO_FASTER = (
     "Zeros alone do not make onnxruntime faster: it computes with them as with any number. "
@@ -58,25 +58,35 @@ class Style:
 def plan_text(plan: Plan, style: Style | None = None) -> str:
     """The plan as a table: per weight n, N_eff, kept, density, bounds, retained mass; totals; what was refused."""
     style, row = style or Style(), plan.rule.scope == "row"
-    headers = ["weight", "op", "shape", *(["rows"] if row else []), "n", "N_eff", "kept", "density"]
+    headers = ["weight", "op", "dtype", "shape", *(["rows"] if row else []), "n", "N_eff", "kept", "density"]
     headers += ["lower", "retained", "upper", *(["worst"] if row else [])]
     lines = []
     for e in plan.entries:
-        head = [escape(e.name), escape(e.op), "×".join(map(str, e.shape)), *([f"{e.pools:,}"] if row else [])]
+        kind = f"{e.dtype}, zero {e.zero}" if e.zero else e.dtype
+        way = " → ".join((*e.path, e.op))
+        head = [escape(e.name), escape(way), kind, "×".join(map(str, e.shape)), *([f"{e.pools:,}"] if row else [])]
         lines.append([*head, *_figures(e), *([f"{e.worst:.4f}"] if row else [])])
     parts = []
     if plan.entries:
         worst = [f"{min(e.worst for e in plan.entries):.4f}"] if row else []
         rows = [f"{sum(e.pools for e in plan.entries):,}"] if row else []
         name = "common pool" if plan.pool else "total"
-        total = [f"{name}, {_many(len(plan.entries), 'weight')}", "", "", *rows, *_figures(plan.total), *worst]
-        parts = [_rule_text(plan), _table(headers, lines, total, 3, style), FIGURES[plan.rule.scope]]
+        total = [f"{name}, {_many(len(plan.entries), 'weight')}", "", "", "", *rows, *_figures(plan.total), *worst]
+        parts = [_rule_text(plan), _table(headers, lines, total, 4, style), FIGURES[plan.rule.scope]]
         if plan.rule.order != 2:
             parts.append(
                 f"kept follows from the Hill number of order {plan.rule.order:g}; N_eff and the bounds are of order 2."
             )
     parts += _refused(plan.refusals, bool(plan.entries))
     return _finish(parts, style)
+
+
+def uses_text(plan: Plan) -> str:
+    """Every weight with all its uses, one to a line."""
+    lines = ["Uses:"]
+    for entry in plan.entries:
+        lines += [f"    {quote(entry.name)}: {escape('; '.join(entry.uses))}"]
+    return "\n".join(lines)
 
 
 def report_text(report: Report, style: Style | None = None) -> str:
@@ -209,6 +219,7 @@ def _finish(parts: Sequence[str], style: Style) -> str:
         ("·", "*"),
         ("⌊", "floor("),
         ("⌋", ")"),
+        ("→", "->"),
     ):
         text = text.replace(letter, plain)
     return text.encode("ascii", "replace").decode()

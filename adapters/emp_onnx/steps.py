@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError
 from emp_onnx.graph import Node, Tensor
-from emp_onnx.layout import Layout, Slot, layout_of, transposed
+from emp_onnx.layout import Layout, Slot, layout_of, separate, transposed
 from emp_onnx.model_io import Model
 from emp_onnx.trace import Frame, Step, Use, Value
 from emp_onnx.zero import Zero
@@ -27,11 +27,11 @@ class Understood:
     """What one use says of a weight: its units as stored, its zero, or the code and reason why it is no weight."""
 
     layout: Layout | None = None
-    zero: Zero = Zero()
+    zero: Zero = field(default_factory=Zero)
     against: tuple[str, str] | None = None
 
 
-class _Unfit(Exception):
+class _UnfitError(Exception):
     """The reason why a use is not one of a weight: code, and words."""
 
 
@@ -39,7 +39,7 @@ def understand(model: Model, tensor: Tensor, use: Use, slot: Slot) -> Understood
     """Follow a weight from where it is stored to its use, and its units and zero back."""
     try:
         return _Way(model, tensor).along(use, slot)
-    except _Unfit as error:
+    except _UnfitError as error:
         return Understood(against=(error.args[0], error.args[1]))
 
 
@@ -51,6 +51,7 @@ class _Way:
         self.zero: Zero | None = None
         self.fake: Value | None = None  # zero point of a QuantizeLinear on the way
         self.faked = False
+        self.cut = False  # a Slice, Split or Concat on the way: sizes are no longer right, axes are
 
     def along(self, use: Use, slot: Slot) -> Understood:
         assert use.node is not None
@@ -65,7 +66,7 @@ class _Way:
                 along = "first" if layout is not None and layout.axes == (0,) else "last"
             self._quantised(point, scale, along)
         if self.faked:
-            raise _Unfit("quantised", "it is quantised on its way, and not dequantised again")
+            raise _UnfitError("quantised", "it is quantised on its way, and not dequantised again")
         return Understood(self._home(layout), self.zero or Zero())
 
     def _layout(self, node: Node, slot: Slot) -> Layout | None:
@@ -74,7 +75,9 @@ class _Way:
             return None
         found = layout_of(node.op, slot.index, shape, node.attributes, node.domain)
         if isinstance(found, str):
-            raise _Unfit("rank", found)
+            if self.cut and len(shape) > 1:
+                return None
+            raise _UnfitError("rank", found)
         return found
 
     def _home(self, layout: Layout | None) -> Layout | None:
@@ -83,11 +86,14 @@ class _Way:
             return None
         shapes = [self.tensor.shape]
         for kind, numbers in self.back:
-            shapes.append(tuple(shapes[-1][i] for i in numbers) if kind == "transpose" else numbers)
+            now = shapes[-1]
+            shapes.append(now if kind == "cut" else tuple(now[i] for i in numbers) if kind == "transpose" else numbers)
         # each entry of `back` is the step itself, and here its inverse is wanted, last first
         for (kind, numbers), before in zip(reversed(self.back), reversed(shapes[:-1]), strict=True):
             if layout is not None and kind == "transpose":
                 layout = transposed(layout, before, numbers)
+            if layout is not None and kind == "cut" and not all(separate(layout, before, axis) for axis in numbers):
+                return None
         return layout
 
     def _step(self, step: Step) -> None:
@@ -99,7 +105,7 @@ class _Way:
                 return
             perm = tuple(reversed(range(len(shape)))) if perm is None else perm
             if sorted(perm) != list(range(len(shape))):
-                raise _Unfit("rank", f"{node.label} does not fit its {len(shape)} dimensions")
+                raise _UnfitError("rank", f"{node.label} does not fit its {len(shape)} dimensions")
             self._record("transpose", perm, tuple(shape[i] for i in perm))
         elif node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
             after = None if shape is None else self._reshaped(step, shape)
@@ -107,12 +113,33 @@ class _Way:
                 self._lost()
                 return
             if shape is not None and math.prod(after) != math.prod(shape):
-                raise _Unfit("rank", f"{node.label} does not fit its shape {shape}")
+                if self.cut:
+                    self._lost()
+                    return
+                raise _UnfitError("rank", f"{node.label} does not fit its shape {shape}")
             self._record("reshape", after, after)
+        elif node.op in ("Slice", "Split", "Concat"):
+            self._moved(step)
         elif node.op == "DequantizeLinear":
             self._dequantised(step)
         elif node.op == "QuantizeLinear":
             self.faked, self.fake = True, self._input(step.frame, node, 2)
+
+    def _moved(self, step: Step) -> None:
+        """Slice, Split and Concat: the axes along which elements moved."""
+        node, shape = step.node, self.shape
+        self.cut = True
+        axes: Shape | None = (node.number("axis"),)
+        if node.op == "Slice":
+            axes = node.numbers("axes")
+            if axes is None and len(node.inputs) > 3:
+                found = self._read(self._input(step.frame, node, 3))
+                axes = None if found is None else tuple(int(i) for i in found.reshape(-1))
+        rank = len(shape) if shape is not None else 0
+        if node.open or axes is None or shape is None or not all(-rank <= axis < rank for axis in axes):
+            self._lost()
+            return
+        self._record("cut", tuple(axis % rank for axis in axes), shape)
 
     def _record(self, kind: str, numbers: Shape, after: Shape) -> None:
         self.shape = after
@@ -154,14 +181,14 @@ class _Way:
     def _dequantised(self, step: Step) -> None:
         node = step.node
         if node.open:
-            raise _Unfit("quantised", f"the axis of {node.label} is given by the caller of a function")
+            raise _UnfitError("quantised", f"the axis of {node.label} is given by the caller of a function")
         scale, point = self._input(step.frame, node, 1), self._input(step.frame, node, 2)
         self._quantised(point, scale, f"{node.number('axis', 1)}")
 
     def _quantised(self, point: Value | None, scale: Value | None, along: str) -> None:
         if self.faked:
             if not self._equal(point, self.fake):
-                raise _Unfit("quantised", "it is quantised on its way, and dequantised with another zero point")
+                raise _UnfitError("quantised", "it is quantised on its way, and dequantised with another zero point")
             self.faked = False
             return
         if self.zero is not None:
@@ -170,21 +197,21 @@ class _Way:
         if point is not None:
             found = self._read(point)
             if found is None:
-                raise _Unfit("point", "its zero point is computed, so which value means zero is not known")
+                raise _UnfitError("point", "its zero point is computed, so which value means zero is not known")
             points = found.astype(np.float64).astype(np.int64)
         scales = None if scale is None else self._read(scale)
         if scales is not None and (scales.dtype.kind not in "fV" or not np.isfinite(scales.astype(np.float64)).all()):
-            raise _Unfit("point", "its scale holds values that are not finite numbers")
+            raise _UnfitError("point", "its scale holds values that are not finite numbers")
         if scales is not None:
             scales = scales.astype(np.float64)
             if not scales.all():
-                raise _Unfit("point", "its scale holds zeros")
+                raise _UnfitError("point", "its scale holds zeros")
         laid = [None if a is None else self._laid(a, along) for a in (points, scales)]
         assert laid[0] is not None
         shape, back = (), ()  # type: tuple[Shape, tuple[tuple[str, Shape], ...]]
         if any(a is not None and a.size > 1 for a in laid):
-            if self.shape is None or self.back is None:
-                raise _Unfit("point", "it is reshaped on its way by a computed shape, so its zero points cannot be placed")
+            if self.shape is None or self.back is None or self.cut:
+                raise _UnfitError("point", "it is cut or reshaped on its way, so its zero points cannot be placed")
             shape, back = self.shape, self._inverse()
         self.zero = Zero(laid[0], laid[1], shape, back, True)
 
@@ -216,7 +243,7 @@ class _Way:
             for have, want in zip(array.shape, shape, strict=True)
         ):  # fmt: skip
             return array
-        raise _Unfit("point", f"its scale or zero point of shape {array.shape} does not fit its shape {shape}")
+        raise _UnfitError("point", f"its scale or zero point of shape {array.shape} does not fit its shape {shape}")
 
     def _input(self, frame: Frame, node: Node, slot: int | None) -> Value | None:
         if slot is None or slot >= len(node.inputs) or not node.inputs[slot]:
@@ -235,7 +262,7 @@ class _Way:
                 try:
                     return self.model.values(tensor.key)
                 except ModelError as error:
-                    raise _Unfit("point", str(error)) from error
+                    raise _UnfitError("point", str(error)) from error
             if maker is None or maker.domain:
                 return None
             if maker.op == "Constant":

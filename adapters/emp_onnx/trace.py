@@ -21,6 +21,7 @@ THROUGH = {
     "Identity", "Cast", "CastLike", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "DequantizeLinear",
     "QuantizeLinear",
 }  # fmt: skip
+MOVING = {"Slice", "Split", "Concat"}  # these move elements; followed where all their inputs are constants
 HARMLESS = {"Shape", "Size"}  # these look at a weight's dimensions only
 FLOATS = {1, 10, 11, 16}
 LONGEST, FRAMES = 64, 20_000
@@ -181,19 +182,32 @@ class Trace:
             value, last = todo.pop(0)
             for frame, node, slot in self._readers.get(value, ()):
                 count = last.count + 1 if last else 1
-                if node is None or not _passes(node, slot) or count > LONGEST:
+                if node is None or not self._passes(frame, node, slot) or count > LONGEST:
                     if node is None or node.op not in HARMLESS or node.domain:
                         yield Use(frame, node, slot, last)
                     continue
                 step = Step(node, frame, last, count)
-                for name in node.outputs[:1]:
+                for name in node.outputs if node.op == "Split" else node.outputs[:1]:
                     after = Value(frame, name)
                     if after not in seen:
                         seen.add(after)
                         todo.append((after, step))
 
+    def _passes(self, frame: Frame, node: Node, slot: int) -> bool:
+        if node.op in MOVING and not node.domain and (node.op == "Concat" or not slot) and node.outputs:
+            return Value(frame, node.outputs[0]) in self.derived
+        if slot or node.op not in THROUGH or node.domain not in ("", "com.microsoft"):
+            return False
+        return node.op != "Cast" or node.number("to") in FLOATS
 
-def _passes(node: Node, slot: int) -> bool:
-    if slot or node.op not in THROUGH or node.domain not in ("", "com.microsoft"):
-        return False
-    return node.op != "Cast" or node.number("to") in FLOATS
+    def blocker(self, value: Value) -> Node | None:
+        """The node behind a computed constant at which following it ends."""
+        for _ in range(LONGEST):
+            maker = value.maker
+            if maker is None or maker.op not in THROUGH | MOVING or not maker.inputs:
+                return maker
+            before = value.frame.value(maker.inputs[0])
+            if before is None or before.maker is None:
+                return maker
+            value = before
+        return value.maker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -174,9 +173,10 @@ def _everything(model: Model, embeddings: bool) -> list[Weight | Refusal]:
     for i, (frame, node, slot_, value) in enumerate(trace.reads):
         if value not in trace.derived or (id(node), slot_) in mine:
             continue
-        if any(s.index == slot_ for s in slots.get((node.domain, node.op), ())) and value.maker is not None:
+        maker = trace.blocker(value)
+        if any(s.index == slot_ for s in slots.get((node.domain, node.op), ())) and maker is not None:
             mine.add((id(node), slot_))
-            reason = f"computed from constants by {value.maker.op}, which is not followed"
+            reason = f"computed from constants by {maker.op}, which is not followed"
             words = Use(frame, node, slot_, None).words
             name = value.frame.graph.path + value.name
             placed.append((i, Refusal(name, node.op, (), "behind", reason, (words,), (node.name,), value.name)))
@@ -220,9 +220,7 @@ def _left(item: _Candidate) -> Refusal | None:
             if not any(slot.index == use.slot for slot in table) or tensor.dtype not in FLOATS | INTEGERS:
                 continue
             code, reason = "embedding", f"an embedding table ({use.node.op}), pruned only with embeddings"
-        return Refusal(
-            tensor.key, use.node.op, tensor.shape, code, reason, (use.words,), (use.node.name,), tensor.name
-        )
+        return Refusal(tensor.key, use.node.op, tensor.shape, code, reason, (use.words,), (use.node.name,), tensor.name)
     return None
 
 
@@ -237,13 +235,16 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
         yield "dtype", "stored in segments, which is not supported"
     if any(size < 0 for size in tensor.shape):
         yield "rank", f"its shape {tensor.shape} is none"
+    if tensor.size == 0:
+        yield "empty", "it has no elements"
     for use in item.others:
         if use.node is None:
             yield "output", f"it is also an output of {use.words}"
         else:
             behind = f", through {' and '.join(s.node.op for s in use.steps)}" if use.steps else ""
-            yield "shared", (
-                f"it is also input {use.slot} of {use.node.label}{behind}, where zeros would change something else"
+            yield (
+                "shared",
+                (f"it is also input {use.slot} of {use.node.label}{behind}, where zeros would change something else"),
             )
     for use, slot in item.uses:
         understood = understand(model, tensor, use, slot)
@@ -256,8 +257,6 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
                 yield "dtype", f"{tensor.dtype} weights of {use.node.op if use.node else ''} are not pruned"
     if any(not one.zero.same(seen[0].zero) for one in seen[1:]):
         yield "point", "its uses disagree about its zero point or scale"
-    if tensor.size == 0:
-        yield "empty", "it has no elements"
     if tensor.storage == "sparse":
         if seen[0].zero.quantised:
             yield "sparse", "it is stored sparse and quantised, so what is not stored is not its zero"

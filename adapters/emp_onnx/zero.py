@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,28 @@ class Zero:
             out[~mask] = np.zeros((), values.dtype)
         return out
 
+    @cached_property
+    def _points(self) -> Values:
+        low, high = int(self.point.min()), int(self.point.max())
+        return self._laid(self.point.astype(np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high))))
+
+    @cached_property
+    def _scales(self) -> Values:
+        return self._laid(np.ones(()) if self.scale is None else self.scale)
+
+    def _laid(self, array: Values) -> Values:
+        """`array` in the stored shape: a view, unless a reshape on the way forbids one."""
+        full: Values = np.broadcast_to(_blocks(array, self.shape), self.shape)
+        for kind, numbers in reversed(self.back):
+            full = full.transpose(np.argsort(numbers)) if kind == "transpose" else full.reshape(numbers)
+        return full
+
     def _over(self, array: Values, values: Values, start: int) -> Values:
         """`array` laid over the elements of `values`."""
         if array.size == 1:
             return array.reshape(())
-        full: Values = np.broadcast_to(_blocks(array, self.shape), self.shape)
-        for kind, numbers in reversed(self.back):
-            full = full.transpose(np.argsort(numbers)) if kind == "transpose" else full.reshape(numbers)
-        if values.ndim == 1 and full.ndim != 1:
+        full = self._points if array is self.point else self._scales
+        if values.ndim == 1:
             piece: Values = full.flat[start : start + values.size]
             return piece
         return full

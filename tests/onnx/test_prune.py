@@ -146,11 +146,11 @@ def test_a_plan_for_another_model_writes_nothing(path: Path, tmp_path: Path) -> 
 
 def test_nothing_to_prune(tmp_path: Path) -> None:
     half = gemm(np.random.default_rng(0))
-    half.model.graph.initializer[0].CopyFrom(tensor("w", half.weights["w"].astype(np.float16)))
-    with pytest.raises(ModelError, match=r"nothing in .* can be pruned: 1 × float16 weights are not pruned yet"):
+    half.model.graph.initializer[0].CopyFrom(tensor("w", np.ones((5, 3), np.int32)))
+    with pytest.raises(ModelError, match=r"nothing in .* can be pruned: 1 × int32 weights are not pruned"):
         prune(write(half.model, tmp_path / "half.onnx"))
     none = model([onnx.helper.make_node("Relu", ["x"], ["y"])], [value("x", [1])], [value("y", None)])
-    with pytest.raises(ModelError, match="no Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN"):
+    with pytest.raises(ModelError, match="no operation that is known here has a constant weight"):
         prune(write(none, tmp_path / "none.onnx"))
     with pytest.raises(UsageError, match="must leave something to prune"):
         prune(write(gemm(np.random.default_rng(0)).model, tmp_path / "m.onnx"), min_size=10**6)

@@ -13,6 +13,7 @@ from emp_onnx.errors import MissingExtraError
 from emp_onnx.figures import SCOPES
 from emp_onnx.report import NO_FASTER, Style, plan_text, report_text, verification_text
 from tests.onnx.builders import gemm, two_layers, write
+from tests.onnx.places import FLOAT_OPS, build
 
 RNG = np.random.default_rng(0)
 LONG = "encoder.layers.0." + "x" * 300
@@ -72,7 +73,7 @@ def test_the_report_says_what_people_should_know(tmp_path: Path) -> None:
     assert f"{path.stat().st_size:,} before" in text
     assert "Gzipped:" in text
     assert "1 × excluded by the pattern 'a': 'a'" in text
-    assert "[ok] kept weights are bit-equal, removed ones +0.0" in text
+    assert "[ok] kept weights are bit-equal, removed ones zero" in text
     assert "4 seeded random feeds" in text
     assert str(report.out) in text
     assert "not measured" in report_text(prune(path, gzip=False))
@@ -80,10 +81,19 @@ def test_the_report_says_what_people_should_know(tmp_path: Path) -> None:
 
 def test_nothing_pruned_is_said_loudly() -> None:
     half = gemm(RNG)
-    half.model.graph.initializer[0].data_type = 10
+    half.model.graph.initializer[0].data_type = 6
     assert "NOTHING CAN BE PRUNED (1 tensor)" in plan_text(plan(Model(half.model)))
     half.model.graph.node[0].op_type = "Unknown"
     assert "NOTHING CAN BE PRUNED: no operation" in plan_text(plan(Model(half.model)))
+
+
+def test_dtype_way_and_zero_point_are_shown() -> None:
+    quantised = next(op for op in FLOAT_OPS if op.op == "Gemm")
+    place = build(quantised, "constant", np.int8, [("Transpose", 1)], np.random.default_rng(0), "one")
+    made = plan(Model(place.model))
+    text = plan_text(made)
+    assert f"int8, zero {made.entries[0].zero}" in text
+    assert "Transpose → DequantizeLinear → Gemm" in text
 
 
 def test_orders_and_sparsities_are_explained() -> None:

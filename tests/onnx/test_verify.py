@@ -212,7 +212,7 @@ def test_a_missing_weight_is_found() -> None:
     pruned, source = pair()
     proto = onnx.ModelProto.FromString(pruned.to_bytes())
     proto.graph.initializer[0].name = proto.graph.node[0].input[1] = "renamed"
-    assert "not among the model's float32 initializers" in verify(Model(proto)).faults[0]
+    assert "not among the model's weights" in verify(Model(proto)).faults[0]
     other = onnx.ModelProto.FromString(source.to_bytes())
     other.graph.initializer[0].name = other.graph.node[0].input[1] = "renamed"
     assert "is no weight of the original" in " ".join(verify(pruned, Model(other)).faults)
