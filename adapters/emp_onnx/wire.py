@@ -146,7 +146,7 @@ class Wire:
             if not waiting:
                 break
             inside = []
-            while waiting and waiting[0].start < end:
+            while waiting and waiting[0].stop <= end:
                 inside.append(waiting.pop(0))
             if not inside:
                 continue

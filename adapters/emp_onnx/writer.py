@@ -166,7 +166,7 @@ def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
                 edits.append(Edit(tensor.place.location[0], tensor.place.location[1], names[location].encode()))
     for key, patch in model.patches.items():
         where = model.stored(key)
-        if where.decoded is not None:
+        if where.decoded is not None and where.tensor.size:
             runs = where.tensor.place.runs if where.tensor.place else ()
             if len(runs) != 1 or runs[0].many < 0:
                 raise ModelError(f"weight {quote(key)} is stored number by number in an old form that is not supported")
