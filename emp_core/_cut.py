@@ -1,8 +1,8 @@
 """Selection over scores that are read a stretch at a time: no mask is made, only the threshold that decides it.
 
 What is kept is everything above the threshold, and of the scores equal to it those up to one place. Two numbers, from
-which the mask of any stretch follows; so a pool of any length takes a few megabytes. Counts, figures and masks are those
-of :func:`select`, bit for bit.
+which the mask of any stretch follows; so a pool of any length takes a few megabytes. Counts, figures and masks are
+those of :func:`select`, bit for bit.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def select_stream(
     """:func:`select` for a pool that is not in memory: its parts are read a stretch at a time, two or three times.
 
     Args:
-        parts: flat scores, one after the other: NumPy arrays, or anything with ``size`` and ``dtype`` that gives a NumPy
+        parts: flat scores, one after the other: NumPy arrays, or anything with ``size`` and ``dtype`` that gives a
+        NumPy
             array when it is sliced (``part[start:stop]``), as memory-mapped files and HDF5 data sets do. Slicing must
             be safe from several threads.
         beta, order, sparsity: as for :func:`select`.

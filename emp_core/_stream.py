@@ -75,7 +75,6 @@ class Buffers:
         raised = NO_PRODUCTS if high is None else np.einsum("ij->i", np.maximum(wide, high, out=other))
         return Products(np.einsum("ij->i", wide), np.einsum("ij,ij->i", wide, wide), raised)
 
-
     def shares(self, size: int, keep: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Σs and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``."""
         end = -(-size // PIECE) * PIECE
@@ -218,9 +217,7 @@ class Stream:
 
         return self._summed(keep, taken)
 
-    def _summed(
-        self, keep: Sequence[Mask] | Keep | None, take: Callable[[NDArray[np.float64], bool], Sums]
-    ) -> Sums:
+    def _summed(self, keep: Sequence[Mask] | Keep | None, take: Callable[[NDArray[np.float64], bool], Sums]) -> Sums:
         single = self.dtype.itemsize == 4
 
         def work(chunk: Chunk, buffers: Buffers) -> Sums:
@@ -438,7 +435,9 @@ class Stream:
         for part, where, name in zip(self.parts, self.where, self.names, strict=True):
             runs = part.size // RUN if self.length > 4 * CHUNK else 0
             wanted = SAMPLE / RUN * max(1, self.length >> 28)
-            pick = np.sort(generator.integers(0, max(runs, 1), round(wanted * (part.size / self.length)) if runs else 0))
+            pick = np.sort(
+                generator.integers(0, max(runs, 1), round(wanted * (part.size / self.length)) if runs else 0)
+            )
             for start in range(0, pick.size, CHUNK // RUN):
                 some = pick[start : start + CHUNK // RUN]
                 few = _runs(part, runs, some)

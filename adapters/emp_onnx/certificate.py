@@ -77,7 +77,18 @@ def certify(plan: Plan, left: Mapping[str, str], /) -> str:
     weights = {}
     for e in plan.entries:
         item = Certified(
-            e.n, e.n_eff, e.k, e.mass_lower, e.mass, e.mass_upper, e.shape, e.pools, e.zeros, e.l1, left[e.name], e.dtype
+            e.n,
+            e.n_eff,
+            e.k,
+            e.mass_lower,
+            e.mass,
+            e.mass_upper,
+            e.shape,
+            e.pools,
+            e.zeros,
+            e.l1,
+            left[e.name],
+            e.dtype,
         )
         weights[e.name] = asdict(item)
     rule = asdict(plan.rule)

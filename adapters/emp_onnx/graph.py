@@ -55,10 +55,11 @@ class Node:
 
 
 class Run(NamedTuple):
-    """Numbers at even distances in a file: the first at `at`, `count` of them, `width` bytes each, every `step` bytes."""
+    """Numbers at even distances in a file: the first at `at`, `many` of them, `width` bytes each, every `step`
+    bytes."""
 
     at: int
-    count: int
+    many: int
     width: int
     step: int
 

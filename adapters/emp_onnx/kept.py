@@ -1,4 +1,5 @@
-"""What is kept of a weight, as a rule that makes the mask of any piece of it: no mask of a whole weight is ever made."""
+"""What is kept of a weight, as a rule that makes the mask of any piece of it: no mask of a whole weight is ever
+made."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class ByRow:
-    """A pool for each index along `axes` of `view`: a threshold, and the place in the pool of the last tie that stays."""
+    """A pool for each index along `axes` of `view`: a threshold, and the place in the pool of the last tie that
+    stays."""
 
     view: tuple[int, ...]
     axes: tuple[int, ...]

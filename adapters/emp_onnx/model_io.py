@@ -1,10 +1,10 @@
 """ONNX files in and out: what a model is made of, read by position, and written as a copy with a few bytes changed.
 
-A `Model` shows the other rooms a tree of graphs (nodes, headers of tensors) and the values of tensors; it is never changed,
-`replaced` gives a new one. No tensor is read until asked for, and then piece by piece. A saved model is a copy of the
-loaded file, byte for byte, but for the values and metadata entries that were replaced: order, alignment, fields
-unknown to every version of onnx stay. It gets sidecars of its own, named after the output and the contents, so the
-input's are never written to.
+A `Model` shows the other rooms a tree of graphs (nodes, headers of tensors) and the values of tensors; it is never
+changed, `replaced` gives a new one. No tensor is read until asked for, and then piece by piece. A saved model is a
+copy of the loaded file, byte for byte, but for the values and metadata entries that were replaced: order, alignment,
+fields unknown to every version of onnx stay. It gets sidecars of its own, named after the output and the contents,
+so the input's are never written to.
 """
 
 from __future__ import annotations
@@ -71,31 +71,30 @@ class Model:
 
     def __init__(self, source: Any, path: Path | None = None, *, parent: Model | None = None) -> None:
         """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes."""
-        if parent is not None:
-            self.source, self._contents = parent.source, parent._contents
-            self._sources, self._stored, self.tensors = parent._sources, parent._stored, parent.tensors
-            self.patches: dict[str, Patch] = dict(parent.patches)
-            self.changes: dict[str, str | None] = dict(parent.changes)
-            self.watch = parent.watch
-        else:
-            if hasattr(source, "SerializeToString"):
-                source = source.SerializeToString()
-            self.source: Source = Memory(source) if isinstance(source, bytes) else source
-            origin = quote(path) if path else "a model in memory"
-            if self.source.size >= 2**31:
-                raise ModelError(
-                    f"model must be smaller than 2 GiB (larger ones keep weights in sidecar files), got {origin}"
-                )
-            self._contents: Contents = read(self.source, origin)
-            self._sources: dict[str, FileSource] = {}
-            self._stored: dict[str, Stored] = {}
-            self.tensors: dict[str, Tensor] = {tensor.key: tensor for tensor in self._contents.tensors}
-            self.patches, self.changes = {}, {}
-            self.watch: Callable[[int], None] | None = None
-        self.cache: dict[Any, Any] = {}
         self.path = path
+        self.cache: dict[Any, Any] = {}
+        self.watch: Callable[[int], None] | None = parent.watch if parent else None
+        self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
+        self.changes: dict[str, str | None] = dict(parent.changes) if parent else {}
+        self.source: Source = parent.source if parent else self._opened(source)
+        self._contents: Contents = parent._contents if parent else read(self.source, self.origin)
+        self._sources: dict[str, FileSource] = parent._sources if parent else {}
+        self._stored: dict[str, Stored] = parent._stored if parent else {}
+        self.tensors: dict[str, Tensor] = (
+            parent.tensors if parent else {tensor.key: tensor for tensor in self._contents.tensors}
+        )
         self.graph: Graph = self._contents.graph
         self.functions: dict[tuple[str, str], Graph] = self._contents.functions
+
+    def _opened(self, source: Any) -> Source:
+        if hasattr(source, "SerializeToString"):
+            source = source.SerializeToString()
+        found: Source = Memory(source) if isinstance(source, bytes) else source
+        if found.size >= 2**31:
+            raise ModelError(
+                f"model must be smaller than 2 GiB (larger ones keep weights in sidecar files), got {self.origin}"
+            )
+        return found
 
     @property
     def origin(self) -> str:

@@ -1,7 +1,7 @@
 """ONNX messages, read by position: graphs, nodes and the headers of tensors, and where each tensor's numbers lie.
 
-The numbers themselves are not read. Field numbers are those of `onnx.proto`; fields that are not needed here, or that no
-version of onnx knows, are passed over, and stay in the file as they are.
+The numbers themselves are not read. Field numbers are those of `onnx.proto`; fields that are not needed here, or
+that no version of onnx knows, are passed over, and stay in the file as they are.
 """
 
 from __future__ import annotations
@@ -370,10 +370,9 @@ def _add(runs: list[Run], wanted: int, kind: int, at: int, end: int) -> None:
     elif kind == wanted:
         width = 4 if wanted == FIXED32 else 8
         last = runs[-1] if runs else None
-        if last and last.width == width and last.count > 0:
-            step = at - (last.at + (last.count - 1) * last.step)
-            if width < step <= width + 3 and (last.count == 1 or step == last.step):
-                runs[-1] = Run(last.at, last.count + 1, width, step)
+        if last and last.width == width and last.many > 0:
+            step = at - (last.at + (last.many - 1) * last.step)
+            if width < step <= width + 3 and (last.many == 1 or step == last.step):
+                runs[-1] = Run(last.at, last.many + 1, width, step)
                 return
         runs.append(Run(at, 1, width, width))
-

@@ -1,4 +1,5 @@
-"""All of a model but its weights, as hashes by place: how two models are compared outside of what pruning may change."""
+"""All of a model but its weights, as hashes by place: how two models are compared outside of what pruning may
+change."""
 
 from __future__ import annotations
 

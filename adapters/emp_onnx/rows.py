@@ -70,7 +70,13 @@ def _blocks(sizes: list[int], most: int) -> Iterator[list[slice]]:
 
 
 def _several(
-    block: NDArray[Any], axes: tuple[int, ...], rule: Rule, threads: int | None, kept: ByRow, here: Any, found: RowFigures
+    block: NDArray[Any],
+    axes: tuple[int, ...],
+    rule: Rule,
+    threads: int | None,
+    kept: ByRow,
+    here: Any,
+    found: RowFigures,
 ) -> None:
     picked = select(block, scope=Rows(axis=axes), threads=threads, **rule.keeps())
     others = tuple(i for i in range(block.ndim) if i not in axes)

@@ -20,8 +20,8 @@ __all__ = ["PIECE", "Stored", "numpy_dtype", "pieces_of", "stored"]
 PIECE = 1 << 17  # numbers looked at together
 BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}  # types of which a byte holds several
 PLAIN = {
-    "float32": "<f4", "float64": "<f8", "float16": "<f2", "int8": "|i1", "uint8": "|u1", "int16": "<i2", "uint16": "<u2",
-    "int32": "<i4", "uint32": "<u4", "int64": "<i8", "uint64": "<u8", "bool": "|b1", "complex64": "<c8",
+    "float32": "<f4", "float64": "<f8", "float16": "<f2", "int8": "|i1", "uint8": "|u1", "int16": "<i2", "uint16":
+    "<u2", "int32": "<i4", "uint32": "<u4", "int64": "<i8", "uint64": "<u8", "bool": "|b1", "complex64": "<c8",
     "complex128": "<c16",
 }  # fmt: skip
 ML = {
@@ -45,7 +45,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         except ImportError as error:
             raise ModelError(f"{name} weights need the package ml_dtypes, which comes with onnx") from error
         if hasattr(ml_dtypes, ML[name]):
-            return np.dtype(getattr(ml_dtypes, ML[name]))
+            found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, ML[name]))
+            return found
     raise ModelError(f"a tensor of {name} has no values that can be read here")
 
 
@@ -78,8 +79,8 @@ class Stored:
     def spans(self, *, dense: bool = False) -> Iterator[tuple[int, int]]:
         """The stretches of the file that the numbers take; `dense`: only those that hold nothing else."""
         for run in self.runs:
-            if run.count and not (dense and run.step != run.width):
-                yield run.at, run.at + (run.count - 1) * run.step + run.width
+            if run.many and not (dense and run.step != run.width):
+                yield run.at, run.at + (run.many - 1) * run.step + run.width
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Numbers `start` to `stop`, flat, in memory of their own."""
@@ -128,7 +129,7 @@ class Stored:
     def _bytes(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
         """Bytes `start` to `stop` of the numbers: where in the file, how many, and their step and width."""
         for run in self.runs:
-            size = run.count * run.width
+            size = run.many * run.width
             if start < size and start < stop:
                 step, item = run.step, run.width
                 end = min(stop, size)
@@ -163,15 +164,13 @@ def stored(tensor: Tensor, own: Source, sidecar: Callable[[str, str], Source]) -
         return _external(tensor, dtype, size, sidecar)
     if tensor.storage == "typed" and place.coding == VARINT:
         return _decoded(tensor, dtype, own)
-    have = sum(run.count * run.width for run in place.runs)
+    have = sum(run.many * run.width for run in place.runs)
     if have != size:
         raise ModelError(_misfit(tensor, size, have))
     return Stored(tensor, dtype, own, place.runs)
 
 
-def _external(
-    tensor: Tensor, dtype: np.dtype[Any], size: int, sidecar: Callable[[str, str], Source]
-) -> Stored:
+def _external(tensor: Tensor, dtype: np.dtype[Any], size: int, sidecar: Callable[[str, str], Source]) -> Stored:
     entries = dict(tensor.place.external) if tensor.place else {}
     location = entries.get("location", "")
     source = sidecar(location, tensor.name)
@@ -196,10 +195,10 @@ def _decoded(tensor: Tensor, dtype: np.dtype[Any], own: Source) -> Stored:
     numbers: list[int] = []
     wire = Wire(own)
     for run in runs:
-        if run.count < 0:
+        if run.many < 0:
             numbers.append(run.at)
         else:
-            numbers.extend(wire.numbers(run.at, run.at + run.count))
+            numbers.extend(wire.numbers(run.at, run.at + run.many))
     count = math.prod(tensor.shape)
     if len(numbers) != (nbytes(dtype, count) if dtype.name in BITS else count):
         raise ModelError(_misfit(tensor, nbytes(dtype, count), nbytes(dtype, len(numbers))))

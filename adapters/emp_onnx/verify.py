@@ -84,8 +84,9 @@ def verify(
 
     With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones
     +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), or
-    on seeded random ones (models of more than 256 MiB only on feeds given: onnxruntime holds them in memory). How far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or
-    infinities where the original does not, is a fault.
+    on seeded random ones (models of more than 256 MiB only on feeds given: onnxruntime holds them in memory). How
+    far outputs moved is reported, not judged; a pruned model that fails, or gives NaN or infinities where the
+    original does not, is a fault.
 
     Raises:
         ModelError: a file that is not a readable ONNX model.
@@ -121,7 +122,8 @@ def verify_against(
     threads: int | None = None,
     path: Path | None = None,
 ) -> Verification:
-    """The part of `verify` that compares with the original, for what is kept if already known; `checks` are put before its own.
+    """The part of `verify` that compares with the original, for what is kept if already known; `checks` are put
+    before its own.
 
     `path` is where the pruned model is, if not where it says itself.
     """
@@ -132,7 +134,7 @@ def verify_against(
     behaviour, not_run = None, ""
     size = weight_of(original)
     if feeds is None and size > RUN:
-        why = f"its {size / 2**20:.0f} MiB are more than the {RUN >> 20} MiB up to which it is run unasked; give feeds to run it"
+        why = f"{size / 2**20:.0f} MiB are more than the {RUN >> 20} MiB up to which models are run unasked; give feeds"
         return Verification(tuple(done), None, why)
     read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
     try:
@@ -153,7 +155,7 @@ def verify_against(
 
 def weight_of(model: Model, /) -> int:
     """Bytes of a model and its sidecar files."""
-    return model.source.size + sum({file: file.stat().st_size for file in model.sidecars().values()}.values())
+    return model.source.size + sum(file.stat().st_size for file in set(model.sidecars().values()))
 
 
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:

@@ -1,7 +1,8 @@
 """The protobuf wire format, by position: fields, lengths, and edits that keep every other byte.
 
-A message is a row of fields; a field is a tag (number and wire type) and a number, 4 or 8 bytes, or a length and so many
-bytes, which may be a message again. Nothing here knows what the fields mean, and nothing is held in memory but a window.
+A message is a row of fields; a field is a tag (number and wire type) and a number, 4 or 8 bytes, or a length and so
+many bytes, which may be a message again. Nothing here knows what the fields mean, and nothing is held in memory but
+a window.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class Wire:
             if not waiting:
                 break
             inside = []
-            while waiting and waiting[0].start < end:
+            while waiting and waiting[0].stop <= end:
                 inside.append(waiting.pop(0))
             if not inside:
                 continue

@@ -1,8 +1,8 @@
 """Saving: the loaded file is copied by the kernel, and the few bytes that differ are written into the copy.
 
-What may differ: values that a patch changes, in place; the metadata entries that were replaced; and, where weights are in
-sidecar files, the names of these (a saved model gets sidecars of its own). When a text gets another length, so do the
-messages around it; all else is copied as it stands, also what no version of onnx knows.
+What may differ: values that a patch changes, in place; the metadata entries that were replaced; and, where weights
+are in sidecar files, the names of these (a saved model gets sidecars of its own). When a text gets another length,
+so do the messages around it; all else is copied as it stands, also what no version of onnx knows.
 """
 
 from __future__ import annotations
@@ -158,19 +158,19 @@ def _patch(model: Model, location: str, into: Put) -> None:
 
 def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
     """What of the loaded file is copied, and what is written between."""
-    edits = []
+    edits: list[Edit] = []
     for tensor in model.tensors.values():
         if tensor.storage == "external" and tensor.place and tensor.place.location:
             location = dict(tensor.place.external).get("location", "")
             if location in names:
-                edits.append(Edit(*tensor.place.location, names[location].encode()))
+                edits.append(Edit(tensor.place.location[0], tensor.place.location[1], names[location].encode()))
     for key, patch in model.patches.items():
         where = model.stored(key)
-        if where.decoded is not None:
+        if where.decoded is not None and where.tensor.size:
             runs = where.tensor.place.runs if where.tensor.place else ()
-            if len(runs) != 1 or runs[0].count < 0:
+            if len(runs) != 1 or runs[0].many < 0:
                 raise ModelError(f"weight {quote(key)} is stored number by number in an old form that is not supported")
-            edits.append(Edit(runs[0].at, runs[0].at + runs[0].count, where.encode(patch(0, where.decoded.copy()))))
+            edits.append(Edit(runs[0].at, runs[0].at + runs[0].many, where.encode(patch(0, where.decoded.copy()))))
     tail = b""
     for key, text in model.changes.items():
         fields = [field for name, _, field in model.contents.metadata if name == key]

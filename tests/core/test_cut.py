@@ -1,4 +1,4 @@
-"""Selection without masks: the same counts, figures and masks as `select`, bit for bit, whatever the pool is cut into."""
+"""Selection without masks: counts, figures and masks of `select`, bit for bit, whatever the pool is cut into."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def test_long_pools(kind: str, n: int, threads: int, rule: dict[str, float]) -> 
 
 @settings(max_examples=60)
 @given(
-    st.sampled_from(KINDS), st.integers(1, 3000), st.integers(0, 99), st.sampled_from(["float16", "float32", "float64"]),
+    st.sampled_from(KINDS), st.integers(1, 3000), st.integers(0, 99),
+    st.sampled_from(["float16", "float32", "float64"]),
     st.sampled_from([{}, {"beta": 0.3}, {"order": 1.0}, {"order": math.inf}, {"order": 0}, {"sparsity": 0.37}]),
     st.integers(1, 500),
 )  # fmt: skip

@@ -1,0 +1,208 @@
+"""Whole files: CPU time and resident memory of `emp prune` against loading and saving, and against other tools.
+
+    python -m tests.benchmarks.bytes [--folder DIR] [--large] [--simplifier PYTHON] [--write docs/benchmarks.md]
+
+Each run is a process of its own: CPU time (user and system, of all threads) and peak resident memory are the kernel's
+figures for it, imports included. `--large` adds 2.5 GB and 10 GB (13 GB of disk). `--simplifier` names a Python in which
+onnxsim and torch are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ._report import machine, table, write
+
+ROOT = Path(__file__).resolve().parents[2]
+SIDE = 2000  # a weight has SIDE² elements
+
+LOAD_SAVE = """
+import sys, onnx
+model = onnx.load(sys.argv[1])
+if len(sys.argv) > 3: onnx.save(model, sys.argv[2], save_as_external_data=True, location="saved.data", size_threshold=0)
+else: onnx.save(model, sys.argv[2])
+"""
+PARTITION = """
+import sys, onnx, numpy as np
+from onnx import numpy_helper
+model = onnx.load(sys.argv[1])
+weights = [numpy_helper.to_array(t) for t in model.graph.initializer]
+flat = np.concatenate([np.abs(w).ravel() for w in weights])
+threshold = np.partition(flat, flat.size // 2)[flat.size // 2]
+for t, w in zip(model.graph.initializer, weights):
+    t.raw_data = np.where(np.abs(w) >= threshold, w, np.float32(0)).tobytes()
+onnx.save(model, sys.argv[2])
+"""
+TORCH = """
+import sys, onnx, torch
+from onnx import numpy_helper
+from torch.nn.utils import prune
+model = onnx.load(sys.argv[1])
+layers = []
+for t in model.graph.initializer:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight = torch.nn.Parameter(torch.from_numpy(numpy_helper.to_array(t).copy()))
+    layers.append(layer)
+prune.global_unstructured([(l, "weight") for l in layers], prune.L1Unstructured, amount=0.5)
+for t, l in zip(model.graph.initializer, layers):
+    t.raw_data = l.weight.detach().numpy().tobytes()
+onnx.save(model, sys.argv[2])
+"""
+SIMPLIFIER = """
+import sys, onnx, onnxsim
+model = onnx.load(sys.argv[1])
+names = [n for n in dir(onnxsim) if "prun" in n.lower()]
+onnx.save(getattr(onnxsim, names[0])(model, sparsity=0.5), sys.argv[2])
+"""
+
+
+def make(folder: Path, weights: int, *, external: bool = False, holes: int = 0) -> Path:
+    """A chain of MatMuls; of every weight the last `holes` in 16 parts are zeros that take no place on the disk."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    rng, nodes, inits, last = np.random.default_rng(0), [], [], "x"
+    size, folder = 4 * SIDE * SIDE, folder / f"{weights}{'e' if external else ''}{holes}"
+    folder.mkdir()
+    data = open(folder / "m.data", "wb") if external else None  # noqa: SIM115
+    for i in range(weights):
+        item = TensorProto(name=f"w{i}", dims=(SIDE, SIDE), data_type=1)
+        values = rng.standard_normal(SIDE * SIDE - SIDE * SIDE * holes // 16, dtype=np.float32)
+        if data is None:
+            item.raw_data = values.tobytes()
+        else:
+            item.data_location = TensorProto.EXTERNAL
+            for key, text in (("location", "m.data"), ("offset", str(i * size)), ("length", str(size))):
+                item.external_data.add(key=key, value=text)
+            data.seek(i * size)
+            data.write(values.data)
+            data.truncate((i + 1) * size)
+        inits.append(item)
+        nodes.append(helper.make_node("MatMul", [last, f"w{i}"], [f"h{i}"]))
+        last = f"h{i}"
+    if data is not None:
+        data.close()
+    x, y = (helper.make_tensor_value_info(n, 1, [1, SIDE]) for n in ("x", last))
+    made = helper.make_model(helper.make_graph(nodes, "g", [x], [y], inits), ir_version=8)
+    (folder / "m.onnx").write_bytes(made.SerializeToString())
+    return folder / "m.onnx"
+
+
+def many_nodes(folder: Path, count: int) -> Path:
+    """A long chain of small operations with one weight."""
+    from onnx import helper, numpy_helper
+
+    w = numpy_helper.from_array(np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h0"], "first")]
+    nodes += [helper.make_node("Relu", [f"h{i}"], [f"h{i + 1}"], f"relu_{i}") for i in range(count - 1)]
+    x, y = (helper.make_tensor_value_info(n, 1, [1, 64]) for n in ("x", f"h{count - 1}"))
+    made = helper.make_model(helper.make_graph(nodes, "g", [x], [y], [w]), ir_version=8)
+    (folder / "many.onnx").write_bytes(made.SerializeToString())
+    return folder / "many.onnx"
+
+
+def run(command: Sequence[str]) -> tuple[float, int] | None:
+    """CPU seconds and peak resident MB of a process; None if it failed."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return None if process.returncode else (used.ru_utime + used.ru_stime, used.ru_maxrss // 1024)
+
+
+def best(command: Sequence[str], rounds: int, out: Path) -> tuple[float, int] | None:
+    """The least CPU time and the largest memory of some runs."""
+    found = []
+    for _ in range(rounds):
+        one = run(command)
+        if one is None:
+            return None
+        found.append(one)
+        for file in out.parent.iterdir():
+            file.unlink()
+    return min(f[0] for f in found), max(f[1] for f in found)
+
+
+def emp(model: Path, out: Path, *options: str) -> list[str]:
+    """Our command."""
+    return [sys.executable, "-m", "emp_onnx", "prune", str(model), str(out), "--quiet", *options]
+
+
+def rows(folder: Path, large: bool, simplifier: str | None) -> list[list[str]]:
+    """All measurements."""
+    out = folder / "out" / "out.onnx"
+    out.parent.mkdir()
+    found: list[list[str]] = []
+
+    def add(what: str, base: float | None, command: Sequence[str], must: str, rounds: int = 2) -> float | None:
+        one = best(command, rounds, out)
+        if one is None:
+            found.append([what, "failed", "", "", must])
+            return None
+        ratio = f"{one[0] / base:.2f}" if base else "1.00"
+        found.append([what, f"{one[0]:.2f} s", f"{one[1]} MB", ratio, must])
+        return one[0]
+
+    rules = {
+        "EMP, tensor": (), "EMP, model": ("--scope", "model"),
+        "50 %, tensor": ("--sparsity", "0.5"), "50 %, model": ("--sparsity", "0.5", "--scope", "model"),
+    }  # fmt: skip
+    model = make(folder, 25)
+    base = add("400 MB: onnx.load + onnx.save", None, [sys.executable, "-c", LOAD_SAVE, str(model), str(out)], "")
+    for name, options in rules.items():
+        add(f"400 MB: emp, {name}", base, emp(model, out, *options), "≤ 1.0, 150 MB")
+    for name, script, python, must in (
+        ("NumPy partition, 50 % of the model", PARTITION, sys.executable, "≥ 2 times emp"),
+        ("torch global_unstructured, 50 %", TORCH, simplifier or sys.executable, "≥ 8 times emp"),
+        ("onnxsim, 50 %", SIMPLIFIER, simplifier or sys.executable, "≥ 15 times emp"),
+    ):
+        add(f"400 MB: {name}", base, [python, "-c", script, str(model), str(out)], must, 1)
+    shutil.rmtree(model.parent)
+    if large:
+        model = make(folder, 156, external=True)
+        command = [sys.executable, "-c", LOAD_SAVE, str(model), str(out), "external"]
+        base = add("2.5 GB external: onnx.load + onnx.save", None, command, "", 1)
+        for name, options in list(rules.items())[1:3]:
+            add(f"2.5 GB external: emp, {name}", base, emp(model, out, *options), "≤ 0.8, 150 MB", 1)
+        shutil.rmtree(model.parent)
+        model = make(folder, 625, external=True, holes=14)
+        add("10 GB external, sparse on disk: emp, EMP, model", None, emp(model, out, "--scope", "model"), "150 MB", 1)
+        shutil.rmtree(model.parent)
+    model = many_nodes(folder, 30_000)
+    add("30 000 nodes: emp prune, with onnxruntime's runs", None, emp(model, out), "≤ 2 s")
+    command = [sys.executable, "-m", "emp_onnx", "plan", str(model), "--quiet"]
+    add("30 000 nodes: emp plan", None, command, "≤ 2 s")
+    return found
+
+
+def main() -> None:
+    """Measure, print, and put the table where it belongs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--simplifier", metavar="PYTHON")
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        header = ["work", "CPU time", "peak resident", "ratio to load + save", "must be"]
+        found = rows(folder, options.large, options.simplifier)
+    finally:
+        shutil.rmtree(folder)
+    text = table(header, found) + "\n\n" + machine("numpy", "onnx", "onnxruntime", "torch", "onnxsim")
+    print(text)
+    if options.write:
+        write(options.write, "bytes", text)
+
+
+if __name__ == "__main__":
+    main()
