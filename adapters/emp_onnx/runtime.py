@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,9 @@ class Behaviour:
     problems: tuple[str, ...] = ()
 
 
+LIMIT = 10.0  # seconds that one run on made-up feeds may take
+
+
 class Session:
     """A model in onnxruntime on the CPU.
 
@@ -80,20 +84,31 @@ class Session:
             raise
         except Exception as error:  # onnxruntime's own errors have no common base
             raise NotRunError(f"onnxruntime cannot load it: {_first_line(error)}") from error
-        self.inputs = tuple(_input(item) for item in self._session.get_inputs())
-        self.overridable = tuple(_input(item) for item in self._session.get_overridable_initializers())
-        self.outputs = tuple(item.name for item in self._session.get_outputs())
+        try:
+            self.inputs = tuple(_input(item) for item in self._session.get_inputs())
+            self.overridable = tuple(_input(item) for item in self._session.get_overridable_initializers())
+            self.outputs = tuple(item.name for item in self._session.get_outputs())
+        except UnicodeDecodeError as error:
+            raise NotRunError("its inputs and outputs have names or sizes that are no text") from error
+        self._options: Any = onnxruntime.RunOptions
 
-    def run(self, feed: Feed, /) -> dict[str, Any]:
-        """One run; outputs by name.
+    def run(self, feed: Feed, /, limit: float | None = None) -> dict[str, Any]:
+        """One run, of at most `limit` seconds; outputs by name.
 
         Raises:
             NotRunError: onnxruntime refused the feed.
         """
+        options = self._options()
+        timer = Timer(limit or 0, setattr, (options, "terminate", True))
         try:
-            return dict(zip(self.outputs, self._session.run(None, dict(feed)), strict=True))
+            if limit is not None:
+                timer.daemon = True
+                timer.start()
+            return dict(zip(self.outputs, self._session.run(None, dict(feed), options), strict=True))
         except Exception as error:  # as above
             raise NotRunError(f"onnxruntime cannot run it: {_first_line(error)}") from error
+        finally:
+            timer.cancel()
 
 
 def compare(original: Session, pruned: Session, feeds: Iterable[Feed] | None, /, *, seed: int = 0) -> Behaviour:
@@ -110,7 +125,7 @@ def compare(original: Session, pruned: Session, feeds: Iterable[Feed] | None, /,
     for feed, before in _random(original, seed) if feeds is None else _given(original, feeds):
         count += 1
         try:
-            after = pruned.run(feed)
+            after = pruned.run(feed, 10 * LIMIT if random else None)
         except NotRunError as error:
             problems[f"the pruned model fails where the original runs: {error}"] = None
             continue
@@ -146,7 +161,7 @@ def _random(original: Session, seed: int) -> Iterator[tuple[Feed, dict[str, Any]
         if time.monotonic() > until:
             break
         try:
-            ran: list[tuple[Feed, dict[str, Any]]] = [(feed, original.run(feed)) for feed in feeds]
+            ran: list[tuple[Feed, dict[str, Any]]] = [(feed, original.run(feed, LIMIT)) for feed in feeds]
         except (NotRunError, MemoryError) as error:
             last = error
             continue
