@@ -149,6 +149,9 @@ SLOTS: Mapping[tuple[str, str], tuple[Slot, ...]] = {
     (MS, "QAttention"): (Slot(1, _columns, 4, 7, "last", True),),
     (MS, "Attention"): (Slot(1, _columns),),
     (MS, "PackedAttention"): (Slot(1, _columns),),
+    (MS, "LongformerAttention"): (Slot(1, _columns), Slot(4, _columns)),
+    (MS, "DecoderAttention"): (Slot(2, _columns), Slot(3, _columns)),
+    (MS, "ConvTransposeWithDynamicPads"): (Slot(1, _conv_transpose),),
     (MS, "FusedConv"): (Slot(1, _conv),),
     (MS, "NhwcFusedConv"): (Slot(1, _conv),),
     (MS, "NhwcConv"): (Slot(1, _conv),),
@@ -169,6 +172,7 @@ EMBEDDINGS: Mapping[tuple[str, str], tuple[Slot, ...]] = {
 LEFT: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
     (MS, "MatMulNBits"): ((1,), "MatMulNBits packs its weights in blocks, several to a byte: that is not supported"),
     (MS, "MatMulBnb4"): ((1,), "MatMulBnb4 packs its weights by a table of values: that is not supported"),
+    (MS, "MatMulFpQ4"): ((1,), "MatMulFpQ4 packs its weights in blocks, several to a byte: that is not supported"),
     (MS, "GatherBlockQuantized"): ((0,), "GatherBlockQuantized packs an embedding table: that is not supported"),
     (MS, "MoE"): ((2, 4, 6), "the experts of MoE are not supported"),
     (MS, "QMoE"): ((2, 5, 8), "the experts of QMoE are not supported"),

@@ -65,12 +65,14 @@ class Model:
         graph: the main graph, with the bodies of control flow hanging from their nodes.
         functions: local functions by (domain, name).
         tensors: every tensor anywhere in the model, by its key.
+        cache: what other rooms found out about this model, and will ask for again.
         watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
 
     def __init__(self, source: Any, path: Path | None = None, *, parent: Model | None = None) -> None:
         """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes."""
         self.path = path
+        self.cache: dict[Any, Any] = {}
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
         self.changes: dict[str, str | None] = dict(parent.changes) if parent else {}

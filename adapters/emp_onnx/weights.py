@@ -11,7 +11,7 @@ from emp_onnx.graph import Tensor
 from emp_onnx.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
 from emp_onnx.model_io import Model
 from emp_onnx.steps import Understood, understand
-from emp_onnx.trace import Trace, Use, Value
+from emp_onnx.trace import LONGEST, THROUGH, Trace, Use, Value
 from emp_onnx.zero import Zero
 
 __all__ = ["Found", "Refusal", "Weight", "find_weights"]
@@ -110,7 +110,10 @@ def find_weights(
     """
     if min_size < 0:
         raise UsageError(f"min_size must be ≥ 0, got {min_size}")
-    order = _everything(model, embeddings)
+    cached = model.cache.get(embeddings)
+    if cached is None:
+        cached = model.cache[embeddings] = _everything(model, embeddings)
+    order: list[Weight | Refusal] = list(cached)
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_matches(pattern, item) for item in order):
@@ -173,10 +176,13 @@ def _everything(model: Model, embeddings: bool) -> list[Weight | Refusal]:
     for i, (frame, node, slot_, value) in enumerate(trace.reads):
         if value not in trace.derived or (id(node), slot_) in mine:
             continue
-        maker = trace.blocker(value)
-        if any(s.index == slot_ for s in slots.get((node.domain, node.op), ())) and maker is not None:
+        if not any(s.index == slot_ for s in slots.get((node.domain, node.op), ())):
+            continue
+        if (maker := trace.blocker(value)) is not None:
             mine.add((id(node), slot_))
             reason = f"computed from constants by {maker.op}, which is not followed"
+            if maker.op in THROUGH:
+                reason = f"it passes through more operations on its way than the {LONGEST} that are followed"
             words = Use(frame, node, slot_, None).words
             name = value.frame.graph.path + value.name
             placed.append((i, Refusal(name, node.op, (), "behind", reason, (words,), (node.name,), value.name)))

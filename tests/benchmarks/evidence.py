@@ -60,13 +60,13 @@ def prototype() -> dict[str, tuple[float, dict[str, Cell]]]:
 @contextmanager
 def last_axis() -> Iterator[None]:
     """Recurrent weights divided along their last axis, as the prototype did; only to show that nothing else differs."""
-    room = sys.modules["emp_onnx.weights"]
+    room = sys.modules["emp_onnx.steps"]
     ours = room.layout_of
 
-    def theirs(op: str, slot: int, shape: Any, attributes: Any) -> Any:
+    def theirs(op: str, slot: int, shape: Any, attributes: Any, domain: str = "") -> Any:
         if op in ("LSTM", "GRU", "RNN"):
             return emp_onnx.Layout(tuple(shape), (len(shape) - 1,))
-        return ours(op, slot, shape, attributes)
+        return ours(op, slot, shape, attributes, domain)
 
     with mock.patch.object(room, "layout_of", theirs):
         yield

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,73 @@ def _length(data: bytes) -> bytes:
         out.append(size & 127 | 128)
         size >>= 7
     return bytes([*out, size])
+
+
+def function(name: str, *nodes: onnx.NodeProto) -> onnx.FunctionProto:
+    return onnx.helper.make_function("local", name, ["a", "b"], ["c"], nodes, [onnx.helper.make_opsetid("", 13)])
+
+
+def chain(length: int, op: str = "Identity") -> onnx.ModelProto:
+    """A weight behind so many operations, the last of which is a MatMul."""
+    make = onnx.helper.make_node
+    nodes = [make(op, [f"w{i}" if i else "w"], [f"w{i + 1}"]) for i in range(length)]
+    nodes.append(make("MatMul", ["x", f"w{length}"], ["y"]))
+    return model(nodes, [value("x", ["N", 4])], [value("y", None)], [tensor("w", RNG.standard_normal((4, 4)))])
+
+
+def doubling(levels: int) -> onnx.ModelProto:
+    """Functions that each call the next one twice."""
+    make = onnx.helper.make_node
+    functions = [function(f"f{levels}", make("MatMul", ["a", "b"], ["c"]))]
+    for i in range(levels):
+        calls = [make(f"f{i + 1}", ["a", "b"], [out], domain="local") for out in ("p", "q")]
+        functions.append(function(f"f{i}", *calls, make("Add", ["p", "q"], ["c"])))
+    call = make("f0", ["x", "w"], ["y"], domain="local")
+    w = tensor("w", RNG.standard_normal((4, 4)).astype(np.float32))
+    return model([call], [value("x", ["N", 4])], [value("y", None)], [w], functions=functions)
+
+
+def circle() -> onnx.ModelProto:
+    """Nodes that feed each other, and one that feeds itself."""
+    make = onnx.helper.make_node
+    nodes = [
+        make("Identity", ["w"], ["p"]), make("Identity", ["q"], ["p"]), make("Transpose", ["p"], ["q"]),
+        make("Transpose", ["p"], ["p"]), make("MatMul", ["x", "q"], ["y"]),
+    ]  # fmt: skip
+    w = tensor("w", RNG.standard_normal((4, 4)).astype(np.float32))
+    return model(nodes, [value("x", ["N", 4])], [value("y", None)], [w])
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (lambda: chain(20), ""),
+        (lambda: chain(20_000), "more operations on its way than the 64"),
+        (lambda: doubling(5), ""),
+        (lambda: doubling(40), "use at most 20000 of them"),
+        (circle, ""),
+    ],
+    ids=["short chain", "long chain", "32 calls", "2**40 calls", "circle"],
+)
+def test_graphs_made_to_be_followed_for_ever(made: Callable[[], onnx.ModelProto], sentence: str) -> None:
+    start = time.monotonic()
+    source = emp_onnx.Model(made())
+    try:
+        found = emp_onnx.find_weights(source)
+        said = found.refusals[0].reason if found.refusals else ""
+    except emp_onnx.ModelError as error:
+        said = str(error)
+    assert sentence in said
+    assert time.monotonic() - start < 10
+
+
+def test_a_scale_laid_over_a_shape_that_is_not_there_takes_no_memory() -> None:
+    make = onnx.helper.make_node
+    q = tensor("q", np.ones((2, 4), np.int8))
+    del q.dims[:]
+    q.dims.extend([2**31, 4])
+    nodes = [make("DequantizeLinear", ["q", "s", "z"], ["d"], axis=1), make("MatMul", ["x", "d"], ["y"])]
+    inits = [q, tensor("s", np.arange(1, 5, dtype=np.float32)), tensor("z", np.arange(4, dtype=np.int8))]
+    source = emp_onnx.Model(model(nodes, [value("x", None)], [value("y", None)], inits))
+    with pytest.raises(emp_onnx.ModelError, match="'q'"):
+        emp_onnx.plan(source)
