@@ -70,7 +70,6 @@ onnx.save(getattr(onnxsim, names[0])(model, sparsity=0.5), sys.argv[2])
 
 def make(folder: Path, weights: int, *, external: bool = False, holes: int = 0) -> Path:
     """A chain of MatMuls; of every weight the last `holes` in 16 parts are zeros that take no place on the disk."""
-    import onnx
     from onnx import TensorProto, helper
 
     rng, nodes, inits, last = np.random.default_rng(0), [], [], "x"
@@ -156,7 +155,7 @@ def rows(folder: Path, large: bool, simplifier: str | None) -> list[list[str]]:
     def add(what: str, base: float | None, command: Sequence[str], must: str, rounds: int = 2) -> float | None:
         one = best(command, rounds, out)
         if one is None:
-            found.append([what, "failed", "", "", must])
+            found.append([what, "failed, or not installed", "", "", must])
             return None
         ratio = f"{one[0] / base:.2f}" if base else "1.00"
         found.append([what, f"{one[0]:.2f} s", f"{one[1]} MB", ratio, must])

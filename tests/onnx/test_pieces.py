@@ -1,4 +1,4 @@
-"""Weights taken a few numbers at a time give the plan and the bytes that whole weights give, for any number of threads."""
+"""Weights taken a few numbers at a time give the plan and bytes that whole ones give, for any number of threads."""
 
 from __future__ import annotations
 
