@@ -3,8 +3,8 @@
     python -m tests.benchmarks.bytes [--folder DIR] [--large] [--simplifier PYTHON] [--write docs/benchmarks.md]
 
 Each run is a process of its own: CPU time (user and system, of all threads) and peak resident memory are the kernel's
-figures for it, imports included. `--large` adds 2.5 GB and 10 GB (13 GB of disk). `--simplifier` names a Python in which
-onnxsim and torch are installed.
+figures for it, imports included. `--large` adds 2.5 GB and 10 GB (13 GB of disk). `--simplifier` names a Python in
+which onnxsim and torch are installed.
 """
 
 from __future__ import annotations
