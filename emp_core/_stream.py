@@ -507,7 +507,15 @@ def _runs(part: Part, runs: int, some: NDArray[np.intp]) -> NDArray[Any]:
     if isinstance(part, np.ndarray):
         few: NDArray[Any] = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
         return few
-    return np.concatenate([part[:0], *(part[i * RUN : (i + 1) * RUN] for i in some.tolist())])
+    each, found = CHUNK // RUN, [part[:0]]
+    for first in range(0, runs, each):
+        here = some[np.searchsorted(some, first) : np.searchsorted(some, first + each)]  # sorted
+        if here.size > 8:  # more would be read one by one than all at once
+            chunk = part[first * RUN : min(first + each, runs) * RUN].reshape(-1, RUN)
+            found.append(chunk[here - first].reshape(-1))
+        else:
+            found += [part[i * RUN : (i + 1) * RUN] for i in here.tolist()]
+    return np.concatenate(found)
 
 
 def total_of(pieces: list[NDArray[np.float64]]) -> float:
