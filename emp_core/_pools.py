@@ -114,9 +114,7 @@ class HostPools:
             pieces.append(share_rows(np, a, mask[s], np.asarray, single=fits_float32(self.matrix)))
         return np.concatenate(pieces)
 
-    def select(
-        self, beta: Fraction, k: NDArray[np.int64] | None = None
-    ) -> tuple[Counted, Mask, NDArray[np.float64]]:
+    def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Mask, NDArray[np.float64]]:
         """Count (or the one given), mask and retained mass at once."""
         if self.rows == 1:
             sums, _, masks, mass = self.streams()[0].select(beta, None if k is None else int(k[0]))
@@ -230,9 +228,7 @@ class DevicePools:
                 pieces.append(np.where(total > 0, np.minimum(kept / np.where(total > 0, total, 1), 1.0), 1.0))
             return np.concatenate(pieces)
 
-    def select(
-        self, beta: Fraction, k: NDArray[np.int64] | None = None
-    ) -> tuple[Counted, Any, NDArray[np.float64]]:
+    def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Any, NDArray[np.float64]]:
         """Count (or the one given), mask and retained mass."""
         counted = self.count(beta).keeping(k)
         mask = self.mask(counted.k)

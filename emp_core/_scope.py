@@ -272,9 +272,7 @@ class LabelPools:
             start = end
         return np.concatenate(shares)
 
-    def select(
-        self, beta: Fraction, k: NDArray[np.int64] | None = None
-    ) -> tuple[Counted, Any, NDArray[np.float64]]:
+    def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Any, NDArray[np.float64]]:
         """Count (or the one given), mask and retained mass."""
         counted = self.count(beta).keeping(k)
         mask = self.mask(counted.k)
@@ -374,9 +372,7 @@ class ModelPools:
         assert self.stream is not None
         return np.array([self.stream.kept_share([to_host(m).reshape(-1) for m in mask.values()])])
 
-    def select(
-        self, beta: Fraction, k: NDArray[np.int64] | None = None
-    ) -> tuple[Counted, Any, NDArray[np.float64]]:
+    def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Any, NDArray[np.float64]]:
         """Count (or the one given), masks and retained mass."""
         if self.stream is not None:
             sums, _, masks, mass = self.stream.select(beta, None if k is None else int(k[0]))

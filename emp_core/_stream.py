@@ -30,7 +30,7 @@ T = TypeVar("T")
 Mask = NDArray[np.bool_]
 PIECE = 4096  # scores summed in one go
 BATCH = 4  # chunks that a thread takes at a time where there are several
-SAMPLE = 1 << 17  # scores looked at to bracket the threshold
+SAMPLE = 1 << 16  # scores looked at to bracket the threshold
 ROOM = 6 << 20  # most scores that are listed
 RUN = 16  # neighbours in a sample: one line of cache
 THREAD_FROM = 1 << 21  # scores that are worth a further thread
@@ -60,7 +60,7 @@ class Buffers:
     def __init__(self, dtype: np.dtype[Any], size: int) -> None:
         size = -(-size // PIECE) * PIECE
         self.magnitude = np.empty(size, dtype)
-        self.wide = np.empty((2, size))  # magnitudes in float64, and something made of them
+        self.wide = np.empty(size)  # magnitudes in float64
         self.flag = np.empty(size, bool)
 
     def products(self, size: int, high: float | None) -> Products:
@@ -68,20 +68,25 @@ class Buffers:
 
         The last piece is filled up with zeros. The sums of a piece are the same in whatever chunk it came. einsum and
         no BLAS: a BLAS has threads and locks of its own, and was slower as soon as two threads of ours called it.
+        ``wide`` is used up: raising it in place keeps the work in cache.
         """
-        end = -(-size // PIECE) * PIECE
-        self.wide[0, size:end] = 0
-        wide, other = self.wide[:, :end].reshape(2, -1, PIECE)
-        raised = NO_PRODUCTS if high is None else np.einsum("ij->i", np.maximum(wide, high, out=other))
-        return Products(np.einsum("ij->i", wide), np.einsum("ij,ij->i", wide, wide), raised)
+        wide = self._pieces(size)
+        total, squares = np.einsum("ij->i", wide), np.einsum("ij,ij->i", wide, wide)
+        return Products(
+            total, squares, NO_PRODUCTS if high is None else np.einsum("ij->i", np.maximum(wide, high, out=wide))
+        )
 
     def shares(self, size: int, keep: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Σs and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``."""
+        """Σs and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``, which is used up."""
+        wide = self._pieces(size)
+        total = np.einsum("ij->i", wide)
+        self.wide[:size] *= keep
+        return total, np.einsum("ij->i", wide)
+
+    def _pieces(self, size: int) -> NDArray[np.float64]:
         end = -(-size // PIECE) * PIECE
-        self.wide[:, size:end] = 0
-        np.multiply(self.wide[0, :size], keep, out=self.wide[1, :size])
-        wide, kept = self.wide[:, :end].reshape(2, -1, PIECE)
-        return np.einsum("ij->i", wide), np.einsum("ij->i", kept)
+        self.wide[size:end] = 0
+        return self.wide[:end].reshape(-1, PIECE)
 
 
 class Chunk(NamedTuple):
@@ -263,7 +268,7 @@ class Stream:
 
     def _wide(self, chunk: Chunk, magnitude: NDArray[Any], buffers: Buffers) -> NDArray[np.float64]:
         """Magnitudes as float64, 0 for what is not in the pool."""
-        wide: NDArray[np.float64] = buffers.wide[0, : magnitude.size]
+        wide: NDArray[np.float64] = buffers.wide[: magnitude.size]
         if self.where[chunk.part] is None:
             np.copyto(wide, magnitude)
         else:
