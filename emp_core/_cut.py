@@ -203,13 +203,13 @@ def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     low, high = stream.bracket(beta, fixed)
     totals, squares, raised = np.zeros((3, sum(-(-part.size // PIECE) for part in stream.parts)))
     first = _first_pieces(stream)
-    room, held = stream.room(), 0
+    room, held, full = stream.room(), 0, False
 
     def work(chunk: Chunk, buffers: Buffers) -> tuple[int, NDArray[Any]]:
-        nonlocal held
+        nonlocal held, full
         magnitude = stream.load(chunk, buffers)
         values, above = magnitude[:0], 0
-        if held <= room:
+        if not full:
             flag = buffers.flag[: magnitude.size]
             np.greater(magnitude, high, out=flag)
             above = int(np.count_nonzero(flag))
@@ -218,6 +218,8 @@ def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
                 flag &= magnitude <= high
                 values = magnitude[flag]
                 held += values.size
+                if held > room:  # never taken back: threads may lose an addition to `held`, but not this
+                    full = True
         stream._wide(chunk, magnitude, buffers)
         products = buffers.products(magnitude.size, high)
         at = first[chunk.part] + chunk.start // PIECE
@@ -236,7 +238,7 @@ def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     ]
     if k >= stream.n:
         return _Found(sums, k, 0.0, stream.n, 1.0, parts)
-    inside = [(chunk, values) for chunk, (_, values) in found if values.size] if held <= room else None
+    inside = [(chunk, values) for chunk, (_, values) in found if values.size] if not full else None
     del found
     kept = math.inf
     if high < math.inf and above * 1000 > stream.length:

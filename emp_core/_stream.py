@@ -5,7 +5,7 @@ stays in cache; NumPy releases the interpreter lock inside its loops, so threads
 depend on the number of threads: sums are exact or carry an error bound, and the selection is by value and index.
 
 The k-th largest is found between two values. A random sample brackets it; one pass counts what lies above the bracket
-and collects what lies inside (about 1 %); a partition of these few gives the threshold. When ties or bad luck defeat
+and lists what lies inside (about 1 %); a partition of these few gives the threshold. When ties or bad luck defeat
 the bracket, two to four radix passes over the bit patterns find the threshold whatever the data.
 """
 
@@ -297,16 +297,15 @@ class Stream:
         With ``sums``: Σ|s| and Σs². With ``masks``: fill them with what is above ``high``, and list what lies from
         ``low`` to ``high``. The list is given up (``inside`` is None) when it outgrows 1/32 of the pool.
         """
-        room = self.room()
-        held = 0
+        room, held, full = self.room(), 0, False
 
         def work(chunk: Chunk, buffers: Buffers) -> tuple[Products, int, NDArray[Any], NDArray[np.intp]]:
-            nonlocal held
+            nonlocal held, full
             magnitude = self.load(chunk, buffers)
             if not sums:  # with sums, these tell
                 self._refuse_unordered(chunk, magnitude)
             products, count, values, index = NOTHING, 0, magnitude[:0], NO_INDEX
-            if masks is not None and held <= room:
+            if masks is not None and not full:
                 above, flag = masks[chunk.part][chunk.start : chunk.stop], buffers.flag[: magnitude.size]
                 np.greater(magnitude, high, out=above)
                 count = int(np.count_nonzero(above))
@@ -315,6 +314,8 @@ class Stream:
                 index = flag.nonzero()[0]
                 values = magnitude[index]
                 held += index.size
+                if held > room:  # never taken back: threads may lose an addition to `held`, but not this
+                    full = True
             if sums:
                 self._wide(chunk, magnitude, buffers)
                 products = buffers.products(magnitude.size, None if masks is None else high)
@@ -322,7 +323,7 @@ class Stream:
 
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             found = self.run(work)
-        inside = [(chunk, values, index) for chunk, (_, _, values, index) in found] if held <= room else None
+        inside = [(chunk, values, index) for chunk, (_, _, values, index) in found] if not full else None
         above = sum(count for _, (_, count, _, _) in found)
         if not sums:
             return Sweep(Sums(self.n, 0, 0), 0.0, above, inside)
