@@ -13,6 +13,8 @@ from emp_onnx.feeds import read_feeds
 from emp_onnx.figures import Figures, Rule
 from emp_onnx.layout import Layout
 from emp_onnx.model_io import Model, load, save
+from emp_onnx.packing.choose import Row
+from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Entry, Plan, plan
 from emp_onnx.prune import Report, Sizes, prune
 from emp_onnx.runtime import Behaviour, Difference
@@ -34,10 +36,12 @@ __all__ = [
     "ModelError",
     "OnnxError",
     "OutputError",
+    "Packing",
     "Plan",
     "PlanError",
     "Refusal",
     "Report",
+    "Row",
     "Rule",
     "Sizes",
     "UsageError",
@@ -47,10 +51,12 @@ __all__ = [
     "apply",
     "find_weights",
     "load",
+    "pack",
     "plan",
     "prune",
     "read_certificate",
     "read_feeds",
     "save",
+    "unpack",
     "verify",
 ]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from emp_onnx.errors import quote
 
-__all__ = ["Graph", "Node", "Packed", "Place", "Run", "Tensor"]
+__all__ = ["Graph", "Node", "Recipe", "Place", "Run", "Tensor"]
 
 Attribute = int | float | str | tuple[int, ...] | None
 
@@ -86,7 +86,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class Recipe:
     """How a packed tensor is stored: the function that unpacks it, what that is given by which key, and the node."""
 
     function: str
@@ -110,7 +110,7 @@ class Tensor:
     storage: str
     key: str = ""
     place: Place | None = field(default=None, repr=False, compare=False)
-    packed: Packed | None = None
+    recipe: Recipe | None = None
 
     @property
     def size(self) -> int:

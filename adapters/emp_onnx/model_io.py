@@ -142,8 +142,8 @@ class Model:
         found = self._stored.get(key)
         if found is None:
             tensor = self.tensors[key]
-            if tensor.packed is not None:
-                from emp_onnx.packed.stored import unpacking
+            if tensor.recipe is not None:
+                from emp_onnx.packing.stored import unpacking
 
                 found = unpacking(tensor, self.stored)
             else:

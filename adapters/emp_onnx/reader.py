@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass, field
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Graph, Node, Packed, Place, Run, Tensor
+from emp_onnx.graph import Graph, Node, Place, Recipe, Run, Tensor
 from emp_onnx.source import Source
 from emp_onnx.wire import DEPTH, FIXED32, FIXED64, LENGTH, VARINT, Field, Wire, WireError
 
@@ -258,9 +258,9 @@ class _Reader:
         if values is None or None in parts or "shape" not in numbers:
             return None
         where = tuple(part.key for part in parts[:-1] if part)
-        packed = Packed(op, values.key, where, numbers.get("count", (0,))[0], node)
+        recipe = Recipe(op, values.key, where, numbers.get("count", (0,))[0], node)
         shape = numbers["shape"]
-        tensor = Tensor(output, values.dtype, shape, "packed", self._key(graph.path + output), None, packed)
+        tensor = Tensor(output, values.dtype, shape, "packed", self._key(graph.path + output), None, recipe)
         self.all.append(tensor)
         return tensor
 

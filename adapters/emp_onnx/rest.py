@@ -84,10 +84,10 @@ def _stored_otherwise(model: Model, wire: Wire, apart: frozenset[str]) -> set[tu
     found: set[tuple[int, int]] = set()
     keys = set(apart)
     for key in apart & model.tensors.keys():
-        packed = model.tensors[key].packed
-        if packed is not None:
-            keys |= {packed.values, *packed.where}
-            found.add(packed.node)
+        recipe = model.tensors[key].recipe
+        if recipe is not None:
+            keys |= {recipe.values, *recipe.where}
+            found.add(recipe.node)
     found |= {t.place.message for t in model.tensors.values() if t.place and t.key in keys}
     todo = [model.graph]
     while todo:

@@ -197,7 +197,9 @@ def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
             continue
         edits += [Edit(field[3], field[4], b"") for field in fields]
         tail += entry
-    pieces, length = Wire(model.source).edited(0, model.source.size, sorted(edits, key=lambda edit: (edit.start, edit.stop)))
+    pieces, length = Wire(model.source).edited(
+        0, model.source.size, sorted(edits, key=lambda edit: (edit.start, edit.stop))
+    )
     return [*pieces, tail], length + len(tail)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Packed, Tensor
-from emp_onnx.packed.codes import GapDecoder, join
+from emp_onnx.graph import Recipe, Tensor
+from emp_onnx.packing.codes import GapDecoder, join
 from emp_onnx.storage import Stored
 
 __all__ = ["PackedStored", "unpacking"]
@@ -33,7 +33,9 @@ class PackedStored(Stored):
 
     values: Stored | None = None
     where: tuple[Stored, ...] = ()
-    _index: list[tuple[int, int]] = field(default_factory=list)  # how many are stored before each chunk; where it begins
+    _index: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # how many are stored before each chunk; where it begins
 
     @property
     def fill(self) -> Values:
@@ -52,13 +54,13 @@ class PackedStored(Stored):
     def read(self, start: int, stop: int) -> Values:
         """Numbers `start` to `stop`, flat, in memory of their own."""
         assert self.values is not None
-        packed = self.tensor.packed
-        assert packed is not None
-        if packed.function == "UnpackBlocks":
+        recipe = self.tensor.recipe
+        assert recipe is not None
+        if recipe.function == "UnpackBlocks":
             return self._blocks(start, stop)
         out = np.empty(stop - start, self.dtype)
         out[:] = self.fill[0]
-        if packed.function.startswith("UnpackGaps"):
+        if recipe.function.startswith("UnpackGaps"):
             chunk = max(i for i, (_, end) in enumerate(self._index) if end < start) if start else 0
             rank, end = self._index[chunk]
             for places, _, _ in self._gaps().places(chunk * CHUNK, end, stop):
@@ -91,9 +93,9 @@ class PackedStored(Stored):
         return out.reshape(-1)[start - first * width : stop - first * width].copy()
 
     def _gaps(self) -> GapDecoder:
-        packed = self.tensor.packed
-        assert packed is not None
-        width = int(packed.function[-1])
+        recipe = self.tensor.recipe
+        assert recipe is not None
+        width = int(recipe.function[-1])
         each = (8 // 4, 8 // 2) if width == 6 else (8 // width,)
 
         def read(start: int, stop: int) -> NDArray[np.uint8]:
@@ -102,7 +104,7 @@ class PackedStored(Stored):
             ]  # fmt: skip
             return join(tuple(planes), width)[: stop - start]
 
-        return GapDecoder(read, packed.count, width)
+        return GapDecoder(read, recipe.count, width)
 
     def checked(self) -> PackedStored:
         """This, once it is known that all its parts agree.
@@ -110,15 +112,15 @@ class PackedStored(Stored):
         Raises:
             ModelError: they do not.
         """
-        packed, size, rank = self.tensor.packed, math.prod(self.tensor.shape), 0
-        assert packed is not None
+        recipe, size, rank = self.tensor.recipe, math.prod(self.tensor.shape), 0
+        assert recipe is not None
         assert self.values is not None
-        blocks = packed.function == "UnpackBlocks"
+        blocks = recipe.function == "UnpackBlocks"
         shape = self.values.tensor.shape
         if len(shape) != (2 if blocks else 1) or not shape[0] or (blocks and (not shape[1] or size % shape[1])):
             raise ModelError(self._wrong(f"values of the shape {shape} cannot be its own"))
-        if packed.function.startswith("UnpackGaps"):
-            self._check_codes(packed, size)
+        if recipe.function.startswith("UnpackGaps"):
+            self._check_codes(recipe, size)
             rank = self._index[-1][0]
         else:
             bits = size // shape[1] if blocks else size
@@ -135,16 +137,18 @@ class PackedStored(Stored):
             raise ModelError(self._wrong(f"it stores {shape[0] - 1} values, and places for {rank}"))
         return self
 
-    def _check_codes(self, packed: Packed, size: int) -> None:
-        width = int(packed.function[-1])
+    def _check_codes(self, recipe: Recipe, size: int) -> None:
+        width = int(recipe.function[-1])
         each = (2, 4) if width == 6 else (8 // width,)
         have = tuple(s.tensor.shape for s in self.where)
-        if packed.count < 0 or have != tuple((-(-packed.count // per),) for per in each):
-            raise ModelError(self._wrong(f"its {packed.count} codes cannot be in {have}"))
+        if recipe.count < 0 or have != tuple((-(-recipe.count // per),) for per in each):
+            raise ModelError(self._wrong(f"its {recipe.count} codes cannot be in {have}"))
         rank, end, decoder = 0, -1, self._gaps()
-        for at in range(0, packed.count, CHUNK):
+        for at in range(0, recipe.count, CHUNK):
             self._index.append((rank, end))
-            for places, _, last in GapDecoder(decoder.read, min(at + CHUNK, packed.count), width).places(at, end, size + 1):
+            for places, _, last in GapDecoder(decoder.read, min(at + CHUNK, recipe.count), width).places(
+                at, end, size + 1
+            ):
                 rank, end = rank + places.size, last
         self._index.append((rank, end))
         if end >= size:
@@ -160,11 +164,18 @@ def unpacking(tensor: Tensor, part: Callable[[str], Stored]) -> PackedStored:
     Raises:
         ModelError: its parts do not fit each other.
     """
-    packed = tensor.packed
-    assert packed is not None
-    values, where = part(packed.values), tuple(part(key) for key in packed.where)
+    recipe = tensor.recipe
+    assert recipe is not None
+    values, where = part(recipe.values), tuple(part(key) for key in recipe.where)
     if any(size < 0 for size in tensor.shape) or any(s.dtype != np.uint8 or len(s.tensor.shape) != 1 for s in where):
         raise ModelError(f"packed tensor {quote(tensor.name)} must have sizes ≥ 0 and parts of bytes")
-    if packed.function not in ("UnpackMask", "UnpackMask4", "UnpackBlocks", "UnpackGaps4", "UnpackGaps6", "UnpackGaps8"):
-        raise ModelError(f"packed tensor {quote(tensor.name)} is unpacked by {quote(packed.function)}, not known here")
+    if recipe.function not in (
+        "UnpackMask",
+        "UnpackMask4",
+        "UnpackBlocks",
+        "UnpackGaps4",
+        "UnpackGaps6",
+        "UnpackGaps8",
+    ):
+        raise ModelError(f"packed tensor {quote(tensor.name)} is unpacked by {quote(recipe.function)}, not known here")
     return PackedStored(tensor, values.dtype, values.source, (), "", None, values, where).checked()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
-from emp_onnx.packed.codes import BLOCKS, GAPS, Counts, stored_mask
+from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
 from emp_onnx.storage import pieces_of
 
 __all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "survey"]

@@ -19,9 +19,9 @@ import numpy as np
 from emp_onnx import emit
 from emp_onnx.graph import Graph, Node, Tensor
 from emp_onnx.model_io import Model, Sheet
-from emp_onnx.packed.fill import fill_parts
-from emp_onnx.packed.forms import Form, Survey
-from emp_onnx.packed.functions import DOMAIN, PARTS, STAGE, VERSION, function_bytes
+from emp_onnx.packing.fill import fill_parts
+from emp_onnx.packing.forms import Form, Survey
+from emp_onnx.packing.functions import DOMAIN, PARTS, STAGE, VERSION, function_bytes
 from emp_onnx.wire import LENGTH, Blob, Edit, Piece, Wire, varint
 
 __all__ = ["Chosen", "graphs", "rewritten"]
@@ -102,23 +102,23 @@ class _Rewrite:
                 tensor = node.constant
                 if tensor is None:
                     continue
-                if tensor.packed is None:
+                if tensor.recipe is None:
                     found[tensor.key] = _Place(graph, [span], True, _location(tensor), node)
                     continue
-                parts = [found[key] for key in (*tensor.packed.where, tensor.packed.values)]
+                parts = [found[key] for key in (*tensor.recipe.where, tensor.recipe.values)]
                 found[tensor.key] = _Place(graph, [parts[0].fields[0], span, *(p.fields[0] for p in parts[1:])], False,
                                            parts[-1].location, node)  # fmt: skip
         return found
 
     def sheet(self) -> Sheet:
         """The edits, for whatever names the sidecars get, and what these consist of."""
-        parts = {key for item in self.chosen if item.tensor.packed for key in self._parts(item.tensor)}
+        parts = {key for item in self.chosen if item.tensor.recipe for key in self._parts(item.tensor)}
         locations = {self.places[item.tensor.key].location for item in self.chosen} - {""}
         sidecars: dict[str, list[Piece]] = {location: self._sidecar(location, parts) for location in locations}
         return Sheet(partial(self._edits, parts), sidecars, frozenset(self.of))
 
     def _parts(self, tensor: Tensor) -> tuple[str, ...]:
-        return (*tensor.packed.where, tensor.packed.values) if tensor.packed else ()
+        return (*tensor.recipe.where, tensor.recipe.values) if tensor.recipe else ()
 
     # sidecars
 
@@ -129,7 +129,7 @@ class _Rewrite:
         offsets = self.taken.setdefault(location, {})
         end = 0
         mine = [t for t in self.model.tensors.values() if t.storage == "external" and _location(t) == location]
-        mine += [i.tensor for i in self.chosen if i.tensor.packed and self.places[i.tensor.key].location == location]
+        mine += [i.tensor for i in self.chosen if i.tensor.recipe and self.places[i.tensor.key].location == location]
 
         def first(tensor: Tensor) -> int:
             keys = self._parts(tensor) or (tensor.key,)
@@ -183,8 +183,8 @@ class _Rewrite:
             edits.append(Edit(*place.fields[0], tuple(pieces)))
             edits += [Edit(*span, b"") for span in place.fields[1:]]
         for tensor in self.model.tensors.values():
-            if tensor.packed and tensor.key not in self.of:
-                needed.add(tensor.packed.function)
+            if tensor.recipe and tensor.key not in self.of:
+                needed.add(tensor.recipe.function)
             if tensor.storage == "external" and tensor.place and tensor.key not in gone | self.of.keys():
                 edits += self._moved(tensor, names)
         edits += self._staging(bool(needed))
@@ -317,9 +317,7 @@ class _Rewrite:
         tensor = graph.tensors.get(_stage_name(0))
         if tensor is not None:
             edits += [Edit(*self.places[tensor.key].fields[0], b"")]
-        stages = {
-            span[0] for node, span in zip(graph.nodes, self.model.contents.nodes, strict=True) if _is_stage(node)
-        }
+        stages = {span[0] for node, span in zip(graph.nodes, self.model.contents.nodes, strict=True) if _is_stage(node)}
         for number, kind, at, tag, end in self.wire.fields(*graph.span):
             if kind == LENGTH and number == 1 and at in stages:
                 edits.append(Edit(tag, end, b""))
@@ -409,4 +407,3 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     length = entries.get("length")
     size = int(length) if length is not None else math.prod(tensor.shape) * (tensor.place.width if tensor.place else 0)
     return start, start + size
-

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.model_io import Model
-from emp_onnx.packed.codes import gap_codes, split, stored_mask
-from emp_onnx.packed.forms import Form, Survey
+from emp_onnx.packing.codes import gap_codes, split, stored_mask
+from emp_onnx.packing.forms import Form, Survey
 from emp_onnx.storage import pieces_of
 
 __all__ = ["fill_parts"]
