@@ -94,7 +94,7 @@ def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64) -> Ite
     """Every form that can hold this tensor and that the target runs; the dense one first."""
     n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
     yield Form("dense", 1, (n * item,))
-    if target == "onnxruntime" or (target == "checker-strict" and index == 64):
+    if target == "onnxruntime":  # the full checker misreads sparse initializers, and the web build has none
         if not found.fill.view(f"u{item}").any():
             yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
     if not n or n > FOLDED or tensor.dtype not in DTYPES:

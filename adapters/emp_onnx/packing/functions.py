@@ -63,10 +63,13 @@ def _positive(opset: int, given: str, out: str) -> list[bytes]:
 
 def _mask_constants(parts: int) -> list[bytes]:
     """Tables from a byte of the mask: how many bits are set; for each bit its rank among them, from 1, or far below 0."""
-    rank = np.where(BITS == 1, np.cumsum(BITS, axis=1), -(2**30)).astype(np.int32)
+    rank = np.where(BITS == 1, np.cumsum(BITS, axis=1), -1).astype(np.int8)
     out = [
-        constant("table_count", BITS.sum(axis=1).astype(np.int32)), constant("table_rank", rank),
-        constant("axis", np.array(0, np.int32)), constant("zero", np.array(0, np.int32)),
+        constant("zero", np.array(0, np.int32)), constant("small_count", BITS.sum(axis=1).astype(np.int8)), constant("small_rank", rank),
+        node("Cast", ["small_count"], ["table_count"], {"to": INT32}), node("Cast", ["small_rank"], ["wide"], {"to": INT32}),
+        constant("below", np.array(-(2**30), np.int32)), node("Less", ["wide", "zero"], ["unset"]),
+        node("Where", ["unset", "below", "wide"], ["table_rank"]),
+        constant("axis", np.array(0, np.int32)),
         constant("column", np.array([-1, 1], np.int64)), node("Constant", [], ["size"], borrowed={"value": "shape"}),
         constant("flat", np.array([-1], np.int64)), constant("first", np.array([0], np.int64)),
     ]  # fmt: skip
@@ -145,7 +148,8 @@ def _fields(source: str, bits: int, out: str, i: int) -> list[bytes]:
     if bits == 8:
         return [*wide, node("Add", [f"plain_{i}", "delay"], [out])]
     return [
-        *wide, constant(f"table_{i}", table.astype(np.int32)), node("Add", [f"plain_{i}", "delay"], [f"byte_{i}"]),
+        *wide, constant(f"small_{i}", table.astype(np.int8)), node("Cast", [f"small_{i}"], [f"table_{i}"], {"to": INT32}),
+        node("Add", [f"plain_{i}", "delay"], [f"byte_{i}"]),
         node("Gather", [f"table_{i}", f"byte_{i}"], [f"several_{i}"]),
         node("Reshape", [f"several_{i}", "flat"], [f"line_{i}"]),
         node("Slice", [f"line_{i}", "first", "many"], [out]),
