@@ -18,6 +18,7 @@ from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Entry, Plan, plan
 from emp_onnx.prune import Report, Sizes, prune
 from emp_onnx.runtime import Behaviour, Difference
+from emp_onnx.sparse_arrays import from_scipy, to_scipy
 from emp_onnx.verify import Check, Verification, verify
 from emp_onnx.weights import Found, Refusal, Weight, find_weights
 
@@ -50,6 +51,7 @@ __all__ = [
     "Weight",
     "apply",
     "find_weights",
+    "from_scipy",
     "load",
     "pack",
     "plan",
@@ -57,6 +59,7 @@ __all__ = [
     "read_certificate",
     "read_feeds",
     "save",
+    "to_scipy",
     "unpack",
     "verify",
 ]
