@@ -250,9 +250,9 @@ class _Reader:
         numbers: dict[str, tuple[int, ...]] = {}
         for at, end in attributes:
             attribute = self._attribute(at, end)
-            if len(attribute.tensors) == 1:
+            if attribute.name != "ends" and len(attribute.tensors) == 1:
                 numbers[attribute.name] = self._whole(*attribute.tensors[0])
-        many = 2 if op.endswith("6") else 1
+        many = {"UnpackGaps6": 2, "UnpackEarly": 3}.get(op, 1)
         parts = [graph.tensors.get(name) for name in inputs[: many + 1]]
         values = parts[-1] if len(parts) == many + 1 else None
         if values is None or None in parts or "shape" not in numbers:

@@ -10,7 +10,7 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.model_io import Model
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
-from emp_onnx.packing.functions import LEAST_OPSET, STAGE, function_bytes
+from emp_onnx.packing.functions import EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.packing.rewrite import FREE_SINCE, Chosen, graphs
 
 __all__ = ["Row", "choose"]
@@ -83,6 +83,7 @@ def choose(
         for pattern in patterns:
             if not any(_matches(item.tensor, [pattern]) for item in candidates):
                 raise UsageError(f"{option} must match a tensor of the model, got {quote(pattern)}")
+    opset = next((version for name, (version, _) in model.contents.imports.items() if not name), 1)
     looked: list[_Candidate] = []
     for item in candidates:
         if (keys is not None and item.tensor.key not in keys) or item.tensor.size == 0:
@@ -93,10 +94,9 @@ def choose(
             item.against = "excluded"
         if not item.against:
             item.found = survey(model, item.tensor)
-            allowed = [f for f in forms(item.tensor, item.found, target, index=index) if _fits(f, form, item)]
+            allowed = [f for f in forms(item.tensor, item.found, target, index=index, opset=opset) if _fits(f, form, item)]
             item.forms = allowed
         looked.append(item)
-    opset = next((version for name, (version, _) in model.contents.imports.items() if not name), 1)
     return _decided(looked, opset, form, forced=keys is not None)
 
 
@@ -131,8 +131,8 @@ def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
         return "it is also an output of the graph"
     if tensor.name in graph.inputs and (model.contents.version[0] >= FREE_SINCE or graph is not model.graph):
         return "it is also an input of the graph: another value may be given for it"
-    if opset < LEAST_OPSET:
-        return f"packed forms need opset {LEAST_OPSET}, the model has {opset}"
+    if opset < EARLY_OPSET:
+        return f"packed forms need opset {EARLY_OPSET}, the model has {opset}"
     if tensor.size > FOLDED:
         return "onnxruntime does not fold what is larger than 1 GiB"
     return ""

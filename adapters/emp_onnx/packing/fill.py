@@ -10,6 +10,7 @@ import numpy as np
 from emp_onnx.model_io import Model
 from emp_onnx.packing.codes import gap_codes, split, stored_mask
 from emp_onnx.packing.forms import Form, Survey
+from emp_onnx.packing.functions import EARLY, GROUP
 from emp_onnx.storage import pieces_of
 
 __all__ = ["fill_parts"]
@@ -28,9 +29,11 @@ def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[i
     if form.kind == "coo":
         _coo(form, found, at, put, pieces)
         return
-    width = form.width
+    width, stored = form.width, 0
     place = at[-1] + width * item
     put(at[-1], np.full(width, found.fill).view(np.uint8).data)
+    if form.kind == EARLY:
+        put(at[2], np.array(model.tensors[key].shape, "<i8").view(np.uint8).data)
     codes = _Codes(form, at, put) if form.kind.startswith("UnpackGaps") else None
     for start, values in pieces:
         mask = stored_mask(values, found.fill)
@@ -40,6 +43,11 @@ def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[i
             codes.add(mask, start)
         else:
             put(at[0] + start // width // 8, np.packbits(mask, bitorder="little").data)
+        if form.kind == EARLY:
+            groups = np.add.reduceat(mask, np.arange(0, mask.size, 8 * GROUP), dtype=np.int64)
+            starts = (stored + np.cumsum(groups) - groups).astype("<i4")
+            put(at[1] + start // (8 * GROUP) * 4, starts.view(np.uint8).data)
+            stored += int(groups.sum())
         some = values[mask]
         put(place, some.reshape(-1).view(np.uint8).data)
         place += some.nbytes

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
 from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
+from emp_onnx.packing.functions import EARLY, GROUP, LEAST_OPSET
 from emp_onnx.storage import pieces_of
 
 __all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "survey"]
@@ -58,7 +59,7 @@ class Form:
             return f"gaps of {self.kind[-1]} bits"
         if self.kind == "coo":
             return f"coo, int{self.width}"
-        return "mask" if self.kind.startswith("UnpackMask") else self.kind
+        return "mask" if self.kind.startswith(("UnpackMask", EARLY)) else self.kind
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,19 @@ def survey(model: Model, tensor: Tensor) -> Survey:
     return Survey(fill, counts)
 
 
-def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64) -> Iterator[Form]:
-    """Every form that can hold this tensor and that the target runs; the dense one first."""
+def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64, opset: int = 17) -> Iterator[Form]:
+    """Every form that can hold this tensor, in a model of this opset, and that the target runs; the dense one first."""
     n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
     yield Form("dense", 1, (n * item,))
     if target == "onnxruntime":  # the full checker misreads sparse initializers, and the web build has none
         if not found.fill.view(f"u{item}").any():
             yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
     if not n or n > FOLDED or tensor.dtype not in DTYPES:
+        return
+    if opset < LEAST_OPSET:
+        groups = -(-n // (8 * GROUP))
+        parts = (groups * GROUP, groups * 4, 8 * len(tensor.shape), (counts.stored + 1) * item)
+        yield Form(EARLY, 1, parts, 0, counts.stored)
         return
     parted = n >= PARTED and n % 32 == 0 and tensor.shape[0] % 4 == 0
     values = (counts.stored + 1) * item

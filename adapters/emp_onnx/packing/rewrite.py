@@ -21,7 +21,7 @@ from emp_onnx.graph import Graph, Node, Tensor
 from emp_onnx.model_io import Model, Sheet
 from emp_onnx.packing.fill import fill_parts
 from emp_onnx.packing.forms import Form, Survey
-from emp_onnx.packing.functions import DOMAIN, PARTS, STAGE, VERSION, function_bytes
+from emp_onnx.packing.functions import DOMAIN, EARLY, PARTS, STAGE, VERSION, function_bytes
 from emp_onnx.wire import LENGTH, Blob, Edit, Piece, Wire, varint
 
 __all__ = ["Chosen", "graphs", "rewritten"]
@@ -187,10 +187,11 @@ class _Rewrite:
                 needed.add(tensor.recipe.function)
             if tensor.storage == "external" and tensor.place and tensor.key not in gone | self.of.keys():
                 edits += self._moved(tensor, names)
-        edits += self._staging(bool(needed))
+        staged = bool(needed - {EARLY})
+        edits += self._staging(staged)
         for graph in graphs(self.model):
             new = nodes.get(graph.path, [])
-            if graph is self.model.graph and needed:
+            if graph is self.model.graph and staged:
                 new = [*_stage_nodes(self._count(stages)), *new]
             if new:
                 tag = next(self.wire.fields(*graph.span))[3]
@@ -210,16 +211,19 @@ class _Rewrite:
         width, stored = form.width, form.stored + 1
         values = (stored,) if width == 1 else (stored, width)
         gaps = form.kind.startswith("UnpackGaps")
-        where = ["codes", "high"][: len(form.parts) - 1] if gaps else ["mask"]
+        where = (["codes", "high"] if gaps else ["mask", "starts", "size"])[: len(form.parts) - 1]
         called = [self._free(f"{tensor.name}.{part}") for part in (*where, "values")]
-        heads: list[tuple[str, str, Sequence[int]]] = [
-            (name, "uint8", (size,)) for name, size in zip(called[:-1], form.parts[:-1], strict=True)
-        ]
+        heads: list[tuple[str, str, Sequence[int]]] = []
+        for part, name, size in zip(where, called, form.parts, strict=False):
+            kind, item_size = {"starts": ("int32", 4), "size": ("int64", 8)}.get(part, ("uint8", 1))
+            heads.append((name, kind, (size // item_size,)))
         heads.append((called[-1], dtype, values))
         made = self._initializers(item, heads, names, place)
         attributes: dict[str, Any] = {"shape": np.array(tensor.shape, np.int64)}
         if gaps:
             attributes["count"] = np.array([form.codes], np.int64)
+        if form.kind == EARLY:
+            attributes["ends"] = (tensor.size,)
         after = [_stage_name(i) for i in stages[tensor.key]]
         return made, emit.node(form.kind, [*called, *after], [tensor.name], attributes, domain=DOMAIN)
 
@@ -300,7 +304,7 @@ class _Rewrite:
         done, out = 0, dict[str, list[int]]()
         for item in packed:
             many, size = PARTS.get(item.form.kind, 1), _dense_bytes(item)
-            steps = [done + size * i // many for i in range(many)]
+            steps = [done + size * i // max(many, 1) for i in range(many)]
             out[item.tensor.key] = [step * STAGES // total if total >= STAGED else 0 for step in steps]
             done += size
         return out
@@ -343,7 +347,7 @@ class _Rewrite:
         if not needed:
             return edits
         added = emit.field(8, emit.field(1, DOMAIN) + emit.number(2, VERSION))
-        added += b"".join(emit.field(25, function_bytes(name, opset)) for name in (*sorted(needed), STAGE))
+        added += b"".join(emit.field(25, function_bytes(name, opset)) for name in sorted(needed | ({STAGE} if needed - {EARLY} else set())))
         version, item = contents.version
         if version < FUNCTIONS_SINCE:
             if item is not None:
