@@ -38,8 +38,8 @@ CONTENTS = frozenset({4, 5, 6, 7, 9, 10, 11, 13, 14})
 class Contents:
     """A model as read.
 
-    `tensors` holds every tensor anywhere; `imports` the version of each domain, `version` that of the format, `calls` the
-    local functions, each with the field that says so.
+    `tensors` holds every tensor anywhere; `imports` the version of each domain, `version` that of the format,
+    `calls` the local functions, each with the field that says so.
     """
 
     graph: Graph

@@ -15,7 +15,8 @@ from emp_onnx.errors import ModelError
 from emp_onnx.source import Source
 
 __all__ = [
-    "FIXED32", "FIXED64", "LENGTH", "VARINT", "Blob", "Edit", "Field", "Piece", "Wire", "WireError", "length_of", "varint",
+    "FIXED32", "FIXED64", "LENGTH", "VARINT", "Blob", "Edit", "Field", "Piece", "Wire", "WireError", "length_of",
+    "varint",
 ]  # fmt: skip
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5

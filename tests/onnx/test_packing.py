@@ -104,7 +104,9 @@ def test_every_form_gives_back_every_bit(
 ) -> None:
     array = case[1]
     folder = tmp_path_factory.mktemp("m")
-    proto = holder({"w": array, "other": RNG.standard_normal((3, 5)).astype(np.float32)}, opset=opset, as_constants=constant)
+    proto = holder(
+        {"w": array, "other": RNG.standard_normal((3, 5)).astype(np.float32)}, opset=opset, as_constants=constant
+    )
     path = (write_one_sidecar if external and not constant else write)(proto, folder / "m.onnx")
     wanted = array.tobytes()
     model = load(path)
@@ -334,10 +336,10 @@ def test_the_sparse_form(tmp_path: Path) -> None:
 
 def test_options_out_of_range() -> None:
     model = Model(sparse_matmul(np.random.default_rng(1)))
-    for given, says in (({"form": "zip"}, "form must be one of"), ({"target": "abacus"}, "target must be one of"),
+    for options, says in (({"form": "zip"}, "form must be one of"), ({"target": "abacus"}, "target must be one of"),
                         ({"include": ["nothing"]}, "include must match a tensor")):  # fmt: skip
         with pytest.raises(UsageError, match=says):
-            pack(model, "x.onnx", **given)  # type: ignore[arg-type]
+            pack(model, "x.onnx", **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="out must be given"):
         pack(model)
 
@@ -356,7 +358,16 @@ def part(proto: onnx.ModelProto, end: str) -> onnx.TensorProto:
 
 
 @pytest.mark.parametrize(
-    ("density", "end"), [(0.5, ".mask"), (0.5, ".values"), (0.15, ".codes"), (0.05, ".high"), (0.01, ".codes"), (0.51, ".starts"), (0.51, ".mask")]
+    ("density", "end"),
+    [
+        (0.5, ".mask"),
+        (0.5, ".values"),
+        (0.15, ".codes"),
+        (0.05, ".high"),
+        (0.01, ".codes"),
+        (0.51, ".starts"),
+        (0.51, ".mask"),
+    ],
 )
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 255))
@@ -369,13 +380,21 @@ def test_damaged_parts_are_refused_or_read(density: float, end: str, at: int, fl
     data[at % len(data)] ^= flip
     tensor.raw_data = bytes(data)
     model = Model(copy)
-    try:
-        found = model.values("w")
-    except ModelError as error:
-        assert "damaged" in str(error)
+    if not readable(model):
+        with pytest.raises(ModelError, match="damaged"):
+            model.values("w")
         return
+    found = model.values("w")
     node = next(n for n in copy.graph.node if n.op_type.startswith("Unpack"))
     assert found.tobytes() == decoded(node, {t.name: t for t in copy.graph.initializer})
+
+
+def readable(model: Model) -> bool:
+    try:
+        model.values("w")
+    except ModelError:
+        return False
+    return True
 
 
 PACKED: dict[float, onnx.ModelProto] = {}

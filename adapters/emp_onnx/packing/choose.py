@@ -75,9 +75,9 @@ def choose(
     Raises:
         UsageError: a form or target that does not exist, or a pattern that matches nothing.
     """
-    for option, given, allowed in (("form", form, FORMS), ("target", target, TARGETS)):
-        if given not in allowed:
-            raise UsageError(f"{option} must be one of {', '.join(allowed)}, got {quote(given)}")
+    for option, given, known in (("form", form, FORMS), ("target", target, TARGETS)):
+        if given not in known:
+            raise UsageError(f"{option} must be one of {', '.join(known)}, got {quote(given)}")
     candidates = list(_candidates(model))
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
@@ -94,7 +94,9 @@ def choose(
             item.against = "excluded"
         if not item.against:
             item.found = survey(model, item.tensor)
-            allowed = [f for f in forms(item.tensor, item.found, target, index=index, opset=opset) if _fits(f, form, item)]
+            allowed = [
+                f for f in forms(item.tensor, item.found, target, index=index, opset=opset) if _fits(f, form, item)
+            ]
             item.forms = allowed
         looked.append(item)
     return _decided(looked, opset, form, forced=keys is not None)

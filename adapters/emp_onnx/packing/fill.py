@@ -38,7 +38,7 @@ def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[i
     for start, values in pieces:
         mask = stored_mask(values, found.fill)
         if width > 1:
-            mask, values = mask.reshape(-1, width).any(axis=1), values.reshape(-1, width)
+            mask, values = np.asarray(mask.reshape(-1, width).any(axis=1)), values.reshape(-1, width)
         if codes is not None:
             codes.add(mask, start)
         else:

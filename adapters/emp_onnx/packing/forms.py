@@ -95,15 +95,15 @@ def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64, opset:
     """Every form that can hold this tensor, in a model of this opset, and that the target runs; the dense one first."""
     n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
     yield Form("dense", 1, (n * item,))
-    if target == "onnxruntime":  # the full checker misreads sparse initializers, and the web build has none
-        if not found.fill.view(f"u{item}").any():
-            yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
+    # the full checker misreads sparse initializers, and the web build has none
+    if target == "onnxruntime" and not found.fill.view(f"u{item}").any():
+        yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
     if not n or n > FOLDED or tensor.dtype not in DTYPES:
         return
     if opset < LEAST_OPSET:
         groups = -(-n // (8 * GROUP))
-        parts = (groups * GROUP, groups * 4, 8 * len(tensor.shape), (counts.stored + 1) * item)
-        yield Form(EARLY, 1, parts, 0, counts.stored)
+        early = (groups * GROUP, groups * 4, 8 * len(tensor.shape), (counts.stored + 1) * item)
+        yield Form(EARLY, 1, early, 0, counts.stored)
         return
     parted = n >= PARTED and n % 32 == 0 and tensor.shape[0] % 4 == 0
     values = (counts.stored + 1) * item

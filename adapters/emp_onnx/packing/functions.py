@@ -64,11 +64,13 @@ def _positive(opset: int, given: str, out: str) -> list[bytes]:
 
 
 def _mask_constants(parts: int) -> list[bytes]:
-    """Tables from a byte of the mask: how many bits are set; for each bit its rank among them, from 1, or far below 0."""
+    """Tables from a byte of the mask: how many bits are set; for each its rank among them, from 1, or far below 0."""
+    count = BITS.sum(axis=1).astype(np.int8)
     rank = np.where(BITS == 1, np.cumsum(BITS, axis=1), -1).astype(np.int8)
     out = [
-        constant("zero", np.array(0, np.int32)), constant("small_count", BITS.sum(axis=1).astype(np.int8)), constant("small_rank", rank),
-        node("Cast", ["small_count"], ["table_count"], {"to": INT32}), node("Cast", ["small_rank"], ["wide"], {"to": INT32}),
+        constant("zero", np.array(0, np.int32)), constant("small_count", count), constant("small_rank", rank),
+        node("Cast", ["small_count"], ["table_count"], {"to": INT32}),
+        node("Cast", ["small_rank"], ["wide"], {"to": INT32}),
         constant("below", np.array(-(2**30), np.int32)), node("Less", ["wide", "zero"], ["unset"]),
         node("Where", ["unset", "below", "wide"], ["table_rank"]),
         constant("axis", np.array(0, np.int32)),
@@ -177,7 +179,8 @@ def _fields(source: str, bits: int, out: str, i: int) -> list[bytes]:
     if bits == 8:
         return [*wide, node("Add", [f"plain_{i}", "delay"], [out])]
     return [
-        *wide, constant(f"small_{i}", table.astype(np.int8)), node("Cast", [f"small_{i}"], [f"table_{i}"], {"to": INT32}),
+        *wide, constant(f"small_{i}", table.astype(np.int8)),
+        node("Cast", [f"small_{i}"], [f"table_{i}"], {"to": INT32}),
         node("Add", [f"plain_{i}", "delay"], [f"byte_{i}"]),
         node("Gather", [f"table_{i}", f"byte_{i}"], [f"several_{i}"]),
         node("Reshape", [f"several_{i}", "flat"], [f"line_{i}"]),
@@ -192,7 +195,8 @@ def _gaps(bits: int) -> Callable[[int], list[bytes]]:
             constant("flat", np.array([-1], np.int64)), constant("first", np.array([0], np.int64)),
             constant("axis", np.array(0, np.int32)), constant("one", np.array(1, np.int32)),
             constant("escape", escape), node("Constant", [], ["size"], borrowed={"value": "shape"}),
-            node("Constant", [], ["many"], borrowed={"value": "count"}), node("Cast", ["after"], ["delay"], {"to": INT32}),
+            node("Constant", [], ["many"], borrowed={"value": "count"}),
+            node("Cast", ["after"], ["delay"], {"to": INT32}),
         ]  # fmt: skip
         if bits == 6:
             out += [*_fields("codes", 4, "low", 0), *_fields("high", 2, "top", 1), constant("sixteen", escape // 4 + 1)]

@@ -1,10 +1,10 @@
-"""The verbs `pack` and `unpack`: a model in smaller forms, or in plain ones again, checked before it takes its place."""
+"""The verbs `pack` and `unpack`: a model in smaller forms, or in plain ones, checked before it takes its place."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +116,7 @@ def pack(
     done = _written(source, place, chosen, rows, notes, threads, watch)
     if form in ("dense", "coo") or done.after < done.before or not chosen:
         return done
-    rows = [Row(*(asdict(row) | {"after": row.before, "form": "dense", "why": "the file would not be smaller"}).values())
-            for row in rows]  # fmt: skip
+    rows = [replace(row, after=row.before, form="dense", why="the file would not be smaller") for row in rows]
     return _written(source, place, [], rows, notes, threads, watch)
 
 

@@ -99,14 +99,14 @@ class _Rewrite:
                 if tensor.place is not None and tensor.place.message[0] in fields:
                     found[tensor.key] = _Place(graph, [fields[tensor.place.message[0]]], False, _location(tensor))
             for node, span in zip(graph.nodes, nodes, strict=True):
-                tensor = node.constant
-                if tensor is None:
+                held = node.constant
+                if held is None:
                     continue
-                if tensor.recipe is None:
-                    found[tensor.key] = _Place(graph, [span], True, _location(tensor), node)
+                if held.recipe is None:
+                    found[held.key] = _Place(graph, [span], True, _location(held), node)
                     continue
-                parts = [found[key] for key in (*tensor.recipe.where, tensor.recipe.values)]
-                found[tensor.key] = _Place(graph, [parts[0].fields[0], span, *(p.fields[0] for p in parts[1:])], False,
+                parts = [found[key] for key in (*held.recipe.where, held.recipe.values)]
+                found[held.key] = _Place(graph, [parts[0].fields[0], span, *(p.fields[0] for p in parts[1:])], False,
                                            parts[-1].location, node)  # fmt: skip
         return found
 
@@ -347,11 +347,14 @@ class _Rewrite:
         if not needed:
             return edits
         added = emit.field(8, emit.field(1, DOMAIN) + emit.number(2, VERSION))
-        added += b"".join(emit.field(25, function_bytes(name, opset)) for name in sorted(needed | ({STAGE} if needed - {EARLY} else set())))
-        version, item = contents.version
+        added += b"".join(
+            emit.field(25, function_bytes(name, opset))
+            for name in sorted(needed | ({STAGE} if needed - {EARLY} else set()))
+        )
+        version, written = contents.version
         if version < FUNCTIONS_SINCE:
-            if item is not None:
-                edits.append(Edit(item[3], item[4], b""))
+            if written is not None:
+                edits.append(Edit(written[3], written[4], b""))
             added = emit.number(1, FUNCTIONS_SINCE) + added
         edits.append(Edit(first, first, added))
         if version < FREE_SINCE:

@@ -145,9 +145,8 @@ class PackedStored(Stored):
             last = self.where[0].read(bits // 8, many)
             if bits < 8 * many and (int(last[0]) >> bits % 8 or last[1:].any()):
                 raise ModelError(self._wrong("its mask has bits beyond its end"))
-        if recipe.function == EARLY and self.where[2].tensor.size != len(self.tensor.shape):
-            raise ModelError(self._wrong("its size is given twice, and differently"))
-        if recipe.function == EARLY and tuple(self.where[2].read(0, len(self.tensor.shape))) != self.tensor.shape:
+        again = self.where[2].tensor.size if recipe.function == EARLY else 0
+        if again and tuple(self.where[2].read(0, again)) != self.tensor.shape:
             raise ModelError(self._wrong("its size is given twice, and differently"))
         if rank != shape[0] - 1:
             raise ModelError(self._wrong(f"it stores {shape[0] - 1} values, and places for {rank}"))
