@@ -42,6 +42,10 @@ _OPTIONS = {
     "plan",
     "threads",
     "out",
+    "pack",
+    "target",
+    "form",
+    "compact_indices",
 }
 
 
@@ -259,7 +263,7 @@ def _parser() -> _Parser:
     _common_options(one, verbose=True)
 
     one = command("unpack", _unpack, "store packed tensors as plain dense ones again")
-    one.add_argument("model", metavar="IN.onnx", help="a model that `emp pack` or `emp prune --pack` wrote")
+    one.add_argument("model", metavar="IN.onnx", help="a model that is packed")
     _out_options(one, "unpacked")
     _common_options(one, verbose=True)
 
