@@ -152,7 +152,8 @@ def _pack(options: argparse.Namespace) -> int:
     with _metered(options) as meter:
         done = pack(
             options.model, options.out, form=options.form, target=options.target, include=options.include,
-            exclude=options.exclude, compact_indices=options.compact_indices, in_place=options.in_place,
+            exclude=options.exclude, compact_indices=options.compact_indices, values=options.values,
+            in_place=options.in_place,
             threads=_threads(options), watch=meter,
         )  # fmt: skip
     return _shown(options, done)
@@ -258,6 +259,7 @@ def _parser() -> _Parser:
         "--compact-indices", action="store_true",
         help="coo with indices of 32 bits: onnxruntime takes them, onnx.checker does not",
     )  # fmt: skip
+    one.add_argument("--values", choices=["float16"], help="LOSSY: round float32 values to float16")
     one.add_argument("--include", metavar="GLOB", action="append", default=[], help="only these; may be repeated")
     one.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these; may be repeated")
     _common_options(one, verbose=True)

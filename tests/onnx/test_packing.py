@@ -344,6 +344,37 @@ def test_options_out_of_range() -> None:
         pack(model)
 
 
+def test_rounding_to_float16_is_lossy_and_says_so(tmp_path: Path) -> None:
+    path = write(two_layers(np.random.default_rng(0), 80).model, tmp_path / "m.onnx")
+    plain = prune(path, tmp_path / "pruned.onnx", gzip=False).out
+    exact, done = pack(plain, tmp_path / "exact.onnx"), pack(plain, tmp_path / "half.onnx", values="float16")
+    assert done.after < 0.75 * exact.after
+    assert any("LOSSY" in note for note in done.notes)
+    assert done.verification.behaviour is not None
+    assert max(output.max_abs for output in done.verification.behaviour.outputs) > 0
+    onnx.checker.check_model(done.out, full_check=True)
+    model, before = load(done.out), load(plain)
+    assert "effective_pruning.certificate" not in model.metadata
+    halves = [key for key in model.tensors if key.endswith(".float16")]
+    assert halves
+    for key in halves:
+        assert model.values(key).tobytes() == before.values(key.removesuffix(".float16")).astype(np.float16).tobytes()
+    assert prune(done.out, tmp_path / "again.onnx", beta=0.7, gzip=False).verification.ok
+    large = pack(Model(sparse_matmul(np.random.default_rng(1), 256)), tmp_path / "large.onnx", values="float16")
+    assert large.rows[0].form == "mask"
+    assert "ROUNDED" in large.rows[0].why
+    assert large.after < 0.33 * large.before
+    session(unpack(large.out, tmp_path / "u.onnx").out)
+
+
+def test_values_beyond_float16_are_not_rounded(tmp_path: Path) -> None:
+    weight = np.zeros((64, 64), np.float32)
+    weight[::2] = 1e6
+    done = pack(Model(holder({"w": weight})), tmp_path / "p.onnx", values="float16")
+    assert not done.notes
+    assert load(done.out).values("w").tobytes() == weight.tobytes()
+
+
 # files that someone damaged
 
 

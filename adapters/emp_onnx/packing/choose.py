@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.model_io import Model
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
 from emp_onnx.packing.functions import EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.packing.rewrite import FREE_SINCE, Chosen, graphs
+from emp_onnx.storage import pieces_of
 
 __all__ = ["Row", "choose"]
 
@@ -58,6 +61,7 @@ def choose(
     form: str = "auto",
     target: str = "onnxruntime",
     index: int = 64,
+    half: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keys: frozenset[str] | None = None,
@@ -69,6 +73,7 @@ def choose(
         form: auto (the smallest), or dense, coo, packed: the smallest of that kind, where it is smaller than dense.
         target: what must be able to run the result.
         index: bits of an index of the coo form.
+        half: store the values of float32 tensors as float16: they are rounded.
         include, exclude: patterns of names.
         keys: only these tensors, if given.
 
@@ -93,11 +98,11 @@ def choose(
         elif exclude and _matches(item.tensor, exclude):
             item.against = "excluded"
         if not item.against:
-            item.found = survey(model, item.tensor)
-            allowed = [
-                f for f in forms(item.tensor, item.found, target, index=index, opset=opset) if _fits(f, form, item)
-            ]
-            item.forms = allowed
+            floats = item.tensor.dtype == "float32" and item.tensor.recipe is None
+            rounds = half and floats and _within(model, item.tensor)
+            item.found = survey(model, item.tensor, half=rounds)
+            possible = forms(item.tensor, item.found, target, index=index, opset=opset)
+            item.forms = [f for f in possible if _fits(f, form) and not (rounds and f.kind == "coo")]
         looked.append(item)
     return _decided(looked, opset, form, forced=keys is not None)
 
@@ -140,7 +145,14 @@ def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
     return ""
 
 
-def _fits(form: Form, asked: str, item: _Candidate) -> bool:
+def _within(model: Model, tensor: Tensor) -> bool:
+    """Whether float16 holds all values, finite and not beyond its range."""
+    limit = np.finfo(np.float16).max
+    pieces = (model.piece(tensor.key, start, stop) for start, stop in pieces_of(tensor.size))
+    return all(bool((np.abs(values) <= limit).all()) for values in pieces)
+
+
+def _fits(form: Form, asked: str) -> bool:
     if asked == "auto" or form.kind == "dense":
         return asked in ("auto", "dense") or form.kind == "dense"
     if form.kind == "coo":
@@ -170,9 +182,10 @@ def _decided(looked: Sequence[_Candidate], opset: int, asked: str, forced: bool)
                 Row(tensor.name, tensor.dtype, tensor.shape, 1.0, item.before, item.before, "dense", item.against)
             )
             continue
-        if form.kind != item.now or forced or form.bytes != item.before:
-            chosen.append(Chosen(tensor, form, item.found))
-        why = _why(item, form, asked, kinds)
+        one = Chosen(tensor, form, item.found)
+        if form.kind != item.now or forced or form.bytes != item.before or one.half:
+            chosen.append(one)
+        why = _why(item, form, asked, kinds) + ("; values ROUNDED to float16" if one.half else "")
         rows.append(
             Row(tensor.name, tensor.dtype, tensor.shape, item.found.density, item.before, form.bytes, form.words, why)
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from emp_onnx.model_io import Model
 from emp_onnx.packing.codes import gap_codes, split, stored_mask
-from emp_onnx.packing.forms import Form, Survey
+from emp_onnx.packing.forms import Form, Survey, rounded
 from emp_onnx.packing.functions import EARLY, GROUP
 from emp_onnx.storage import pieces_of
 
@@ -21,7 +21,7 @@ Put = Callable[[int, Any], None]
 def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[int], put: Put) -> None:
     """Call `put` with all bytes of all parts, of which each begins where `at` says."""
     size, item = found.counts.size, found.fill.dtype.itemsize
-    pieces = ((start, model.piece(key, start, stop)) for start, stop in pieces_of(size))
+    pieces = ((start, rounded(model.piece(key, start, stop), found.fill)) for start, stop in pieces_of(size))
     if form.kind == "dense":
         for start, values in pieces:
             put(at[0] + start * item, values.view(np.uint8).data)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
 from emp_onnx.packing.functions import EARLY, GROUP, LEAST_OPSET
 from emp_onnx.storage import pieces_of
 
-__all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "survey"]
+__all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "rounded", "survey"]
 
 FORMS = ("auto", "dense", "coo", "packed")
 TARGETS = ("onnxruntime", "onnxruntime-web", "checker-strict")
@@ -66,7 +66,7 @@ class Form:
 class Survey:
     """What was found out about a tensor: the fill (what most elements are, or 0), and the counts."""
 
-    fill: NDArray[np.generic]
+    fill: NDArray[Any]
     counts: Counts
 
     @property
@@ -75,20 +75,24 @@ class Survey:
         return self.counts.stored / self.counts.size if self.counts.size else 1.0
 
 
-def survey(model: Model, tensor: Tensor) -> Survey:
-    """Look at every element once (twice, of integers: for those the fill is what occurs most)."""
+def survey(model: Model, tensor: Tensor, *, half: bool = False) -> Survey:
+    """Look at every element once (twice, of integers: for those the fill is what occurs most); `half`: as float16."""
     dtype, size = model.stored(tensor.key).dtype, tensor.size
-    fill = np.zeros((), dtype)
-    if dtype.kind in "iu" and size:
-        seen: Counter[int] = Counter()
+    fill = np.zeros((), np.float16 if half else dtype)
+    if dtype in (np.int8, np.uint8) and size:
+        seen = np.zeros(256, np.int64)
         for start, stop in pieces_of(size):
-            found, many = np.unique(model.piece(tensor.key, start, stop), return_counts=True)
-            seen.update(dict(zip(found.tolist(), many.tolist(), strict=True)))
-        fill = np.array(seen.most_common(1)[0][0], dtype)
+            seen += np.bincount(model.piece(tensor.key, start, stop).view(np.uint8), minlength=256)
+        fill = seen.argmax().astype(np.uint8).view(dtype)
     counts = Counts()
     for start, stop in pieces_of(size):
-        counts.add(stored_mask(model.piece(tensor.key, start, stop), fill))
-    return Survey(fill, counts)
+        counts.add(stored_mask(rounded(model.piece(tensor.key, start, stop), fill), fill))
+    return Survey(np.asarray(fill), counts)
+
+
+def rounded(values: NDArray[Any], fill: NDArray[Any]) -> NDArray[Any]:
+    """The values in the type of the fill, which is theirs, or float16 where they are rounded to that."""
+    return values if values.dtype == fill.dtype else values.astype(fill.dtype)
 
 
 def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64, opset: int = 17) -> Iterator[Form]:

@@ -24,7 +24,7 @@ from emp_onnx.packing.forms import Form, Survey
 from emp_onnx.packing.functions import DOMAIN, EARLY, PARTS, STAGE, VERSION, function_bytes
 from emp_onnx.wire import LENGTH, Blob, Edit, Piece, Wire, varint
 
-__all__ = ["Chosen", "graphs", "rewritten"]
+__all__ = ["Chosen", "graphs", "half_name", "rewritten"]
 
 FUNCTIONS_SINCE = 8  # version of the format
 FREE_SINCE = 4  # version from which initializers need not be inputs
@@ -40,6 +40,11 @@ class Chosen:
     tensor: Tensor
     form: Form
     found: Survey
+
+    @property
+    def half(self) -> bool:
+        """Whether its values are rounded to float16."""
+        return self.tensor.dtype == "float32" and self.found.fill.dtype == np.float16
 
 
 @dataclass
@@ -172,10 +177,10 @@ class _Rewrite:
         stages = self._stages()
         for item in self.chosen:
             place = self.places[item.tensor.key]
-            pieces, node = self._made(item, place, names, stages)
-            if node:
+            pieces, made = self._made(item, place, names, stages)
+            if item.form.kind not in ("dense", "coo"):
                 needed.add(item.form.kind)
-                nodes.setdefault(place.graph.path, []).append(node)
+            nodes.setdefault(place.graph.path, []).extend(made)
             if place.is_node:  # a Constant node
                 tag = next(self.wire.fields(*place.graph.span))[3]
                 edits.append(Edit(tag, tag, tuple(pieces)))
@@ -201,13 +206,15 @@ class _Rewrite:
 
     def _made(
         self, item: Chosen, place: _Place, names: Mapping[str, str], stages: Mapping[str, list[int]]
-    ) -> tuple[list[Piece], bytes]:
-        """The fields with a tensor's parts, and the content of the node that unpacks it, if one does."""
-        tensor, form, dtype = item.tensor, item.form, item.tensor.dtype
+    ) -> tuple[list[Piece], list[bytes]]:
+        """The fields with a tensor's parts, and the contents of the nodes that make it of them."""
+        tensor, form, dtype = item.tensor, item.form, "float16" if item.half else item.tensor.dtype
+        output = self._free(half_name(tensor.name)) if item.half else tensor.name
+        cast = [emit.node("Cast", [output], [tensor.name], {"to": emit.CODES[tensor.dtype]})] if item.half else []
         if form.kind == "dense":
-            return self._initializers(item, [(tensor.name, dtype, tensor.shape)], names, place), b""
+            return self._initializers(item, [(output, dtype, tensor.shape)], names, place), cast
         if form.kind == "coo":
-            return self._sparse(item), b""
+            return self._sparse(item), []
         width, stored = form.width, form.stored + 1
         values = (stored,) if width == 1 else (stored, width)
         gaps = form.kind.startswith("UnpackGaps")
@@ -225,7 +232,7 @@ class _Rewrite:
         if form.kind == EARLY:
             attributes["ends"] = (tensor.size,)
         after = [_stage_name(i) for i in stages[tensor.key]]
-        return made, emit.node(form.kind, [*called, *after], [tensor.name], attributes, domain=DOMAIN)
+        return made, [emit.node(form.kind, [*called, *after], [output], attributes, domain=DOMAIN), *cast]
 
     def _initializers(
         self, item: Chosen, heads: Sequence[tuple[str, str, Sequence[int]]], names: Mapping[str, str], place: _Place
@@ -372,6 +379,11 @@ class _Rewrite:
                         name = self.wire.text(start, stop)
                 if name in graph.tensors or name in graph.sparse:
                     yield Edit(tag, end, b"")
+
+
+def half_name(name: str) -> str:
+    """What a tensor of float16 is called, of which a Cast makes the one of this name."""
+    return f"{name}.float16"
 
 
 def _dense_bytes(item: Chosen) -> int:
