@@ -303,6 +303,20 @@ def test_inputs_and_outputs_of_the_graph_stay_dense(tmp_path: Path) -> None:
     assert pack(Model(proto), tmp_path / "p.onnx").rows[0].form == "dense"
 
 
+def test_local_functions_stay_as_they_are(tmp_path: Path) -> None:
+    proto = sparse_matmul(np.random.default_rng(1))
+    weight = proto.graph.initializer[0]
+    inner = [helper.make_node("Constant", [], ["k"], value=weight), helper.make_node("MatMul", ["a", "k"], ["b"])]
+    proto.functions.append(helper.make_function("mine", "F", ["a"], ["b"], inner, [helper.make_opsetid("", 17)]))
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    proto.graph.node.append(helper.make_node("F", ["y"], ["z"], domain="mine"))
+    proto.graph.output[0].name = "z"
+    done = pack(Model(proto), tmp_path / "p.onnx")
+    assert [row.form for row in done.rows] == ["mask", "dense"]
+    assert "local function" in done.rows[1].why
+    assert done.verification.behaviour is not None
+
+
 def test_names_that_are_taken_are_left_alone(tmp_path: Path) -> None:
     proto = sparse_matmul(np.random.default_rng(1))
     proto.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "w.values"))

@@ -12,9 +12,9 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.model_io import Model
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
-from emp_onnx.packing.functions import EARLY_OPSET, STAGE, function_bytes
+from emp_onnx.packing.functions import DOMAIN, EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.packing.rewrite import FREE_SINCE, Chosen, graphs
-from emp_onnx.storage import pieces_of
+from emp_onnx.storage import PLAIN, pieces_of
 
 __all__ = ["Row", "choose"]
 
@@ -129,6 +129,13 @@ def _candidates(model: Model) -> Iterator[_Candidate]:
                 inner = [model.stored(key) for key in (tensor.recipe.values, *tensor.recipe.where)]
                 before, now = sum(s.tensor.size * s.dtype.itemsize for s in inner), tensor.recipe.function
             yield _Candidate(tensor, before, now, _against(model, graph, tensor, opset))
+    for (domain, _), function in model.functions.items():
+        for node in function.nodes:
+            held = node.constant
+            if held is not None and domain != DOMAIN and held.dtype in DTYPES and held.recipe is None:
+                size = held.size * np.dtype(PLAIN.get(held.dtype, "<u2")).itemsize
+                if size >= SMALL:
+                    yield _Candidate(held, size, "dense", "it is in a local function, which has no initializers")
 
 
 def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
