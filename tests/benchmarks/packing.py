@@ -188,12 +188,15 @@ def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
+    parser.add_argument("--only", choices=["loads", "speed", "sizes"], help="this table alone")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     about: dict[str, Callable[[Path], str]] = {
         "loads": loads, "speed": speed, "sizes": sizes, "machine": lambda _: machine("onnxruntime", "onnx", "numpy"),
     }  # fmt: skip
     for marker, measure in about.items():
+        if options.only not in (None, marker):
+            continue
         with tempfile.TemporaryDirectory() as name:
             text = measure(Path(name))
         print(text, end="\n\n", flush=True)

@@ -11,6 +11,7 @@ import numpy as np
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.model_io import Model
+from emp_onnx.packing.codes import Counts
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
 from emp_onnx.packing.functions import DOMAIN, EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.packing.rewrite import FREE_SINCE, Chosen, graphs
@@ -100,7 +101,8 @@ def choose(
         if not item.against:
             floats = item.tensor.dtype == "float32" and item.tensor.recipe is None
             rounds = half and floats and _within(model, item.tensor)
-            item.found = survey(model, item.tensor, half=rounds)
+            said = _known(model, item.tensor) if form == "dense" else None
+            item.found = said or survey(model, item.tensor, half=rounds)
             possible = forms(item.tensor, item.found, target, index=index, opset=opset)
             item.forms = [f for f in possible if _fits(f, form) and not (rounds and f.kind == "coo")]
         looked.append(item)
@@ -150,6 +152,15 @@ def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
     if tensor.size > FOLDED:
         return "onnxruntime does not fold what is larger than 1 GiB"
     return ""
+
+
+def _known(model: Model, tensor: Tensor) -> Survey | None:
+    """What a packed tensor says itself, which is enough to make it dense."""
+    if tensor.recipe is None:
+        return None
+    dtype, values = model.stored(tensor.key).dtype, model.stored(tensor.recipe.values).tensor
+    stored = values.size - values.size // values.shape[0]
+    return Survey(np.zeros((), dtype), Counts(tensor.size, stored))
 
 
 def _within(model: Model, tensor: Tensor) -> bool:
