@@ -183,7 +183,7 @@ class _Rewrite:
             nodes.setdefault(place.graph.path, []).extend(made)
             if place.is_node:  # a Constant node
                 tag = next(self.wire.fields(*place.graph.span))[3]
-                edits.append(Edit(tag, tag, tuple(pieces)))
+                edits.append(Edit(tag, tag, tuple(pieces), insert=True))
                 pieces = []
             edits.append(Edit(*place.fields[0], tuple(pieces)))
             edits += [Edit(*span, b"") for span in place.fields[1:]]
@@ -200,7 +200,7 @@ class _Rewrite:
                 new = [*_stage_nodes(self._count(stages)), *new]
             if new:
                 tag = next(self.wire.fields(*graph.span))[3]
-                edits.append(Edit(tag, tag, b"".join(emit.field(1, node) for node in new)))
+                edits.append(Edit(tag, tag, b"".join(emit.field(1, node) for node in new), insert=True))
         edits += self._header(needed)
         return _merged(edits)
 
@@ -335,7 +335,7 @@ class _Rewrite:
         if needed:
             tag = next(self.wire.fields(*graph.span))[3]
             body = emit.tensor(_stage_name(0), "float32", (), np.zeros((), np.float32).tobytes())
-            edits.append(Edit(tag, tag, emit.field(5, body)))
+            edits.append(Edit(tag, tag, emit.field(5, body), insert=True))
         return edits
 
     # the model around it
@@ -363,7 +363,7 @@ class _Rewrite:
             if written is not None:
                 edits.append(Edit(written[3], written[4], b""))
             added = emit.number(1, FUNCTIONS_SINCE) + added
-        edits.append(Edit(first, first, added))
+        edits.append(Edit(first, first, added, insert=True))
         if version < FREE_SINCE:
             edits += self._inputs()
         return edits
@@ -407,8 +407,8 @@ def _merged(edits: Sequence[Edit]) -> list[Edit]:
     """In order; those that insert at one place become one, in the order given."""
     out: list[Edit] = []
     for edit in sorted(edits, key=lambda edit: (edit.start, edit.stop)):
-        if out and edit.start == edit.stop and (out[-1].start, out[-1].stop) == (edit.start, edit.stop):
-            out[-1] = Edit(edit.start, edit.stop, (*out[-1].pieces, *edit.pieces))
+        if out and edit.insert and out[-1].insert and out[-1].start == edit.start:
+            out[-1] = Edit(edit.start, edit.stop, (*out[-1].pieces, *edit.pieces), insert=True)
         else:
             out.append(edit)
     return out
