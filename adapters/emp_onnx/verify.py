@@ -16,14 +16,15 @@ from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, r
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures
+from emp_onnx.isolated import Isolated
 from emp_onnx.kept import Kept, Pruned
 from emp_onnx.model_io import Model, Values, load
 from emp_onnx.plan import decide
-from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
+from emp_onnx.runtime import Behaviour, NotRunError, compare
 from emp_onnx.storage import pieces_of
 from emp_onnx.weights import find_weights
 
-__all__ = ["Check", "Verification", "alone", "verify", "verify_against", "weight_of"]
+__all__ = ["Check", "Verification", "alone", "verify", "verify_against", "weight_of", "worth_running"]
 
 NEAR = 1e-6
 RUN = 1 << 28  # bytes up to which models are run without being asked: onnxruntime holds both in memory
@@ -96,17 +97,22 @@ def verify(
         raise UsageError("feeds must come with the original model to compare with, got none")
     model = pruned if isinstance(pruned, Model) else load(pruned)
     source = load(original) if isinstance(original, (str, os.PathLike)) else original
-    first, certificate = alone(model)
-    checks = list(first)
-    if source is None or certificate is None:
-        return Verification(tuple(checks), None, "there is no original to compare with" if source is None else "")
-    kept = None
-    try:
-        kept, check = _again(source, certificate, threads)
-        checks.append(check)
-    except ModelError as error:
-        checks.append(Check("the rule gives the same on the original", False, (str(error),)))
-    return verify_against(model, source, certificate, kept, checks, feeds=feeds, seed=seed, threads=threads)
+    with Isolated(threads=threads) as process:
+        if source is not None and worth_running(source, feeds):
+            process.start()
+        first, certificate = alone(model)
+        checks = list(first)
+        if source is None or certificate is None:
+            return Verification(tuple(checks), None, "there is no original to compare with" if source is None else "")
+        kept = None
+        try:
+            kept, check = _again(source, certificate, threads)
+            checks.append(check)
+        except ModelError as error:
+            checks.append(Check("the rule gives the same on the original", False, (str(error),)))
+        return verify_against(
+            model, source, certificate, kept, checks, feeds=feeds, seed=seed, threads=threads, process=process
+        )
 
 
 def verify_against(
@@ -121,41 +127,51 @@ def verify_against(
     seed: int = 0,
     threads: int | None = None,
     path: Path | None = None,
+    process: Isolated | None = None,
 ) -> Verification:
     """The part of `verify` that compares with the original, for what is kept if already known; `checks` are put
     before its own.
 
-    `path` is where the pruned model is, if not where it says itself.
+    `path` is where the pruned model is, if not where it says itself; `process` is where both are run, and ends here.
     """
     done = list(checks)
     if kept is not None:
         done.append(_check("kept weights are bit-equal, removed ones zero", _bits(pruned, original, kept)))
         done.append(_check("nothing else differs", _rest(pruned, original, frozenset(kept))))
     behaviour, not_run = None, ""
-    size = weight_of(original)
-    if feeds is None and size > RUN:
+    if not worth_running(original, feeds):
+        size = weight_of(original)
         why = f"{size / 2**20:.0f} MiB are more than the {RUN >> 20} MiB up to which models are run unasked; give feeds"
         return Verification(tuple(done), None, why)
     read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
-    try:
-        before = Session(original.path or original, threads=threads)
-    except NotRunError as error:
-        if feeds is not None:
-            raise UsageError(f"feeds must come with a model that runs: {error}") from error
-        return Verification(tuple(done), None, str(error))
-    try:
-        behaviour = compare(before, Session(path or pruned.path or pruned, threads=threads), read, seed=seed)
-        done.append(_check("the pruned model runs where the original does", behaviour.problems))
-    except NotRunError as error:
-        if "cannot load" in str(error):
-            done.append(Check("the pruned model runs where the original does", False, (f"the pruned model: {error}",)))
-        not_run = str(error)
+    what = "the pruned model runs where the original does"
+    with process or Isolated(threads=threads) as sessions:
+        try:
+            before = sessions.open(original.path or original)
+        except NotRunError as error:
+            if feeds is not None:
+                raise UsageError(f"feeds must come with a model that runs: {error}") from error
+            return Verification(tuple(done), None, str(error))
+        try:
+            after = sessions.open(path or pruned.path or pruned)
+        except NotRunError as error:
+            return Verification((*done, Check(what, False, (f"the pruned model: {error}",))), None, str(error))
+        try:
+            behaviour = compare(before, after, read, seed=seed)
+            done.append(_check(what, behaviour.problems))
+        except NotRunError as error:
+            not_run = str(error)
     return Verification(tuple(done), behaviour, not_run)
 
 
 def weight_of(model: Model, /) -> int:
     """Bytes of a model and its sidecar files."""
     return model.source.size + sum(file.stat().st_size for file in set(model.sidecars().values()))
+
+
+def worth_running(original: Model, feeds: object, /) -> bool:
+    """Whether both models are to be run: on feeds given always, on made-up ones if they are not too large."""
+    return feeds is not None or weight_of(original) <= RUN
 
 
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import emp_onnx
-from emp_onnx.runtime import NotRunError, Session
+from emp_onnx.isolated import Isolated
+from emp_onnx.runtime import NotRunError
 from tests.benchmarks._report import machine, table, write
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -83,7 +84,8 @@ def _unpruned(path: Path, reason: str, out: Path) -> Outcome:
     else:
         kind = ERROR
     try:
-        Session(path, threads=1)
+        with Isolated(threads=1) as process:
+            process.open(path)
         ran = True
     except (NotRunError, emp_onnx.OnnxError):
         ran = False
