@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Tensor
+from emp_onnx.packed import Packed, Packing
 from emp_onnx.reader import Contents, read
 from emp_onnx.source import FileSource, Memory, Source
 from emp_onnx.storage import Stored, pieces_of, stored
@@ -129,6 +130,21 @@ class Model:
             found = self._stored[key] = stored(self.tensors[key], self.source, self._sidecar)
         return found
 
+    def unpack(self, key: str, packing: Packing, /) -> None:
+        """From now on the values of this tensor are the codes that an operation packs into its bytes.
+
+        Raises:
+            ModelError: its bytes are not that many; as `stored`.
+        """
+        where = self.stored(key)
+        under = where.under if isinstance(where, Packed) else where
+        if under.dtype != np.uint8 or under.tensor.size != packing.nbytes:
+            raise ModelError(
+                f"tensor {quote(key)} must hold {packing.nbytes} bytes of packed codes, got {under.tensor.size} "
+                f"numbers of {under.tensor.dtype}"
+            )
+        self._stored[key] = Packed(under, packing)
+
     def piece(self, key: str, start: int, stop: int, /) -> Values:
         """Values `start` to `stop` of a tensor, flat, in the type they are stored in.
 
@@ -147,7 +163,8 @@ class Model:
         Raises:
             ModelError: as `stored`.
         """
-        tensor, where = self.tensors[key], self.stored(key)
+        where = self.stored(key)
+        tensor = where.tensor
         values = np.empty(tensor.size, where.dtype)
         for start, stop in pieces_of(tensor.size):
             values[start:stop] = self.piece(key, start, stop)
@@ -160,7 +177,7 @@ class Model:
         new = Model(None, self.path, parent=self)
         for key, patch in values.items():
             if isinstance(patch, np.ndarray):
-                tensor, dtype = self.tensors[key], self.stored(key).dtype
+                tensor, dtype = self.stored(key).tensor, self.stored(key).dtype
                 if tensor.shape != patch.shape or dtype != patch.dtype:
                     raise ValueError(
                         f"{key} must stay {tensor.dtype} of shape {tensor.shape}, got {patch.dtype} of {patch.shape}"

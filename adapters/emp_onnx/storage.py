@@ -76,6 +76,10 @@ class Stored:
     shared: str = ""
     decoded: NDArray[Any] | None = None
 
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Stretches that can be written one by one."""
+        return pieces_of(self.tensor.size)
+
     def spans(self, *, dense: bool = False) -> Iterator[tuple[int, int]]:
         """The stretches of the file that the numbers take; `dense`: only those that hold nothing else."""
         for run in self.runs:

@@ -22,7 +22,7 @@ from emp_onnx._files import check_target, copy_part, put, same_file, staged, syn
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
 from emp_onnx.model_io import Model, load
 from emp_onnx.source import FileSource, Source
-from emp_onnx.storage import Stored, pieces_of
+from emp_onnx.storage import Stored
 from emp_onnx.wire import Edit, Piece, Wire, varint
 
 __all__ = ["save", "to_bytes"]
@@ -149,7 +149,7 @@ def _patch(model: Model, location: str, into: Put) -> None:
         where = model.stored(key)
         if where.shared != location or where.decoded is not None:
             continue
-        for start, stop in pieces_of(where.tensor.size):
+        for start, stop in where.pieces():
             old = where.read(start, stop)
             if model.watch is not None:
                 model.watch(old.nbytes)

@@ -42,7 +42,7 @@ def test_pieces_of_any_length(
             whole = plan(Model(case.model), scope=scope)
             data = apply(Model(case.model), whole).to_bytes()
             with monkeypatch.context() as patch:
-                for room in ("kept", "certificate", "writer"):
+                for room in ("kept", "certificate", "storage"):
                     patch.setattr(f"emp_onnx.{room}.pieces_of", partial(pieces_of, most=8))
                 patch.setattr("emp_onnx.rows.BLOCK", block)
                 parts = plan(Model(case.model), scope=scope)
