@@ -24,6 +24,7 @@ from emp_onnx.graph import Graph, Tensor
 from emp_onnx.packed import Packed, Packing
 from emp_onnx.reader import Contents, read
 from emp_onnx.source import FileSource, Memory, Source
+from emp_onnx.sparse import sparse
 from emp_onnx.storage import Stored, pieces_of, stored
 
 __all__ = ["Model", "Patch", "Values", "load", "save"]
@@ -127,7 +128,13 @@ class Model:
         """
         found = self._stored.get(key)
         if found is None:
-            found = self._stored[key] = stored(self.tensors[key], self.source, self._sidecar)
+            tensor = self.tensors[key]
+            if tensor.parts:
+                values, indices = (self.stored(part.key) for part in tensor.parts)
+                found = sparse(tensor, values, indices, self.source)
+            else:
+                found = stored(tensor, self.source, self._sidecar)
+            self._stored[key] = found
         return found
 
     def unpack(self, key: str, packing: Packing, /) -> None:

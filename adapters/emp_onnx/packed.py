@@ -121,12 +121,12 @@ class Packed(Stored):
         else:
             yield from pieces_of(size, PIECE // p.stride * p.width)
 
-    def encode(self, new: NDArray[Any]) -> bytes:
-        """The bytes as packed varints."""
+    def numbers(self, new: NDArray[Any]) -> list[int]:
+        """What a typed field holds for these codes."""
         p, each = self.packing, 8 // self.packing.bits
         codes = self._codes(0, self.under.tensor.size * each)
         codes[: p.rows * p.stride].reshape(p.rows, p.stride)[:, : p.width] = new.reshape(p.rows, p.width)
-        return self.under.encode(bytes_of(codes, p.bits, p.high))
+        return self.under.numbers(bytes_of(codes, p.bits, p.high))
 
     def _codes(self, first: int, last: int) -> Codes:
         """The codes at places `first` to `last`, those between rows included."""

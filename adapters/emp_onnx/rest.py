@@ -17,11 +17,16 @@ from emp_onnx.writer import feed
 
 __all__ = ["rest"]
 
+ELSEWHERE = frozenset({9, 13})  # where the numbers of a tensor are kept that are in a sidecar file
+
 
 def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
     """See `Model.rest`."""
     wire, out = Wire(model.source), dict[str, str]()
     skip = {key: model.tensors[key] for key in keys if key in model.tensors}
+    # of a sparse tensor how many entries there are does not count, either
+    parts = [part for tensor in skip.values() for part in tensor.parts]
+    skip |= {part.key: part for part in parts}
     for tensor in model.tensors.values():
         if tensor.storage == "external" and tensor.key not in skip:
             # the bytes, wherever they are kept, not the place
@@ -31,7 +36,12 @@ def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
             feed(digest, source, start, stop)
             out[f"external tensor {quote(tensor.key)}"] = digest.hexdigest()
     # messages of tensors whose numbers, or whose sidecar's name, do not count
-    apart = {tensor.place.message: tensor.key in keys for tensor in skip.values() if tensor.place}
+    apart = {
+        tensor.place.message: CONTENTS if tensor.key in keys else ELSEWHERE
+        for tensor in skip.values()
+        if tensor.place and not tensor.parts
+    }
+    apart |= {part.place.message: CONTENTS | {1} for part in parts if part.place}
     marks = sorted(apart)
     start, stop = model.contents.span
     hasher = _Hasher(wire, apart)
@@ -69,7 +79,7 @@ def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
 class _Hasher:
     """Hashes of fields, without the numbers of tensors that do not count, and without the lengths around them."""
 
-    def __init__(self, wire: Wire, apart: dict[tuple[int, int], bool]) -> None:
+    def __init__(self, wire: Wire, apart: dict[tuple[int, int], frozenset[int]]) -> None:
         self.wire, self.source, self.apart = wire, wire.source, apart
 
     def of(self, start: int, stop: int, marks: Sequence[tuple[int, int]]) -> str:
@@ -99,9 +109,9 @@ class _Hasher:
             else:
                 self._plain(digest, tag, end)
 
-    def _header(self, digest: Any, start: int, stop: int, numbers: bool) -> None:
+    def _header(self, digest: Any, start: int, stop: int, without: frozenset[int]) -> None:
         for number, _, _, tag, end in self.wire.fields(start, stop):
-            if number not in CONTENTS or (not numbers and number not in (13, 9)):
+            if number not in without:
                 self._plain(digest, tag, end)
 
     def _plain(self, digest: Any, start: int, stop: int) -> None:

@@ -47,7 +47,7 @@ def understand(model: Model, tensor: Tensor, use: Use, slot: Slot) -> Understood
 class _Way:
     def __init__(self, model: Model, tensor: Tensor) -> None:
         self.model, self.tensor = model, tensor
-        self.shape: Shape | None = None if tensor.storage == "sparse" else tensor.shape
+        self.shape: Shape | None = tensor.shape
         self.back: list[tuple[str, Shape]] | None = []  # None: a step on the way is not known
         self.zero: Zero | None = None
         self.fake: Value | None = None  # zero point of a QuantizeLinear on the way

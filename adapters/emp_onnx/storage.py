@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Run, Tensor
 from emp_onnx.source import Source
-from emp_onnx.wire import VARINT, Wire, varint
+from emp_onnx.wire import VARINT, Wire
 
 __all__ = ["PIECE", "Stored", "numpy_dtype", "pieces_of", "stored"]
 
@@ -145,11 +145,11 @@ class Stored:
                 return
             start = max(start, 0)
 
-    def encode(self, new: NDArray[Any]) -> bytes:
-        """Numbers as the packed varints that typed fields of small integers have."""
+    def numbers(self, new: NDArray[Any]) -> list[int]:
+        """What a typed field of small integers holds for these numbers, as the wire has it: 64 bits, no sign."""
         new = np.ascontiguousarray(new, self.dtype)
         bits = packed(new) if self.dtype.name in BITS else _bits(new)
-        return b"".join(varint(value & 0xFFFFFFFFFFFFFFFF) for value in bits.tolist())
+        return [value & 0xFFFFFFFFFFFFFFFF for value in bits.tolist()]
 
 
 def stored(tensor: Tensor, own: Source, sidecar: Callable[[str, str], Source]) -> Stored:

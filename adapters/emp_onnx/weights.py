@@ -31,7 +31,7 @@ class Weight:
         name: its key, unique in the model (see `Tensor`).
         op: the operation that uses it (the first one, if several do).
         uses: every use, in words.
-        shape: its shape, as stored; of a packed weight that of its codes; of a sparse tensor how many values it stores.
+        shape: its shape, as stored; of a packed weight that of its codes, of a sparse one that of the dense tensor.
         layout: its output units in the stored axes, or None when its uses disagree about them or they are not known.
         nodes: names of the nodes that use it.
         dtype: of its elements.
@@ -205,7 +205,6 @@ def _judge(model: Model, item: _Candidate) -> Weight | Refusal | None:
     shape, layout = tensor.shape, layouts[0] if whole else None
     path = tuple(step.node.op for step in item.uses[0][0].steps)
     if tensor.storage == "sparse":
-        shape, layout = model.values(tensor.key).shape, None
         path = ("sparse tensor", *path)
     zero, dtype, packing = seen[0].zero, tensor.dtype, seen[0].packing
     if packing is not None:
@@ -249,6 +248,11 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
         yield "rank", f"its shape {tensor.shape} is none"
     if tensor.size == 0:
         yield "empty", "it has no elements"
+    if tensor.storage == "sparse":
+        if not tensor.parts:
+            yield "sparse", "it has no values, or no indices"
+        elif not tensor.parts[0].size:
+            yield "empty", "it stores no elements"
     for use in item.others:
         if use.node is None:
             yield "output", f"it is also an output of {use.words}"
@@ -274,8 +278,10 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
     if tensor.storage == "sparse":
         if seen[0].zero.quantised:
             yield "sparse", "it is stored sparse and quantised, so what is not stored is not its zero"
-        if 0 in model.values(tensor.key).shape:
-            yield "empty", "it stores no elements"
+        try:
+            model.stored(tensor.key)
+        except ModelError as error:
+            yield "sparse", str(error)
 
 
 def _matches(pattern: str, item: Weight | Refusal) -> bool:

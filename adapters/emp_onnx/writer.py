@@ -22,7 +22,9 @@ from emp_onnx._files import check_target, copy_part, put, same_file, staged, syn
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
 from emp_onnx.model_io import Model, load
 from emp_onnx.source import FileSource, Source
+from emp_onnx.sparse import Sparse
 from emp_onnx.storage import Stored
+from emp_onnx.typed import respelled
 from emp_onnx.wire import Edit, Piece, Wire, varint
 
 __all__ = ["save", "to_bytes"]
@@ -147,7 +149,7 @@ def _patch(model: Model, location: str, into: Put) -> None:
     """Write the values of all patched tensors that one file holds; zeros are there already, as holes."""
     for key, patch in model.patches.items():
         where = model.stored(key)
-        if where.shared != location or where.decoded is not None:
+        if where.shared != location or not where.runs:
             continue
         for start, stop in where.pieces():
             old = where.read(start, stop)
@@ -166,11 +168,10 @@ def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
                 edits.append(Edit(tensor.place.location[0], tensor.place.location[1], names[location].encode()))
     for key, patch in model.patches.items():
         where = model.stored(key)
-        if where.decoded is not None and where.tensor.size:
-            runs = where.tensor.place.runs if where.tensor.place else ()
-            if len(runs) != 1 or runs[0].many < 0:
-                raise ModelError(f"weight {quote(key)} is stored number by number in an old form that is not supported")
-            edits.append(Edit(runs[0].at, runs[0].at + runs[0].many, where.encode(patch(0, where.decoded.copy()))))
+        if isinstance(where, Sparse) and not where.runs:
+            edits += where.edits(patch)
+        elif where.decoded is not None and where.tensor.size:
+            edits += respelled(model.source, where, patch(0, where.decoded.copy()))
     tail = b""
     for key, text in model.changes.items():
         fields = [field for name, _, field in model.contents.metadata if name == key]
@@ -239,6 +240,7 @@ def _spans(model: Model, key: str, location: str, dense: bool = False) -> Iterat
 def refuse_overlaps(model: Model) -> None:
     """Raise a ModelError when bytes that are to change belong to another tensor as well."""
     files = {model.stored(key).shared for key in model.patches} - {""}
+    changing = {part.key for key in model.patches for part in (model.tensors[key], *model.tensors[key].parts)}
     for location in files:
         spans = []
         for key, tensor in model.tensors.items():
@@ -252,7 +254,7 @@ def refuse_overlaps(model: Model) -> None:
         spans.sort()
         end, owner = 0, ""
         for start, stop, key in spans:
-            if start < end and (key in model.patches or owner in model.patches):
+            if start < end and (key in changing or owner in changing):
                 raise ModelError(
                     f"weight {quote(key)} must have its bytes to itself, got some that {quote(owner)} has too; "
                     "leave it out with exclude to prune the others"
