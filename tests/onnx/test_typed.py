@@ -50,7 +50,8 @@ def spelled(array: Any, parts: list[tuple[int, bool]], longer: bool) -> bytes:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(0, 2**32 - 1), st.sampled_from(TYPES),
-    st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6), st.booleans(), st.sampled_from(["initializer", "constant"]),
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6), st.booleans(),
+    st.sampled_from(["initializer", "constant"]),
 )  # fmt: skip
 def test_any_form(seed: int, dtype: Any, parts: list[tuple[int, bool]], longer: bool, home: str) -> None:
     rng = np.random.default_rng(seed)
