@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +160,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 12 MB."""
     place = tmp_path / "disk"
     place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)], capture_output=True, text=True
-    )
+    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
     if done.returncode:
         pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
     try:
@@ -198,10 +200,10 @@ def test_a_full_disk_leaves_the_old_state(small_disk: Path, external: bool, in_p
 
 def test_a_disk_too_full_for_a_plan(small_disk: Path, tmp_path: Path) -> None:
     path = write(big(50), tmp_path / "m.onnx")
-    with open(small_disk / "filler", "wb") as file, pytest.raises(OSError, match="No space"):
-        while True:
-            file.write(bytes(1 << 16))
-            file.flush()
+    for size in (1 << 16, 64):
+        with open(small_disk / "filler", "ab", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(size)) == size:
+                pass
     done = subprocess.run([sys.executable, "-m", "emp_onnx", "plan", str(path), "-o", str(small_disk / "plan.json")],
                           env=ENV, capture_output=True, text=True)  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
