@@ -458,19 +458,23 @@ class Stream:
         prefix, left = 0, self.n - k  # how many are smaller, among those that share the prefix
         width = 8 * kind.itemsize
         for shift in range(width - 16, -1, -16):
+            counts, lock = np.zeros(1 << 16, np.int64), threading.Lock()
 
-            def work(chunk: Chunk, buffers: Buffers, shift: int = shift, prefix: int = prefix) -> NDArray[np.int64]:
+            def work(
+                chunk: Chunk, buffers: Buffers, shift: int = shift, prefix: int = prefix, counts: Any = counts,
+                lock: Any = lock,
+            ) -> None:  # fmt: skip
                 magnitude = self.load(chunk, buffers)
                 if self.where[chunk.part] is not None:
                     magnitude = magnitude[magnitude >= 0]
                 bits = magnitude.view(kind)
                 if shift + 16 < width:
                     bits = bits[(bits >> kind.type(shift + 16)) == prefix]
-                return np.bincount(((bits >> kind.type(shift)) & kind.type(0xFFFF)).astype(np.intp), minlength=1 << 16)
+                some = np.bincount(((bits >> kind.type(shift)) & kind.type(0xFFFF)).astype(np.intp), minlength=1 << 16)
+                with lock:  # added at once: kept until the end, the counts of all chunks took as much as the scores
+                    counts[:] += some
 
-            counts = np.zeros(1 << 16, np.int64)
-            for _, c in self.run(work):
-                counts += c
+            self.run(work)
             below = np.cumsum(counts)
             digit = int(np.searchsorted(below, left, side="right"))
             left -= int(below[digit - 1]) if digit else 0
