@@ -140,13 +140,12 @@ def prune(
     """
     source = model if isinstance(model, Model) else load(model)
     target = _target(source, out, in_place)
-    running = worth_running(source, feeds)
     with Isolated(threads=threads) as process:
         if plan is None:
             rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
             found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
             weighed = watched(source, watch, "counting", 2, found.weights)
-            if found.weights and running:
+            if found.weights and worth_running(source, feeds):
                 process.start()  # it gets ready while the weights are counted
             decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
             made = decision.plan
