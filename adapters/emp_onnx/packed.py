@@ -121,6 +121,13 @@ class Packed(Stored):
         else:
             yield from pieces_of(size, PIECE // p.stride * p.width)
 
+    def fill(self) -> Iterator[Codes]:
+        """The codes between rows, and after the last one, which are no part of the weight."""
+        p = self.packing
+        for row in range(p.rows if p.width < p.stride else 0):
+            yield self._codes(row * p.stride + p.width, (row + 1) * p.stride)
+        yield self._codes(p.rows * p.stride, self.under.tensor.size * (8 // p.bits))
+
     def numbers(self, new: NDArray[Any]) -> list[int]:
         """What a typed field holds for these codes."""
         p, each = self.packing, 8 // self.packing.bits

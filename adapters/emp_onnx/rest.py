@@ -10,6 +10,7 @@ from typing import Any
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
+from emp_onnx.packed import Packed
 from emp_onnx.reader import CONTENTS
 from emp_onnx.source import Source
 from emp_onnx.wire import LENGTH, Wire
@@ -35,6 +36,13 @@ def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
             source, start, stop = _external(model, tensor)
             feed(digest, source, start, stop)
             out[f"external tensor {quote(tensor.key)}"] = digest.hexdigest()
+    for key in keys & model.tensors.keys():
+        where = model.stored(key)
+        if isinstance(where, Packed):
+            digest = hashlib.sha256()
+            for codes in where.fill():
+                digest.update(codes.tobytes())
+            out[f"what fills up the blocks of {quote(key)}"] = digest.hexdigest()
     # messages of tensors whose numbers, or whose sidecar's name, do not count
     apart = {
         tensor.place.message: CONTENTS if tensor.key in keys else ELSEWHERE

@@ -300,6 +300,21 @@ def test_blocks_of_zero_scale_stand_for_zeros(tmp_path: Path) -> None:
     check(case, tmp_path, "tensor", 1.0, "raw")
 
 
+def test_whoever_changes_what_fills_up_a_block_is_found_out(tmp_path: Path) -> None:
+    for case, at in (
+        (nbits(np.random.default_rng(6), 4, 40, 3, 16, "none"), 20),
+        (bnb4(np.random.default_rng(6), 3, 3, 16, 0), 4),
+    ):
+        path, out = write(case.proto, tmp_path / "m.onnx"), tmp_path / "out.onnx"
+        emp_onnx.prune(path, out)
+        proto = onnx.load(out)
+        raw = bytearray(proto.graph.initializer[0].raw_data)
+        raw[at] ^= 1
+        proto.graph.initializer[0].raw_data = bytes(raw)
+        done = emp_onnx.verify(write(proto, tmp_path / "bad.onnx"), path)
+        assert done.faults == ("what fills up the blocks of 'w' differs from the original",)
+
+
 def test_experts_of_floats_are_weights() -> None:
     rng = np.random.default_rng(6)
     w1, w2 = rng.standard_normal((3, 8, 4)).astype(np.float32), rng.standard_normal((3, 4, 8)).astype(np.float32)
