@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._effective import checked_beta
 from ._each import SHORT, sums_each
+from ._effective import checked_beta
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, UNIT, Sums
 from ._hill import checked_order, hill_of_stream
 from ._namespace import BFLOAT16
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
-from ._stream import PIECE, Buffers, Chunk, Part, Stream, share_of, total_of
+from ._stream import PIECE, Buffers, Chunk, Keep, Part, Stream, share_of, total_of
 
 Mask = NDArray[np.bool_]
 
@@ -410,10 +410,15 @@ def _masses(stream: Stream, pieces: _Pieces, cut: tuple[float, int], extra: list
         mass = pieces.mass(i, extra[i])
         if mass is None:
             alone = Stream([part], [None], [stream.names[i]], stream.threads)
-            mass = alone._folded_share(lambda c, m, at=start: _mask(m, at + c.start, *cut))
+            mass = alone._folded_share(_masked(start, cut))
         out.append(mass)
         start += part.size
     return out
+
+
+def _masked(start: int, cut: tuple[float, int]) -> Keep:
+    """What makes the mask of a chunk of the part that begins at ``start``."""
+    return lambda chunk, magnitude: _mask(magnitude, start + chunk.start, *cut)
 
 
 def _place(stream: Stream, ties: list[tuple[Chunk, int]], threshold: Any, count: int) -> int:

@@ -20,7 +20,7 @@ from emp_onnx.figures import Rule
 from emp_onnx.model_io import Model, load, save
 from emp_onnx.plan import Plan, decide, watched
 from emp_onnx.progress import Watch
-from emp_onnx.verify import Verification, alone, verify_against
+from emp_onnx.verify import Verification, verify_written
 from emp_onnx.weights import Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
@@ -142,7 +142,7 @@ def prune(
     if plan is None:
         rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
         found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
-        weighed = watched(source, watch, "counting", 2, found.weights)
+        weighed = watched(source, watch, "counting", 1, found.weights)
         decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
         made = decision.plan
         if not made.entries:
@@ -170,14 +170,9 @@ def prune(
     def check(temporary: Path) -> None:
         written = load(temporary)
         if watch is not None:
-            watch.phase("checking", 3 * weighed)
+            watch.phase("checking", 2 * weighed)
             written.watch = source.watch
-        checks, certificate = alone(written)
-        if certificate is None:
-            raise VerifyError("verification failed, nothing was written: the certificate cannot be read back")
-        done = verify_against(
-            written, source, certificate, decision.kept, checks, feeds=feeds, seed=seed, threads=threads, path=temporary
-        )
+        done = verify_written(written, source, decision, feeds=feeds, seed=seed, threads=threads)
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
         result.append(done)
