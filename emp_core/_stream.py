@@ -30,7 +30,7 @@ T = TypeVar("T")
 Mask = NDArray[np.bool_]
 PIECE = 4096  # scores summed in one go
 BATCH = 4  # chunks that a thread takes at a time where there are several
-SAMPLE = 1 << 16  # scores looked at to bracket the threshold
+SAMPLE = 1 << 16  # scores looked at to bracket the threshold, at most; of a pool of 2**22 half as many
 ROOM = 6 << 20  # most scores that are listed
 RUN = 16  # neighbours in a sample: one line of cache
 THREAD_FROM = 1 << 21  # scores that are worth a further thread
@@ -451,7 +451,7 @@ class Stream:
         taken = [np.empty((0, RUN), self.dtype)]
         runs = [part.size // RUN if self.length > 4 * CHUNK else 0 for part in self.parts]
         last = np.cumsum([0, *runs])
-        wanted = SAMPLE // RUN * max(1, self.length >> 28) if last[-1] else 0
+        wanted = min(max(self.length >> 7, SAMPLE // 4), SAMPLE) // RUN * max(1, self.length >> 28) if last[-1] else 0
         pick = np.sort(np.random.default_rng(self.length).integers(0, max(last[-1], 1), wanted))
         edges = np.searchsorted(pick, last)
         for i in np.flatnonzero(np.diff(edges)).tolist():

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.reader import Contents, read
-from emp_onnx.source import FileSource, Memory, Source
+from emp_onnx.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.storage import Stored, pieces_of, stored
 
 __all__ = ["Model", "Patch", "Sealed", "Values", "hash_values", "load", "save"]
@@ -285,6 +285,7 @@ def load(path: str | os.PathLike[str], /) -> Model:
         raise ModelError(f"model {quote(path)} could not be read: {reason}") from error
     if not source.size:
         raise ModelError(f"model must be an ONNX file, got {quote(path)}, which is empty")
+    keep_freed()
     return Model(source, place)
 
 
