@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +23,11 @@ from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.packed import Packed, Packing
 from emp_onnx.reader import Contents, read
-from emp_onnx.source import FileSource, Memory, Source
+from emp_onnx.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.sparse import sparse
 from emp_onnx.storage import Stored, pieces_of, stored
 
-__all__ = ["Model", "Patch", "Values", "load", "save"]
+__all__ = ["Model", "Patch", "Sealed", "Values", "hash_values", "load", "save"]
 
 Values = NDArray[Any]
 
@@ -35,14 +35,13 @@ Values = NDArray[Any]
 class Patch(Protocol):
     """New values of a tensor, made from its old ones a piece at a time."""
 
-    @property
-    def digest(self) -> str:
-        """A hash of everything that decides the new values, the old ones included."""
-        ...
-
     def __call__(self, start: int, old: Values, /) -> Values:
         """The new values for the flat numbers `old`, of which the first has the index `start`."""
         ...
+
+
+Sealed = Callable[[Mapping[str, str]], str]
+"""A text made from the hashes of all new values, by key: it can only be written after them."""
 
 
 class _Array:
@@ -51,12 +50,15 @@ class _Array:
     def __init__(self, values: Values) -> None:
         self.values = np.ascontiguousarray(values).reshape(-1)
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.values.view(np.uint8).data).hexdigest()
-
     def __call__(self, start: int, old: Values, /) -> Values:
         return self.values[start : start + old.size]
+
+
+def hash_values(values: Values, digest: Any = None, /) -> Any:
+    """SHA-256 of numbers as they are stored, little-endian, in order; or that of a row of pieces, carried on."""
+    digest = hashlib.sha256() if digest is None else digest
+    digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return digest
 
 
 class Model:
@@ -77,7 +79,7 @@ class Model:
         self.cache: dict[Any, Any] = {}
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
-        self.changes: dict[str, str | None] = dict(parent.changes) if parent else {}
+        self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
         self.source: Source = parent.source if parent else self._opened(source)
         self._contents: Contents = parent._contents if parent else read(self.source, self.origin)
         self._sources: dict[str, FileSource] = parent._sources if parent else {}
@@ -112,7 +114,11 @@ class Model:
     def metadata(self) -> dict[str, str]:
         """The model's metadata_props, as a copy."""
         entries = [(key, value) for key, value, _ in self._contents.metadata]
-        for key, text in self.changes.items():
+        for key, change in self.changes.items():
+            if callable(change):
+                entries = [*((k, v) for k, v in entries if k != key), (key, change(self.digests()))]
+                continue
+            text = change
             if sum(k == key for k, _ in entries) == 1 and text is not None:
                 entries = [(k, text if k == key else v) for k, v in entries]
                 continue
@@ -152,6 +158,17 @@ class Model:
             )
         self._stored[key] = Packed(under, packing)
 
+    def unpack_like(self, other: Model, keys: Iterable[str], /) -> None:
+        """`unpack` those of these tensors that are unpacked in another model.
+
+        Raises:
+            ModelError: as `unpack`.
+        """
+        for key in keys:
+            where = other.stored(key)
+            if isinstance(where, Packed):
+                self.unpack(key, where.packing)
+
     def piece(self, key: str, start: int, stop: int, /) -> Values:
         """Values `start` to `stop` of a tensor, flat, in the type they are stored in.
 
@@ -163,6 +180,19 @@ class Model:
             self.watch(values.nbytes)
         patch = self.patches.get(key)
         return values if patch is None else patch(start, values)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the new values of every tensor that has some."""
+        found: dict[str, str] | None = self.cache.get("digests")
+        if found is None:
+            found = {}
+            for key in self.patches:
+                digest = hashlib.sha256()
+                for start, stop in pieces_of(self.stored(key).tensor.size):
+                    hash_values(self.piece(key, start, stop), digest)
+                found[key] = digest.hexdigest()
+            self.cache["digests"] = found
+        return found
 
     def values(self, key: str, /) -> Values:
         """All values of a tensor, in its shape and the type they are stored in, read-only.
@@ -179,9 +209,15 @@ class Model:
         view.flags.writeable = False
         return view
 
-    def replaced(self, values: Mapping[str, Values | Patch], metadata: Mapping[str, str | None]) -> Model:
-        """A new model that differs in these values and metadata entries (None removes one), and in nothing else."""
+    def replaced(self, values: Mapping[str, Values | Patch], metadata: Mapping[str, str | Sealed | None]) -> Model:
+        """A new model that differs in these values and metadata entries, and in nothing else.
+
+        None removes an entry; a text takes the place of the one there was; a `Sealed` one goes to the end.
+        """
         new = Model(None, self.path, parent=self)
+        if values:  # what was sealed is sealed for the values that there were
+            sealed = self.metadata if any(map(callable, self.changes.values())) else {}
+            new.changes = {name: sealed[name] if callable(text) else text for name, text in self.changes.items()}
         for key, patch in values.items():
             if isinstance(patch, np.ndarray):
                 tensor, dtype = self.stored(key).tensor, self.stored(key).dtype
@@ -209,8 +245,8 @@ class Model:
             raise ModelError(f"model must hold its weights itself for this, got sidecar files in {self.origin}")
         return to_bytes(self)
 
-    def rest(self, keys: frozenset[str], entry: str) -> dict[str, str]:
-        """Everything but the values of these tensors and one metadata entry, as hashes by place.
+    def rest(self, keys: frozenset[str], entry: str) -> dict[str, object]:
+        """Everything but the values of these tensors and one metadata entry, by place: as hashes, or as parts of files.
 
         Two models are equal outside those exactly when these are equal; a differing place says where to look.
         """
@@ -284,6 +320,7 @@ def load(path: str | os.PathLike[str], /) -> Model:
         raise ModelError(f"model {quote(path)} could not be read: {reason}") from error
     if not source.size:
         raise ModelError(f"model must be an ONNX file, got {quote(path)}, which is empty")
+    keep_freed()
     return Model(source, place)
 
 

@@ -21,7 +21,7 @@ from emp_onnx.isolated import Isolated
 from emp_onnx.model_io import Model, load, save
 from emp_onnx.plan import Plan, decide, watched
 from emp_onnx.progress import Watch
-from emp_onnx.verify import Verification, alone, verify_against, worth_running
+from emp_onnx.verify import Verification, verify_written, worth_running
 from emp_onnx.weights import Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
@@ -144,7 +144,7 @@ def prune(
         if plan is None:
             rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
             found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
-            weighed = watched(source, watch, "counting", 2, found.weights)
+            weighed = watched(source, watch, "counting", 1, found.weights)
             if found.weights and worth_running(source, feeds):
                 process.start()  # it gets ready while the weights are counted
             decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
@@ -176,23 +176,9 @@ def prune(
         def check(temporary: Path) -> None:
             written = load(temporary)
             if watch is not None:
-                watch.phase("checking", 3 * weighed)
+                watch.phase("checking", 2 * weighed)
                 written.watch = source.watch
-            checks, certificate = alone(written)
-            if certificate is None:
-                raise VerifyError("verification failed, nothing was written: the certificate cannot be read back")
-            done = verify_against(
-                written,
-                source,
-                certificate,
-                decision.kept,
-                checks,
-                feeds=feeds,
-                seed=seed,
-                threads=threads,
-                path=temporary,
-                process=process,
-            )
+            done = verify_written(written, source, decision, feeds=feeds, seed=seed, threads=threads, process=process)
             if not done.ok:
                 raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
             result.append(done)

@@ -4,8 +4,11 @@ change."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Tensor
@@ -13,17 +16,83 @@ from emp_onnx.model_io import Model
 from emp_onnx.packed import Packed
 from emp_onnx.reader import CONTENTS
 from emp_onnx.source import Source
+from emp_onnx.storage import nbytes
 from emp_onnx.wire import LENGTH, Wire
 from emp_onnx.writer import feed
 
-__all__ = ["rest"]
+__all__ = ["rest", "same_outside"]
 
 ELSEWHERE = frozenset({9, 13})  # where the numbers of a tensor are kept that are in a sidecar file
 
 
-def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
+def same_outside(one: Model, other: Model, keys: frozenset[str], entry: str) -> bool:
+    """Whether all bytes of two files but the numbers of these tensors and one metadata entry are certainly the same.
+
+    False means that they differ, or that a closer look is needed: numbers scattered over a file, or sidecars.
+    """
+    if one.patches or other.patches or any(t.storage == "external" for m in (one, other) for t in m.tensors.values()):
+        return False
+    found = []
+    for model in (one, other):
+        spans = [field[3:] for name, _, field in model.contents.metadata if name == entry]
+        for key in keys:
+            # of packed weights what fills up blocks is to be compared too
+            if key not in model.tensors or model.stored(key).decoded is not None:
+                return False
+            if isinstance(model.stored(key), Packed):
+                return False
+            spans += model.stored(key).spans()
+            if sum(b - a for a, b in model.stored(key).spans()) != nbytes_of(model, key):
+                return False
+        found.append(list(_between(sorted(spans), model.source.size)))
+    if len(found[0]) != len(found[1]):
+        return False
+    return all(Stretch(one.source, *a) == Stretch(other.source, *b) for a, b in zip(found[0], found[1], strict=True))
+
+
+def nbytes_of(model: Model, key: str) -> int:
+    """Bytes of a tensor's numbers."""
+    return nbytes(model.stored(key).dtype, model.tensors[key].size)
+
+
+def _between(spans: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What lies between the spans, where that is anything."""
+    at = 0
+    for start, stop in (*spans, (size, size)):
+        if start > at:
+            yield at, start
+        at = max(at, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """A part of a file; two are equal when their bytes are."""
+
+    source: Source
+    start: int
+    stop: int
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stretch):
+            return NotImplemented
+        size = self.stop - self.start
+        if size != other.stop - other.start:
+            return False
+        rooms = [np.empty(min(1 << 19, size), np.uint8) for _ in range(2)]
+        for at in range(0, size, 1 << 19):
+            count = min(1 << 19, size - at)
+            for part, room in zip((self, other), rooms, strict=True):
+                part.source.into(part.start + at, room[:count].data)
+            if not np.array_equal(rooms[0][:count], rooms[1][:count]):
+                return False
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, object]:
     """See `Model.rest`."""
-    wire, out = Wire(model.source), dict[str, str]()
+    wire, out = Wire(model.source), dict[str, object]()
     skip = {key: model.tensors[key] for key in keys if key in model.tensors}
     # of a sparse tensor how many entries there are does not count, either
     parts = [part for tensor in skip.values() for part in tensor.parts]
@@ -32,10 +101,7 @@ def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
         if tensor.storage == "external" and tensor.key not in skip:
             # the bytes, wherever they are kept, not the place
             skip[tensor.key] = tensor
-            digest = hashlib.sha256()
-            source, start, stop = _external(model, tensor)
-            feed(digest, source, start, stop)
-            out[f"external tensor {quote(tensor.key)}"] = digest.hexdigest()
+            out[f"external tensor {quote(tensor.key)}"] = Stretch(*_external(model, tensor))
     for key in keys & model.tensors.keys():
         where = model.stored(key)
         if isinstance(where, Packed):
@@ -66,7 +132,7 @@ def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
             out[f"node {nodes[at]} ({quote(node.name or node.op)})"] = hasher.of(tag, end, marks)
         else:
             hasher.add(others, tag, end, marks)
-    seen = dict(model.metadata)
+    seen = {key: text for key, text in model.metadata.items() if key != entry}
     for number, kind, at, tag, end in wire.fields(0, wire.size):
         if (number, kind, at) == (7, LENGTH, start):
             others.update(b"graph")
@@ -155,7 +221,7 @@ def _external(model: Model, tensor: Tensor) -> tuple[Source, int, int]:
     return source, start, start + length
 
 
-def _free(out: dict[str, str], name: str) -> str:
+def _free(out: dict[str, object], name: str) -> str:
     i = 2
     while name in out and f"{name} ({i})" in out:
         i += 1

@@ -31,6 +31,7 @@ class RowFigures:
     lower: list[float] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
     l1: list[float] = field(default_factory=list)
+    nonzero: int = 0
 
     def weighted(self, masses: list[float]) -> float:
         """The mean of masses, each row by its share of Σ|w|."""
@@ -93,6 +94,7 @@ def _several(
         kept.last[here] = np.where(partly, last, -1)
     found.n_eff += np.asarray(picked.n_eff, np.float64).ravel().tolist()
     found.k += int(np.sum(picked.k))
+    found.nonzero += int(np.count_nonzero(mask & (size > 0)))
     found.mass += np.asarray(picked.mass).ravel().tolist()
     found.lower += np.asarray(picked.mass_lower).ravel().tolist()
     found.upper += np.asarray(picked.mass_upper).ravel().tolist()
@@ -106,6 +108,7 @@ def _one(row: _Row, rule: Rule, threads: int | None, kept: ByRow, here: Any, fou
     kept.last[here] = cut.last if cut.last < row.size else -1
     found.n_eff.append(cut.n_eff)
     found.k += cut.k
+    found.nonzero += cut.nonzero
     found.mass.append(cut.mass)
     found.lower.append(cut.mass_lower)
     found.upper.append(cut.mass_upper)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,11 @@ class Stored:
     shared: str = ""
     decoded: NDArray[Any] | None = None
 
+    @cached_property
+    def _each(self) -> int:
+        """How many numbers a byte holds, at least one."""
+        return 8 // BITS.get(self.dtype.name, 8)
+
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Stretches that can be written one by one."""
         return pieces_of(self.tensor.size)
@@ -90,7 +96,7 @@ class Stored:
         """Numbers `start` to `stop`, flat, in memory of their own."""
         if self.decoded is not None:
             return self.decoded[start:stop].copy()
-        each = 8 // BITS.get(self.dtype.name, 8)
+        each = self._each
         if each > 1:
             room = np.empty(-(-stop // each) - start // each, np.uint8)
             out = room
@@ -115,8 +121,9 @@ class Stored:
 
     def write(self, start: int, new: NDArray[Any], put: Callable[[int, Any], None]) -> None:
         """Call `put(at, bytes)` so that numbers from `start` on become `new`."""
-        each, done = 8 // BITS.get(self.dtype.name, 8), 0
-        data = packed(np.ascontiguousarray(new, self.dtype))
+        each, done = self._each, 0
+        new = np.ascontiguousarray(new, self.dtype)
+        data = packed(new) if each > 1 else new.view(np.uint8)
         first = start // each if each > 1 else start * self.dtype.itemsize
         assert start % each == 0
         for at, size, step, item in self._bytes(first, first + data.size):

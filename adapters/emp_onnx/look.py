@@ -1,0 +1,101 @@
+"""One look at a pruned weight: its figures, its hash if wanted, and how it differs from what it should be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.kept import Pruned
+from emp_onnx.model_io import Model, Values, hash_values
+from emp_onnx.storage import pieces_of
+from emp_onnx.weights import Weight
+
+__all__ = ["Seen", "look"]
+
+ROW = 4096
+
+
+@dataclass
+class Seen:
+    """What one look found.
+
+    Attributes:
+        zeros: elements that are zero.
+        hash: SHA-256 of the values, or None if it was not asked for.
+        l1, squares: Σ and Σ² of what is left.
+        least: the least magnitude left that is not zero; inf if none is.
+        removed: removed elements that are not what a removed element becomes.
+        changed: kept elements whose bits are not the original's.
+    """
+
+    zeros: int = 0
+    hash: str | None = None
+    l1: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    removed: int = 0
+    changed: int = 0
+
+
+def look(
+    model: Model,
+    weight: Weight,
+    /,
+    *,
+    digest: bool = False,
+    figures: bool = True,
+    original: Model | None = None,
+    patch: Pruned | None = None,
+) -> Seen:
+    """Read a weight once, piece by piece; beside the original, with what makes the pruned weight of it, if given."""
+    seen, hasher, l1, squares = Seen(), hash_values(np.empty(0)), list[float](), list[float]()
+    for start, stop in pieces_of(math.prod(weight.shape)):
+        stored = model.piece(weight.name, start, stop)
+        if original is not None and patch is not None:
+            _compare(seen, original.piece(weight.name, start, stop), stored, patch, start)
+        if digest:
+            hash_values(stored, hasher)
+        if figures:
+            scores = weight.zero.scores(stored, start)
+            count = int(np.count_nonzero(scores != 0))
+            seen.zeros += scores.size - count
+            if count:
+                _figures(seen, scores, l1, squares)
+    seen.l1, seen.squares = math.fsum(l1), math.fsum(squares)
+    if digest:
+        seen.hash = hasher.hexdigest()
+    return seen
+
+
+def _figures(seen: Seen, scores: Values, l1: list[float], squares: list[float]) -> None:
+    size = np.abs(scores)
+    if size.dtype not in (np.float32, np.float64):
+        size = size.astype(np.float32)
+    wide = size.astype(np.float64)
+    l1.append(float(np.einsum("i->", wide)))
+    whole = wide.size & -ROW  # rows too short for a BLAS to start threads of its own
+    rows = wide[:whole].reshape(-1, 1, ROW)
+    squares += np.matmul(rows, rows.transpose(0, 2, 1)).reshape(-1).tolist()
+    squares.append(float(np.einsum("i,i->", wide[whole:], wide[whole:])))
+    bits = size.view(f"u{size.itemsize}")  # magnitudes order as their bits do; 0 less 1 is the largest
+    least = np.subtract(bits, 1, out=bits).min() + bits.dtype.type(1)
+    seen.least = min(seen.least, float(least.view(size.dtype)))
+
+
+def _compare(seen: Seen, before: Values, after: Values, patch: Pruned, start: int) -> None:
+    """Count what differs from the original, pruned."""
+    wanted, bits = _bits(patch(start, before)), _bits(after)
+    if np.array_equal(wanted, bits):
+        return
+    mask, wrong = patch.kept.mask(patch.weight.zero.scores(before, start), start), wanted != bits
+    seen.removed += int(np.count_nonzero(wrong & ~mask))
+    seen.changed += int(np.count_nonzero(wrong & mask))
+
+
+def _bits(values: Values) -> NDArray[Any]:
+    """The elements' bits, as whole numbers."""
+    return values.view(f"<u{values.dtype.itemsize}")
