@@ -33,11 +33,13 @@ def same_outside(one: Model, other: Model, keys: frozenset[str], entry: str) -> 
     for model in (one, other):
         spans = [field[3:] for name, _, field in model.contents.metadata if name == entry]
         for key in keys:
-            if key not in model.tensors or model.stored(key).decoded is not None:
+            where = model.stored(key) if key in model.tensors else None
+            if where is None or where.decoded is not None:
                 return False
-            spans += model.stored(key).spans()
-            if sum(b - a for a, b in model.stored(key).spans()) != nbytes_of(model, key):
+            mine = list(where.spans())
+            if sum(b - a for a, b in mine) != nbytes(where.dtype, where.tensor.size):
                 return False
+            spans += mine
         found.append(list(_between(sorted(spans), model.source.size)))
     sources = [Ahead(one.source), Ahead(other.source)]
     return len(found[0]) == len(found[1]) and all(
@@ -59,11 +61,6 @@ class Ahead:
         if not self._at <= at <= at + count <= self._at + len(self._held):
             self._at, self._held = at, self.source.read(at, min(BLOCK, self.size - at))
         return self._held[at - self._at : at - self._at + count]
-
-
-def nbytes_of(model: Model, key: str) -> int:
-    """Bytes of a tensor's numbers."""
-    return nbytes(model.stored(key).dtype, model.tensors[key].size)
 
 
 def _between(spans: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
