@@ -192,7 +192,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["emp_onnx.prune"], "verify_against", interrupted)
+    monkeypatch.setattr(sys.modules["emp_onnx.prune"], "verify_written", interrupted)
     assert main(["prune", "m.onnx"]) == 130
     assert "interrupted; no half-written file" in capsys.readouterr().err
     assert names(folder) == before
