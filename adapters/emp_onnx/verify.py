@@ -31,7 +31,7 @@ from emp_onnx.rest import same_outside
 from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
 from emp_onnx.weights import Weight, find_weights
 
-__all__ = ["Check", "Verification", "alone", "verify", "verify_against", "verify_written", "weight_of"]
+__all__ = ["Check", "Verification", "alone", "verify", "verify_written", "weight_of"]
 
 NEAR = 1e-6
 EQUAL = "kept weights are bit-equal, removed ones zero"
@@ -115,28 +115,10 @@ def verify(
         checks.append(check)
     except ModelError as error:
         checks.append(Check("the rule gives the same on the original", False, (str(error),)))
-    return verify_against(model, source, certificate, kept, checks, feeds=feeds, seed=seed, threads=threads)
-
-
-def verify_against(
-    pruned: Model,
-    original: Model,
-    certificate: Certificate,
-    kept: Mapping[str, Kept] | None,
-    checks: Iterable[Check] = (),
-    /,
-    *,
-    feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-) -> Verification:
-    """The part of `verify` that compares with the original, for what is kept if already known; `checks` are put
-    before its own."""
-    done = list(checks)
     if kept is not None:
-        done.append(_check(EQUAL, _bits(pruned, original, kept)))
-        done.append(_check("nothing else differs", _rest(pruned, original, frozenset(kept))))
-    return _run(pruned, original, done, feeds=feeds, seed=seed, threads=threads)
+        checks.append(_check(EQUAL, _bits(model, source, kept)))
+        checks.append(_check("nothing else differs", _rest(model, source, frozenset(kept))))
+    return _run(model, source, checks, feeds=feeds, seed=seed, threads=threads)
 
 
 def verify_written(
