@@ -23,10 +23,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
 
 from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
 from emp_onnx.errors import UsageError, quote
@@ -40,11 +42,13 @@ __all__ = [
     "KEY",
     "Certificate",
     "Certified",
+    "bounded",
     "certify",
     "contradictions",
     "miscounted",
     "read_certificate",
     "wrong_bounds",
+    "wrong_bounds_each",
 ]
 
 KEY = "effective_pruning.certificate"
@@ -150,10 +154,15 @@ def contradictions(certificate: Certificate, weight: Weight, seen: Seen, /) -> I
     kept = seen.l1
     if not math.isclose(kept, said.mass * said.l1, rel_tol=NEAR):
         yield f"holds a mass of {kept:.9g}, certified {said.mass * said.l1:.9g}"
-    if said.pools == 1 and certificate.rule.scope != "row" and said.k:
+    if bounded(certificate, said):
         yield from _unreachable(said, seen)
     if certificate.rule.scope == "tensor":
         yield from miscounted(certificate.rule, said)
+
+
+def bounded(certificate: Certificate, said: Certified, /) -> bool:
+    """Whether the bounds of a weight follow from its own figures."""
+    return said.pools == 1 and certificate.rule.scope != "row" and said.k > 0
 
 
 def _impossible(said: Figures) -> Iterator[str]:
@@ -165,8 +174,7 @@ def _impossible(said: Figures) -> Iterator[str]:
 
 
 def _unreachable(said: Certified, seen: Seen) -> Iterator[str]:
-    """Bounds recomputed from n, N_eff and k; and removed weights that could not have been below the kept ones."""
-    yield from wrong_bounds(said)
+    """Removed weights that could not have been below the kept ones."""
     gone, count, nonzero = said.l1 - seen.l1, said.n - said.k, said.n - seen.zeros
     least = 0.0 if said.k > nonzero or not nonzero else seen.least
     slack = NEAR * said.l1
@@ -180,14 +188,22 @@ def _unreachable(said: Certified, seen: Seen) -> Iterator[str]:
 
 def wrong_bounds(said: Figures) -> Iterator[str]:
     """Bounds that are not those of n, N_eff and k."""
-    nu = min(max(said.n_eff, 1.0), float(said.n))
-    for what, bound, given in (
-        ("lower", mass_lower_bound, said.mass_lower),
-        ("upper", mass_upper_bound, said.mass_upper),
-    ):
-        right = float(bound(nu, n=said.n, k=said.k))
-        if not math.isclose(right, given, rel_tol=NEAR, abs_tol=1e-9):
-            yield f"has a certified {what} bound of {given:.9g}, but its figures give {right:.9g}"
+    for faults in wrong_bounds_each([said]):
+        yield from faults
+
+
+def wrong_bounds_each(said: Sequence[Figures]) -> Iterator[list[str]]:
+    """`wrong_bounds` of many at once: NumPy takes as long for one as for a thousand."""
+    n, k, size = (np.array([getattr(f, name) for f in said], np.float64) for name in ("n", "k", "n_eff"))
+    n = np.maximum(n, 1)
+    k, size = np.clip(k, 1, n), np.clip(np.where(np.isnan(size), 1, size), 1, n)
+    right = [bound(size, n=n, k=k).tolist() for bound in (mass_lower_bound, mass_upper_bound)]
+    for f, lower, upper in zip(said, *right, strict=True):
+        yield [
+            f"has a certified {what} bound of {given:.9g}, but its figures give {bound:.9g}"
+            for what, bound, given in (("lower", lower, f.mass_lower), ("upper", upper, f.mass_upper))
+            if not math.isclose(bound, given, rel_tol=NEAR, abs_tol=1e-9)
+        ]
 
 
 def miscounted(rule: Rule, said: Figures) -> Iterator[str]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.kept import Pruned
+from emp_onnx.kept import Pruned, Whole
 from emp_onnx.model_io import Model, Values, hash_values
 from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Weight
 
-__all__ = ["Seen", "look"]
+__all__ = ["Seen", "look", "look_each"]
 
 ROW = 4096
+SHORT = 1 << 12  # elements of a weight that is looked at with others, and how many of these at a time
 
 
 @dataclass
@@ -69,6 +71,55 @@ def look(
     if digest:
         seen.hash = hasher.hexdigest()
     return seen
+
+
+def look_each(model: Model, original: Model, patches: Sequence[Pruned], /) -> dict[str, Seen]:
+    """A look, without hashes, at many short weights of plain floats beside the original, taken together.
+
+    Weights that need more care are not in the result: long ones, quantised ones, those of rows, and all that differ.
+    """
+    out: dict[str, Seen] = {}
+    groups: dict[str, list[Pruned]] = {}
+    for patch in patches:
+        size = math.prod(patch.weight.shape)
+        if isinstance(patch.kept, Whole) and not patch.weight.zero.quantised and 0 < size <= SHORT:
+            groups.setdefault(patch.weight.dtype, []).append(patch)
+    for dtype, group in groups.items():
+        for start in range(0, len(group), SHORT) if dtype in ("float32", "float64") else ():
+            out |= _together(model, original, group[start : start + SHORT])
+    return out
+
+
+def _together(model: Model, original: Model, group: Sequence[Pruned]) -> dict[str, Seen]:
+    sizes = [math.prod(patch.weight.shape) for patch in group]
+    before, after = (
+        np.concatenate([m.piece(p.weight.name, 0, n) for p, n in zip(group, sizes, strict=True)])
+        for m in (original, model)
+    )
+    edges = np.cumsum([0, *sizes])
+    first = edges[:-1]
+    cuts = [patch.kept.cut for patch in group if isinstance(patch.kept, Whole)]
+    least = np.array([cut.threshold for cut in cuts])
+    narrow = least.astype(before.dtype)
+    narrow = np.where(narrow < least, np.nextafter(narrow, np.array(np.inf, before.dtype)), narrow)
+    keep = np.abs(before) >= np.repeat(narrow, sizes)
+    for patch, at, stop in zip(group, first.tolist(), edges[1:].tolist(), strict=True):
+        if isinstance(patch.kept, Whole) and patch.kept.cut.last < patch.kept.cut.n:  # some ties go
+            keep[at:stop] = patch.kept.mask(before[at:stop], 0)
+    wanted, bits = _bits(before) * keep, _bits(after)
+    wrong = np.logical_or.reduceat(wanted != bits, first)
+    size = np.abs(after).astype(np.float64)
+    figures = (
+        np.add.reduceat((after == 0).astype(np.int64), first), np.add.reduceat(size, first),
+        np.add.reduceat(size * size, first), np.minimum.reduceat(np.where(size > 0, size, np.inf), first),
+    )  # fmt: skip
+    return {
+        patch.weight.name: Seen(zeros, None, l1, squares, some)
+        for patch, bad, zeros, l1, squares, some in zip(
+            group, wrong.tolist(), *(f.tolist() for f in figures), strict=True
+        )
+        if not bad
+    }
 
 
 def _figures(seen: Seen, scores: Values, l1: list[float], squares: list[float]) -> None:

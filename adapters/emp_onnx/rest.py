@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
@@ -22,6 +20,7 @@ from emp_onnx.writer import feed
 
 __all__ = ["rest", "same_outside"]
 
+BLOCK = 1 << 18
 ELSEWHERE = frozenset({9, 13})  # where the numbers of a tensor are kept that are in a sidecar file
 
 
@@ -37,22 +36,34 @@ def same_outside(one: Model, other: Model, keys: frozenset[str], entry: str) -> 
         spans = [field[3:] for name, _, field in model.contents.metadata if name == entry]
         for key in keys:
             # of packed weights what fills up blocks is to be compared too
-            if key not in model.tensors or model.stored(key).decoded is not None:
+            where = model.stored(key) if key in model.tensors else None
+            if where is None or where.decoded is not None or isinstance(where, Packed):
                 return False
-            if isinstance(model.stored(key), Packed):
+            mine = list(where.spans())
+            if sum(b - a for a, b in mine) != nbytes(where.dtype, where.tensor.size):
                 return False
-            spans += model.stored(key).spans()
-            if sum(b - a for a, b in model.stored(key).spans()) != nbytes_of(model, key):
-                return False
+            spans += mine
         found.append(list(_between(sorted(spans), model.source.size)))
-    if len(found[0]) != len(found[1]):
-        return False
-    return all(Stretch(one.source, *a) == Stretch(other.source, *b) for a, b in zip(found[0], found[1], strict=True))
+    sources = [Ahead(one.source), Ahead(other.source)]
+    return len(found[0]) == len(found[1]) and all(
+        Stretch(sources[0], *a) == Stretch(sources[1], *b) for a, b in zip(*found, strict=True)
+    )
 
 
-def nbytes_of(model: Model, key: str) -> int:
-    """Bytes of a tensor's numbers."""
-    return nbytes(model.stored(key).dtype, model.tensors[key].size)
+class Ahead:
+    """A source of which short parts are read in order: what follows them is read with them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.size = source, source.size
+        self._at, self._held = 0, b""
+
+    def read(self, at: int, count: int, /) -> bytes:
+        """`count` bytes from `at` on."""
+        if count > BLOCK:
+            return self.source.read(at, count)
+        if not self._at <= at <= at + count <= self._at + len(self._held):
+            self._at, self._held = at, self.source.read(at, min(BLOCK, self.size - at))
+        return self._held[at - self._at : at - self._at + count]
 
 
 def _between(spans: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
@@ -68,7 +79,7 @@ def _between(spans: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int,
 class Stretch:
     """A part of a file; two are equal when their bytes are."""
 
-    source: Source
+    source: Source | Ahead
     start: int
     stop: int
 
@@ -78,12 +89,9 @@ class Stretch:
         size = self.stop - self.start
         if size != other.stop - other.start:
             return False
-        rooms = [np.empty(min(1 << 19, size), np.uint8) for _ in range(2)]
-        for at in range(0, size, 1 << 19):
-            count = min(1 << 19, size - at)
-            for part, room in zip((self, other), rooms, strict=True):
-                part.source.into(part.start + at, room[:count].data)
-            if not np.array_equal(rooms[0][:count], rooms[1][:count]):
+        for at in range(0, size, BLOCK):
+            count = min(BLOCK, size - at)
+            if self.source.read(self.start + at, count) != other.source.read(other.start + at, count):
                 return False
         return True
 

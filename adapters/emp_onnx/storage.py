@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -77,11 +77,6 @@ class Stored:
     shared: str = ""
     decoded: NDArray[Any] | None = None
 
-    @cached_property
-    def _each(self) -> int:
-        """How many numbers a byte holds, at least one."""
-        return 8 // BITS.get(self.dtype.name, 8)
-
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Stretches that can be written one by one."""
         return pieces_of(self.tensor.size)
@@ -96,7 +91,7 @@ class Stored:
         """Numbers `start` to `stop`, flat, in memory of their own."""
         if self.decoded is not None:
             return self.decoded[start:stop].copy()
-        each = self._each
+        each = each_of(self.dtype)
         if each > 1:
             room = np.empty(-(-stop // each) - start // each, np.uint8)
             out = room
@@ -121,7 +116,7 @@ class Stored:
 
     def write(self, start: int, new: NDArray[Any], put: Callable[[int, Any], None]) -> None:
         """Call `put(at, bytes)` so that numbers from `start` on become `new`."""
-        each, done = self._each, 0
+        each, done = each_of(self.dtype), 0
         new = np.ascontiguousarray(new, self.dtype)
         data = packed(new) if each > 1 else new.view(np.uint8)
         first = start // each if each > 1 else start * self.dtype.itemsize
@@ -221,9 +216,16 @@ def _decoded(tensor: Tensor, dtype: np.dtype[Any], own: Source) -> Stored:
     return Stored(tensor, dtype, own, (), "", values)
 
 
+@cache
+def each_of(dtype: np.dtype[Any]) -> int:
+    """How many numbers a byte holds, at least one; NumPy takes long to say the name of a type."""
+    return 8 // BITS.get(dtype.name, 8)
+
+
 def nbytes(dtype: np.dtype[Any], count: int) -> int:
     """Bytes that so many numbers take."""
-    return -(-count * BITS[dtype.name] // 8) if dtype.name in BITS else dtype.itemsize * count
+    each = each_of(dtype)
+    return -(-count // each) if each > 1 else dtype.itemsize * count
 
 
 def unpacked(raw: NDArray[np.uint8], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -10,20 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, read_certificate, wrong_bounds
+from emp_onnx.certificate import (
+    KEY,
+    Certificate,
+    bounded,
+    contradictions,
+    miscounted,
+    read_certificate,
+    wrong_bounds,
+    wrong_bounds_each,
+)
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures
 from emp_onnx.isolated import Isolated
 from emp_onnx.kept import Kept, Pruned
-from emp_onnx.look import Seen, look
+from emp_onnx.look import Seen, look, look_each
 from emp_onnx.model_io import Model, load
 from emp_onnx.plan import Decision, decide
 from emp_onnx.rest import same_outside
 from emp_onnx.runtime import Behaviour, NotRunError, compare
 from emp_onnx.weights import Weight, find_weights
 
-__all__ = ["Check", "Verification", "alone", "verify", "verify_against", "verify_written", "weight_of", "worth_running"]
+__all__ = ["Check", "Verification", "alone", "verify", "verify_written", "weight_of", "worth_running"]
 
 NEAR = 1e-6
 EQUAL = "kept weights are bit-equal, removed ones zero"
@@ -110,31 +119,10 @@ def verify(
             checks.append(check)
         except ModelError as error:
             checks.append(Check("the rule gives the same on the original", False, (str(error),)))
-        return verify_against(
-            model, source, certificate, kept, checks, feeds=feeds, seed=seed, threads=threads, process=process
-        )
-
-
-def verify_against(
-    pruned: Model,
-    original: Model,
-    certificate: Certificate,
-    kept: Mapping[str, Kept] | None,
-    checks: Iterable[Check] = (),
-    /,
-    *,
-    feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    process: Isolated | None = None,
-) -> Verification:
-    """The part of `verify` that compares with the original, for what is kept if already known; `checks` are put
-    before its own. `process` is where both are run; it ends here."""
-    done = list(checks)
-    if kept is not None:
-        done.append(_check(EQUAL, _bits(pruned, original, kept)))
-        done.append(_check("nothing else differs", _rest(pruned, original, frozenset(kept))))
-    return _run(pruned, original, done, process, feeds=feeds, seed=seed, threads=threads)
+        if kept is not None:
+            checks.append(_check(EQUAL, _bits(model, source, kept)))
+            checks.append(_check("nothing else differs", _rest(model, source, frozenset(kept))))
+        return _run(model, source, checks, process, feeds=feeds, seed=seed, threads=threads)
 
 
 def verify_written(
@@ -164,10 +152,14 @@ def verify_written(
     rest = _check("nothing else differs", _rest(pruned, original, names))
     found = decision.weights if rest.ok else {w.name: w for w in find_weights(pruned, embeddings=True).weights}
     differing: list[str] = []
+    patches = {name: Pruned(decision.weights[name], kept) for name, kept in decision.kept.items()}
+    known = (
+        look_each(pruned, original, [patches[name] for name in certificate.weights if name in names]) if rest.ok else {}
+    )
 
     def see(weight: Weight) -> Seen:
-        patch = Pruned(decision.weights[weight.name], decision.kept[weight.name])
-        seen = look(pruned, weight, original=original, patch=patch)
+        patch = patches[weight.name]
+        seen = known.get(weight.name) or look(pruned, weight, original=original, patch=patch)
         differing.extend(_differences(weight.name, patch, seen))
         return seen
 
@@ -245,6 +237,9 @@ def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
 
 def _examined(certificate: Certificate, known: Mapping[str, Weight], see: Callable[[Weight], Seen], /) -> Iterator[str]:
     """What is wrong with the certified weights, after a look at each."""
+    figures = [(name, said) for name, said in certificate.weights.items() if bounded(certificate, said)]
+    for (name, _), faults in zip(figures, wrong_bounds_each([said for _, said in figures]), strict=True):
+        yield from (f"weight {quote(name)} {fault}" for fault in faults)
     for name in certificate.weights:
         weight = known.get(name)
         if weight is None:
