@@ -242,6 +242,7 @@ class _Found:
     mass: float
     kept: _Kept
     pieces: _Pieces | None = None
+    held: Sequence[Part] | None = None  # the parts, where they were read as a whole
 
 
 def _order_count(stream: Stream, beta: Fraction, q: float) -> int:
@@ -256,12 +257,12 @@ def _each(stream: Stream, found: _Found) -> list[tuple[float, float]]:
     """Effective size and Σ|s| of each part taken alone."""
     if len(stream.parts) == 1:
         return [(found.sums.n_eff(), _float(found.sums))]
-    out = [(0.0, 0.0)] * len(stream.parts)
-    short = [i for i, part in enumerate(stream.parts) if part.size <= SHORT]
+    out, parts = [(0.0, 0.0)] * len(stream.parts), found.held or stream.parts
+    short = [i for i, part in enumerate(parts) if part.size <= SHORT]
     names = [stream.names[i] for i in short]
-    for i, figures in zip(short, sums_each([stream.parts[i] for i in short], names), strict=True):
+    for i, figures in zip(short, sums_each([parts[i] for i in short], names), strict=True):
         out[i] = figures
-    for i, part in enumerate(stream.parts):
+    for i, part in enumerate(parts):
         if part.size > SHORT:
             alone = Stream([part], [None], [stream.names[i]], stream.threads)
             if found.pieces is None:
@@ -296,7 +297,7 @@ def _small(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
         kept.nonzero.append(int(np.count_nonzero(size)))
         kept.mass.append(_ratio(size, magnitude[start : start + part.size]))
         start += part.size
-    return _Found(sums, k, threshold, last, mass, kept)
+    return _Found(sums, k, threshold, last, mass, kept, held=held)
 
 
 def _ratio(kept: NDArray[Any], whole: NDArray[Any]) -> float:

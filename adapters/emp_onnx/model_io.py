@@ -27,7 +27,7 @@ from emp_onnx.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.sparse import sparse
 from emp_onnx.storage import Stored, pieces_of, stored
 
-__all__ = ["Model", "Patch", "Sealed", "Values", "hash_values", "load", "save"]
+__all__ = ["Model", "Patch", "Values", "hash_values", "load", "save"]
 
 Values = NDArray[Any]
 
@@ -40,8 +40,7 @@ class Patch(Protocol):
         ...
 
 
-Sealed = Callable[[Mapping[str, str]], str]
-"""A text made from the hashes of all new values, by key: it can only be written after them."""
+Sealed = Callable[[Mapping[str, str]], str]  # a text made from the hashes of all new values: it is written after them
 
 
 class _Array:
