@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ def check(case: Blocked, folder: Path, scope: str, beta: float, storage: str) ->
     out = folder / "out.onnx"
     report = emp_onnx.prune(path, out, scope=scope, beta=beta, gzip=False)
     assert emp_onnx.verify(out, path).ok
-    assert report.plan.to_json() == made.to_json()
+    unhashed = [dataclasses.replace(e, sha256="", kept_sha256="") for e in made.entries]
+    assert report.plan == dataclasses.replace(made, entries=tuple(unhashed))
     before = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
     after = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer}
     assert all(np.array_equal(before[name], after[name]) for name in before if name != "w")
