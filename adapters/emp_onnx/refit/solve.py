@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Quadratic", "descend", "largest", "solve"]
+__all__ = ["Quadratic", "descend", "effort", "ladder", "largest", "solve"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SMALL = 48  # inputs up to which rows are solved one by one, exactly
 STEPS = 24  # steps from dense to empty in which weights go
+WORK = 6e11  # multiplications and additions that one way down may take
 EXACT = 1e-10  # relative squared residual at which an iterative solution counts as one
 
 
@@ -36,20 +37,22 @@ class Quadratic:
 
     @classmethod
     def ridge(cls, xx: Float, yx: Float, prior: Float, strength: float) -> Quadratic:
-        """From moments: least squares of Y on X, pulled towards `prior` with a strength relative to the mean of the
-        diagonal of `xx`. Inputs that are never there keep their prior, at no price.
+        """From moments: least squares of Y on X, pulled towards `prior`.
 
-        Where the matrix is singular to working precision even so, the strength is raised tenfold until it is not.
+        The pull on each input is `strength` times its own second moment (and a tenth of the mean one): as if inputs had
+        been seen that many more times, without what links them to each other. Inputs that are never there keep their
+        prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is not.
         """
         d = xx.shape[-1]
-        scale = np.trace(xx, axis1=1, axis2=2)[:, None, None] / max(d, 1)
-        scale = np.where(scale > 0, scale, 1.0)
+        diagonal = np.diagonal(xx, axis1=1, axis2=2)
+        pull = 0.9 * diagonal + 0.1 * diagonal.mean(1, keepdims=True)
+        pull = np.where(pull > 0, pull, 1.0)
         eye = np.eye(d)
         for _ in range(12):
-            a = xx + (strength * scale) * eye
+            a = xx + strength * pull[:, :, None] * eye
             try:
-                best = np.linalg.solve(a, (yx + strength * scale * prior).swapaxes(1, 2)).swapaxes(1, 2)
                 np.linalg.cholesky(a)
+                best = np.linalg.solve(a, (yx + strength * prior * pull[:, None]).swapaxes(1, 2)).swapaxes(1, 2)
             except np.linalg.LinAlgError:
                 strength = max(strength * 10, 1e-8)
                 continue
@@ -155,3 +158,18 @@ def descend(
         mask = choose(scores, count)
         w = solve(loss, mask, w, rounds=rounds)
         yield count, mask, w
+
+
+def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Into how many steps to cut the way down, and how many rounds of conjugate gradients to take after each: as many as
+    help, and fewer for a layer so large that they would take minutes."""
+    groups, out, d = shape
+    rounds = WORK / (2.0 * groups * out * d * d)
+    each = 8 if rounds >= 8 * STEPS else 4
+    return int(min(STEPS, max(6, rounds // each))), each
+
+
+def ladder(n: int, count: int, steps: int) -> list[int]:
+    """Counts from `n` down to `count`: large steps first, small ones last (the schedule of gradual pruning)."""
+    rungs = {round(n - (n - count) * (1 - (1 - i / steps) ** 3)) for i in range(1, steps + 1)}
+    return sorted({max(rung, count) for rung in rungs} | {count}, reverse=True)
