@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, read_certificate, wrong_bounds
+from emp_onnx.certificate import KEY, Certificate, contradictions, is_refitted, miscounted, read_certificate, wrong_bounds
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures
@@ -96,6 +96,11 @@ def verify(
         raise UsageError("feeds must come with the original model to compare with, got none")
     model = pruned if isinstance(pruned, Model) else load(pruned)
     source = load(original) if isinstance(original, (str, os.PathLike)) else original
+    if is_refitted(model):
+        from emp_onnx.refit.prune import verify_refit
+
+        given = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
+        return verify_refit(model, source, given, threads=threads, seed=seed)
     first, certificate = alone(model)
     checks = list(first)
     if source is None or certificate is None:

@@ -20,11 +20,12 @@ from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed
 from emp_onnx.model_io import Model
 from emp_onnx.progress import Watch
-from emp_onnx.refit.allocate import ALLOCATIONS, allocate
+from emp_onnx.refit.allocate import allocate
 from emp_onnx.refit.curves import Curve, curves
-from emp_onnx.refit.sequence import CRITERIA, Fitted, fit
+from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
 from emp_onnx.weights import Refusal, Weight, find_weights
+from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = ["Fitting", "Thin"]
 
@@ -144,6 +145,10 @@ class Fitting:
         return sum(
             min(math.prod(w.shape), max(1, math.floor(beta * self._sizes[w.name]))) for w in self.weights
         )
+
+    def thin_masks(self) -> dict[str, NDArray[np.bool_]]:
+        """The masks of a model from which nothing was removed."""
+        return {weight.name: np.ones(weight.shape, bool) for weight in self.weights}
 
     def thin(self, keep: int, *, how: str = "error", criterion: str = "obs", update: bool = True) -> Thin:
         """The model with `keep` weights.

@@ -21,12 +21,11 @@ from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import Curve, quadratic
 from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, solve
 
-__all__ = ["CRITERIA", "Fitted", "fit"]
+__all__ = ["Fitted", "fit"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-CRITERIA = ("obs", "magnitude", "wanda", "sparsegpt")
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""How much to remove: the amount that a budget of lost agreement, error, score or bytes allows."""

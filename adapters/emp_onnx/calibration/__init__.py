@@ -1,0 +1,1 @@
+"""Calibration: what goes into every weight of a model when it runs, as sums in float64."""
