@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.program import Step, flatten
 from emp_onnx.calibration.recurrent import HIDDEN
-from emp_onnx.calibration.runner import Runner, chunks, open_session
+from emp_onnx.calibration.runner import Runner, chunks, holds, open_session
 from emp_onnx.calibration.sites import Problem, Site, find_sites
 from emp_onnx.errors import ModelError
 from emp_onnx.feeds import Feed
@@ -104,7 +104,9 @@ class Network:
         after = before if thin is None else self._getter(site, thin, changed)
         for i in range(dense.feeds):
             one, two = before(i), after(i)
-            if any(get(name) is None for get in (one, two) for name in site.reads[:1]):
+            ways = (dense,) if thin is None else (dense, thin)
+            reached = all(holds(run.values.get(name, i), wanted) for run in ways for name, wanted in site.step.guard)
+            if not reached or any(get(name) is None for get in (one, two) for name in site.reads[:1]):
                 continue
             for problem, w, sums in zip(site.problems, weights, found, strict=True):
                 limit = self.limit(problem)

@@ -15,7 +15,7 @@ from emp_onnx.calibration.program import Guard, Program, Step
 from emp_onnx.errors import MissingExtraError, ModelError, quote
 from emp_onnx.feeds import Feed
 
-__all__ = ["Runner", "Values", "chunks"]
+__all__ = ["Runner", "Values", "chunks", "holds", "open_session"]
 
 Array = NDArray[Any]
 Overrides = Mapping[str, Array]
@@ -151,7 +151,7 @@ class Runner:
             return
         session: Any = None
         for i in range(self.feeds):
-            if not all(_holds(self.values.get(name, i), wanted) for name, wanted in chunk.guard):
+            if not all(holds(self.values.get(name, i), wanted) for name, wanted in chunk.guard):
                 continue
             feed = {name: self.values.get(name, i) for name in chunk.reads}
             if session is None:
@@ -216,7 +216,8 @@ def _tensor(onnx: Any, name: str, tensor: Any, read: Any) -> Any:
     return proto
 
 
-def _holds(condition: Array | None, wanted: bool) -> bool:
+def holds(condition: Array | None, wanted: bool) -> bool:
+    """Whether a condition is known and is as wanted."""
     return condition is not None and bool(np.asarray(condition).reshape(-1)[0]) == wanted
 
 
