@@ -169,7 +169,7 @@ def _refit(options: argparse.Namespace) -> int:
     if options.sparsity is not None and options.target_sparsity is not None:
         raise UsageError("--sparsity must come without --target-sparsity, which means the same here; got both")
     sparsity = options.sparsity if options.target_sparsity is None else options.target_sparsity
-    amount = {
+    amount: dict[str, Any] = {
         "beta": _number("--beta", options.beta, "> 0", lambda x: 0 < x < float("inf")),
         "sparsity": _number("--target-sparsity", sparsity, "≥ 0 and < 1", lambda x: 0 <= x < 1),
         "budget": _budget(options),
@@ -245,7 +245,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from emp_onnx.refit.text import curve_text
 
     score = read_metric(options.metric) if options.metric is not None else None
-    at = CURVE
+    at: tuple[float, ...] = CURVE
     if options.at is not None:
         at = tuple(_number("--at", text, "≥ 0 and < 1", lambda x: 0 <= x < 1) or 0.0 for text in options.at.split(","))
     model = load(options.model)
@@ -322,7 +322,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _parser() -> _Parser:
     top = _Parser(
-        prog="emp", epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        prog="emp", epilog=CODES, allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=16),
         description="Effective Model Pruning of ONNX files: read from the weights how many matter, keep those.",
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"emp {__version__}")
@@ -358,7 +359,9 @@ def _parser() -> _Parser:
     one = command("calibrate", _calibrate, "run a model on feeds and save what goes into its weights")
     one.add_argument("model", metavar="IN.onnx", help="the model")
     one.add_argument("-o", "--output", metavar="STATS.npz", required=True, help="where the statistics go")
-    one.add_argument("--merge", metavar="STATS.npz", action="append", default=[], help="add these, saved before, to them")
+    one.add_argument(
+        "--merge", metavar="STATS.npz", action="append", default=[], help="add these, saved before, to them"
+    )
     one.add_argument("--norms", action="store_true", help="only norms, no second moments: smaller, for Wanda")
     _feed_options(one)
     _choice_options(one)
@@ -367,7 +370,12 @@ def _parser() -> _Parser:
     one = command("sweep", _sweep, "prune with refit at many amounts, and show what is left of the model at each")
     one.add_argument("model", metavar="IN.onnx", help="the model")
     one.add_argument(
-        "-o", "--output", metavar="FILE", action="append", default=[], help="save as .csv, .json or .png; may be repeated"
+        "-o",
+        "--output",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="save as .csv, .json or .png; may be repeated",
     )
     one.add_argument("--at", metavar="S,S,…", help="sparsities (default: 0.1,0.2,…,0.9)")
     one.add_argument("--metric", metavar="SCRIPT.py:FUNCTION", help="also your own score, from the path of a model")
@@ -416,7 +424,9 @@ def _refit_options(parser: argparse.ArgumentParser) -> None:
     _spread_options(parser, group)
     group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
     group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")
-    group.add_argument("--max-error", metavar="E", help="the most sparsity at which the outputs' relative error is at most E")
+    group.add_argument(
+        "--max-error", metavar="E", help="the most sparsity at which the outputs' relative error is at most E"
+    )
     group.add_argument("--target-size", metavar="N", help="the least sparsity at which the file gzips to N bytes (4MB)")
     group.add_argument(
         "--metric", metavar="SCRIPT.py:FUNCTION",

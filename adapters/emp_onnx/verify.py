@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.certificate import KEY, Certificate, contradictions, is_refitted, miscounted, read_certificate, wrong_bounds
+from emp_onnx.certificate import (
+    KEY,
+    Certificate,
+    contradictions,
+    is_refitted,
+    miscounted,
+    read_certificate,
+    wrong_bounds,
+)
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures

@@ -70,7 +70,11 @@ def run(name: str, task: Any, peer: str | None) -> Iterator[tuple[str, dict[str,
                     kept = sum(int(m.sum()) for m in masks.values())
                     yield rule, {"sparsity": 1 - kept / fitting.total, "score": scored(values)}
             for rule, (how, criterion, update) in RULES.items():
-                if sparsity != floor and rule not in ("magnitude, LAMP", "SparseGPT masks, solved", "OBS steps, measured error"):
+                if sparsity != floor and rule not in (
+                    "magnitude, LAMP",
+                    "SparseGPT masks, solved",
+                    "OBS steps, measured error",
+                ):
                     continue
                 begun = time.process_time()
                 thin = fitting.thin(keep, how=how, criterion=criterion, update=update)
@@ -121,7 +125,14 @@ def text(results: dict[str, Any]) -> str:
         ])  # fmt: skip
     parts += ["## Against the bars", table(["task", "dense", "asked", "refit", "CPU time", "`--max-drop 1%`"], rows)]
     names = [name for name in FLOORS if name in results]
-    rules = list(dict.fromkeys(rule for name in names for rule in results[name] if not rule.endswith("@") and rule not in ("dense", "--max-drop 1%")))
+    rules = list(
+        dict.fromkeys(
+            rule
+            for name in names
+            for rule in results[name]
+            if not rule.endswith("@") and rule not in ("dense", "--max-drop 1%")
+        )
+    )
     parts += ["## Rules at equal sparsity", table(
         ["rule", *(f"`{n}` {FLOORS[n][0]:.0%}" for n in names)],
         [[rule, *(_score(results[n].get(rule, {})) for n in names)] for rule in rules],

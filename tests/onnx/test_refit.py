@@ -105,7 +105,9 @@ def test_the_file_verifies_and_changes_are_found(path: Path, tmp_path: Path) -> 
     assert emp_onnx.verify(out).ok
     assert emp_onnx.verify(out, path).ok
     other = onnx.load(path)
-    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(other.graph.initializer[0]) * 2, "w0"))
+    other.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(other.graph.initializer[0]) * 2, "w0")
+    )
     onnx.save(other, tmp_path / "other.onnx")
     assert "another one before" in " ".join(emp_onnx.verify(out, tmp_path / "other.onnx").faults)
     for name in ("w1", "b1"):
@@ -221,7 +223,8 @@ def test_a_metric_of_ones_own(path: Path, tmp_path: Path, capsys: Any) -> None:
     script.write_text(
         "import numpy as np, onnx\n"
         "def score(path):\n"
-        "    return -float(sum((onnx.numpy_helper.to_array(i) == 0).sum() for i in onnx.load(path).graph.initializer))\n"
+        "    found = onnx.load(path).graph.initializer\n"
+        "    return -float(sum((onnx.numpy_helper.to_array(i) == 0).sum() for i in found))\n"
         "def broken(path):\n    raise RuntimeError('no such luck')\n"
     )
     common = ["prune", str(path), str(tmp_path / "a.onnx"), "--feeds", str(tmp_path / "feeds.npz"), "--json"]

@@ -1,4 +1,4 @@
-"""Every operation as a linear map: rows times matrix is what onnxruntime makes of it, whatever the weight passed through."""
+"""Every operation as a linear map: rows times matrix is what onnxruntime makes of it, whatever a weight passes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,17 @@ CASES = {
     "conv 3-D": case([node("Conv", "x w", pads=[1] * 6)], normal(1, 2, 3, 4, 3), w=normal(3, 2, 3, 3, 3)),
     "grouped": case([node("Conv", "x w", group=2)], normal(1, 4, 5, 5), w=normal(6, 2, 3, 3)),
     "depthwise": case([node("Conv", "x w", group=4, pads=[1] * 4)], normal(1, 4, 5, 5), w=normal(4, 1, 3, 3)),
-    "same upper": case([node("Conv", "x w", auto_pad="SAME_UPPER", strides=[2, 2])], normal(1, 2, 6, 7), w=normal(3, 2, 4, 3)),
+    "same upper": case(
+        [node("Conv", "x w", auto_pad="SAME_UPPER", strides=[2, 2])], normal(1, 2, 6, 7), w=normal(3, 2, 4, 3)
+    ),
     "same lower": case([node("Conv", "x w", auto_pad="SAME_LOWER")], normal(1, 2, 6, 7), w=normal(3, 2, 4, 2)),
     "transposed conv": case(
         [node("ConvTranspose", "x w", strides=[2, 1], pads=[1, 0, 0, 1], output_padding=[1, 0])],
         normal(1, 3, 4, 5), w=normal(3, 2, 3, 2),
     ),
-    "transposed grouped": case([node("ConvTranspose", "x w", group=2, strides=[2])], normal(1, 4, 5), w=normal(4, 3, 3)),
+    "transposed grouped": case(
+        [node("ConvTranspose", "x w", group=2, strides=[2])], normal(1, 4, 5), w=normal(4, 3, 3)
+    ),
     "gemm": case([node("Gemm", "x w")], normal(5, 4), w=normal(4, 3)),
     "gemm B": case([node("Gemm", "x w", transB=1)], normal(5, 4), w=normal(3, 4)),
     "gemm A": case([node("Gemm", "x w", transA=1)], normal(4, 5), w=normal(4, 3)),
@@ -57,7 +61,10 @@ CASES = {
          node("Unsqueeze", "v axis", "u"), node("Squeeze", "u axis", "t"), node("MatMul", "x t")],
         normal(5, 6), w=normal(6, 3), start=np.array([0]), at=np.array([2]), end=np.array([6]), axis=np.array([0]),
     ),
-    "reshaped": case([node("Reshape", "w shape", "v"), node("MatMul", "x v")], normal(5, 8), w=normal(2, 4, 3), shape=np.array([8, 3])),
+    "reshaped": case(
+        [node("Reshape", "w shape", "v"), node("MatMul", "x v")],
+        normal(5, 8), w=normal(2, 4, 3), shape=np.array([8, 3]),
+    ),
 }  # fmt: skip
 
 
@@ -76,7 +83,9 @@ def test_rows_times_matrix_is_the_output(name: str) -> None:
     run = network.runner()
     run.level(0, network.wanted)
     rows = problem.rows(lambda key: run.values.get(key, 0), 0, 10**9)
-    y = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    y = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[
+        0
+    ]
     got = rows.astype(np.float64) @ network.matrix(problem).swapaxes(1, 2)
     if problem.outs is not None:
         np.testing.assert_allclose(got, problem.outs(y, 0, 10**9), atol=1e-4)
@@ -90,7 +99,9 @@ def test_a_weight_on_the_left() -> None:
     problem = network.sites[0].problems[0]
     rows = problem.rows({"x": x}.get, 0, 10**9)
     got = rows[0] @ network.matrix(problem)[0].T
-    y = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    y = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[
+        0
+    ]
     np.testing.assert_allclose(got.T, y, atol=1e-4)
 
 
@@ -109,7 +120,9 @@ def test_gates_of_a_cell(op: str, direction: str) -> None:
         [value("x", [None] * 3)], [value("y", None)],
         [tensor("w", w), tensor("r", r), tensor("b", b), tensor("n", lengths), tensor("h", h0)],
     )  # fmt: skip
-    y = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    y = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[
+        0
+    ]
     network = prepared(made, [{"x": x}])
     (site,) = network.sites
     values = {"x": x, "n": lengths, "h": h0, site.hidden: y}
@@ -148,8 +161,10 @@ def _cell(op: str, pre: list[Any], b: Any, units: int, last: Any) -> Any:
 def test_the_branch_that_is_taken() -> None:
     """Weights in the branches of an If are sites of their own; a feed reaches only those on its way."""
     inner = {
-        name: helper.make_graph([node("MatMul", f"x {name}", f"out {name}".replace(" ", "_"))], name, [], [value(f"out_{name}", None)],
-                                [tensor(name, normal(4, 3))])
+        name: helper.make_graph(
+            [node("MatMul", f"x {name}", f"out_{name}")], name, [], [value(f"out_{name}", None)],
+            [tensor(name, normal(4, 3))],
+        )
         for name in ("one", "two")
     }  # fmt: skip
     made = model(
@@ -167,7 +182,9 @@ def test_the_branch_that_is_taken() -> None:
         for site in network.at(level + 1):
             ((sums,),) = network.moments(site, run)
             assert sums.count == (10 if "then" in site.keys[0] else 5)
-    np.testing.assert_allclose(run.values.get("y", 1), -x @ onnx.numpy_helper.to_array(inner["two"].initializer[0]), rtol=1e-4)
+    np.testing.assert_allclose(
+        run.values.get("y", 1), -x @ onnx.numpy_helper.to_array(inner["two"].initializer[0]), rtol=1e-4
+    )
 
 
 def test_a_bias_that_others_read_too_is_left_alone() -> None:

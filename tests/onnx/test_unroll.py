@@ -32,7 +32,9 @@ def slow(x, w, window: Window, groups: int):
         first = o // (w.shape[0] // groups) * each
         for c in range(each):
             for tap in np.ndindex(*window.kernel):
-                where = tuple(a * s + t * d for a, s, t, d in zip(at, window.strides, tap, window.dilations, strict=True))
+                where = tuple(
+                    a * s + t * d for a, s, t, d in zip(at, window.strides, tap, window.dilations, strict=True)
+                )
                 made[place] += w[(o, c, *tap)] * x[(n, first + c, *where)]
     return made
 
@@ -71,7 +73,7 @@ def test_positions(count: int, limit: int, seed: int) -> None:
     assert some is not None
     assert len(some) == limit
     assert (np.diff(some) > 0).all()
-    assert 0 <= some[0]
+    assert some[0] >= 0
     assert some[-1] < count
     np.testing.assert_array_equal(some, positions(count, limit, seed))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emp_core import hill_number
 from emp_onnx.budget.search import Point, measure
-from emp_onnx.refit.fitting import Fitting, Thin
 from emp_onnx.refit.allocate import spread
+from emp_onnx.refit.fitting import Fitting, Thin
 from emp_onnx.refit.solve import largest
 
 __all__ = ["RULES", "compare_rules"]
@@ -43,7 +45,7 @@ def compare_rules(
         yield name, measure(fitting, fitting.thin(keep, how=how, criterion=criterion, update=update), score=score)
 
 
-def _plain(fitting: Fitting, keep: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:  # type: ignore[type-arg]
+def _plain(fitting: Fitting, keep: int) -> Iterator[tuple[str, dict[str, NDArray[np.bool_]]]]:
     """Rules that look at magnitudes alone, and so need no statistics."""
     size = {w.name: np.abs(fitting.model.values(w.name).astype(np.float64)) for w in fitting.weights}
     together = largest(np.concatenate([s.reshape(-1) for s in size.values()]), keep)
@@ -62,7 +64,7 @@ def _plain(fitting: Fitting, keep: int) -> Iterator[tuple[str, dict[str, np.ndar
         yield name, {key: largest(s, k) for (key, s), k in zip(size.items(), counts, strict=True)}
 
 
-def _pq(size: np.ndarray) -> float:  # type: ignore[type-arg]
+def _pq(size: NDArray[Any]) -> float:
     """What the PQ index (p = 1/2, q = 1; Diao et al., arXiv 2302.05601) says must stay: n·(1 − I)^(q/(q−p))."""
     n = size.size
     l1, half = float(size.sum()), float(np.sqrt(size).sum()) ** 2

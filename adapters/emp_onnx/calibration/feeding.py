@@ -81,6 +81,4 @@ def _made_up(model: Model, inputs: list[Input], seed: int, threads: int | None) 
             last = error
             continue
         return [dict(feed) for feed in attempt]
-    raise UsageError(f"feeds must be given for {model.origin}: made-up ones do not fit it ({last})") 
-
-
+    raise UsageError(f"feeds must be given for {model.origin}: made-up ones do not fit it ({last})")

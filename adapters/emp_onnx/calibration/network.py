@@ -37,7 +37,9 @@ class Network:
         levels: the highest level.
     """
 
-    def __init__(self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None) -> None:
+    def __init__(
+        self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None
+    ) -> None:
         self.model, self.weights, self.feeds, self.threads = model, tuple(weights), list(feeds), threads
         self.program = flatten(model, _opens)
         found, self.why = find_sites(self.program, model, weights)
@@ -120,7 +122,9 @@ class Network:
                         y += self._missing(site, problem, dense, thin, i, limit)
                     good = bool(np.isfinite(have).all()) and bool(np.isfinite(y).all())
                 if not good:
-                    raise ModelError(f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {i}")
+                    raise ModelError(
+                        f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {i}"
+                    )
                 sums[part(i)].add(have, y)
         return found
 

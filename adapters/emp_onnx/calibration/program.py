@@ -175,7 +175,9 @@ class _Flat:
     constants: dict[str, Tensor]
     frames: int = 0
 
-    def graph(self, graph: Graph, protos: list[Proto], outer: dict[str, str], prefix: str, guard: Guard) -> dict[str, str]:
+    def graph(
+        self, graph: Graph, protos: list[Proto], outer: dict[str, str], prefix: str, guard: Guard
+    ) -> dict[str, str]:
         """Lay one graph flat; returns what its names mean."""
         names = dict(outer)
         for name in (*graph.inputs, *graph.tensors, *graph.sparse):

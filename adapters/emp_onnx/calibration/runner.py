@@ -19,7 +19,8 @@ __all__ = ["Runner", "Values", "chunks", "holds", "open_session"]
 
 Array = NDArray[Any]
 Overrides = Mapping[str, Array]
-ROOM = 1 << 30  # bytes of activations kept in memory by one runner; what is more goes to a temporary file
+SMALL = 1 << 12  # bytes of a value that is not worth counting
+ROOM = 1 << 28  # bytes of activations kept in memory by one runner; what is more goes to a temporary file
 
 
 @dataclass
@@ -77,43 +78,43 @@ class Values:
 
     def __init__(self, room: int = ROOM) -> None:
         self.room, self.held = room, 0
-        self._at: dict[str, dict[int, Array]] = {}
+        self._at: dict[str, dict[int, Array | Path]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
     def put(self, name: str, feed: int, value: Array) -> None:
         """Keep a value."""
-        if isinstance(value, np.ndarray) and value.dtype.kind != "O" and value.nbytes > 1 << 12:
+        kept: Array | Path = value
+        if value.dtype.kind != "O" and value.nbytes > SMALL:
             if self.held + value.nbytes > self.room:
-                value = self._spill(value)
+                kept = self._spill(value)
             else:
                 self.held += value.nbytes
-        self._at.setdefault(name, {})[feed] = value
+        self._at.setdefault(name, {})[feed] = kept
 
     def get(self, name: str, feed: int) -> Array | None:
         """A value, or None where the feed does not reach it."""
-        return self._at.get(name, {}).get(feed)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._at
+        found = self._at.get(name, {}).get(feed)
+        return np.load(found) if isinstance(found, Path) else found
 
     def drop(self, keep: Iterable[str]) -> None:
         """Forget everything else."""
         stay = set(keep)
         for name in [name for name in self._at if name not in stay]:
             for value in self._at.pop(name).values():
-                if isinstance(value, np.memmap):
-                    Path(str(value.filename)).unlink(missing_ok=True)
-                elif value.dtype.kind != "O" and value.nbytes > 1 << 12:
+                if isinstance(value, Path):
+                    value.unlink(missing_ok=True)
+                elif value.dtype.kind != "O" and value.nbytes > SMALL:
                     self.held -= value.nbytes
 
-    def _spill(self, value: Array) -> Array:
+    def _spill(self, value: Array) -> Path:
+        # read back whole when wanted, not mapped: a map counts as memory in use
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="emp-")
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.npy"
         np.save(path, value)
-        return np.load(path, mmap_mode="r") if value.size else value
+        return path
 
 
 class Runner:
@@ -126,7 +127,13 @@ class Runner:
     """
 
     def __init__(
-        self, program: Program, cut: Sequence[Sequence[Chunk]], read: Any, *, threads: int | None = None, room: int = ROOM
+        self,
+        program: Program,
+        cut: Sequence[Sequence[Chunk]],
+        read: Any,
+        *,
+        threads: int | None = None,
+        room: int = ROOM,
     ) -> None:
         self.program, self.cut, self.read, self.threads = program, cut, read, threads
         self.values = Values(room)
@@ -171,7 +178,12 @@ class Runner:
 
 
 def open_session(
-    program: Program, steps: Sequence[Step], reads: Mapping[str, Array], gives: Sequence[str], read: Any, threads: int | None
+    program: Program,
+    steps: Sequence[Step],
+    reads: Mapping[str, Array],
+    gives: Sequence[str],
+    read: Any,
+    threads: int | None,
 ) -> Any:
     """A session for some steps, with the constants that they need."""
     try:

@@ -111,7 +111,18 @@ class _Finder:
             tensor = program.constants[name]
             return np.arange(tensor.size).reshape(tensor.shape) if tensor.key == key else None
         steps = program.closure([name])
-        moves = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Cast"}
+        moves = {
+            "Identity",
+            "Transpose",
+            "Reshape",
+            "Flatten",
+            "Squeeze",
+            "Unsqueeze",
+            "Slice",
+            "Split",
+            "Concat",
+            "Cast",
+        }
         at: dict[str, Array] = {}
         for step in steps:
             for value in step.inputs:
@@ -120,7 +131,9 @@ class _Finder:
         from emp_onnx.calibration.runner import open_session
 
         for step in steps:
-            touched = any(at.get(v) is not None and at[v].dtype == np.int64 and (at[v] >= MARK).any() for v in step.inputs if v)
+            touched = any(
+                at.get(v) is not None and at[v].dtype == np.int64 and (at[v] >= MARK).any() for v in step.inputs if v
+            )
             if touched and (step.node.op not in moves or step.node.domain):
                 return None
             if touched and step.node.op == "Cast":
@@ -194,7 +207,9 @@ def find_sites(program: Program, model: Model, weights: Sequence[Weight]) -> tup
     sites: list[Site] = []
     why: dict[str, str] = {}
     for step in program.steps:
-        slots = [slot.index for slot in SLOTS.get((step.node.domain, step.node.op), ()) if slot.index < len(step.inputs)]
+        slots = [
+            slot.index for slot in SLOTS.get((step.node.domain, step.node.op), ()) if slot.index < len(step.inputs)
+        ]
         found = {i: hit for i in slots if (hit := finder.weight(step.inputs[i])) is not None}
         found = {i: hit for i, hit in found.items() if finder.weights[hit[0]].dtype in FLOATS}
         if not found:
@@ -242,7 +257,12 @@ def _later_bias(finder: _Finder, step: Step, out: int, axis: int) -> Bias | None
 def _behind(finder: _Finder, step: Step, out: int) -> tuple[Bias | None, Bias | None]:
     """The mean and variance of a BatchNormalization behind a step: the mean is a bias with the sign turned."""
     user = _only_reader(finder.program, step.outputs[0])
-    if user is None or user.node.op != "BatchNormalization" or user.inputs[0] != step.outputs[0] or user.node.number("training_mode"):
+    if (
+        user is None
+        or user.node.op != "BatchNormalization"
+        or user.inputs[0] != step.outputs[0]
+        or user.node.number("training_mode")
+    ):
         return None, None
     mean, variance = finder.alone(user.inputs[3]), finder.alone(user.inputs[4])
     if mean is None or variance is None or mean[1].size != out or variance[1].size != out:
@@ -308,7 +328,9 @@ def _conv_transpose(finder: _Finder, step: Step, found: Found) -> Site | str:
         count = x.shape[0] * int(np.prod(plain.sizes(x.shape[2:])))
         return unroll(x, plain, groups, positions(count, limit, seed))
 
-    bias = _grouped(_given_bias(finder, step, 2, out) if _has(step, 2) else _later_bias(finder, step, out, 1 - index.ndim), groups)
+    bias = _grouped(
+        _given_bias(finder, step, 2, out) if _has(step, 2) else _later_bias(finder, step, out, 1 - index.ndim), groups
+    )
     return Site(step, (key,), (name,), [Problem([(key, matrix)], rows, _channels(groups), bias)])
 
 
@@ -372,9 +394,13 @@ def _matmul(finder: _Finder, step: Step, found: Found) -> Site | str:
         return "a batch of matrices is not refitted"
     name = step.inputs[1 - slot]
     if slot == 1:
-        problem = Problem([(key, index.T[None])], _matrix(name, False), _last, _later_bias(finder, step, index.shape[1], -1))
+        problem = Problem(
+            [(key, index.T[None])], _matrix(name, False), _last, _later_bias(finder, step, index.shape[1], -1)
+        )
     else:
-        problem = Problem([(key, index[None])], _matrix(name, True), None, _later_bias(finder, step, index.shape[0], -2))
+        problem = Problem(
+            [(key, index[None])], _matrix(name, True), None, _later_bias(finder, step, index.shape[0], -2)
+        )
     return Site(step, (key,), (name,), [problem])
 
 

@@ -109,7 +109,9 @@ class Statistics:
             UsageError: they are of other models, or of another kind.
         """
         if len(self.inputs) != len(other.inputs):
-            raise UsageError(f"statistics must be of the same model, got {len(self.inputs)} and {len(other.inputs)} maps")
+            raise UsageError(
+                f"statistics must be of the same model, got {len(self.inputs)} and {len(other.inputs)} maps"
+            )
         merged = tuple(a.merge(b) for a, b in zip(self.inputs, other.inputs, strict=True))
         return Statistics(merged, self.feeds + other.feeds, self.missing, self.random or other.random)
 
@@ -196,7 +198,9 @@ def calibrate(
             for problem, (sums,) in zip(site.problems, network.moments(site, dense), strict=True):
                 squares = np.diagonal(sums.xx, axis1=1, axis2=2).copy()
                 keys = tuple(key for key, _ in problem.parts)
-                found.append(Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, sums.yy))
+                found.append(
+                    Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, sums.yy)
+                )
                 if watch is not None:
                     watch.add(4 * problem.parts[0][1].size)
     return Statistics(tuple(found), len(given), tuple(sorted(network.why.items())), random)

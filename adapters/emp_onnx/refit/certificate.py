@@ -27,7 +27,7 @@ from emp_onnx.model_io import Model
 from emp_onnx.refit.fitting import Thin
 from emp_onnx.verify import Check
 
-__all__ = ["Refitted", "checks_alone", "checks_against", "read", "write"]
+__all__ = ["Refitted", "checks_against", "checks_alone", "read", "write"]
 
 FORMAT, VERSION = "effective_pruning.refit", 1
 NEAR = 1e-6

@@ -6,8 +6,9 @@ many inputs fits anything, and looks as if it could lose everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,13 @@ from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance
 from emp_onnx.calibration.sites import Problem, Site
+from emp_onnx.feeds import Feed
 from emp_onnx.progress import Watch
 from emp_onnx.refit.solve import Quadratic, descend, effort
 
 __all__ = ["Curve", "curves", "quadratic"]
 
+Array = NDArray[Any]
 Float = NDArray[np.float64]
 DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01)
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
@@ -81,7 +84,8 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
 
 
 def _curve(
-    network: Network, answers: Answers, site: Site, problem: Problem, fit: Moments, test: Moments, dense: tuple[list, list]  # type: ignore[type-arg]
+    network: Network, answers: Answers, site: Site, problem: Problem, fit: Moments, test: Moments,
+    dense: tuple[Sequence[Feed], list[list[Array]]],
 ) -> Curve:  # fmt: skip
     n = int(np.prod(problem.shape))
     if not fit.count:

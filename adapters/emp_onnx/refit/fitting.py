@@ -94,8 +94,16 @@ class Fitting:
             if weight.dtype in KINDS and weight.path[:1] != ("sparse tensor",):
                 chosen.append(weight)
             else:
-                reason = f"{weight.dtype} weights are not refitted" if weight.dtype not in KINDS else "stored sparse: not refitted"
-                refused.append(Refusal(weight.name, weight.op, weight.shape, "refit", reason, weight.uses, weight.nodes, weight.tensor))
+                reason = (
+                    f"{weight.dtype} weights are not refitted"
+                    if weight.dtype not in KINDS
+                    else "stored sparse: not refitted"
+                )
+                refused.append(
+                    Refusal(
+                        weight.name, weight.op, weight.shape, "refit", reason, weight.uses, weight.nodes, weight.tensor
+                    )
+                )
         self.refusals = tuple(refused)
         if not chosen:
             reasons = "; ".join(sorted({r.reason for r in refused})[:4])
@@ -142,9 +150,7 @@ class Fitting:
         for weight in self.weights:
             if weight.name not in self._sizes:
                 self._sizes[weight.name] = float(effective_size(self.model.values(weight.name)))
-        return sum(
-            min(math.prod(w.shape), max(1, math.floor(beta * self._sizes[w.name]))) for w in self.weights
-        )
+        return sum(min(math.prod(w.shape), max(1, math.floor(beta * self._sizes[w.name]))) for w in self.weights)
 
     def thin_masks(self) -> dict[str, NDArray[np.bool_]]:
         """The masks of a model from which nothing was removed."""
@@ -179,7 +185,9 @@ class Fitting:
         loose = sum(math.prod(w.shape) for w in self.weights if w.name in reached) - sum(c.size for c in seen_twice)
         counts = allocate(how, seen_twice, rest - loose, lambda c: self.network.matrix(c.problem)) if seen_twice else []
         self._phase("solving")
-        done = fit(self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch)
+        done = fit(
+            self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch
+        )
         masks |= done.masks
         for weight in self.weights:
             masks.setdefault(weight.name, np.ones(weight.shape, bool))
@@ -222,7 +230,9 @@ class Fitting:
                 "NO FEEDS WERE GIVEN: the refit saw seeded random numbers, not data. Its figures say little; give --feeds."
             )
         if blind:
-            some = ", ".join(quote(w.name) for w in blind[:4]) + (f" and {len(blind) - 4} more" if len(blind) > 4 else "")
+            some = ", ".join(quote(w.name) for w in blind[:4]) + (
+                f" and {len(blind) - 4} more" if len(blind) > 4 else ""
+            )
             why = sorted({self.network.why.get(w.name, "no feed reaches it") for w in blind})
             notes.append(f"Pruned by magnitude and not refitted ({'; '.join(why)}): {some}.")
         if done.few:

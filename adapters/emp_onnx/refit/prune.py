@@ -134,7 +134,13 @@ def refit(
     notes: list[str] = []
     if budget is not None:
         tried = search(fitting, budget, how=allocate, criterion=criterion)
-        how |= {"budget": {k: v for k, v in (("drop", budget.drop), ("error", budget.error), ("size", budget.size)) if v is not None}}
+        how |= {
+            "budget": {
+                k: v
+                for k, v in (("drop", budget.drop), ("error", budget.error), ("size", budget.size))
+                if v is not None
+            }
+        }
         notes += _outcome(budget, tried)
     else:
         how |= {"sparsity": sparsity} if sparsity is not None else {"beta": 1.0 if beta is None else float(beta)}
@@ -169,8 +175,12 @@ def _outcome(budget: Budget, tried: Tried) -> list[str]:
     point = tried.point
     if budget.size is not None:
         if not tried.within:
-            return [f"target_size must be one that can be reached, got {budget.size}: at {point.sparsity:.1%} sparsity the file still has {point.size} bytes gzipped"]
-        return [f"The least sparsity found at which the gzipped file has at most {budget.size:,} bytes: {point.sparsity:.2%}."]
+            return [
+                f"target_size must be one that can be reached, got {budget.size}: at {point.sparsity:.1%} sparsity the file still has {point.size} bytes gzipped"
+            ]
+        return [
+            f"The least sparsity found at which the gzipped file has at most {budget.size:,} bytes: {point.sparsity:.2%}."
+        ]
     if not tried.within:
         return ["budget must be one that the dense model itself meets, got one that it does not"]
     notes = []

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +51,11 @@ class Quadratic:
             a = xx + strength * pull[:, :, None] * eye
             try:
                 np.linalg.cholesky(a)
-                best = np.linalg.solve(a, (yx + strength * prior * pull[:, None]).swapaxes(1, 2)).swapaxes(1, 2)
+                solved = np.linalg.solve(a, (yx + strength * prior * pull[:, None]).swapaxes(1, 2))
             except np.linalg.LinAlgError:
                 strength = max(strength * 10, 1e-8)
                 continue
-            return cls(a, best)
+            return cls(a, np.asarray(solved.swapaxes(1, 2), np.float64))
         return cls(np.broadcast_to(eye, xx.shape).copy(), prior)
 
     def loss(self, w: Float) -> float:
@@ -91,9 +90,7 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
     """
     if loss.a.shape[-1] <= SMALL:
         return _rows(loss, mask)
-    return np.stack(
-        [_gradients(a, b, m, s, rounds) for a, b, m, s in zip(loss.a, loss.best, mask, start, strict=True)]
-    )
+    return np.stack([_gradients(a, b, m, s, rounds) for a, b, m, s in zip(loss.a, loss.best, mask, start, strict=True)])
 
 
 def _rows(loss: Quadratic, mask: Mask) -> Float:

@@ -20,7 +20,9 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
     lines = []
     for name, w in report.weights.items():
         shape = "×".join(map(str, w.shape))
-        lines.append([escape(name), shape, f"{w.n:,}", f"{w.n_eff:,.1f}", f"{w.k:,}", f"{w.k / w.n:.2%}", f"{w.mass:.4f}"])
+        lines.append(
+            [escape(name), shape, f"{w.n:,}", f"{w.n_eff:,.1f}", f"{w.k:,}", f"{w.k / w.n:.2%}", f"{w.mass:.4f}"]
+        )
     n, k = (sum(getattr(w, what) for w in report.weights.values()) for what in ("n", "k"))
     size = math.fsum(w.n_eff for w in report.weights.values())
     total = [f"total, {len(report.weights)} weights", "", f"{n:,}", f"{size:,.1f}", f"{k:,}", f"{k / n:.2%}", ""]
