@@ -64,8 +64,8 @@ def wanda(weights: Any, norms: Any, /, *, axis: int = -1) -> Any:
 
 
 def obs(weights: Any, inverse: Any, /, *, axis: int = -1) -> Any:
-    """``w² / [H⁻¹]ⱼⱼ``: how much the squared error of the outputs rises when a weight is removed and all others of its row
-    are solved again (twice the saliency of the optimal brain surgeon: Hassibi and Stork, NeurIPS 1992).
+    """``w² / [H⁻¹]ⱼⱼ``: how much the squared error of the outputs rises when a weight is removed and all others of
+    its row are solved again (twice the saliency of the optimal brain surgeon: Hassibi and Stork, NeurIPS 1992).
 
     Args:
         weights: any shape.

@@ -323,7 +323,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _parser() -> _Parser:
     top = _Parser(
         prog="emp", epilog=CODES, allow_abbrev=False,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=16),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Effective Model Pruning of ONNX files: read from the weights how many matter, keep those.",
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"emp {__version__}")

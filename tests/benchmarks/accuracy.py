@@ -53,7 +53,8 @@ def run(name: str, task: Any, peer: str | None) -> Iterator[tuple[str, dict[str,
     start = time.process_time()
     model = emp_onnx.load(task.model)
     fitting = Fitting(model, feeds)
-    fitting.curves
+    layers = len(fitting.curves)
+    print(name, layers, "layers", flush=True)
     measured = time.process_time() - start
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.onnx"
@@ -95,7 +96,7 @@ def of_peer(python: str, method: str, task: Any, feeds: list[Any], sparsity: flo
     place, out = Path(folder) / "feeds.npz", Path(folder) / "peer.onnx"
     np.savez(place, **{f"{i}|{k}": v for i, feed in enumerate(feeds) for k, v in feed.items()})
     done = subprocess.run(
-        [python, str(Path(__file__).with_name("peer_onnxsim.py")), method, str(task.model), str(place), str(out), str(sparsity)],
+        [*map(str, (python, Path(__file__).with_name("peer_onnxsim.py"), method, task.model, place, out, sparsity))],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode or not out.exists():
@@ -147,13 +148,18 @@ def text(results: dict[str, Any]) -> str:
     peers = [(n, m, results[n][f"onnxsim {m}"]) for n in names for m in PEERS if f"onnxsim {m}" in results[n]]
     if peers:
         parts += ["## The direct peer", table(
-            ["task", "onnxsim's method", "score @ sparsity", "CPU time", "peak MB"],
-            [[f"`{n}`", m, _cell(r), f"{r['cpu']:.0f} s" if "cpu" in r else "-", f"{r['peak'] / 2**20:.0f}" if "peak" in r else "-"] for n, m, r in peers],
+            ["task", "onnxsim's method", "score @ sparsity", "CPU seconds", "peak MiB"],
+            [[f"`{n}`", m, _cell(r), *(_at(r, what, each) for what, each in (("cpu", 1), ("peak", 2**20)))]
+             for n, m, r in peers],
         )]  # fmt: skip
         failed = [f"- `{n}`, {m}: {r['failed']}" for n, m, r in peers if "failed" in r]
         parts += ["\n".join(failed)] if failed else []
     parts.append(f"Measured on {machine('onnxruntime', 'numpy')} CPU time is of the whole process, all threads.")
     return "\n\n".join(parts)
+
+
+def _at(row: dict[str, Any], what: str, each: int) -> str:
+    return f"{row[what] / each:.0f}" if what in row else "-"
 
 
 def _score(row: dict[str, Any]) -> str:

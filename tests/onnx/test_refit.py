@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def network() -> onnx.ModelProto:
     rng = np.random.default_rng(3)
     sizes = [12, 30, 30, 5]
     nodes, tensors, name = [], [], "x"
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         tensors += [tensor(f"w{i}", (rng.standard_normal((a, b)) / np.sqrt(a)).astype(np.float32))]
         tensors += [tensor(f"b{i}", rng.standard_normal(b).astype(np.float32))]
         nodes.append(helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], [f"z{i}"]))

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def draw(lines: Sequence[Line]) -> bytes:
         image[y, EDGE : WIDTH - EDGE + 1] = shade
     for line in lines:
         places = [_place(x, y) for x, y in line.points]
-        for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(places):
             many = max(abs(x1 - x0), abs(y1 - y0), 1) + 1
             xs, ys = np.linspace(x0, x1, many).round().astype(int), np.linspace(y0, y1, many).round().astype(int)
             for shift in (0, 1):

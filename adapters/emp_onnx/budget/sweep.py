@@ -20,7 +20,8 @@ COLUMNS = ("sparsity", "agreement", "error", "score", "size")
 
 
 def sweep(
-    fitting: Fitting, sparsities: Sequence[float] = CURVE, *, how: str = "error", criterion: str = "obs", update: bool = True,
+    fitting: Fitting, sparsities: Sequence[float] = CURVE, *,
+    how: str = "error", criterion: str = "obs", update: bool = True,
     score: Callable[[Path], float] | None = None,
 ) -> list[Point]:  # fmt: skip
     """The model at each of these sparsities.

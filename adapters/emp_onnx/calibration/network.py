@@ -1,4 +1,5 @@
-"""A model made ready for calibration: its program, its linear maps, its levels, and how to run it with other weights."""
+"""A model made ready for calibration: its program, its linear maps, its levels, and how to run it with other
+weights."""
 
 from __future__ import annotations
 
@@ -94,8 +95,8 @@ class Network:
     ) -> list[list[Moments]]:  # fmt: skip
         """For each problem the moments of its inputs and of what should come out, over each part of the feeds.
 
-        Inputs are those of `thin`, the pruned network with `changed` tensors, if given; what should come out is what the
-        dense weights make of the dense inputs, and what is missing on the way past the site.
+        Inputs are those of `thin`, the pruned network with `changed` tensors, if given; what should come out is what
+        the dense weights make of the dense inputs, and what is missing on the way past the site.
 
         Raises:
             ModelError: NaN or infinities, with the node's name.

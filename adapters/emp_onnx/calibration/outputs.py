@@ -77,8 +77,11 @@ class Answers:
 
 
 def distance(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float:
-    """How far answers are apart: the sum over outputs of squared differences, each by the output's own variance; of class
-    scores the Hellinger distance of the probabilities is taken, which weighs a change by what it does to the choice."""
+    """How far answers are apart: the sum over outputs of squared differences, each by the output's own variance.
+
+    Of class scores the Hellinger distance of the probabilities is taken, which weighs a change by what it does to the
+    choice.
+    """
     total = 0.0
     for a, b in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
         moved = size = mean = 0.0
@@ -97,7 +100,7 @@ def distance(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -
 
 
 def top1(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float | None:
-    """The share of rows of class scores whose largest entry is the same; None where no output looks like class scores."""
+    """The share of rows of class scores whose largest entry is the same; None where no output is one of those."""
     same = rows = 0
     for a, b in zip(one, other, strict=True):
         for x, y in zip(a, b, strict=True):

@@ -1,8 +1,8 @@
 """A model as one flat list of steps, ordered so that it can be run level by level.
 
 The bodies of If are laid flat: each of their steps carries a guard, the conditions under which it runs. Bodies of Loop
-and Scan, and local functions, stay whole. A *site* is a step that uses a weight linearly; its level is one more than the
-highest of its inputs, so all sites of one level can be solved together, once everything below has been run.
+and Scan, and local functions, stay whole. A *site* is a step that uses a weight linearly; its level is one more than
+the highest of its inputs, so all sites of one level can be solved together, once everything below has been run.
 """
 
 from __future__ import annotations

@@ -220,12 +220,10 @@ def open_session(
 
 
 def _tensor(onnx: Any, name: str, tensor: Any, read: Any) -> Any:
-    proto = onnx.TensorProto()
     values = np.asarray(read(tensor.key))
     if tensor.dtype == "string":
         return onnx.helper.make_tensor(name, onnx.TensorProto.STRING, values.shape, values.reshape(-1).tolist())
-    proto = onnx.numpy_helper.from_array(values, name)
-    return proto
+    return onnx.numpy_helper.from_array(values, name)
 
 
 def holds(condition: Array | None, wanted: bool) -> bool:

@@ -1,8 +1,9 @@
 """Where a weight acts linearly: the rows it is multiplied with, and where each of its numbers lies in the file.
 
-Each use becomes one or more *problems* `Y = X·Wᵀ + b`: X of shape (groups, samples, d), W of shape (groups, out, d). W is
-given by indices into tensors as stored, so whatever a weight passes through on its way (Transpose, Slice, Concat, …) is
-undone by looking up; for recurrent cells the input side and the hidden side of a gate are one problem, since they add.
+Each use becomes one or more *problems* `Y = X·Wᵀ + b`: X of shape (groups, samples, d), W of shape (groups, out, d).
+W is given by indices into tensors as stored, so whatever a weight passes through on its way (Transpose, Slice,
+Concat, …) is undone by looking up; for recurrent cells the input side and the hidden side of a gate are one problem,
+since they add.
 """
 
 from __future__ import annotations

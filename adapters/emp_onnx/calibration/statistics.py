@@ -119,7 +119,8 @@ class Statistics:
         """Write them to an `.npz` file, complete or not at all."""
         arrays: dict[str, Any] = {}
         head = {
-            "format": FORMAT, "feeds": self.feeds, "random": self.random, "missing": [list(item) for item in self.missing],
+            "format": FORMAT, "feeds": self.feeds, "random": self.random,
+            "missing": [list(item) for item in self.missing],
             "maps": [{"keys": list(i.keys), "shape": list(i.shape), "count": i.count} for i in self.inputs],
         }  # fmt: skip
         for i, item in enumerate(self.inputs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,8 @@ def _erk(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
 
 
 def _lamp(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
-    """As the `total` largest of all scores fall, w² over the sum of the squares not below it (LAMP: arXiv 2010.07611)."""
+    """As the `total` largest of all scores fall, w² over the sum of the squares not below it (LAMP: arXiv
+    2010.07611)."""
     scores, owner = [], []
     for i, curve in enumerate(curves):
         squares = np.sort(np.square(matrix(curve)).reshape(-1))
@@ -131,7 +133,7 @@ def _hull(curve: Curve) -> list[tuple[tuple[int, float], tuple[int, float]]]:
             if (eb - ea) * (b - c) < (ec - eb) * (a - b):
                 break
             del hull[-2]
-    return list(zip(hull, hull[1:], strict=False))
+    return list(pairwise(hull))
 
 
 ALLOCATIONS: Mapping[str, Callable[[Sequence[Curve], int, Matrix], list[int]]] = {

@@ -4,7 +4,8 @@ Kept weights and biases hold new values, so they cannot be compared with the ori
 
 - alone: the certificate is whole; each weight has its certified shape, count of nonzeros, and hash; so have the biases.
 - with the original: it is the model that was refitted (hashes of its weights and biases); effective sizes and retained
-  masses are those of its magnitudes; the count is the rule's, where a β gave it; nothing differs but the declared tensors.
+  masses are those of its magnitudes; the count is the rule's, where a β gave it; nothing differs but the declared
+  tensors.
 
 How well the refit does is not certified: it is measured, on feeds, and reported.
 """
@@ -151,7 +152,8 @@ def _others(model: Model, original: Model, body: Mapping[str, Any]) -> Iterator[
                 yield f"weight {quote(key)}: certified {what} is {said[what]}, the files give {getattr(right, what)}"
         for what in ("n_eff", "mass"):
             if not math.isclose(getattr(right, what), said[what], rel_tol=NEAR, abs_tol=1e-9):
-                yield f"weight {quote(key)}: certified {what} is {said[what]:.9g}, the files give {getattr(right, what):.9g}"
+                found = getattr(right, what)
+                yield f"weight {quote(key)}: certified {what} is {said[what]:.9g}, the files give {found:.9g}"
     for key, said in body["biases"].items():
         if key not in original.tensors or _hash(original.values(key)) != said["before"]:
             yield f"bias {quote(key)} was another one before the refit than the original's"

@@ -1,4 +1,5 @@
-"""What each layer can bear, measured: its own error at every density, and what a unit of that error does to the answers.
+"""What each layer can bear, measured: its own error at every density, and what a unit of that error does to the
+answers.
 
 Weights are chosen and solved on one half of the feeds, the error is that on the other half: on few feeds a layer with
 many inputs fits anything, and looks as if it could lose everything.
@@ -113,7 +114,5 @@ def _curve(
 
 
 def _trial(loss: Quadratic, real: Quadratic, n: int) -> float:
-    w = loss.best
-    for _, _, w in descend(loss, [max(1, round(d * n)) for d in (0.75, 0.5)], rounds=6):
-        pass
+    *_, (_, _, w) = descend(loss, [max(1, round(d * n)) for d in (0.75, 0.5)], rounds=6)
     return real.loss(w)

@@ -194,8 +194,8 @@ class Fitting:
         return Thin(done.changed, masks, self._notes(blind, done))
 
     def agreement(self, thin: Thin) -> float:
-        """Share of answers that stayed the same on the feeds kept back (top-1), or 1 − their relative distance where the
-        outputs are no class scores."""
+        """Share of answers that stayed the same on the feeds kept back (top-1), or 1 − their relative distance where
+        the outputs are no class scores."""
         one, other = self._dense(), self.answers(thin.changed, self.kept_back)
         same = top1(one, other)
         return same if same is not None else 1 - min(1.0, distance(one, other))
@@ -227,7 +227,8 @@ class Fitting:
         notes = []
         if self.random:
             notes.append(
-                "NO FEEDS WERE GIVEN: the refit saw seeded random numbers, not data. Its figures say little; give --feeds."
+                "NO FEEDS WERE GIVEN: the refit saw seeded random numbers, not data. "
+                "Its figures say little; give --feeds."
             )
         if blind:
             some = ", ".join(quote(w.name) for w in blind[:4]) + (
@@ -239,8 +240,8 @@ class Fitting:
             key, count, d = max(done.few, key=lambda item: item[2] / max(item[1], 1))
             needed = math.ceil(len(self.network.feeds) * d / max(count, 1))
             notes.append(
-                f"{len(done.few)} layers have more inputs than samples, so ridge decides there ({quote(key)}: {count} samples, "
-                f"{d} inputs); {needed} feeds would do."
+                f"{len(done.few)} of the layers have more inputs than samples, so ridge decides there "
+                f"({quote(key)}: {count} samples, {d} inputs); {needed} feeds would do."
             )
         return tuple(notes)
 

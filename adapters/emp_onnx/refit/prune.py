@@ -99,9 +99,9 @@ def refit(
 ) -> RefitReport:
     """Prune a model and solve what is left, so that its outputs stay what they were.
 
-    The amount is Σ⌊β·N_eff⌋ over all weights (β = 1 unless given), or `sparsity` of all of them, or the most (the least,
-    for a size) that a `budget` allows. Layers are taken from the inputs to the outputs; each is fitted in closed form to
-    what the dense network wanted of it, given what the pruned network feeds it. No labels are needed.
+    The amount is Σ⌊β·N_eff⌋ over all weights (β = 1 unless given), or `sparsity` of all of them, or the most (the
+    least, for a size) that a `budget` allows. Layers are taken from the inputs to the outputs; each is fitted in
+    closed form to what the dense network wanted of it, given what the pruned network feeds it. No labels are needed.
 
     Args:
         model: a path, or a model from `load`.
@@ -176,10 +176,12 @@ def _outcome(budget: Budget, tried: Tried) -> list[str]:
     if budget.size is not None:
         if not tried.within:
             return [
-                f"target_size must be one that can be reached, got {budget.size}: at {point.sparsity:.1%} sparsity the file still has {point.size} bytes gzipped"
+                f"target_size must be one that can be reached, got {budget.size}: at {point.sparsity:.1%} sparsity "
+                f"the file still has {point.size} bytes gzipped"
             ]
         return [
-            f"The least sparsity found at which the gzipped file has at most {budget.size:,} bytes: {point.sparsity:.2%}."
+            f"The least sparsity found at which the gzipped file has at most {budget.size:,} bytes: "
+            f"{point.sparsity:.2%}."
         ]
     if not tried.within:
         return ["budget must be one that the dense model itself meets, got one that it does not"]

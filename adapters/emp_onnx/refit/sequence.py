@@ -1,8 +1,8 @@
 """The refit itself: layer after layer, from the inputs to the outputs.
 
-Each layer is fitted to what the dense network wanted of it, with the inputs that the pruned network gives it: so it also
-makes good what the layers before it got wrong. A recurrent cell is fitted twice, the second time with the hidden states
-that it has itself after the first.
+Each layer is fitted to what the dense network wanted of it, with the inputs that the pruned network gives it: so it
+also makes good what the layers before it got wrong. A recurrent cell is fitted twice, the second time with the hidden
+states that it has itself after the first.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def fit(
 
 
 def _one(
-    network: Network, site: Site, problem: Problem, sums: Moments, asked: tuple[int, float], criterion: str, update: bool,
+    network: Network, site: Site, problem: Problem, sums: Moments, asked: tuple[int, float],
+    criterion: str, update: bool,
     new: dict[str, Array], done: Fitted, again: int,
 ) -> None:  # fmt: skip
     count, ridge = asked
@@ -90,8 +91,7 @@ def _one(
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
             steps, rounds = effort(problem.shape)
-            for _, mask, w in descend(loss, ladder(n, count, steps), rounds=rounds):
-                pass
+            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), rounds=rounds)
             w = solve(loss, mask, w, rounds=60)
     else:
         mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
@@ -127,8 +127,8 @@ def _choose(criterion: str, loss: Quadratic, w: Float, xx: Float, count: int) ->
 
 
 def _by_blocks(loss: Quadratic, count: int, width: int = 128) -> Mask:
-    """SparseGPT's masks (Frantar and Alistarh, arXiv 2301.00774): blocks of inputs from the first to the last, each pruned
-    to the same density by w²/[H⁻¹]ⱼⱼ of what lies ahead, its error passed on to these."""
+    """SparseGPT's masks (Frantar and Alistarh, arXiv 2301.00774): blocks of inputs from the first to the last, each
+    pruned to the same density by w²/[H⁻¹]ⱼⱼ of what lies ahead, its error passed on to these."""
     groups, out, d = loss.best.shape
     w, mask = loss.best.copy(), np.ones(loss.best.shape, bool)
     root = np.linalg.cholesky(np.linalg.inv(loss.a)).swapaxes(1, 2)

@@ -1,12 +1,12 @@
 """Least squares with few nonzero weights: arrays in, arrays out.
 
-The loss of weights W of shape (groups, out, d) is `Σ (W − W₀) A (W − W₀)ᵀ`, summed over groups and rows: the error of the
-outputs when A is the second moment of the inputs and W₀ the best dense solution. All rows of a group share A, so every
-product below is one matrix product over all rows, whatever their masks.
+The loss of weights W of shape (groups, out, d) is `Σ (W − W₀) A (W − W₀)ᵀ`, summed over groups and rows: the error of
+the outputs when A is the second moment of the inputs and W₀ the best dense solution. All rows of a group share A, so
+every product below is one matrix product over all rows, whatever their masks.
 
 Removing one weight and re-solving the rest of its row raises the loss by `w² / [A⁻¹]ⱼⱼ` (optimal brain surgeon: Hassibi
-and Stork, NeurIPS 1992). Removing many at once is no sum of these, since they can stand in for one another. So weights go
-a few at a time; after each step the others are solved again.
+and Stork, NeurIPS 1992). Removing many at once is no sum of these, since they can stand in for one another. So
+weights go a few at a time; after each step the others are solved again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Quadratic:
 
         The pull on each input is `strength` times its own second moment (and a tenth of the mean one): as if inputs had
         been seen that many more times, without what links them to each other. Inputs that are never there keep their
-        prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is not.
+        prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is
+        not.
         """
         d = xx.shape[-1]
         diagonal = np.diagonal(xx, axis1=1, axis2=2)
@@ -85,8 +86,8 @@ def largest(scores: Float, count: int) -> Mask:
 def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Float:
     """The weights of least loss that are zero outside the mask.
 
-    Rows of few inputs are solved exactly; others by conjugate gradients from `start`, all rows together, until the residual
-    is nothing or `rounds` are over (then they are better than `start`, and short of the best).
+    Rows of few inputs are solved exactly; others by conjugate gradients from `start`, all rows together, until the
+    residual is nothing or `rounds` are over (then they are better than `start`, and short of the best).
     """
     if loss.a.shape[-1] <= SMALL:
         return _rows(loss, mask)
@@ -158,8 +159,8 @@ def descend(
 
 
 def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Into how many steps to cut the way down, and how many rounds of conjugate gradients to take after each: as many as
-    help, and fewer for a layer so large that they would take minutes."""
+    """Into how many steps to cut the way down, and how many rounds of conjugate gradients to take after each: as many
+    as help, and fewer for a layer so large that they would take minutes."""
     groups, out, d = shape
     rounds = WORK / (2.0 * groups * out * d * d)
     each = 8 if rounds >= 8 * STEPS else 4

@@ -33,9 +33,11 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
         else "the amount that the budget allows"
     )  # fmt: skip
     parts = [
-        f"Kept: {amount}; spread by {how['allocate']}; chosen by {how['criterion']}; then solved again, on {how['feeds']} feeds.",
+        f"Kept: {amount}; spread by {how['allocate']}; chosen by {how['criterion']}; then solved again, "
+        f"on {how['feeds']} feeds.",
         _table(["weight", "shape", "n", "N_eff", "kept", "density", "retained"], lines, total, 2, style),
-        "retained: the share of the original Σ|w| at the places that are kept. Kept weights hold new values, so no bound follows.",
+        "retained: the share of the original Σ|w| at the places that are kept. "
+        "Kept weights hold new values, so no bound follows.",
     ]
     parts += _refused(report.refusals, True)
     if report.curve:
@@ -45,7 +47,8 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
     point = report.point
     parts.append(
         f"Wrote {quote(report.out)}: {n - k:,} of {n:,} weights removed ({point.sparsity:.2%} sparsity), "
-        f"{len(report.biases)} biases adjusted; on feeds kept back {point.agreement:.2%} of the answers stayed the same, "
+        f"{len(report.biases)} biases adjusted; on feeds kept back {point.agreement:.2%} of the answers "
+        f"stayed the same, "
         f"relative error {point.error:.3g}."
     )
     return _finish(parts, style)
@@ -69,7 +72,7 @@ def comparison_text(rows: Sequence[tuple[str, Point]], style: Style | None = Non
     """One line per rule."""
     score = any(p.score is not None for _, p in rows)
     lines = [
-        [name, f"{p.sparsity:.2%}", f"{p.agreement:.2%}", f"{p.error:.4g}", *([f"{p.score:.4f}"] if p.score is not None else [])]
+        [name, f"{p.sparsity:.2%}", f"{p.agreement:.2%}", f"{p.error:.4g}", *([f"{p.score:.4f}"] if score else [])]
         for name, p in rows
     ]  # fmt: skip
     columns = ["rule", "sparsity", "agreement", "relative error", *(["score"] if score else [])]
