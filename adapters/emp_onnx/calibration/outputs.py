@@ -6,6 +6,7 @@ followed back to the floats that decided it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,12 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.runner import Runner, chunks
 from emp_onnx.errors import ModelError
 from emp_onnx.feeds import Feed
+from emp_onnx.weights import Weight
 
 __all__ = ["Answers", "distance", "top1"]
 
 Array = NDArray[Any]
+LARGE = 1 << 28  # bytes of weights beyond which a network is run level by level
 
 
 class Answers:
@@ -41,9 +44,12 @@ class Answers:
             probe.level(0, everything)
             self.names = self._floats(probe)
             self.cut = chunks(program, 0, self.names)
+            del probe
         finally:
             for step in program.steps:
                 step.level = levels[id(step)]
+        if sum(4 * weight for weight in map(_size, network.weights)) > LARGE:  # level by level, not as one session
+            self.cut = chunks(program, network.levels, self.names)
         if not self.names:
             raise ModelError(f"model must have outputs that follow from floats, got none in {network.model.origin}")
 
@@ -67,7 +73,8 @@ class Answers:
         network = self.network
         run = Runner(network.program, self.cut, lambda key: network.value(key, changed), threads=network.threads)
         run.start(feeds)
-        run.level(0, self.names)
+        for level in range(len(self.cut)):
+            run.level(level, self.names)
         return [[self._one(run, name, i) for name in self.names] for i in range(len(feeds))]
 
     @staticmethod
@@ -110,6 +117,10 @@ def top1(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> fl
                 if q is not None and p.shape == q.shape:
                     same += int((p.argmax(1) == q.argmax(1)).sum())
     return same / rows if rows else None
+
+
+def _size(weight: Weight) -> int:
+    return math.prod(weight.shape)
 
 
 def classes(value: Array) -> Array | None:

@@ -7,6 +7,7 @@ many inputs fits anything, and looks as if it could lose everything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ Float = NDArray[np.float64]
 DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01)
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
 RIDGES = (1e-3, 1e-2, 1e-1)
-HALF = 64  # feeds on which answers are looked at, at most
+LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,9 @@ def quadratic(network: Network, problem: Problem, sums: Moments, ridge: float) -
 
 def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
     """The curve of every problem, one level after the other, on the dense network."""
-    probe = network.feeds[1::2][:HALF] or network.feeds[:1]
+    weights = sum(math.prod(weight.shape) for weight in network.weights)
+    looks = int(min(LOOKS, max(LEAST, WORK / max(weights, 1))))
+    probe = network.feeds[1::2][:looks] or network.feeds[:1]
     dense_says = answers(None, probe)
     dense = network.runner()
     wanted = network.wanted
