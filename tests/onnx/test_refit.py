@@ -194,7 +194,7 @@ def test_a_recurrent_model(tmp_path: Path) -> None:
 
 
 def test_a_failed_check_leaves_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emp_onnx.refit import prune as room
+    from emp_onnx.refit import certificate as room
 
     def failing(*_: Any) -> tuple[Any, ...]:
         return (emp_onnx.Check("made to fail", False, ("it was made to fail",)),)

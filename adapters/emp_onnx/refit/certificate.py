@@ -28,7 +28,7 @@ from emp_onnx.model_io import Model
 from emp_onnx.refit.fitting import Thin
 from emp_onnx.verify import Check
 
-__all__ = ["Refitted", "checks_against", "checks_alone", "read", "write"]
+__all__ = ["Refitted", "checks_against", "checks_alone", "read", "refit_checks", "write"]
 
 FORMAT, VERSION = "effective_pruning.refit", 1
 NEAR = 1e-6
@@ -121,6 +121,12 @@ def _faults(model: Model, body: Mapping[str, Any]) -> Iterator[str]:
     for key, said in body["biases"].items():
         if key not in model.tensors or _hash(model.values(key)) != said["after"]:
             yield f"bias {quote(key)} is not as certified"
+
+
+def refit_checks(model: Model, original: Model | None) -> tuple[Check, ...]:
+    """Everything that can be checked without running the models."""
+    first, body = checks_alone(model)
+    return first if original is None or body is None else (*first, *checks_against(model, original, body))
 
 
 def checks_against(model: Model, original: Model, body: Mapping[str, Any]) -> tuple[Check, ...]:

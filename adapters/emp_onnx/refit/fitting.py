@@ -91,7 +91,7 @@ class Fitting:
         )
         chosen, refused = [], list(found.refusals)
         for weight in found.weights:
-            if weight.dtype in KINDS and weight.path[:1] != ("sparse tensor",):
+            if weight.dtype in KINDS and self.model.tensors[weight.name].storage != "sparse":
                 chosen.append(weight)
             else:
                 reason = (

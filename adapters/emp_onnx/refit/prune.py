@@ -15,15 +15,13 @@ from emp_onnx.feeds import Feed
 from emp_onnx.model_io import Model, load, save
 from emp_onnx.progress import Watch
 from emp_onnx.prune import Sizes, _sizes, _target
-from emp_onnx.refit.certificate import Refitted, checks_against, checks_alone, read, write
+from emp_onnx.refit.certificate import Refitted, read, refit_checks, write
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.runtime import NotRunError, Session, compare
-from emp_onnx.verify import Check, Verification
+from emp_onnx.verify import Verification, run_both
 from emp_onnx.weights import Refusal
 
-__all__ = ["RefitReport", "refit", "verify_refit"]
+__all__ = ["RefitReport", "refit"]
 
-RUN = 1 << 28  # bytes up to which models are run without being asked
 HELD, HELD_BUDGET = 0.1, 0.25  # share of the feeds kept back to measure on, without and with a budget
 
 
@@ -155,7 +153,9 @@ def refit(
     result: list[Verification] = []
 
     def check(temporary: Path) -> None:
-        done = verify_refit(load(temporary), source, fitting.kept_back, threads=threads, path=temporary)
+        written = load(temporary)
+        checks = list(refit_checks(written, source))
+        done = run_both(written, source, checks, None, feeds=fitting.kept_back, seed=seed, threads=threads)
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
         result.append(done)
@@ -189,26 +189,3 @@ def _outcome(budget: Budget, tried: Tried) -> list[str]:
     if point.sparsity == 0:
         notes.append("NOTHING WAS PRUNED: no amount that was tried stays within the budget.")
     return notes
-
-
-def verify_refit(
-    model: Model, original: Model | None = None, feeds: Iterable[Feed] | None = None, *,
-    threads: int | None = None, path: Path | None = None, seed: int = 0,
-) -> Verification:  # fmt: skip
-    """Check a refitted model: by its certificate, and against the original if given; then run both."""
-    first, body = checks_alone(model)
-    if original is None or body is None:
-        return Verification(first, None, "there is no original to compare with" if original is None else "")
-    checks = [*first, *checks_against(model, original, body)]
-    size = original.source.size + sum(file.stat().st_size for file in set(original.sidecars().values()))
-    if feeds is None and size > RUN:
-        return Verification(tuple(checks), None, "models this large are run only on feeds that are given")
-    try:
-        one = Session(original.path or original, threads=threads)
-        two = Session(path or model.path or model, threads=threads)
-        behaviour = compare(one, two, feeds, seed=seed)
-    except NotRunError as error:
-        return Verification(tuple(checks), None, str(error))
-    what = "the pruned model runs where the original does"
-    checks.append(Check(what, not behaviour.problems, behaviour.problems))
-    return Verification(tuple(checks), behaviour)
