@@ -38,6 +38,7 @@ FLOORS = {
 }  # fmt: skip
 FEEDS = 200
 PEERS = ("wanda", "sparsegpt")
+PEER = Path(__file__).with_name("peer_onnxsim.py")
 
 
 def curve_of(floor: float) -> tuple[float, ...]:
@@ -45,7 +46,7 @@ def curve_of(floor: float) -> tuple[float, ...]:
     return tuple(round(s, 3) for s in (floor - (1 - floor) / 3, floor, floor + (1 - floor) / 3) if s > 0.05)
 
 
-def run(name: str, task: Any, peer: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def run(name: str, task: Any, peer: str | None, quick: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of one task: rule, and what was measured."""
     floor = FLOORS[name][0]
     feeds = list(task.feeds(FEEDS))
@@ -63,6 +64,14 @@ def run(name: str, task: Any, peer: str | None) -> Iterator[tuple[str, dict[str,
             emp_onnx.save(model.replaced(dict(changed), {}), out)
             return float(task.score(out))
 
+        if quick:
+            begun = time.process_time()
+            thin = fitting.thin(fitting.count(sparsity=floor))
+            seconds = time.process_time() - begun + measured
+            yield "OBS steps, measured error", {
+                "sparsity": thin.sparsity, "score": scored(thin.changed), "cpu": seconds
+            }  # fmt: skip
+            return
         for sparsity in curve_of(floor):
             keep = fitting.count(sparsity=sparsity)
             if sparsity == floor:
@@ -96,7 +105,7 @@ def of_peer(python: str, method: str, task: Any, feeds: list[Any], sparsity: flo
     place, out = Path(folder) / "feeds.npz", Path(folder) / "peer.onnx"
     np.savez(place, **{f"{i}|{k}": v for i, feed in enumerate(feeds) for k, v in feed.items()})
     done = subprocess.run(
-        [*map(str, (python, Path(__file__).with_name("peer_onnxsim.py"), method, task.model, place, out, sparsity))],
+        [*map(str, (python, "-I", PEER, method, task.model, place, out, sparsity))],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode or not out.exists():
@@ -175,6 +184,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--results", default="accuracy.json")
     parser.add_argument("--peer")
+    parser.add_argument("--quick", action="store_true", help="only the dense model and the refit at the bar's sparsity")
     parser.add_argument("--write")
     options = parser.parse_args()
     file = Path(options.results)
@@ -182,7 +192,7 @@ def main() -> None:
     tasks = load_tasks() if options.tasks else {}
     for name in options.tasks:
         found: dict[str, Any] = {}
-        for rule, row in run(name, tasks[name], options.peer):
+        for rule, row in run(name, tasks[name], options.peer, options.quick):
             if rule.endswith("@"):
                 found.setdefault(rule, []).append(row)
             else:

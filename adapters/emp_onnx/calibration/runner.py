@@ -82,6 +82,10 @@ class Values:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
+    def __del__(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
     def put(self, name: str, feed: int, value: Array) -> None:
         """Keep a value."""
         kept: Array | Path = value
