@@ -140,7 +140,7 @@ def text(results: dict[str, Any]) -> str:
             rule
             for name in names
             for rule in results[name]
-            if not rule.endswith("@") and rule not in ("dense", "--max-drop 1%")
+            if not rule.endswith("@") and rule not in ("dense", "peak", "--max-drop 1%")
         )
     )
     parts += ["## Rules at equal sparsity", table(
