@@ -1,12 +1,16 @@
 """Effective Model Pruning of ONNX files.
 
 The verbs: `load` a file, `find_weights` in it, `plan` what to keep, `apply` the plan, `verify` the result, `save` it;
-and `prune`, which does all of it. The command line is `emp`.
+and `prune`, which does all of it.
+With calibration feeds there are also `calibrate`, which saves what goes into the weights, and `refit`, which prunes and
+solves what is left. The command line is `emp`.
 
 Importing this imports neither onnx nor onnxruntime; they are loaded when first needed.
 """
 
 from emp_onnx.apply import apply
+from emp_onnx.budget.search import Budget, Point
+from emp_onnx.calibration.statistics import Inputs, Statistics, calibrate
 from emp_onnx.certificate import Certificate, Certified, read_certificate
 from emp_onnx.errors import MissingExtraError, ModelError, OnnxError, OutputError, PlanError, UsageError, VerifyError
 from emp_onnx.feeds import read_feeds
@@ -17,6 +21,9 @@ from emp_onnx.packing.choose import Row
 from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Entry, Plan, plan
 from emp_onnx.prune import Report, Sizes, prune
+from emp_onnx.refit.certificate import Refitted
+from emp_onnx.refit.fitting import Fitting, Thin
+from emp_onnx.refit.prune import RefitReport, refit
 from emp_onnx.runtime import Behaviour, Difference
 from emp_onnx.sparse_arrays import from_scipy, to_scipy
 from emp_onnx.verify import Check, Verification, verify
@@ -24,13 +31,16 @@ from emp_onnx.weights import Found, Refusal, Weight, find_weights
 
 __all__ = [
     "Behaviour",
+    "Budget",
     "Certificate",
     "Certified",
     "Check",
     "Difference",
     "Entry",
     "Figures",
+    "Fitting",
     "Found",
+    "Inputs",
     "Layout",
     "MissingExtraError",
     "Model",
@@ -40,16 +50,22 @@ __all__ = [
     "Packing",
     "Plan",
     "PlanError",
+    "Point",
+    "RefitReport",
+    "Refitted",
     "Refusal",
     "Report",
     "Row",
     "Rule",
     "Sizes",
+    "Statistics",
+    "Thin",
     "UsageError",
     "Verification",
     "VerifyError",
     "Weight",
     "apply",
+    "calibrate",
     "find_weights",
     "from_scipy",
     "load",
@@ -58,6 +74,7 @@ __all__ = [
     "prune",
     "read_certificate",
     "read_feeds",
+    "refit",
     "save",
     "to_scipy",
     "unpack",

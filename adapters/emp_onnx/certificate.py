@@ -99,6 +99,11 @@ def certify(plan: Plan, left: Mapping[str, str], /) -> str:
     return f'{text[:-1]},"sha256":"{hashlib.sha256(text.encode()).hexdigest()}"}}'
 
 
+def is_refitted(model: Model, /) -> bool:
+    """Whether the model carries the certificate of a refit, which is another one (see `refit.certificate`)."""
+    return '"format":"effective_pruning.refit"' in model.metadata.get(KEY, "")
+
+
 def read_certificate(model: Model, /) -> Certificate:
     """The certificate of a pruned model.
 

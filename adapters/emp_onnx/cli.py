@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from emp_core import EmpError, __version__
 from emp_onnx._files import same_file, write_whole
@@ -24,6 +24,10 @@ from emp_onnx.progress import Meter
 from emp_onnx.prune import nothing_to_prune, prune
 from emp_onnx.report import Style, packing_text, plan_text, report_text, uses_text, verification_text
 from emp_onnx.verify import verify
+
+if TYPE_CHECKING:
+    from emp_onnx.budget.search import Budget
+    from emp_onnx.refit.fitting import Fitting
 
 __all__ = ["main"]
 
@@ -47,7 +51,14 @@ _OPTIONS = {
     "target",
     "form",
     "compact_indices",
+    "allocate",
+    "criterion",
+    "metric",
 }
+
+
+# options of prune that ask for a refit
+REFIT = ("allocate", "criterion", "target_sparsity", "max_drop", "max_error", "target_size", "metric")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted; no half-written file is left behind")
         return 130
     except OnnxError as error:
+        if shown := getattr(error, "shown", ""):
+            print(shown, file=sys.stderr, end="")
         _complain(_in_options(str(error)))
         return error.exit_code
     except EmpError as error:
@@ -117,6 +130,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
+    if options.refit or any(getattr(options, name) is not None for name in REFIT):
+        return _refit(options)
     given: dict[str, Any] = {}
     if options.plan is not None:
         for name in ("beta", "order", "sparsity", "scope", "include", "exclude", "min_size", "embeddings"):
@@ -185,6 +200,143 @@ def _shown(options: argparse.Namespace, done: Packing) -> int:
     return 0
 
 
+def _refit(options: argparse.Namespace) -> int:
+    from emp_onnx.refit.prune import refit
+    from emp_onnx.refit.text import refit_text
+
+    for name in ("plan", "order", "scope", "pack"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} must come without a refit, which settles that itself")
+    _check_out(options)
+    if options.sparsity is not None and options.target_sparsity is not None:
+        raise UsageError("--sparsity must come without --target-sparsity, which means the same here; got both")
+    sparsity = options.sparsity if options.target_sparsity is None else options.target_sparsity
+    amount: dict[str, Any] = {
+        "beta": _number("--beta", options.beta, "> 0", lambda x: 0 < x < float("inf")),
+        "sparsity": _number("--target-sparsity", sparsity, "≥ 0 and < 1", lambda x: 0 <= x < 1),
+        "budget": _budget(options),
+    }
+    if sum(x is not None for x in amount.values()) > 1:
+        raise UsageError("--beta, --sparsity and a budget must come one at a time, got more than one of them")
+    model = load(options.model)
+    with _metered(options) as meter:
+        report = refit(
+            model, options.out, feeds=options.feeds, allocate=options.allocate or "error",
+            criterion=options.criterion or "obs", seed=_seed(options), in_place=options.in_place, watch=meter,
+            **amount, **_choice(options),
+        )  # fmt: skip
+    if report.how["random_feeds"]:
+        _complain("no feeds were given: the refit saw seeded random numbers, not data; give --feeds")
+    if options.json:
+        _print_json(report.to_dict())
+    elif not options.quiet:
+        print(refit_text(report, Style.of(sys.stdout)))
+    return 0
+
+
+def _budget(options: argparse.Namespace) -> Budget | None:
+    from emp_onnx.budget.metric import read_metric
+    from emp_onnx.budget.search import Budget
+
+    drop, error = _share("--max-drop", options.max_drop), _share("--max-error", options.max_error)
+    size = _bytes("--target-size", options.target_size)
+    if drop is None and error is None and size is None:
+        if options.metric is None:
+            return None
+        drop = 0.01
+    if options.metric is not None and drop is None:
+        raise UsageError("--metric must come with --max-drop, or alone, got another budget with it")
+    if sum(x is not None for x in (drop, error, size)) > 1:
+        raise UsageError("--max-drop, --max-error and --target-size must come one at a time, got more than one of them")
+    return Budget(drop, error, size, read_metric(options.metric) if options.metric is not None else None)
+
+
+def _choice(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "include": options.include, "exclude": options.exclude, "embeddings": options.embeddings,
+        "min_size": _whole("--min-size", options.min_size, 0, 1), "threads": _threads(options),
+    }  # fmt: skip
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from emp_onnx.calibration.statistics import Statistics, calibrate
+    from emp_onnx.refit.text import statistics_text
+
+    model = load(options.model)
+    _not_the_model(options.output, model, "-o")
+    before = [Statistics.load(path) for path in options.merge]
+    with _metered(options) as meter:
+        found = calibrate(
+            model, options.feeds, second=not options.norms, include=options.include, exclude=options.exclude,
+            seed=_seed(options), threads=_threads(options), watch=meter,
+        )  # fmt: skip
+    for other in before:
+        found = other.merge(found)
+    found.save(options.output)
+    if found.random:
+        _complain("no feeds were given: these are statistics of seeded random numbers, not of data; give --feeds")
+    if not options.quiet:
+        print(statistics_text(found, Style.of(sys.stdout)))
+        print(f"Wrote {quote(options.output)}: {len(found.inputs)} maps, {found.feeds} feeds.")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from emp_onnx.budget.metric import read_metric
+    from emp_onnx.budget.sweep import CURVE, sweep, to_csv, to_json, to_png
+    from emp_onnx.refit.text import curve_text
+
+    score = read_metric(options.metric) if options.metric is not None else None
+    at: tuple[float, ...] = CURVE
+    if options.at is not None:
+        at = tuple(_number("--at", text, "≥ 0 and < 1", lambda x: 0 <= x < 1) or 0.0 for text in options.at.split(","))
+    model = load(options.model)
+    writers = {".csv": lambda p: to_csv(p).encode(), ".json": lambda p: to_json(p).encode(), ".png": to_png}
+    for path in options.output:
+        if Path(path).suffix not in writers:
+            raise UsageError(f"-o must end in .csv, .json or .png, got {quote(path)}")
+        _not_the_model(path, model, "-o")
+    with _metered(options) as meter:
+        points = sweep(
+            _fitting(options, model, meter), at, how=options.allocate or "error", criterion=options.criterion or "obs",
+            score=score,
+        )  # fmt: skip
+    for path in options.output:
+        write_whole(path, writers[Path(path).suffix](points), "-o")
+    if options.json:
+        sys.stdout.write(to_json(points))
+    elif not options.quiet:
+        print(curve_text(points, Style.of(sys.stdout)))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from emp_onnx.budget.compare import compare_rules
+    from emp_onnx.budget.metric import read_metric
+    from emp_onnx.refit.text import comparison_text
+
+    score = read_metric(options.metric) if options.metric is not None else None
+    sparsity = _number("--sparsity", options.sparsity, "≥ 0 and < 1", lambda x: 0 <= x < 1)
+    model = load(options.model)
+    with _metered(options) as meter:
+        fitting = _fitting(options, model, meter)
+        rows = list(compare_rules(fitting, fitting.count(sparsity=sparsity), score=score))
+    if options.json:
+        _print_json({"rules": [{"rule": name, **point.to_dict()} for name, point in rows]})
+    elif not options.quiet:
+        print(comparison_text(rows, Style.of(sys.stdout)))
+    return 0
+
+
+def _fitting(options: argparse.Namespace, model: Model, meter: Meter) -> Fitting:
+    from emp_onnx.refit.fitting import Fitting
+
+    made = Fitting(model, options.feeds, seed=_seed(options), held=0.25, watch=meter, **_choice(options))
+    if made.random:
+        _complain("no feeds were given: this is measured on seeded random numbers, not on data; give --feeds")
+    return made
+
+
 def _verify(options: argparse.Namespace) -> int:
     if options.feeds is not None and options.original is None:
         raise UsageError("--feeds must come with ORIGINAL to compare with, got none")
@@ -212,7 +364,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _parser() -> _Parser:
     top = _Parser(
-        prog="emp", epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        prog="emp", epilog=CODES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Effective Model Pruning of ONNX files: read from the weights how many matter, keep those.",
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"emp {__version__}")
@@ -243,7 +396,44 @@ def _parser() -> _Parser:
     one.add_argument("--pack", choices=FORMS, help="also store the result in the smallest forms, as `emp pack` does")
     _target_option(one)
     _rule_options(one)
+    _refit_options(one)
     _feed_options(one)
+    _common_options(one, verbose=True)
+
+    one = command("calibrate", _calibrate, "run a model on feeds and save what goes into its weights")
+    one.add_argument("model", metavar="IN.onnx", help="the model")
+    one.add_argument("-o", "--output", metavar="STATS.npz", required=True, help="where the statistics go")
+    one.add_argument(
+        "--merge", metavar="STATS.npz", action="append", default=[], help="add these, saved before, to them"
+    )
+    one.add_argument("--norms", action="store_true", help="only norms, no second moments: smaller, for Wanda")
+    _feed_options(one)
+    _choice_options(one)
+    _common_options(one, verbose=True)
+
+    one = command("sweep", _sweep, "prune with refit at many amounts, and show what is left of the model at each")
+    one.add_argument("model", metavar="IN.onnx", help="the model")
+    one.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="save as .csv, .json or .png; may be repeated",
+    )
+    one.add_argument("--at", metavar="S,S,…", help="sparsities (default: 0.1,0.2,…,0.9)")
+    one.add_argument("--metric", metavar="SCRIPT.py:FUNCTION", help="also your own score, from the path of a model")
+    _spread_options(one)
+    _feed_options(one)
+    _choice_options(one)
+    _common_options(one, verbose=True)
+
+    one = command("compare", _compare, "prune by every rule to the same sparsity, and show what is left of the model")
+    one.add_argument("model", metavar="IN.onnx", help="the model")
+    one.add_argument("--sparsity", metavar="S", help="of all weights together (default: what β = 1 gives)")
+    one.add_argument("--metric", metavar="SCRIPT.py:FUNCTION", help="also your own score, from the path of a model")
+    _feed_options(one)
+    _choice_options(one)
     _common_options(one, verbose=True)
 
     one = command("verify", _verify, "check a pruned model by its certificate and, if given, against the original")
@@ -302,6 +492,36 @@ def _rule_options(parser: argparse.ArgumentParser) -> None:
         "--scope", choices=SCOPES,
         help="which weights compete: those of one tensor (default), of one row (output or gate unit), of the model",
     )  # fmt: skip
+    _choice_options(parser)
+
+
+def _refit_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("refit in closed form, on the feeds of --feeds (any of these asks for it)")
+    group.add_argument("--refit", action="store_true", help="solve the kept weights and the biases again")
+    _spread_options(parser, group)
+    group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
+    group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")
+    group.add_argument(
+        "--max-error", metavar="E", help="the most sparsity at which the outputs' relative error is at most E"
+    )
+    group.add_argument("--target-size", metavar="N", help="the least sparsity at which the file gzips to N bytes (4MB)")
+    group.add_argument(
+        "--metric", metavar="SCRIPT.py:FUNCTION",
+        help="with --max-drop: your own score, from the path of a model to a number, instead of the agreement",
+    )  # fmt: skip
+
+
+def _spread_options(parser: argparse.ArgumentParser, group: Any = None) -> None:
+    from emp_onnx.words import ALLOCATIONS, CRITERIA
+
+    group = group or parser.add_argument_group("refit")
+    group.add_argument(
+        "--allocate", choices=ALLOCATIONS, help="how the amount is spread over the layers (default: error, as measured)"
+    )
+    group.add_argument("--criterion", choices=CRITERIA, help="which weights stay within a layer (default: obs)")
+
+
+def _choice_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which weights (names of initializers, or of the nodes that use them)")
     group.add_argument("--include", metavar="GLOB", action="append", default=[], help="only these; may be repeated")
     group.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these; may be repeated")
@@ -390,6 +610,25 @@ def _number(option: str, text: str | None, allowed: str, holds: Any) -> float | 
     if not holds(value):
         raise UsageError(f"{option} must be {allowed}, got {value}")
     return value
+
+
+def _share(option: str, text: str | None) -> float | None:
+    """A share: 0.01 or 1%."""
+    if text is None:
+        return None
+    percent = text.endswith("%")
+    value = _number(option, text[:-1] if percent else text, "≥ 0, as 0.01 or 1%", lambda x: 0 <= x < float("inf"))
+    return value / 100 if percent and value is not None else value
+
+
+def _bytes(option: str, text: str | None) -> int | None:
+    """A size: 4000000, 4MB, 4MiB."""
+    if text is None:
+        return None
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
+    unit = next((u for u in sorted(units, key=len, reverse=True) if text.upper().endswith(u)), "")
+    value = _number(option, text[: len(text) - len(unit)], "> 0, as 4000000 or 4MB", lambda x: 0 < x < float("inf"))
+    return None if value is None else int(value * units.get(unit, 1))
 
 
 def _whole(option: str, text: str | None, least: int, default: Any) -> Any:

@@ -15,6 +15,7 @@ from emp_onnx.certificate import (
     Certificate,
     bounded,
     contradictions,
+    is_refitted,
     miscounted,
     read_certificate,
     wrong_bounds,
@@ -32,7 +33,7 @@ from emp_onnx.rest import same_outside
 from emp_onnx.runtime import Behaviour, NotRunError, compare
 from emp_onnx.weights import Weight, find_weights
 
-__all__ = ["Check", "Verification", "alone", "verify", "verify_written", "weight_of", "worth_running"]
+__all__ = ["Check", "Verification", "alone", "run_both", "verify", "verify_written", "weight_of", "worth_running"]
 
 NEAR = 1e-6
 EQUAL = "kept weights are bit-equal, removed ones zero"
@@ -109,6 +110,13 @@ def verify(
     with Isolated(threads=threads) as process:
         if source is not None and worth_running(source, feeds):
             process.start()
+        if is_refitted(model):
+            from emp_onnx.refit.certificate import refit_checks
+
+            checks = list(refit_checks(model, source))
+            if source is None:
+                return Verification(tuple(checks), None, "there is no original to compare with")
+            return run_both(model, source, checks, process, feeds=feeds, seed=seed, threads=threads)
         first, certificate = alone(model)
         checks = list(first)
         if source is None or certificate is None:
@@ -122,7 +130,7 @@ def verify(
         if kept is not None:
             checks.append(_check(EQUAL, _bits(model, source, kept)))
             checks.append(_check("nothing else differs", _rest(model, source, frozenset(kept))))
-        return _run(model, source, checks, process, feeds=feeds, seed=seed, threads=threads)
+        return run_both(model, source, checks, process, feeds=feeds, seed=seed, threads=threads)
 
 
 def verify_written(
@@ -170,10 +178,10 @@ def verify_written(
     if certificate.rule.scope == "model":
         checks.append(_check("the common pool's figures are as certified", _pool(certificate)))
     done = [*checks, _check(EQUAL, differing), rest]
-    return _run(pruned, original, done, process, feeds=feeds, seed=seed, threads=threads)
+    return run_both(pruned, original, done, process, feeds=feeds, seed=seed, threads=threads)
 
 
-def _run(
+def run_both(
     pruned: Model,
     original: Model,
     done: list[Check],

@@ -35,3 +35,27 @@ def test_wrong_arguments():
         criteria.wanda(np.ones((3, 2)), np.ones(3), axis=2)
     with pytest.raises(ArgumentError, match="weights must be an array of real numbers"):
         criteria.magnitude([1j])
+
+
+def test_obs_is_what_removing_one_weight_costs():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, 5))
+    h, w = x.T @ x, rng.standard_normal((3, 5))
+    scores = criteria.obs(w, np.diag(np.linalg.inv(h)))
+    for o in range(3):
+        for j in range(5):
+            rest = [i for i in range(5) if i != j]
+            best = np.linalg.solve(h[np.ix_(rest, rest)], h[rest] @ w[o])
+            gap = w[o].copy()
+            gap[rest] -= best
+            assert scores[o, j] == pytest.approx(gap @ h @ gap)
+
+
+def test_output_error_and_taylor():
+    assert np.array_equal(criteria.output_error([1.0, 2.0], 4.0), [0.25, 0.5])
+    assert np.array_equal(criteria.output_error([1.0, 2.0], 0.0), [0.0, 0.0])
+    assert np.array_equal(criteria.taylor([1.0, -2.0], [3.0, 1.0]), [9.0, 4.0])
+    with pytest.raises(ArgumentError, match="energy must be ≥ 0"):
+        criteria.output_error([1.0], -1.0)
+    with pytest.raises(ArgumentError, match="inverse must be 1-D with 2 entries"):
+        criteria.obs(np.ones((3, 2)), np.ones(3))

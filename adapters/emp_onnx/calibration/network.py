@@ -1,0 +1,208 @@
+"""A model made ready for calibration: its program, its linear maps, its levels, and how to run it with other
+weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.program import Step, flatten
+from emp_onnx.calibration.recurrent import HIDDEN
+from emp_onnx.calibration.runner import Runner, chunks, holds, open_session
+from emp_onnx.calibration.sites import Problem, Site, find_sites
+from emp_onnx.errors import ModelError
+from emp_onnx.feeds import Feed
+from emp_onnx.graph import Graph
+from emp_onnx.layout import SLOTS
+from emp_onnx.model_io import Model
+from emp_onnx.weights import Weight
+
+__all__ = ["Network"]
+
+Array = NDArray[Any]
+Float = NDArray[np.float64]
+SAMPLES, PER_INPUT = 16_000, 12  # samples of a linear map that are enough, and how many more for each of its inputs
+CACHE = 1 << 28  # bytes of constants kept in memory
+
+
+class Network:
+    """A model, its weights, and the places where these act linearly.
+
+    Attributes:
+        sites: in order of their levels; `why` says of the other weights why they have none.
+        feeds: the calibration feeds.
+        levels: the highest level.
+    """
+
+    def __init__(
+        self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None
+    ) -> None:
+        self.model, self.weights, self.feeds, self.threads = model, tuple(weights), list(feeds), threads
+        self.program = flatten(model, _opens)
+        found, self.why = find_sites(self.program, model, weights)
+        mine = {id(site.step) for site in found}
+        self.levels = self.program.rank(lambda step: id(step) in mine)
+        self.sites = sorted(found, key=lambda site: site.step.level)
+        self.cut = chunks(self.program, self.levels)
+        for site in self.sites:
+            site.skip = self._skip(site)
+        self._cache: dict[str, Array] = {}
+        self._held = 0
+
+    def value(self, key: str, changed: Mapping[str, Array] | None = None, /) -> Array:
+        """A tensor, as stored or as changed."""
+        if changed is not None and key in changed:
+            return changed[key]
+        if key in self._cache:
+            return self._cache[key]
+        found = self.model.values(key)
+        if self._held + found.nbytes <= CACHE:
+            self._held += found.nbytes
+            self._cache[key] = found
+        return found
+
+    def matrix(self, problem: Problem, changed: Mapping[str, Array] | None = None, /) -> Float:
+        """The weights of a problem, (groups, out, d)."""
+        parts = [self.value(key, changed).reshape(-1)[index] for key, index in problem.parts]
+        return np.concatenate(parts, -1).astype(np.float64)
+
+    def runner(self, changed: Mapping[str, Array] | None = None, feeds: Sequence[Feed] | None = None) -> Runner:
+        """The network with some tensors changed, at its start; it sees later changes of `changed` too."""
+        made = Runner(self.program, self.cut, lambda key: self.value(key, changed), threads=self.threads)
+        made.start(self.feeds if feeds is None else feeds)
+        return made
+
+    @property
+    def wanted(self) -> set[str]:
+        """Values that the rows of some site are made from."""
+        return {name for site in self.sites for name in (*site.reads, site.skip) if name}
+
+    def at(self, level: int, /) -> list[Site]:
+        """The sites of one level."""
+        return [site for site in self.sites if site.step.level == level]
+
+    def limit(self, problem: Problem) -> int:
+        """Samples taken of each feed."""
+        return max(8, (PER_INPUT * problem.shape[2] + SAMPLES) // max(len(self.feeds), 1))
+
+    def moments(
+        self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,
+        part: Callable[[int], int] = lambda feed: 0, parts: int = 1,
+    ) -> list[list[Moments]]:  # fmt: skip
+        """For each problem the moments of its inputs and of what should come out, over each part of the feeds.
+
+        Inputs are those of `thin`, the pruned network with `changed` tensors, if given; what should come out is what
+        the dense weights make of the dense inputs, and what is missing on the way past the site.
+
+        Raises:
+            ModelError: NaN or infinities, with the node's name.
+        """
+        weights = [self.matrix(problem) for problem in site.problems]
+        found = [[Moments.empty(*problem.shape) for _ in range(parts)] for problem in site.problems]
+        before = self._getter(site, dense, None)
+        after = before if thin is None else self._getter(site, thin, changed)
+        for i in range(dense.feeds):
+            one, two = before(i), after(i)
+            ways = (dense,) if thin is None else (dense, thin)
+            reached = all(holds(run.values.get(name, i), wanted) for run in ways for name, wanted in site.step.guard)
+            if not reached or any(get(name) is None for get in (one, two) for name in site.reads[:1]):
+                continue
+            for problem, w, sums in zip(site.problems, weights, found, strict=True):
+                limit = self.limit(problem)
+                want = problem.rows(one, i, limit)
+                have = want if thin is None else problem.rows(two, i, limit)
+                if have.shape != want.shape:
+                    continue
+                with np.errstate(all="ignore"):
+                    y = want.astype(np.float64) @ w.swapaxes(1, 2)
+                    if site.skip and thin is not None and problem.outs is not None:
+                        y += self._missing(site, problem, dense, thin, i, limit)
+                    good = bool(np.isfinite(have).all()) and bool(np.isfinite(y).all())
+                if not good:
+                    raise ModelError(
+                        f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {i}"
+                    )
+                sums[part(i)].add(have, y)
+        return found
+
+    def _missing(self, site: Site, problem: Problem, dense: Runner, thin: Runner, feed: int, limit: int) -> Any:
+        one, two = dense.values.get(site.skip, feed), thin.values.get(site.skip, feed)
+        if one is None or two is None or one.shape != two.shape or problem.outs is None:
+            return 0.0
+        return problem.outs(one.astype(np.float64) - two, feed, limit)
+
+    def _getter(self, site: Site, run: Runner, changed: Mapping[str, Array] | None) -> Callable[[int], Any]:
+        """Values of one feed, the hidden states of a cell among them: these are made by running it."""
+        session: Any = None
+
+        def at(feed: int) -> Callable[[str], Array | None]:
+            seen: dict[str, Array] = {}
+
+            def get(name: str) -> Array | None:
+                nonlocal session
+                if not name.startswith(HIDDEN):
+                    return run.values.get(name, feed)
+                if name not in seen:
+                    reads = {n: run.values.get(n, feed) for n in site.step.inputs if n and n not in self.program.fixed}
+                    given = {n: v for n, v in reads.items() if v is not None}
+                    if session is None:
+                        session = self._cell(site.step, name, given, changed)
+                    seen[name] = session.run([name], given)[0]
+                return seen[name]
+
+            return get
+
+        return at
+
+    def _cell(self, step: Step, name: str, reads: Mapping[str, Array], changed: Mapping[str, Array] | None) -> Any:
+        proto = type(step.proto)()
+        proto.CopyFrom(step.proto)
+        del proto.output[:]
+        proto.output.append(name)
+        alone = Step(proto, step.node, step.inputs, (name,))
+        return open_session(self.program, [alone], reads, [name], lambda key: self.value(key, changed), self.threads)
+
+    def _skip(self, site: Site) -> str:
+        """What an Add behind a site adds to its output: the way past it, which may carry errors already."""
+        name = site.step.outputs[0] if site.step.outputs else ""
+        for _ in range(3):
+            users = self.program.readers.get(name, [])
+            if len(users) != 1 or name in self.program.outputs:
+                return ""
+            step, slot = users[0]
+            if step.node.op != "Add" or step.node.domain or len(step.inputs) != 2:
+                return ""
+            other = step.inputs[1 - slot]
+            if other not in self.program.fixed:
+                level = max((s.level for s in self.program.makers.get(other, ())), default=0)
+                return other if level < site.step.level else ""
+            name = step.outputs[0]
+        return ""
+
+    def changed_by(
+        self, problem: Problem, weights: Float, shift: Float | None, changed: Mapping[str, Array], /
+    ) -> Iterator[tuple[str, Array]]:
+        """The tensors with other weights in them, and the bias moved by `shift` from what it was."""
+        start = 0
+        for key, index in problem.parts:
+            stop = start + index.shape[2]
+            new = self.value(key, changed).reshape(-1).copy()
+            new[index.reshape(-1)] = weights[..., start:stop].reshape(-1).astype(new.dtype)
+            yield key, new.reshape(self.model.tensors[key].shape)
+            start = stop
+        bias = problem.bias
+        if bias is not None and shift is not None:
+            old = self.value(bias.key)
+            new = self.value(bias.key, changed).reshape(-1).copy()
+            moved = old.reshape(-1)[bias.index].astype(np.float64) + bias.sign * shift
+            new[bias.index.reshape(-1)] = moved.reshape(-1).astype(new.dtype)
+            yield bias.key, new.reshape(old.shape)
+
+
+def _opens(body: Graph) -> bool:
+    """Whether a branch of If holds anything that can be refitted."""
+    return any((node.domain, node.op) in SLOTS or any(_opens(inner) for inner in node.bodies) for node in body.nodes)

@@ -1,0 +1,145 @@
+"""What a model finally says, as numbers that can be compared: the last floats on the way to its outputs.
+
+An output that is a whole number (a class, a token) says nothing of how near it came to change; so from there the way is
+followed back to the floats that decided it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.runner import Runner, chunks
+from emp_onnx.errors import ModelError
+from emp_onnx.feeds import Feed
+from emp_onnx.weights import Weight
+
+__all__ = ["Answers", "distance", "top1"]
+
+Array = NDArray[Any]
+LARGE = 1 << 28  # bytes of weights beyond which a network is run level by level
+
+
+class Answers:
+    """Runs a network and gives the floats behind its outputs, feed by feed.
+
+    Attributes:
+        names: of these values.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        program = network.program
+        levels = {id(step): step.level for step in program.steps}
+        try:
+            program.rank(lambda step: False)
+            everything = [name for step in program.steps for name in step.outputs if name and name not in program.fixed]
+            probe = Runner(program, chunks(program, 0, everything), network.value, threads=network.threads)
+            probe.start(network.feeds[:1])
+            probe.level(0, everything)
+            self.names = self._floats(probe)
+            self.cut = chunks(program, 0, self.names)
+            del probe
+        finally:
+            for step in program.steps:
+                step.level = levels[id(step)]
+        if sum(4 * weight for weight in map(_size, network.weights)) > LARGE:  # level by level, not as one session
+            self.cut = chunks(program, network.levels, self.names)
+        if not self.names:
+            raise ModelError(f"model must have outputs that follow from floats, got none in {network.model.origin}")
+
+    def _floats(self, probe: Runner) -> list[str]:
+        program, found = self.network.program, dict[str, None]()
+        todo, seen = list(program.outputs), set[str]()
+        while todo:
+            name = todo.pop(0)
+            if name in seen or name in program.fixed or name in program.inputs:
+                continue
+            seen.add(name)
+            value = probe.values.get(name, 0)
+            if value is not None and value.dtype.kind == "f":
+                found[name] = None
+            else:
+                todo += [n for step in program.makers.get(name, ()) for n in step.reads]
+        return list(found)
+
+    def __call__(self, changed: Mapping[str, Array] | None, feeds: Sequence[Feed]) -> list[list[Array]]:
+        """For each feed the values, with some tensors changed."""
+        network = self.network
+        run = Runner(network.program, self.cut, lambda key: network.value(key, changed), threads=network.threads)
+        run.start(feeds)
+        for level in range(len(self.cut)):
+            run.level(level, self.names)
+        return [[self._one(run, name, i) for name in self.names] for i in range(len(feeds))]
+
+    @staticmethod
+    def _one(run: Runner, name: str, feed: int) -> Array:
+        value = run.values.get(name, feed)
+        return np.zeros(0) if value is None else np.asarray(value)
+
+
+def distance(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float:
+    """How far answers are apart: the sum over outputs of squared differences, each by the output's own variance.
+
+    Of class scores the Hellinger distance of the probabilities is taken, which weighs a change by what it does to the
+    choice.
+    """
+    total = 0.0
+    for a, b in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
+        moved = size = mean = 0.0
+        count = 0
+        for x, y in zip(a, b, strict=True):
+            if x.shape != y.shape:
+                return float("inf")
+            p, q = _comparable(x), _comparable(y)
+            moved += float(((p - q) ** 2).sum())
+            size += float((p * p).sum())
+            mean += float(p.sum())
+            count += p.size
+        spread = size - mean * mean / max(count, 1)
+        total += moved / spread if spread > 0 else (0.0 if moved == 0 else float("inf"))
+    return total
+
+
+def top1(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float | None:
+    """The share of rows of class scores whose largest entry is the same; None where no output is one of those."""
+    same = rows = 0
+    for a, b in zip(one, other, strict=True):
+        for x, y in zip(a, b, strict=True):
+            p, q = classes(x), classes(y)
+            if p is not None:
+                rows += len(p)
+                if q is not None and p.shape == q.shape:
+                    same += int((p.argmax(1) == q.argmax(1)).sum())
+    return same / rows if rows else None
+
+
+def _size(weight: Weight) -> int:
+    return math.prod(weight.shape)
+
+
+def classes(value: Array) -> Array | None:
+    """Class scores as (rows, classes): the last axis longer than 1, where two or more axes are left."""
+    shape = [size for i, size in enumerate(value.shape) if i < 1 or size != 1]
+    if value.dtype.kind != "f" or len(shape) < 2 or shape[-1] < 2 or not value.size:
+        return None
+    return value.reshape(-1, shape[-1])
+
+
+def _comparable(value: Array) -> Array:
+    x = value.astype(np.float64)
+    rows = classes(value)
+    if rows is None:
+        return x.reshape(-1)
+    rows = rows.astype(np.float64)
+    with np.errstate(all="ignore"):
+        if (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3):
+            return np.sqrt(rows)
+        odds = np.exp(rows - rows.max(1, keepdims=True))
+        found: Array = np.sqrt(odds / odds.sum(1, keepdims=True))
+        return found

@@ -1,0 +1,82 @@
+"""The rows that a convolution multiplies with its kernel: one per output position, without making all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Window", "positions", "stuffed", "unroll"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a kernel moves over its input; one entry per spatial axis (`pads`: before and after)."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+
+    def sizes(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The output's spatial sizes."""
+        found = []
+        for size, k, s, d, (before, after) in zip(
+            spatial, self.kernel, self.strides, self.dilations, self.pads, strict=True
+        ):
+            found.append(max(0, (size + before + after - d * (k - 1) - 1) // s + 1))
+        return tuple(found)
+
+
+def positions(count: int, limit: int, seed: int) -> NDArray[np.intp] | None:
+    """At most `limit` of `count` positions, spread at random and in order; None for all of them."""
+    if count <= limit:
+        return None
+    rng = np.random.default_rng((seed, count, limit))
+    return np.sort(rng.choice(count, limit, replace=False))
+
+
+def unroll(x: Array, window: Window, groups: int, some: NDArray[np.intp] | None) -> Array:
+    """The rows at some output positions.
+
+    Args:
+        x: (batch, channels, …).
+        window: the kernel's way.
+        groups: of channels.
+        some: flat positions in (batch, …output sizes), or None for all.
+
+    Returns:
+        (groups, positions, channels / groups · kernel), in the order in which a kernel (channels, …) lies.
+    """
+    batch, channels = x.shape[:2]
+    out = window.sizes(x.shape[2:])
+    if any(b or a for b, a in window.pads):
+        x = np.pad(x, ((0, 0), (0, 0), *window.pads))
+    many = batch * math.prod(out) if some is None else some.size
+    taps = math.prod(window.kernel)
+    rows = np.empty((channels, taps, many), x.dtype)
+    for tap, offset in enumerate(np.ndindex(*window.kernel)):
+        cut = tuple(
+            slice(o * d, o * d + (n - 1) * s + 1, s) if n else slice(0, 0)
+            for o, d, s, n in zip(offset, window.dilations, window.strides, out, strict=True)
+        )
+        seen = np.moveaxis(x[(slice(None), slice(None), *cut)], 1, 0).reshape(channels, -1)
+        rows[:, tap] = seen if some is None else seen[:, some]
+    rows = rows.reshape(groups, channels // groups * taps, many)
+    return rows.transpose(0, 2, 1)
+
+
+def stuffed(x: Array, strides: Sequence[int]) -> Array:
+    """The input of a transposed convolution with zeros between its numbers, so that a plain one can follow."""
+    if all(s == 1 for s in strides):
+        return x
+    sizes = [(n - 1) * s + 1 if n else 0 for n, s in zip(x.shape[2:], strides, strict=True)]
+    out = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    out[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
+    return out

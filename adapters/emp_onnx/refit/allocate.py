@@ -1,0 +1,141 @@
+"""The same total, spread over the layers in other ways: which layer keeps how many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_core import effective_size
+from emp_onnx.errors import UsageError, quote
+from emp_onnx.refit.curves import Curve
+
+__all__ = ["ALLOCATIONS", "allocate", "spread"]
+
+Float = NDArray[np.float64]
+Matrix = Callable[[Curve], Float]
+
+
+def allocate(how: str, curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
+    """How many weights each layer keeps, `total` together (or all of them, or one each, where that is not possible).
+
+    Args:
+        how: a key of `ALLOCATIONS`.
+        curves: one per layer.
+        total: to be kept.
+        matrix: gives a layer's weights.
+    """
+    if how not in ALLOCATIONS:
+        raise UsageError(f"allocate must be one of {', '.join(ALLOCATIONS)}, got {quote(how)}")
+    total = min(max(total, len(curves)), sum(curve.size for curve in curves))
+    return ALLOCATIONS[how](curves, total, matrix)
+
+
+def spread(shares: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
+    """Whole numbers in proportion to `shares`, each from 1 to its size, `total` together.
+
+    What would go beyond a size is spread over the others, in proportion.
+
+    >>> spread([1.0, 3.0], [10, 10], 8)
+    [2, 6]
+    >>> spread([1.0, 3.0], [10, 10], 18)
+    [8, 10]
+    """
+    share, size = np.asarray(shares, np.float64), np.asarray(sizes, np.int64)
+    full = np.zeros(len(size), bool)
+    want = np.zeros(len(size))
+    for _ in range(len(size) + 1):
+        left = total - size[full].sum()
+        open_ = share[~full].sum()
+        want = np.where(full, size, share * (left / open_ if open_ > 0 else 0))
+        over = ~full & (want >= size)
+        if not over.any():
+            break
+        full |= over
+    out = np.clip(np.floor(want + 1e-9).astype(np.int64), 1, size)
+    order = np.argsort(-(want - out), kind="stable")
+    for i in (*order, *order):
+        gap = total - int(out.sum())
+        if gap > 0 and out[i] < size[i]:
+            out[i] += min(gap, 1 if i in order[: len(order)] else gap, int(size[i] - out[i]))
+        elif gap < 0 and out[i] > 1:
+            out[i] -= min(-gap, int(out[i]) - 1)
+    for i in order:  # whatever is left, to whoever has room
+        out[i] += min(max(total - int(out.sum()), 0), int(size[i] - out[i]))
+    return [int(k) for k in out]
+
+
+def _uniform(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
+    return spread([float(c.size) for c in curves], [c.size for c in curves], total)
+
+
+def _emp(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
+    """In proportion to the effective size of each layer's weights."""
+    return spread([float(effective_size(matrix(c))) for c in curves], [c.size for c in curves], total)
+
+
+def _erk(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
+    """In proportion to the sum of its dimensions (Erdős–Rényi kernels: Evci et al., arXiv 1911.11134)."""
+    return spread([float(sum(c.problem.shape)) for c in curves], [c.size for c in curves], total)
+
+
+def _lamp(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
+    """As the `total` largest of all scores fall, w² over the sum of the squares not below it (LAMP: arXiv
+    2010.07611)."""
+    scores, owner = [], []
+    for i, curve in enumerate(curves):
+        squares = np.sort(np.square(matrix(curve)).reshape(-1))
+        rest = np.cumsum(squares[::-1])[::-1]
+        scores.append(np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0))
+        owner.append(np.full(squares.size, i))
+    top = np.argsort(-np.concatenate(scores), kind="stable")[:total]
+    counts = np.bincount(np.concatenate(owner)[top], minlength=len(curves))
+    return spread(counts.astype(float).tolist(), [c.size for c in curves], total)
+
+
+def _owl(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
+    """Density moved by up to 0.08 either way, more where more scores are outliers (OWL: arXiv 2310.05175)."""
+    base = total / sum(c.size for c in curves)
+    share = np.array([c.outliers for c in curves])
+    away = share - np.average(share, weights=[c.size for c in curves])
+    peak = np.abs(away).max(initial=0.0)
+    density = np.clip(base + (0.08 * away / peak if peak > 0 else 0), 1e-3, 1)
+    return spread([d * c.size for d, c in zip(density, curves, strict=True)], [c.size for c in curves], total)
+
+
+def _error(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
+    """Where it costs the answers least: every layer's last weight costs the same (up to the steps of the curves)."""
+    pieces = []
+    for i, curve in enumerate(curves):
+        for (k, e), (k2, e2) in _hull(curve):
+            pieces.append(((e2 - e) * curve.price / (k - k2), i, k - k2))
+    keep = [c.size for c in curves]
+    surplus = sum(keep) - total
+    for _, i, count in sorted(pieces):
+        take = min(count, surplus)
+        keep[i] -= take
+        surplus -= take
+    # beyond the ends of the curves, evenly
+    if surplus > 0:
+        keep = spread([float(k) for k in keep], [c.size for c in curves], total)
+    return keep
+
+
+def _hull(curve: Curve) -> list[tuple[tuple[int, float], tuple[int, float]]]:
+    """The lower convex hull of a curve, as pieces from dense downwards."""
+    hull: list[tuple[int, float]] = []
+    for point in zip(curve.counts, curve.errors, strict=True):
+        hull.append(point)
+        while len(hull) > 2:
+            (a, ea), (b, eb), (c, ec) = hull[-3:]
+            if (eb - ea) * (b - c) < (ec - eb) * (a - b):
+                break
+            del hull[-2]
+    return list(pairwise(hull))
+
+
+ALLOCATIONS: Mapping[str, Callable[[Sequence[Curve], int, Matrix], list[int]]] = {
+    "error": _error, "emp": _emp, "uniform": _uniform, "lamp": _lamp, "erk": _erk, "owl": _owl,
+}  # fmt: skip

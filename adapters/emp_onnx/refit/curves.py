@@ -1,0 +1,121 @@
+"""What each layer can bear, measured: its own error at every density, and what a unit of that error does to the
+answers.
+
+Weights are chosen and solved on one half of the feeds, the error is that on the other half: on few feeds a layer with
+many inputs fits anything, and looks as if it could lose everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.outputs import Answers, distance
+from emp_onnx.calibration.sites import Problem, Site
+from emp_onnx.feeds import Feed
+from emp_onnx.progress import Watch
+from emp_onnx.refit.solve import Quadratic, descend, effort
+
+__all__ = ["Curve", "curves", "quadratic"]
+
+Array = NDArray[Any]
+Float = NDArray[np.float64]
+DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01)
+PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
+RIDGES = (1e-3, 1e-2, 1e-1)
+LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One problem's curve.
+
+    Attributes:
+        counts: weights kept, from all of them down.
+        errors: of the layer's outputs on feeds not used to choose them, squared, per sample; 0 for the dense layer.
+        price: what one unit of that error costs at the answers.
+        ridge: the strength that did best.
+        samples: in the half that was fitted; 0 where no feed reaches the layer, and then nothing is known.
+        outliers: share of the scores |w|·‖x‖ above five times their mean.
+    """
+
+    site: Site
+    problem: Problem
+    counts: tuple[int, ...]
+    errors: tuple[float, ...]
+    price: float
+    ridge: float
+    samples: int
+    outliers: float
+
+    @property
+    def size(self) -> int:
+        """How many weights."""
+        return int(np.prod(self.problem.shape))
+
+
+def quadratic(network: Network, problem: Problem, sums: Moments, ridge: float) -> tuple[Quadratic, Float, Float]:
+    """The loss of a problem, and its moments: covariances where a bias takes up the means."""
+    xx, yx, yy = sums.centred() if problem.bias is not None else sums.raw()
+    return Quadratic.ridge(xx, yx, network.matrix(problem), ridge), xx, yy
+
+
+def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
+    """The curve of every problem, one level after the other, on the dense network."""
+    weights = sum(math.prod(weight.shape) for weight in network.weights)
+    looks = int(min(LOOKS, max(LEAST, WORK / max(weights, 1))))
+    probe = network.feeds[1::2][:looks] or network.feeds[:1]
+    dense_says = answers(None, probe)
+    dense = network.runner()
+    wanted = network.wanted
+    for level in range(network.levels + 1):
+        dense.level(level, wanted)
+        for site in network.at(level + 1):
+            found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2)
+            for problem, (fit, test) in zip(site.problems, found, strict=True):
+                if watch is not None:
+                    watch.add(problem.parts[0][1].size * 4)
+                if fit.count and not test.count:
+                    test = fit
+                yield _curve(network, answers, site, problem, fit, test, (probe, dense_says))
+
+
+def _curve(
+    network: Network, answers: Answers, site: Site, problem: Problem, fit: Moments, test: Moments,
+    dense: tuple[Sequence[Feed], list[list[Array]]],
+) -> Curve:  # fmt: skip
+    n = int(np.prod(problem.shape))
+    if not fit.count:
+        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[1], 0, 0.0)
+    w = network.matrix(problem)
+    seen = test.centred()[0] if problem.bias is not None else test.raw()[0]
+    real = Quadratic(seen, w)
+    ridge = min(RIDGES, key=lambda r: _trial(quadratic(network, problem, fit, r)[0], real, n))
+    loss, xx, _ = quadratic(network, problem, fit, ridge)
+    variance = float((test.centred() if problem.bias is not None else test.raw())[2].sum())
+    steps, rounds = effort(problem.shape)
+    every = max(1, -(-len(DENSITIES) // steps))
+    counts = sorted({max(1, round(d * n)) for d in DENSITIES[::-1][::every]} - {n}, reverse=True)
+    errors, price = [0.0], 0.0
+    for count, _, thin in descend(loss, counts, rounds=rounds):
+        errors.append(max(real.loss(thin), errors[-1]))
+        if not price and (errors[-1] >= PROBE * variance or count == counts[-1]):
+            mean = fit.x / fit.count
+            shift = ((w - thin) @ mean[..., None])[..., 0]
+            says = answers(dict(network.changed_by(problem, thin, shift, {})), dense[0])
+            price = distance(dense[1], says) / max(errors[-1], 1e-300)
+    scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None]
+    outliers = float((scores > 5 * scores.mean()).mean())
+    return Curve(site, problem, (n, *counts), tuple(errors), price, ridge, fit.count, outliers)
+
+
+def _trial(loss: Quadratic, real: Quadratic, n: int) -> float:
+    *_, (_, _, w) = descend(loss, [max(1, round(d * n)) for d in (0.75, 0.5)], rounds=6)
+    return real.loss(w)

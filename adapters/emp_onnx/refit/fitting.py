@@ -1,0 +1,276 @@
+"""A model prepared once for refits at any amount: what is measured does not depend on how much is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_core import effective_size
+from emp_onnx.calibration.feeding import gather
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.outputs import Answers, distance, top1
+from emp_onnx.errors import ModelError, UsageError, quote
+from emp_onnx.feeds import Feed
+from emp_onnx.model_io import Model
+from emp_onnx.progress import Watch
+from emp_onnx.refit.allocate import allocate
+from emp_onnx.refit.curves import Curve, curves
+from emp_onnx.refit.sequence import Fitted, fit
+from emp_onnx.refit.solve import largest
+from emp_onnx.weights import Refusal, Weight, find_weights
+from emp_onnx.words import ALLOCATIONS, CRITERIA
+
+__all__ = ["Fitting", "Thin"]
+
+Array = NDArray[Any]
+KINDS = ("float32", "float64", "float16")
+
+
+@dataclass(frozen=True, eq=False)
+class Thin:
+    """A model with fewer weights.
+
+    Attributes:
+        changed: new values of weights and biases, by key.
+        masks: of weights; True = kept.
+        notes: what a person should know.
+    """
+
+    changed: Mapping[str, Array]
+    masks: Mapping[str, NDArray[np.bool_]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that was removed."""
+        n = sum(mask.size for mask in self.masks.values())
+        return 1 - sum(int(np.count_nonzero(mask)) for mask in self.masks.values()) / max(n, 1)
+
+
+@dataclass(eq=False)
+class Fitting:
+    """A model with its calibration feeds, ready to be refitted at any amount.
+
+    Args:
+        model: from `load`.
+        feeds: calibration feeds, a path or feeds themselves; seeded random ones if None (`random` says so then).
+        include, exclude, min_size, embeddings: see `find_weights`.
+        seed: of random feeds.
+        held: share of the feeds that is kept back for `agreement` and `moved`, 0 ≤ held < 1.
+        threads: for onnxruntime.
+        watch: told how far the work is.
+
+    Raises:
+        UsageError: feeds that do not fit the model (which, what is expected, what came), an option out of its range.
+        ModelError: nothing here can be pruned; NaN activations, with the node's name.
+    """
+
+    model: Model
+    feeds: Any
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    min_size: int = 1
+    embeddings: bool = False
+    seed: int = 0
+    held: float = 0.0
+    threads: int | None = None
+    watch: Watch | None = None
+    refusals: tuple[Refusal, ...] = field(init=False)
+    random: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = find_weights(
+            self.model, include=self.include, exclude=self.exclude, min_size=self.min_size, embeddings=self.embeddings
+        )
+        chosen, refused = [], list(found.refusals)
+        for weight in found.weights:
+            if weight.dtype in KINDS and self.model.tensors[weight.name].storage != "sparse":
+                chosen.append(weight)
+            else:
+                reason = (
+                    f"{weight.dtype} weights are not refitted"
+                    if weight.dtype not in KINDS
+                    else "stored sparse: not refitted"
+                )
+                refused.append(
+                    Refusal(
+                        weight.name, weight.op, weight.shape, "refit", reason, weight.uses, weight.nodes, weight.tensor
+                    )
+                )
+        self.refusals = tuple(refused)
+        if not chosen:
+            reasons = "; ".join(sorted({r.reason for r in refused})[:4])
+            raise ModelError(f"nothing in {self.model.origin} can be pruned: {reasons or 'it has no weights'}")
+        self.weights: tuple[Weight, ...] = tuple(chosen)
+        if not 0 <= self.held < 1:
+            raise UsageError(f"held must be ≥ 0 and < 1, got {self.held}")
+        feeds, self.random = gather(self.model, self.feeds, self.seed, self.threads)
+        back = set(_spread(len(feeds), math.ceil(self.held * len(feeds)))) if len(feeds) > 1 else set()
+        self.kept_back: list[Feed] = [feed for i, feed in enumerate(feeds) if i in back] or list(feeds)
+        used = [feed for i, feed in enumerate(feeds) if i not in back]
+        self.network = Network(self.model, self.weights, used, self.threads)
+        self.answers = Answers(self.network)
+        self._says: list[list[Array]] | None = None
+        self._curves: list[Curve] | None = None
+        self._sizes: dict[str, float] = {}
+
+    @property
+    def total(self) -> int:
+        """How many weights there are."""
+        return sum(math.prod(weight.shape) for weight in self.weights)
+
+    @property
+    def curves(self) -> list[Curve]:
+        """What each layer can bear; measured when first asked for."""
+        if self._curves is None:
+            self._phase("measuring layers")
+            self._curves = list(curves(self.network, self.answers, self.watch))
+        return self._curves
+
+    def count(self, *, beta: float | None = None, sparsity: float | None = None) -> int:
+        """How many weights a rule keeps: Σ ⌊β·N_eff⌋ over the weights, or what `sparsity` leaves of them all.
+
+        Raises:
+            UsageError: out of range.
+        """
+        if sparsity is not None:
+            if not 0 <= sparsity < 1:
+                raise UsageError(f"sparsity must be ≥ 0 and < 1, got {sparsity}")
+            return max(1, self.total - round(Fraction(sparsity) * self.total))
+        beta = 1.0 if beta is None else beta
+        if not 0 < beta < math.inf:
+            raise UsageError(f"beta must be > 0 and finite, got {beta}")
+        for weight in self.weights:
+            if weight.name not in self._sizes:
+                self._sizes[weight.name] = float(effective_size(self.model.values(weight.name)))
+        return sum(min(math.prod(w.shape), max(1, math.floor(beta * self._sizes[w.name]))) for w in self.weights)
+
+    def thin_masks(self) -> dict[str, NDArray[np.bool_]]:
+        """The masks of a model from which nothing was removed."""
+        return {weight.name: np.ones(weight.shape, bool) for weight in self.weights}
+
+    def thin(self, keep: int, *, how: str = "error", criterion: str = "obs", update: bool = True) -> Thin:
+        """The model with `keep` weights.
+
+        Args:
+            keep: in all.
+            how: they are spread over the layers: one of `error`, `emp`, `uniform`, `lamp`, `erk`, `owl`.
+            criterion: which stay within a layer: `obs`, `magnitude`, `wanda`, `sparsegpt`.
+            update: whether kept weights and biases are solved again.
+        """
+        if how not in ALLOCATIONS:
+            raise UsageError(f"allocate must be one of {', '.join(ALLOCATIONS)}, got {quote(how)}")
+        if criterion not in CRITERIA:
+            raise UsageError(f"criterion must be one of {', '.join(CRITERIA)}, got {quote(criterion)}")
+        layers = [curve for curve in self.curves if curve.samples]
+        reached = {key for curve in layers for key, _ in curve.problem.parts}
+        blind = [w for w in self.weights if w.name not in reached]
+        density = keep / self.total
+        masks: dict[str, NDArray[np.bool_]] = {}
+        changed: dict[str, Array] = {}
+        for weight in blind:
+            values = self.model.values(weight.name)
+            mask = largest(np.abs(values.astype(np.float64)), max(1, math.floor(density * values.size)))
+            masks[weight.name] = mask
+            changed[weight.name] = np.where(mask, values, values.dtype.type(0))
+        seen_twice = _once(layers)
+        rest = keep - sum(int(np.count_nonzero(mask)) for mask in masks.values())
+        loose = sum(math.prod(w.shape) for w in self.weights if w.name in reached) - sum(c.size for c in seen_twice)
+        counts = allocate(how, seen_twice, rest - loose, lambda c: self.network.matrix(c.problem)) if seen_twice else []
+        self._phase("solving")
+        done = fit(
+            self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch
+        )
+        masks |= done.masks
+        for weight in self.weights:
+            masks.setdefault(weight.name, np.ones(weight.shape, bool))
+        return Thin(done.changed, masks, self._notes(blind, done))
+
+    def agreement(self, thin: Thin) -> float:
+        """Share of answers that stayed the same on the feeds kept back (top-1), or 1 − their relative distance where
+        the outputs are no class scores."""
+        one, other = self._dense(), self.answers(thin.changed, self.kept_back)
+        same = top1(one, other)
+        return same if same is not None else 1 - min(1.0, distance(one, other))
+
+    def moved(self, thin: Thin) -> float:
+        """Relative error of the outputs on the feeds kept back: ‖difference‖ / ‖deviation from the mean‖."""
+        return math.sqrt(_relative(self._dense(), self.answers(thin.changed, self.kept_back)))
+
+    def digest(self) -> str:
+        """A hash of the feeds."""
+        hashed = hashlib.sha256()
+        for feed in self.network.feeds:
+            for name in sorted(feed):
+                value = np.ascontiguousarray(feed[name])
+                hashed.update(f"{name} {value.dtype} {value.shape}".encode())
+                hashed.update(value.tobytes())
+        return hashed.hexdigest()
+
+    def _dense(self) -> list[list[Array]]:
+        if self._says is None:
+            self._says = self.answers(None, self.kept_back)
+        return self._says
+
+    def _phase(self, name: str) -> None:
+        if self.watch is not None:
+            self.watch.phase(name, 4 * self.total)
+
+    def _notes(self, blind: Sequence[Weight], done: Fitted) -> tuple[str, ...]:
+        notes = []
+        if self.random:
+            notes.append(
+                "NO FEEDS WERE GIVEN: the refit saw seeded random numbers, not data. "
+                "Its figures say little; give --feeds."
+            )
+        if blind:
+            some = ", ".join(quote(w.name) for w in blind[:4]) + (
+                f" and {len(blind) - 4} more" if len(blind) > 4 else ""
+            )
+            why = sorted({self.network.why.get(w.name, "no feed reaches it") for w in blind})
+            notes.append(f"Pruned by magnitude and not refitted ({'; '.join(why)}): {some}.")
+        if done.few:
+            key, count, d = max(done.few, key=lambda item: item[2] / max(item[1], 1))
+            needed = math.ceil(len(self.network.feeds) * d / max(count, 1))
+            notes.append(
+                f"{len(done.few)} of the layers have more inputs than samples, so ridge decides there "
+                f"({quote(key)}: {count} samples, {d} inputs); {needed} feeds would do."
+            )
+        return tuple(notes)
+
+
+def _once(layers: Iterable[Curve]) -> list[Curve]:
+    """Without layers whose weights were met before."""
+    out, owner = list[Curve](), dict[str, int]()
+    for curve in layers:
+        keys = [key for key, _ in curve.problem.parts]
+        if all(owner.setdefault(key, id(curve.site)) == id(curve.site) for key in keys):
+            out.append(curve)
+    return out
+
+
+def _spread(n: int, count: int) -> list[int]:
+    return [int((i + 0.5) * n / count) for i in range(count)] if count else []
+
+
+def _relative(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float:
+    moved = size = 0.0
+    for a, b in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
+        count = mean = square = 0.0
+        for x, y in zip(a, b, strict=True):
+            if x.shape != y.shape:
+                return math.inf
+            p, q = x.astype(np.float64), y.astype(np.float64)
+            moved += float(((p - q) ** 2).sum())
+            square += float((p * p).sum())
+            mean += float(p.sum())
+            count += p.size
+        size += square - mean * mean / max(count, 1)
+    return moved / size if size > 0 else (0.0 if moved == 0 else math.inf)

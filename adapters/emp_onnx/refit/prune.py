@@ -1,0 +1,191 @@
+"""Pruning with refit, from a model to a verified file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from emp_onnx.budget.search import Budget, Point, Tried, measure, search
+from emp_onnx.certificate import KEY
+from emp_onnx.errors import UsageError, VerifyError
+from emp_onnx.feeds import Feed
+from emp_onnx.model_io import Model, load, save
+from emp_onnx.progress import Watch
+from emp_onnx.prune import Sizes, _sizes, _target
+from emp_onnx.refit.certificate import Refitted, read, refit_checks, write
+from emp_onnx.refit.fitting import Fitting
+from emp_onnx.verify import Verification, run_both
+from emp_onnx.weights import Refusal
+
+__all__ = ["RefitReport", "refit"]
+
+HELD, HELD_BUDGET = 0.1, 0.25  # share of the feeds kept back to measure on, without and with a budget
+
+
+@dataclass(frozen=True)
+class RefitReport:
+    """What `refit` did.
+
+    Attributes:
+        source: the model that was read, or None for one in memory.
+        out: the file that was written, with `sidecars` beside it.
+        how: what was asked for, as certified.
+        weights: what is certified of each weight.
+        biases: names of the biases that changed.
+        refusals: what was not pruned, and why.
+        point: sparsity, agreement and error on the feeds kept back.
+        curve: under a budget, everything that was seen on the way.
+        verification: every check, and the behaviour on the feeds kept back.
+        before, after: bytes on disk.
+        notes: anything else a person should know.
+    """
+
+    source: Path | None
+    out: Path
+    sidecars: tuple[Path, ...]
+    how: dict[str, Any]
+    weights: dict[str, Refitted]
+    biases: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+    point: Point
+    curve: tuple[Point, ...]
+    verification: Verification
+    before: Sizes
+    after: Sizes
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "source": str(self.source) if self.source else None,
+            "out": str(self.out),
+            "sidecars": [str(file) for file in self.sidecars],
+            "how": self.how,
+            "measured": self.point.to_dict(),
+            "curve": [point.to_dict() for point in self.curve],
+            "weights": {name: asdict(item) for name, item in self.weights.items()},
+            "biases": list(self.biases),
+            "refusals": [asdict(item) for item in self.refusals],
+            "bytes": {"before": asdict(self.before), "after": asdict(self.after)},
+            "notes": list(self.notes),
+            "verification": self.verification.to_dict(),
+        }
+
+
+def refit(
+    model: Model | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    /,
+    *,
+    feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
+    beta: float | None = None,
+    sparsity: float | None = None,
+    budget: Budget | None = None,
+    allocate: str = "error",
+    criterion: str = "obs",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_size: int = 1,
+    embeddings: bool = False,
+    seed: int = 0,
+    in_place: bool = False,
+    threads: int | None = None,
+    watch: Watch | None = None,
+) -> RefitReport:
+    """Prune a model and solve what is left, so that its outputs stay what they were.
+
+    The amount is Σ⌊β·N_eff⌋ over all weights (β = 1 unless given), or `sparsity` of all of them, or the most (the
+    least, for a size) that a `budget` allows. Layers are taken from the inputs to the outputs; each is fitted in
+    closed form to what the dense network wanted of it, given what the pruned network feeds it. No labels are needed.
+
+    Args:
+        model: a path, or a model from `load`.
+        out: where the result goes; `IN.pruned.onnx` beside the input if not given.
+        feeds: calibration feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given, which say little.
+            A tenth of them, under a budget a quarter, is kept back and measured on.
+        beta, sparsity, budget: the amount; at most one of them.
+        allocate: how the amount is spread over the layers: `error` (measured, the default), `emp`, `uniform`, `lamp`,
+            `erk`, `owl`.
+        criterion: which weights stay within a layer: `obs`, `magnitude`, `wanda`, `sparsegpt`.
+        include, exclude, min_size, embeddings: see `find_weights`.
+        seed: of random feeds.
+        in_place: replace the input.
+        threads: for onnxruntime.
+        watch: told how far the work is.
+
+    Raises:
+        UsageError: an option out of its range; feeds that do not fit; a metric that fails.
+        ModelError: nothing can be pruned; NaN activations, with the node's name.
+        VerifyError: the result failed verification; nothing was written.
+    """
+    if sum(x is not None for x in (beta, sparsity, budget)) > 1:
+        raise UsageError("beta, sparsity and a budget must come one at a time, got more than one of them")
+    source = model if isinstance(model, Model) else load(model)
+    target = _target(source, out, in_place)
+    fitting = Fitting(
+        source, feeds, include, exclude, min_size, embeddings, seed, HELD_BUDGET if budget else HELD, threads, watch
+    )
+    how: dict[str, Any] = {"allocate": allocate, "criterion": criterion}
+    notes: list[str] = []
+    if budget is not None:
+        tried = search(fitting, budget, how=allocate, criterion=criterion)
+        how |= {
+            "budget": {
+                k: v
+                for k, v in (("drop", budget.drop), ("error", budget.error), ("size", budget.size))
+                if v is not None
+            }
+        }
+        notes += _outcome(budget, tried)
+    else:
+        how |= {"sparsity": sparsity} if sparsity is not None else {"beta": 1.0 if beta is None else float(beta)}
+        thin = fitting.thin(fitting.count(beta=beta, sparsity=sparsity), how=allocate, criterion=criterion)
+        point = measure(fitting, thin)
+        tried = Tried(thin, point, (), True)
+    if not tried.within and budget is not None:
+        raise UsageError(notes[-1])
+    how |= {"feeds": len(fitting.network.feeds), "feeds_sha256": fitting.digest(), "random_feeds": fitting.random}
+    changed = source.replaced(dict(tried.thin.changed), {KEY: write(source, tried.thin, how)})
+    before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)
+    result: list[Verification] = []
+
+    def check(temporary: Path) -> None:
+        written = load(temporary)
+        checks = list(refit_checks(written, source))
+        done = run_both(written, source, checks, None, feeds=fitting.kept_back, seed=seed, threads=threads)
+        if not done.ok:
+            raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
+        result.append(done)
+
+    files = save(changed, target, check=check)
+    body = read(load(target))
+    weights = {name: Refitted(**{**said, "shape": tuple(said["shape"])}) for name, said in body["weights"].items()}
+    if fitting.random:
+        result[0] = replace(result[0], behaviour=result[0].behaviour and replace(result[0].behaviour, random=True))
+    return RefitReport(
+        source.path, target, files[1:], how, weights, tuple(body["biases"]), fitting.refusals, tried.point, tried.curve,
+        result[0], before, _sizes(files, True), (*notes, *tried.thin.notes),
+    )  # fmt: skip
+
+
+def _outcome(budget: Budget, tried: Tried) -> list[str]:
+    point = tried.point
+    if budget.size is not None:
+        if not tried.within:
+            return [
+                f"target_size must be one that can be reached, got {budget.size}: at {point.sparsity:.1%} sparsity "
+                f"the file still has {point.size} bytes gzipped"
+            ]
+        return [
+            f"The least sparsity found at which the gzipped file has at most {budget.size:,} bytes: "
+            f"{point.sparsity:.2%}."
+        ]
+    if not tried.within:
+        return ["budget must be one that the dense model itself meets, got one that it does not"]
+    notes = []
+    if point.sparsity == 0:
+        notes.append("NOTHING WAS PRUNED: no amount that was tried stays within the budget.")
+    return notes

@@ -1,0 +1,147 @@
+"""The refit itself: layer after layer, from the inputs to the outputs.
+
+Each layer is fitted to what the dense network wanted of it, with the inputs that the pruned network gives it: so it
+also makes good what the layers before it got wrong. A recurrent cell is fitted twice, the second time with the hidden
+states that it has itself after the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.sites import Problem, Site
+from emp_onnx.progress import Watch
+from emp_onnx.refit.curves import Curve, quadratic
+from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, solve
+
+__all__ = ["Fitted", "fit"]
+
+Array = NDArray[Any]
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass
+class Fitted:
+    """New values of tensors, by key, the masks of weights that were refitted, and how many samples a layer had."""
+
+    changed: dict[str, Array] = field(default_factory=dict)
+    masks: dict[str, Mask] = field(default_factory=dict)
+    few: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+def fit(
+    network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
+    criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
+) -> Fitted:  # fmt: skip
+    """Choose and solve every layer in turn.
+
+    Args:
+        network: the model.
+        curves: its layers, with the ridge of each.
+        keep: how many weights each keeps.
+        criterion: `obs` (in steps, each followed by a new solution), or once by `magnitude`, `wanda`, or block by block
+            as `sparsegpt` does.
+        update: whether kept weights and biases are solved again.
+        start: tensors changed before.
+        watch: told how many bytes of weights are done.
+    """
+    done = Fitted(dict(start or {}))
+    counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
+    dense, thin = network.runner(), network.runner(done.changed)
+    wanted, seen = network.wanted, set[str]()
+    for level in range(network.levels + 1):
+        dense.level(level, wanted)
+        thin.level(level, wanted)
+        for site in network.at(level + 1):
+            mine = [problem for problem in site.problems if id(problem) in counts]
+            if not mine or seen & set(site.keys):
+                continue
+            for again in range(2 if site.hidden and update else 1):
+                sums = network.moments(site, dense, thin, done.changed)
+                new = dict(done.changed)
+                for problem, (moments,) in zip(site.problems, sums, strict=True):
+                    if id(problem) in counts and moments.count:
+                        seen.update(key for key, _ in problem.parts)
+                        _one(network, site, problem, moments, counts[id(problem)], criterion, update, new, done, again)
+                done.changed.update(new)
+            if watch is not None:
+                watch.add(sum(problem.parts[0][1].size * 4 for problem in mine))
+    return done
+
+
+def _one(
+    network: Network, site: Site, problem: Problem, sums: Moments, asked: tuple[int, float],
+    criterion: str, update: bool,
+    new: dict[str, Array], done: Fitted, again: int,
+) -> None:  # fmt: skip
+    count, ridge = asked
+    n, d = int(np.prod(problem.shape)), problem.shape[2]
+    loss, xx, _ = quadratic(network, problem, sums, ridge)
+    w0 = network.matrix(problem)
+    count = min(count, n)
+    if criterion == "obs" and update:
+        mask, w = np.ones(w0.shape, bool), loss.best
+        if count < n:
+            steps, rounds = effort(problem.shape)
+            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), rounds=rounds)
+            w = solve(loss, mask, w, rounds=60)
+    else:
+        mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
+        w = solve(loss, mask, w0, rounds=100) if update else w0 * mask
+    shift = None
+    if update and problem.bias is not None:
+        x, y = sums.x / sums.count, sums.y / sums.count
+        shift = y - (w @ x[..., None])[..., 0]
+    new.update(network.changed_by(problem, w, shift, new))
+    start = 0
+    for key, index in problem.parts:
+        kept = done.masks.setdefault(key, np.ones(network.model.tensors[key].shape, bool))
+        kept.reshape(-1)[index.reshape(-1)] = mask[..., start : start + index.shape[2]].reshape(-1)
+        _zero(new, key, kept)
+        start += index.shape[2]
+    if sums.count < d and not again:
+        done.few.append((site.keys[0], sums.count, d))
+
+
+def _zero(new: dict[str, Array], key: str, kept: Mask) -> None:
+    """Removed is +0.0, whatever arithmetic made of it."""
+    new[key][~kept] = 0
+
+
+def _choose(criterion: str, loss: Quadratic, w: Float, xx: Float, count: int) -> Mask:
+    if criterion == "magnitude":
+        return largest(np.abs(w), count)
+    if criterion == "wanda":
+        return largest(np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None], count)
+    if criterion == "sparsegpt":
+        return _by_blocks(loss, count)
+    return largest(w * w * loss.rise()[:, None], count)
+
+
+def _by_blocks(loss: Quadratic, count: int, width: int = 128) -> Mask:
+    """SparseGPT's masks (Frantar and Alistarh, arXiv 2301.00774): blocks of inputs from the first to the last, each
+    pruned to the same density by w²/[H⁻¹]ⱼⱼ of what lies ahead, its error passed on to these."""
+    groups, out, d = loss.best.shape
+    w, mask = loss.best.copy(), np.ones(loss.best.shape, bool)
+    root = np.linalg.cholesky(np.linalg.inv(loss.a)).swapaxes(1, 2)
+    done = 0
+    for start in range(0, d, width):
+        stop = min(d, start + width)
+        along = np.diagonal(root, axis1=1, axis2=2)[:, None, start:stop]
+        here = round(count * stop / d) - done
+        done += here
+        mask[..., start:stop] = largest((w[..., start:stop] / along) ** 2, here)
+        errors = np.zeros((groups, out, stop - start))
+        for j in range(start, stop):
+            errors[..., j - start] = np.where(mask[..., j], 0, w[..., j]) / root[:, None, j, j]
+            w[..., j:stop] -= errors[..., j - start, None] * root[:, None, j, j:stop]
+        w[..., stop:] -= errors @ root[:, start:stop, stop:]
+    return mask

@@ -1,0 +1,92 @@
+"""Refits and curves as text for people; nothing here prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from emp_onnx.budget.search import Point
+from emp_onnx.calibration.statistics import Statistics
+from emp_onnx.errors import escape, quote
+from emp_onnx.refit.prune import RefitReport
+from emp_onnx.report import NO_FASTER, Style, _finish, _refused, _sizes, _table, verification_text
+
+__all__ = ["comparison_text", "curve_text", "refit_text", "statistics_text"]
+
+
+def refit_text(report: RefitReport, style: Style | None = None) -> str:
+    """What a refit did: per weight what is left, what was measured, the checks, and sizes."""
+    style = style or Style()
+    lines = []
+    for name, w in report.weights.items():
+        shape = "×".join(map(str, w.shape))
+        lines.append(
+            [escape(name), shape, f"{w.n:,}", f"{w.n_eff:,.1f}", f"{w.k:,}", f"{w.k / w.n:.2%}", f"{w.mass:.4f}"]
+        )
+    n, k = (sum(getattr(w, what) for w in report.weights.values()) for what in ("n", "k"))
+    size = math.fsum(w.n_eff for w in report.weights.values())
+    total = [f"total, {len(report.weights)} weights", "", f"{n:,}", f"{size:,.1f}", f"{k:,}", f"{k / n:.2%}", ""]
+    how = report.how
+    amount = (
+        f"Σ⌊β·N_eff⌋, β = {how['beta']:g}" if "beta" in how
+        else f"sparsity {how['sparsity']:g}, as asked" if "sparsity" in how
+        else "the amount that the budget allows"
+    )  # fmt: skip
+    parts = [
+        f"Kept: {amount}; spread by {how['allocate']}; chosen by {how['criterion']}; then solved again, "
+        f"on {how['feeds']} feeds.",
+        _table(["weight", "shape", "n", "N_eff", "kept", "density", "retained"], lines, total, 2, style),
+        "retained: the share of the original Σ|w| at the places that are kept. "
+        "Kept weights hold new values, so no bound follows.",
+    ]
+    parts += _refused(report.refusals, True)
+    if report.curve:
+        parts += ["What was seen on the way, on feeds kept back:", curve_text(report.curve, style)]
+    parts.append(verification_text(report.verification, style))
+    parts += [*_sizes(report.before, report.after), NO_FASTER, *map(escape, report.notes)]
+    point = report.point
+    parts.append(
+        f"Wrote {quote(report.out)}: {n - k:,} of {n:,} weights removed ({point.sparsity:.2%} sparsity), "
+        f"{len(report.biases)} biases adjusted; on feeds kept back {point.agreement:.2%} of the answers "
+        f"stayed the same, "
+        f"relative error {point.error:.3g}."
+    )
+    return _finish(parts, style)
+
+
+def curve_text(points: Sequence[Point], style: Style | None = None) -> str:
+    """Points as a table."""
+    columns = ["sparsity", "agreement", "relative error"]
+    columns += ["score"] if any(p.score is not None for p in points) else []
+    columns += ["gzipped"] if any(p.size is not None for p in points) else []
+    lines = []
+    for p in points:
+        line = [f"{p.sparsity:.2%}", f"{p.agreement:.2%}", f"{p.error:.4g}"]
+        line += [f"{p.score:.4f}" if p.score is not None else "-"] if "score" in columns else []
+        line += [f"{p.size:,}" if p.size is not None else "-"] if "gzipped" in columns else []
+        lines.append(line)
+    return _table(columns, lines, None, 0, style or Style())
+
+
+def comparison_text(rows: Sequence[tuple[str, Point]], style: Style | None = None) -> str:
+    """One line per rule."""
+    score = any(p.score is not None for _, p in rows)
+    lines = [
+        [name, f"{p.sparsity:.2%}", f"{p.agreement:.2%}", f"{p.error:.4g}", *([f"{p.score:.4f}"] if score else [])]
+        for name, p in rows
+    ]  # fmt: skip
+    columns = ["rule", "sparsity", "agreement", "relative error", *(["score"] if score else [])]
+    return _table(columns, lines, None, 1, style or Style())
+
+
+def statistics_text(statistics: Statistics, style: Style | None = None) -> str:
+    """What was calibrated: per linear map its weights, inputs and samples."""
+    lines = []
+    for item in statistics.inputs:
+        groups, out, d = item.shape
+        lines.append([", ".join(map(escape, item.keys)), f"{groups:,}", f"{out:,}", f"{d:,}", f"{item.count:,}"])
+    parts = [_table(["weights", "groups", "outputs", "inputs", "samples"], lines, None, 1, style or Style())]
+    parts += [f"No statistics of {quote(name)}: {escape(why)}." for name, why in statistics.missing]
+    if statistics.random:
+        parts.append("NO FEEDS WERE GIVEN: these are statistics of seeded random numbers, not of data. Give --feeds.")
+    return _finish(parts, style or Style())

@@ -1,0 +1,69 @@
+"""Running level by level gives what running at once gives, with little memory too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emp_onnx import find_weights
+from emp_onnx.calibration import outputs as room
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.outputs import Answers, distance, top1
+from emp_onnx.calibration.runner import Runner, Values
+from emp_onnx.model_io import Model
+from tests.onnx.test_refit import feeds, network
+
+
+def prepared() -> Network:
+    model = Model(network())
+    return Network(model, find_weights(model).weights, feeds(6), 1)
+
+
+def test_levels_give_what_one_run_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = prepared()
+    whole = Answers(made)(None, made.feeds)
+    monkeypatch.setattr(room, "LARGE", 0)
+    levels = Answers(made)
+    assert len(levels.cut) == made.levels + 1 == 4
+    for one, other in zip(whole, levels(None, made.feeds), strict=True):
+        np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
+
+
+def test_what_does_not_fit_goes_to_files() -> None:
+    made = prepared()
+    outs: list[Any] = []
+    for space in (1 << 30, 0):
+        run = Runner(made.program, made.cut, made.value, threads=1, room=space)
+        run.start([{"x": np.repeat(feed["x"], 20, axis=0)} for feed in made.feeds])
+        for level in range(made.levels + 1):
+            run.level(level)
+            assert run.values.held <= space
+        outs.append([run.values.get("z2", i) for i in range(6)])
+    for one, other in zip(*outs, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_values_are_forgotten() -> None:
+    values = Values(room=1 << 20)
+    for name in "ab":
+        for feed in range(3):
+            values.put(name, feed, np.full(10_000, feed, np.float32))
+    assert values.held == 6 * 40_000
+    values.drop("b")
+    assert values.held == 3 * 40_000
+    assert values.get("a", 0) is None
+    assert values.get("b", 2)[0] == 2  # type: ignore[index]
+
+
+def test_distance_and_agreement() -> None:
+    one = [[np.array([[1.0, 2.0, 0.0]], np.float32)], [np.array([[0.0, 0.0, 3.0]], np.float32)]]
+    same = [[value.copy() for value in feed] for feed in one]
+    assert distance(one, same) == 0
+    assert top1(one, same) == 1
+    same[0][0][0, 0] = 9
+    assert distance(one, same) > 0
+    assert top1(one, same) == 0.5
+    assert distance(one, [[np.zeros((2, 3), np.float32)]] * 2) == float("inf")
+    assert top1([[np.zeros(3, np.float32)]], [[np.zeros(3, np.float32)]]) is None
