@@ -66,7 +66,9 @@ def cut(view: View, traced: Trace, masks: Masks) -> Any:
     for tensor in graph.initializer:
         if any((tensor.name, axis) in masks for axis in range(len(tensor.dims))):
             tensor.CopyFrom(
-                onnx.numpy_helper.from_array(np.ascontiguousarray(sliced(tensor.name, view.constants[tensor.name], masks)), tensor.name)
+                onnx.numpy_helper.from_array(
+                    np.ascontiguousarray(sliced(tensor.name, view.constants[tensor.name], masks)), tensor.name
+                )
             )
     surgeon = _Surgeon(view, traced, masks, graph)
     for op, node in zip(view.ops, list(graph.node), strict=True):
@@ -225,7 +227,9 @@ class _Surgeon:
         given = self.trace.values.get(op.inputs[slot])
         open_axes = [a for a, n in enumerate(new) if n is None]
         if given is not None:
-            values = [new[a] if self.gone(out, a) and (given[a] != -1 or not fold) else int(v) for a, v in enumerate(given)]
+            values = [
+                new[a] if self.gone(out, a) and (given[a] != -1 or not fold) else int(v) for a, v in enumerate(given)
+            ]
             node.input[slot] = self.constant(op.inputs[slot], np.array(values, np.int64))
         elif len(open_axes) <= 1 and fold:
             node.input[slot] = self.constant(op.inputs[slot], np.array([-1 if n is None else n for n in new], np.int64))

@@ -120,8 +120,13 @@ class Relation:
             self.out.links.append(Link(tuple(real), None if way is None else (self.op.index, way)))
 
     def free(self, name: str, *axes: int) -> None:
-        """Speak of axes on which nothing depends: all of a tensor, or the ones given."""
-        if name and self.shape(name) is not None:
+        """Speak of axes on which nothing depends: all of a tensor, or the ones given.
+
+        A whole constant that says how an operation works (bounds, scales, borders) is no weight, and stays.
+        """
+        if not axes and name in self.view.constants:
+            self.wall(name, None, f"{self.op.label} reads from it how to work")
+        elif name and self.shape(name) is not None:
             rank = self.rank(name)
             self.spoken |= {(name, axis % rank) for axis in (axes or range(rank))} if rank else set()
 

@@ -70,7 +70,10 @@ def prove(reference: Any, shrunk: Any, feeds: Iterable[Feed], *, random: bool = 
     """Run both and compare."""
     try:
         witness = ancestors(reference)
-        one, again = Runner(reference, witness, threads=threads), Runner(reference, witness, plain=True, threads=threads)
+        one, again = (
+            Runner(reference, witness, threads=threads),
+            Runner(reference, witness, plain=True, threads=threads),
+        )
     except ModelError as error:
         return Proof(0, random, np.inf, 0.0, f"the masked model does not load: {error}")
     try:

@@ -1,0 +1,138 @@
+"""Budgets: the farthest point on a path of cuts that keeps what was asked, by measurement and not by prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emp_onnx.errors import UsageError
+from emp_onnx.feeds import Feed
+from emp_onnx.shrink.choose import Planner, output_error
+from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.trace import Runner
+
+__all__ = ["Budget", "agreement", "fit_budget"]
+
+FLOOR = 0.08  # paths end here: a model with less of its cost left is none
+TRIES = 6
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was asked for; None where nothing was."""
+
+    max_drop: float | None = None
+    max_error: float | None = None
+    latency: float | None = None
+    flops: float | None = None
+    size: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was asked for."""
+        return any(v is not None for v in (self.max_drop, self.max_error, self.latency, self.flops, self.size))
+
+
+def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]) -> float | None:
+    """The share of rows of class scores whose largest entry is that of the dense model; None where no output is one."""
+    runner = Runner(model)
+    same = total = 0
+    for feed, before in zip(feeds, dense, strict=True):
+        after = runner(feed)
+        for name, a in before.items():
+            b = after[name]
+            if not isinstance(a, np.ndarray) or a.shape != b.shape or a.ndim < 1:
+                continue
+            if a.dtype.kind == "f":
+                rows = a.reshape(-1, a.shape[-1]) if a.ndim < 3 or a.shape[-1] > 1 else a.reshape(len(a), -1)
+                if rows.shape[1] < 2:
+                    continue
+                same += int((rows.argmax(1) == b.reshape(rows.shape).argmax(1)).sum())
+                total += len(rows)
+            elif a.dtype.kind in "iu":
+                same += int((a == b).sum())
+                total += a.size
+    return same / total if total else None
+
+
+def fit_budget(
+    problem: Problem, planner: Planner, budget: Budget, build: Callable[[Any], Any], held: Sequence[Feed]
+) -> list[int]:
+    """Counts for each group, the most that the budget allows.
+
+    Raises:
+        UsageError: a target that no cut reaches, or a drop asked for where no output shows classes.
+    """
+    path = _target(problem, planner, budget, build)
+    if budget.max_drop is None and budget.max_error is None:
+        return path[-1][0]
+
+    def within(counts: list[int]) -> bool:
+        masks = problem.masks(counts)
+        model = build(masks) if masks else problem.view.model
+        if budget.max_error is not None and output_error(planner.dense, model, held) ** 0.5 > budget.max_error:
+            return False
+        if budget.max_drop is not None:
+            share = agreement(planner.dense, model, held)
+            if share is None:
+                raise UsageError(
+                    "max_drop must come with a model one of whose outputs are class scores, got none; use max_error"
+                )
+            return 1 - share <= budget.max_drop
+        return True
+
+    low, high = 0, len(path) - 1
+    while low < high:  # errors grow along the path, up to noise; what is returned has been measured itself
+        middle = (low + high + 1) // 2
+        if within(path[middle][0]):
+            low = middle
+        else:
+            high = middle - 1
+    return path[low][0]
+
+
+def _target(
+    problem: Problem, planner: Planner, budget: Budget, build: Callable[[Any], Any]
+) -> list[tuple[list[int], float]]:
+    """The path to the target on latency, multiply-adds or size, or as far as paths go."""
+    costs = planner.costs
+    if budget.flops is not None:
+        return _reached(planner.path(costs.total_flops, budget.flops), budget.flops, "target_flops")
+    if budget.size is not None:
+        return _reached(planner.path(lambda masks: _bytes(problem, masks), budget.size), budget.size, "target_size")
+    if budget.latency is None:
+        return planner.path(costs.total, FLOOR)
+    aim, path = budget.latency, planner.path(costs.total, FLOOR)
+    for _ in range(TRIES):
+        index = next((i for i, (_, left) in enumerate(path) if left <= aim), len(path) - 1)
+        masks = problem.masks(path[index][0])
+        if not masks:
+            break
+        before, after = latencies([problem.view.model, problem.cut(masks)], problem.feeds, seconds=1.0)
+        if after / before <= budget.latency:
+            return path[: index + 1]
+        aim *= min(budget.latency / (after / before), 0.97)
+    raise UsageError(
+        f"target_latency must be one that a cut reaches, got {budget.latency:g}x; the best measured was {after / before:.2f}x"
+    )
+
+
+def _reached(path: list[tuple[list[int], float]], until: float, name: str) -> list[tuple[list[int], float]]:
+    if path[-1][1] > until:
+        raise UsageError(f"{name} must be one that a cut reaches, got {until:g}x; the least is {path[-1][1]:.2f}x")
+    return path
+
+
+def _bytes(problem: Problem, masks: Any) -> float:
+    total = 0.0
+    for name, values in problem.view.constants.items():
+        size = float(values.itemsize)
+        for axis, length in enumerate(values.shape):
+            mask = masks.get((name, axis))
+            size *= length if mask is None else length - int(mask.sum())
+        total += size
+    return total

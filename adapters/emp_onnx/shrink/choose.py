@@ -1,0 +1,121 @@
+"""How many units of each group go: by effective size, or by measured error per saved microsecond.
+
+The error of a cut at the model's outputs is taken to be the sum over groups of sensitivity × (error of the group's own readers), both measured:
+each group is cut alone, at two depths, and the outputs are compared on feeds kept back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emp_onnx.feeds import Feed
+from emp_onnx.shrink.cost import Costs
+from emp_onnx.shrink.cut import Masks
+from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.trace import Runner
+
+__all__ = ["Planner", "output_error"]
+
+
+def output_error(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], threads: int = 1) -> float:
+    """‖difference‖² / ‖dense about its mean‖² over all floating outputs, the mean over outputs."""
+    runner = Runner(model, threads=threads)
+    names = [n for n, v in dense[0].items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+    moved, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
+    for feed, before in zip(feeds, dense, strict=True):
+        after = runner(feed)
+        for name in names:
+            a, b = before[name].astype(np.float64), after[name].astype(np.float64)
+            if a.shape != b.shape:
+                return np.inf
+            moved[name] += float(np.square(a - b).sum())
+            size[name] += float(np.square(a - a.mean()).sum())
+    errors = [moved[n] / size[n] for n in names]
+    return float(np.mean(errors)) if errors else 0.0
+
+
+class Planner:
+    """Sensitivities and costs of a problem, and cuts that meet a target."""
+
+    def __init__(
+        self, problem: Problem, costs: Costs, held: Sequence[Feed], *, round_to: int = 8, least: int = 1
+    ) -> None:
+        self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
+        self.held = list(held)
+        runner = Runner(problem.view.model, threads=problem.threads)
+        self.dense = [runner(feed) for feed in self.held]
+        self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
+
+    def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
+        """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""
+        group, curve = self.problem.groups[which], self.problem.curves[which]
+        out = []
+        for share in (0.25, 0.6):
+            n = min(max(int(group.units * share), 1), group.units - 1)
+            counts = [0] * len(self.problem.groups)
+            counts[which] = n
+            masks = self.problem.masks(counts) if n else None
+            if masks is None:
+                continue
+            error = output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
+            out.append((max(float(curve.error[n - 1]), 1e-12), max(error, 1e-12)))
+        return tuple(out)
+
+    def error(self, which: int, count: int) -> float:
+        """Predicted error at the outputs when `count` units of a group go."""
+        if not count:
+            return 0.0
+        own = max(float(self.problem.curves[which].error[count - 1]), 1e-12)
+        points = self.weights[which]
+        if not points:
+            return np.inf
+        (a, ea), (b, eb) = points[0], points[-1]
+        if own <= a or b <= a:
+            return ea / a * own
+        t = (np.log(own) - np.log(a)) / (np.log(b) - np.log(a))
+        return float(np.exp(np.log(ea) + t * (np.log(eb) - np.log(ea))))
+
+    def steps(self, which: int, count: int) -> list[int]:
+        """Larger counts at which what is left is round, nearest first."""
+        units = self.problem.groups[which].units
+        step = self.round_to if units >= 4 * self.round_to else max(units // 8, 1)
+        left = units - count
+        first = (left - 1) // step * step
+        return [units - n for n in range(first, self.least - 1, -step) if n >= 1][:6]
+
+    def path(self, cost: Any, until: float) -> list[tuple[list[int], float]]:
+        """Greedy cuts, each with its predicted cost as a share, until that is at most `until`."""
+        counts = [0] * len(self.problem.groups)
+        whole = cost({})
+        now, out = whole, [(list(counts), 1.0)]
+        dead = [False] * len(counts)
+        while now > until * whole:
+            best: tuple[float, int, int, float] | None = None
+            for g in range(len(counts)):
+                if dead[g]:
+                    continue
+                before = self.error(g, counts[g])
+                for to in self.steps(g, counts[g]):
+                    trial = [to if i == g else n for i, n in enumerate(counts)]
+                    masks = self.problem.masks(trial)
+                    if masks is None:
+                        break
+                    saved = now - cost(masks)
+                    if saved <= 0:
+                        continue
+                    price = max(self.error(g, to) - before, 1e-15) / saved
+                    if best is None or price < best[0]:
+                        best = (price, g, to, now - saved)
+            if best is None:
+                break
+            _, g, to, now = best
+            counts[g] = to
+            out.append((list(counts), now / whole))
+        return out
+
+    def latency(self, masks: Masks) -> float:
+        """Predicted microseconds."""
+        return self.costs.total(masks)
