@@ -20,6 +20,7 @@ from emp_onnx.plan import Plan, plan
 from emp_onnx.progress import Meter
 from emp_onnx.prune import nothing_to_prune, prune
 from emp_onnx.report import Style, plan_text, report_text, uses_text, verification_text
+from emp_onnx.shrink.options import add_options
 from emp_onnx.verify import verify
 
 __all__ = ["main"]
@@ -40,6 +41,18 @@ _OPTIONS = {
     "plan",
     "threads",
     "out",
+    "in_place",
+    "dead_only",
+    "signal",
+    "round_to",
+    "min_channels",
+    "max_drop",
+    "max_error",
+    "target_latency",
+    "target_flops",
+    "target_size",
+    "refit",
+    "seed",
 }
 
 
@@ -165,6 +178,19 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shrink(options: argparse.Namespace) -> int:
+    from emp_onnx.shrink import shrink
+    from emp_onnx.shrink.options import given
+    from emp_onnx.shrink.text import shrink_text
+
+    report = shrink(options.model, options.out, **given(options))
+    if options.json:
+        _print_json(report.to_dict())
+    elif not options.quiet:
+        print(shrink_text(report, Style.of(sys.stdout)))
+    return 0
+
+
 def _parser() -> _Parser:
     top = _Parser(
         prog="emp", epilog=CODES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
@@ -203,6 +229,10 @@ def _parser() -> _Parser:
     one.add_argument("pruned", metavar="PRUNED.onnx", help="a model that `emp prune` wrote")
     one.add_argument("original", metavar="ORIGINAL.onnx", nargs="?", help="the model that it was made from")
     _feed_options(one)
+    _common_options(one)
+
+    one = command("shrink", _shrink, "take out whole channels, neurons and heads: a smaller model, faster in every runtime")
+    add_options(one)
     _common_options(one)
 
     one = command("demo", _demo, "prune a small network trained on real data, and show its accuracy before and after")

@@ -67,7 +67,7 @@ def cut(view: View, traced: Trace, masks: Masks) -> Any:
         if any((tensor.name, axis) in masks for axis in range(len(tensor.dims))):
             tensor.CopyFrom(
                 onnx.numpy_helper.from_array(
-                    np.ascontiguousarray(sliced(tensor.name, view.constants[tensor.name], masks)), tensor.name
+                    np.asarray(sliced(tensor.name, view.constants[tensor.name], masks)), tensor.name
                 )
             )
     surgeon = _Surgeon(view, traced, masks, graph)
@@ -133,7 +133,7 @@ class _Surgeon:
         import onnx
 
         name = self.new(base)
-        self.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
         if self.view.model.ir_version < 4:  # every initializer is an input too, in files of that time
             kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
             self.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))

@@ -36,6 +36,12 @@ def silent(view: View, traced: Trace, group: Group, readers: Sequence[Reader], t
     """For each unit of a group whether nothing is lost with it."""
     out = np.ones(group.units, bool)
     own = {(r.op.index, r.source, r.axis): r for r in readers if r.kind != "state"}
+    for op in view.ops:
+        # a hidden unit speaks to the other ones of its layer, inside the operation
+        if op.type in ("LSTM", "GRU", "RNN") and (op.inputs[2], 2) in group.axes:
+            labels = group.axes[op.inputs[2], 2]
+            heard = view.constants[op.inputs[2]].any((0, 1)) if op.inputs[2] in view.constants else np.ones(len(labels), bool)
+            out[labels[heard & (labels >= 0)]] = False
     for (name, axis), labels in group.axes.items():
         if name.startswith("#") or name in view.constants:
             continue

@@ -137,6 +137,7 @@ def prepared(model: Any) -> Any:
         elif tensor.name not in have:
             graph.initializer.append(tensor)
             have.add(tensor.name)
+    _plain_states(kept, {t.name: t for t in graph.initializer})
     ordered = _ordered(kept, have | {i.name for i in graph.input} | {t.values.name for t in graph.sparse_initializer})
     copies = []
     for node in ordered:
@@ -146,6 +147,35 @@ def prepared(model: Any) -> Any:
     del graph.node[:]
     graph.node.extend(copies)
     return new
+
+
+def _plain_states(nodes: list[Any], constants: dict[str, Any]) -> None:
+    """Leave out, in place, first states of recurrent operations that are zeros: absent ones are zeros too.
+
+    Exporters cut the states of all layers from one tensor of zeros, which would tie their hidden units to each other.
+    """
+    import onnx
+
+    makers = {name: node for node in nodes for name in node.output if name}
+
+    def zero(name: str, depth: int = 16) -> bool:
+        if name in constants:
+            return not np.any(onnx.numpy_helper.to_array(constants[name]))
+        node = makers.get(name)
+        if node is None or not depth:
+            return False
+        if node.op_type == "ConstantOfShape":
+            return not any(np.any(onnx.numpy_helper.to_array(a.t)) for a in node.attribute)
+        passing = ("Slice", "Expand", "Identity", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Cast", "Tile", "Gather")
+        return node.op_type in passing and zero(node.input[0], depth - 1)
+
+    for node in nodes:
+        if node.op_type in ("LSTM", "GRU", "RNN"):
+            for slot in (5, 6):
+                if len(node.input) > slot and node.input[slot] and zero(node.input[slot]):
+                    node.input[slot] = ""
+            while node.input and not node.input[-1]:
+                del node.input[-1]
 
 
 def _constant(node: Any) -> Any:
