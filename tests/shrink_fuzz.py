@@ -62,7 +62,9 @@ class Graph:
 Value = tuple[str, tuple[int, ...]]
 
 
-def conv(g: Graph, x: Value, out: int | None = None, kernel: int | None = None, groups: int = 1, bias: bool | None = None) -> Value:
+def conv(
+    g: Graph, x: Value, out: int | None = None, kernel: int | None = None, groups: int = 1, bias: bool | None = None
+) -> Value:
     name, (n, c, h, w) = x
     out = out or int(g.rng.choice([4, 6, 8, 12]))
     out = -(-out // groups) * groups
@@ -93,7 +95,11 @@ def norm(g: Graph, x: Value) -> Value:
 
 def activation(g: Graph, x: Value) -> Value:
     name, shape = x
-    kind = str(g.rng.choice(["Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "Elu", "PRelu", "Softplus", "HardSwish", "Gelu", "Swish6"]))
+    kind = str(
+        g.rng.choice(
+            ["Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "Elu", "PRelu", "Softplus", "HardSwish", "Gelu", "Swish6"]
+        )
+    )
     if kind == "Clip":
         return g.op(kind, name, g.constant(np.float32(0)), g.constant(np.float32(6)))[0], shape
     if kind == "PRelu":
@@ -367,7 +373,11 @@ def check(seed: int) -> tuple[list[str], Counter[str]]:
 
 def _kill(model: onnx.ModelProto, rng: np.random.Generator) -> None:
     """Set rows of some weights to zero."""
-    makers = {node.input[1]: 1 if node.op_type == "MatMul" else 0 for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")}
+    makers = {
+        node.input[1]: 1 if node.op_type == "MatMul" else 0
+        for node in model.graph.node
+        if node.op_type in ("Conv", "MatMul", "Gemm")
+    }
     for tensor in model.graph.initializer:
         if tensor.name in makers:
             values = numpy_helper.to_array(tensor).copy()
@@ -402,7 +412,9 @@ def main(argv: list[str] | None = None) -> int:
         for fault in found:
             print(fault, flush=True)
     used = ", ".join(f"{k[3:]} {v}" for k, v in sorted(counts.items()) if k.startswith("op "))
-    print(f"{options.graphs} graphs, {counts['cut']} of them cut, {counts['dead']} with dead units, {counts['units']} units; {len(faults)} faults")
+    print(
+        f"{options.graphs} graphs, {counts['cut']} of them cut, {counts['dead']} with dead units, {counts['units']} units; {len(faults)} faults"
+    )
     print(f"graphs with each operation: {used}")
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 1 if faults else 0

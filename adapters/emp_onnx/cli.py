@@ -231,7 +231,9 @@ def _parser() -> _Parser:
     _feed_options(one)
     _common_options(one)
 
-    one = command("shrink", _shrink, "take out whole channels, neurons and heads: a smaller model, faster in every runtime")
+    one = command(
+        "shrink", _shrink, "take out whole channels, neurons and heads: a smaller model, faster in every runtime"
+    )
     add_options(one)
     _common_options(one)
 

@@ -25,7 +25,9 @@ LEAST = {
 }  # fmt: skip
 
 
-def exported(name: str, dynamo: bool, folder: Path, open_batch: bool = True) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
+def exported(
+    name: str, dynamo: bool, folder: Path, open_batch: bool = True
+) -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     if dynamo:
         pytest.importorskip("onnxscript", reason="torch's newer exporter needs it")
     torch.manual_seed(0)

@@ -122,7 +122,9 @@ class C2f(nn.Module):
     def __init__(self, c: int) -> None:
         super().__init__()
         self.one, self.two = cbr(c, c, 1, act=nn.SiLU), cbr(2 * c, c, 1, act=nn.SiLU)
-        self.chain = nn.ModuleList(nn.Sequential(cbr(c // 2, c // 2, act=nn.SiLU), cbr(c // 2, c // 2, act=nn.SiLU)) for _ in range(2))
+        self.chain = nn.ModuleList(
+            nn.Sequential(cbr(c // 2, c // 2, act=nn.SiLU), cbr(c // 2, c // 2, act=nn.SiLU)) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         parts = list(self.one(x).split(x.shape[1] // 2, 1))
@@ -134,7 +136,12 @@ class C2f(nn.Module):
 class Yolo(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.a, self.down, self.b = cbr(3, 8, 3, 2, act=nn.SiLU), C2f(8), cbr(8, 16, 3, 2, act=nn.SiLU), C2f(16)
+        self.stem, self.a, self.down, self.b = (
+            cbr(3, 8, 3, 2, act=nn.SiLU),
+            C2f(8),
+            cbr(8, 16, 3, 2, act=nn.SiLU),
+            C2f(16),
+        )
         self.up = nn.Upsample(scale_factor=2)
         self.c, self.out = cbr(24, 8, 1, act=nn.SiLU), nn.Conv2d(8, 6, 1)
 

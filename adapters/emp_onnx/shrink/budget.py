@@ -6,16 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from emp_onnx.errors import UsageError
 from emp_onnx.feeds import Feed
-from emp_onnx.shrink.choose import Planner, output_error
+from emp_onnx.shrink.choose import Planner
+from emp_onnx.shrink.distance import agreement, output_error
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.trace import Runner
 
-__all__ = ["Budget", "agreement", "fit_budget"]
+__all__ = ["Budget", "fit_budget"]
 
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
 TRIES = 6
@@ -35,28 +33,6 @@ class Budget:
     def any(self) -> bool:
         """Whether anything was asked for."""
         return any(v is not None for v in (self.max_drop, self.max_error, self.latency, self.flops, self.size))
-
-
-def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]) -> float | None:
-    """The share of rows of class scores whose largest entry is that of the dense model; None where no output is one."""
-    runner = Runner(model)
-    same = total = 0
-    for feed, before in zip(feeds, dense, strict=True):
-        after = runner(feed)
-        for name, a in before.items():
-            b = after[name]
-            if not isinstance(a, np.ndarray) or a.shape != b.shape or a.ndim < 1:
-                continue
-            if a.dtype.kind == "f":
-                rows = a.reshape(-1, a.shape[-1]) if a.ndim < 3 or a.shape[-1] > 1 else a.reshape(len(a), -1)
-                if rows.shape[1] < 2:
-                    continue
-                same += int((rows.argmax(1) == b.reshape(rows.shape).argmax(1)).sum())
-                total += len(rows)
-            elif a.dtype.kind in "iu":
-                same += int((a == b).sum())
-                total += a.size
-    return same / total if total else None
 
 
 def fit_budget(

@@ -1,7 +1,7 @@
 """How many units of each group go: by effective size, or by measured error per saved microsecond.
 
 The error of a cut at the model's outputs is taken to be the sum over groups of sensitivity × (error of the group's own readers), both measured:
-each group is cut alone, at two depths, and the outputs are compared on feeds kept back.
+each group is cut alone, at three depths, and the outputs are compared on feeds kept back.
 """
 
 from __future__ import annotations
@@ -14,27 +14,11 @@ import numpy as np
 from emp_onnx.feeds import Feed
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks
+from emp_onnx.shrink.distance import output_error
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.trace import Runner
 
-__all__ = ["Planner", "output_error"]
-
-
-def output_error(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], threads: int = 1) -> float:
-    """‖difference‖² / ‖dense about its mean‖² over all floating outputs, the mean over outputs."""
-    runner = Runner(model, threads=threads)
-    names = [n for n, v in dense[0].items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
-    moved, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
-    for feed, before in zip(feeds, dense, strict=True):
-        after = runner(feed)
-        for name in names:
-            a, b = before[name].astype(np.float64), after[name].astype(np.float64)
-            if a.shape != b.shape:
-                return np.inf
-            moved[name] += float(np.square(a - b).sum())
-            size[name] += float(np.square(a - a.mean()).sum())
-    errors = [moved[n] / size[n] for n in names]
-    return float(np.mean(errors)) if errors else 0.0
+__all__ = ["Planner"]
 
 
 class Planner:
@@ -53,7 +37,7 @@ class Planner:
         """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""
         group, curve = self.problem.groups[which], self.problem.curves[which]
         out = []
-        for share in (0.25, 0.6):
+        for share in (0.25, 0.6, 0.85):
             n = min(max(int(group.units * share), 1), group.units - 1)
             counts = [0] * len(self.problem.groups)
             counts[which] = n
@@ -72,11 +56,14 @@ class Planner:
         points = self.weights[which]
         if not points:
             return np.inf
-        (a, ea), (b, eb) = points[0], points[-1]
-        if own <= a or b <= a:
-            return ea / a * own
-        t = (np.log(own) - np.log(a)) / (np.log(b) - np.log(a))
-        return float(np.exp(np.log(ea) + t * (np.log(eb) - np.log(ea))))
+        if own <= points[0][0] or len(points) == 1:
+            return points[0][1] / points[0][0] * own
+        logs = np.log(np.array(sorted(points)))
+        x, (known, seen) = np.log(own), (logs[:, 0], np.maximum.accumulate(logs[:, 1]))
+        if x <= known[-1]:
+            return float(np.exp(np.interp(x, known, seen)))
+        slope = max((seen[-1] - seen[0]) / max(known[-1] - known[0], 1e-9), 1.0)  # no cheaper than in proportion
+        return float(np.exp(seen[-1] + slope * (x - known[-1])))
 
     def steps(self, which: int, count: int) -> list[int]:
         """Larger counts at which what is left is round, nearest first."""

@@ -40,7 +40,11 @@ def silent(view: View, traced: Trace, group: Group, readers: Sequence[Reader], t
         # a hidden unit speaks to the other ones of its layer, inside the operation
         if op.type in ("LSTM", "GRU", "RNN") and (op.inputs[2], 2) in group.axes:
             labels = group.axes[op.inputs[2], 2]
-            heard = view.constants[op.inputs[2]].any((0, 1)) if op.inputs[2] in view.constants else np.ones(len(labels), bool)
+            heard = (
+                view.constants[op.inputs[2]].any((0, 1))
+                if op.inputs[2] in view.constants
+                else np.ones(len(labels), bool)
+            )
             out[labels[heard & (labels >= 0)]] = False
     for (name, axis), labels in group.axes.items():
         if name.startswith("#") or name in view.constants:

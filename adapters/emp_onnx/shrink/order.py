@@ -55,7 +55,8 @@ def side(reader: Reader, weight: NDArray[Any], moment: Wide, labels: NDArray[np.
     bounds = np.searchsorted(features[order], np.arange(units + 1))
     where = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
     h = h + np.eye(len(h)) * (RIDGE * float(np.trace(h)) / len(h) + 1e-12)
-    return _Side(np.linalg.inv(h), flat.copy(), where, total)
+    inverse: Wide = np.linalg.inv(h)
+    return _Side(inverse, flat.copy(), where, total)
 
 
 def shrunk_towards_diagonal(h: Wide, samples: float) -> Wide:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from emp_onnx.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
+from emp_onnx.shrink.distance import output_error
 from emp_onnx.shrink.links import find_links
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
@@ -19,13 +20,14 @@ from emp_onnx.shrink.proof import masked
 from emp_onnx.shrink.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.refit import refit, refit_locally
 from emp_onnx.shrink.regions import Group, find_groups
-from emp_onnx.shrink.trace import Trace, trace
+from emp_onnx.shrink.trace import Runner, Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
 __all__ = ["Problem"]
 
 Wide = NDArray[np.float64]
 assert rules
+ANCHOR = 1.0  # weight of the dense model's own inputs in a refit in sequence
 
 
 @dataclass
@@ -133,14 +135,22 @@ class Problem:
         """The model without what goes."""
         return cut(self.view, self.trace, masks)
 
-    def fitted(self, masks: Masks, feeds: Sequence[Feed] | None) -> Any:
-        """The cut model with its readers refitted: in sequence on feeds, or each by itself from the moments."""
+    def fitted(self, masks: Masks, feeds: Sequence[Feed] | None, held: Sequence[Feed] = ()) -> Any:
+        """The cut model with its readers refitted.
+
+        Without feeds each by itself, from the moments. With feeds also in sequence; what does better on `held` is returned: fits in sequence
+        make up for what came before, and need more samples than a few feeds of a plain network give.
+        """
         model = self.cut(masks)
+        refit_locally(self.view, model, masks, self.readers, self.moments)
         if feeds is None:
-            refit_locally(self.view, model, masks, self.readers, self.moments)
-        else:
-            refit(self.view, model, masks, self.readers, feeds, threads=self.threads)
-        return model
+            return model
+        other = self.cut(masks)
+        refit(self.view, other, masks, self.readers, feeds, threads=self.threads, stats=self.moments, anchor=ANCHOR)
+        runner = Runner(self.view.model, threads=self.threads)
+        dense = [runner(feed) for feed in held]
+        errors = [output_error(dense, m, held, self.threads) if dense else 0.0 for m in (other, model)]
+        return other if errors[0] <= errors[1] else model
 
     def reference(self, shrunk: Any, masks: Masks) -> Any:
         """The masked model to which a shrunk one is compared."""

@@ -53,7 +53,8 @@ class Reader:
             return w.reshape(-1, w.shape[2], 1)
         if self.kind == "state":
             return w[self.direction][:, :, None]
-        return (w.T if self.kind == "right" else w)[:, :, None]
+        flat: Wide = w.T if self.kind == "right" else w
+        return flat[:, :, None]
 
     def put(self, matrix: Wide, weight: Array) -> Array:
         """`weight` with the matrix in its place, in its type."""

@@ -34,7 +34,7 @@ def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridg
     level = ridge * float(np.trace(h)) / max(len(h), 1) + 1e-12
     left = h + level * np.eye(len(h))
     right = k @ target.T + level * prior.T
-    new = np.linalg.solve(left, right).T
+    new: Wide = np.linalg.solve(left, right).T
     shift = target @ cross[-1, :-1] - new @ own[:-1, -1] if bias else np.zeros(len(target))
     return new, shift
 
@@ -66,8 +66,14 @@ def refit(
     *,
     threads: int = 1,
     ridge: float = RIDGE,
+    stats: Mapping[int, Wide] | None = None,
+    anchor: float = 0.0,
 ) -> None:
-    """Refit, in place, every reader of the shrunk model whose input was cut or has changed upstream."""
+    """Refit, in place, every reader of the shrunk model whose input was cut or has changed upstream.
+
+    With `anchor` > 0 the dense model's own inputs, less what went, count as samples too, with this weight: a chain of fits each of which is
+    a little too small, as regression on noisy inputs is, would otherwise fade out what varies little and matters later.
+    """
     import onnx
 
     tensors = {t.name: t for t in shrunk.graph.initializer}
@@ -80,8 +86,14 @@ def refit(
             continue
         if not any((r.source, r.axis) in masks for r in together) and not any(r.kind != "state" for r in together):
             continue
-        stats = cross_moments(view.model, shrunk, together, feeds, threads=threads)
-        for reader, (own, cross) in zip(together, stats, strict=True):
+        found = cross_moments(view.model, shrunk, together, feeds, threads=threads)
+        for reader, (own, cross) in zip(together, found, strict=True):
+            dense = (stats or {}).get(readers.index(reader))
+            if anchor and dense is not None:
+                mask = masks.get((reader.source, reader.axis))
+                kept = _kept(mask, dense)
+                own = (own + anchor * dense[np.ix_(kept, kept)]) / (1 + anchor)
+                cross = (cross + anchor * dense[kept]) / (1 + anchor)
             _one(view, tensors, masks, reader, own, cross, ridge, onnx)
 
 
@@ -95,8 +107,15 @@ def refit_locally(view: View, shrunk: Any, masks: Masks, readers: Sequence[Reade
         if mask is None or reader.weight not in tensors or i not in stats:
             continue
         moment = stats[i]
-        kept = np.append(np.repeat(~mask, (len(moment) - 1) // len(mask)), True)
+        kept = _kept(mask, moment)
         _one(view, tensors, masks, reader, moment[np.ix_(kept, kept)], moment[kept], RIDGE, onnx)
+
+
+def _kept(mask: NDArray[np.bool_] | None, moment: Wide) -> NDArray[np.bool_]:
+    """Which rows of the moments of (x, 1) belong to channels that stay."""
+    if mask is None:
+        return np.ones(len(moment), bool)
+    return np.append(np.repeat(~mask, (len(moment) - 1) // len(mask)), True)
 
 
 def _one(

@@ -110,7 +110,8 @@ def _regions(
     seed: Axis, links: Links, at: dict[Axis, list[int]], ways: dict[Any, list[int]]
 ) -> list[tuple[set[Axis], list[int], bool]]:
     """Every closed set of axes around the seed; one for each choice of ways."""
-    out, stack, branched = [], [_State({}, {seed}, set(), deque([seed]))], False
+    out: list[tuple[set[Axis], list[int], bool]] = []
+    stack, branched = [_State({}, {seed}, set(), deque([seed]))], False
     while stack and len(out) + len(stack) <= MOST_WAYS:
         state = stack.pop()
         alive = True

@@ -17,11 +17,12 @@ from emp_onnx._files import check_target, same_file
 from emp_onnx.errors import ModelError, UsageError, VerifyError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.shrink.amounts import SIGNALS, keep, signal_of
-from emp_onnx.shrink.budget import Budget, agreement, fit_budget
-from emp_onnx.shrink.choose import Planner, output_error
+from emp_onnx.shrink.budget import Budget, fit_budget
+from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.constants import constant_channels
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks, cut
+from emp_onnx.shrink.distance import agreement, output_error
 from emp_onnx.shrink.fold import fold, muted, silent
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
@@ -173,7 +174,7 @@ def shrink(
             problem.measure(fit)
         else:
             problem.curves = [problem.by_norm(group) for group in problem.groups]
-        build = lambda m: problem.fitted(m, fit) if refit else _exact(problem, m)[1]  # noqa: E731
+        build = lambda m: problem.fitted(m, fit, held) if refit else _exact(problem, m)[1]  # noqa: E731
         counts, effective = _counts(
             problem, budget, signal, scores, beta, order, round_to, min_channels, held, samples, build
         )
@@ -183,7 +184,7 @@ def shrink(
             GroupRow(g.name, g.units, g.units - n, e) for g, n, e in zip(problem.groups, counts, effective, strict=True)
         ]
         if refit:
-            shrunk = problem.fitted(masks, fit)
+            shrunk = problem.fitted(masks, fit, held)
             reference = problem.reference(shrunk, masks)
         else:
             reference, shrunk = _exact(problem, masks)
@@ -362,7 +363,8 @@ def _counts(
         )
         counts = fit_budget(problem, planner, budget, build, held[:64])
         return counts, [None] * len(counts)
-    counts, effective = [], []
+    counts: list[int] = []
+    effective: list[float | None] = []
     for i, group in enumerate(problem.groups):
         if scores is not None and group.name in scores:
             values = np.abs(np.asarray(scores[group.name], dtype=np.float64))

@@ -166,7 +166,18 @@ def _plain_states(nodes: list[Any], constants: dict[str, Any]) -> None:
             return False
         if node.op_type == "ConstantOfShape":
             return not any(np.any(onnx.numpy_helper.to_array(a.t)) for a in node.attribute)
-        passing = ("Slice", "Expand", "Identity", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Cast", "Tile", "Gather")
+        passing = (
+            "Slice",
+            "Expand",
+            "Identity",
+            "Unsqueeze",
+            "Squeeze",
+            "Transpose",
+            "Reshape",
+            "Cast",
+            "Tile",
+            "Gather",
+        )
         return node.op_type in passing and zero(node.input[0], depth - 1)
 
     for node in nodes:
