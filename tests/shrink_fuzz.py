@@ -2,9 +2,10 @@
 
     python -m tests.shrink_fuzz [--graphs 2000] [--seed 0]
 
-Each graph is cut three ways: with every constant of the chosen units at zero; with the weights at zero and what the biases still say folded; and,
-after some channels were killed in the graph itself, of its dead units alone, which has to leave the outputs as they were. Every
-result has to pass onnx's checker in full, with shape inference, load in onnxruntime, and agree.
+Each graph is cut three ways: with every constant of the chosen units at zero; with the weights at zero and what the
+biases still say folded; and, after some channels were killed in the graph itself, of its dead units alone, which has
+to leave the outputs as they were. Every result has to pass onnx's checker in full, with shape inference, load in
+onnxruntime, and agree.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def grouped(g: Graph, x: Value) -> Value:
 
 
 def shuffle(g: Graph, x: Value) -> Value:
-    n, c, h, w = x[1]
+    _, c, h, w = x[1]
     k = next((k for k in (2, 3) if c % k == 0), 0)
     if not k:
         return x
@@ -167,7 +168,7 @@ def shuffle(g: Graph, x: Value) -> Value:
 
 
 def excite(g: Graph, x: Value) -> Value:
-    n, c, h, w = x[1]
+    n, c = x[1][:2]
     if g.rng.random() < 0.5:
         s: Value = (g.op("GlobalAveragePool", x[0])[0], (n, c, 1, 1))
     else:
@@ -239,8 +240,8 @@ def attention(g: Graph, x: Value) -> Value:
             if g.rng.random() < 0.5:  # as exporters do where sizes are open
                 (s,) = g.op("Shape", p)
                 (b,) = g.op("Gather", s, g.ints(0), axis=0)
-                (l,) = g.op("Gather", s, g.ints(1), axis=0)
-                (target,) = g.op("Concat", b, l, g.ints(heads, size), axis=0)
+                (m,) = g.op("Gather", s, g.ints(1), axis=0)
+                (target,) = g.op("Concat", b, m, g.ints(heads, size), axis=0)
             else:
                 target = g.ints(0, 0, heads, size)
             (p,) = g.op("Reshape", p, target)
@@ -289,7 +290,7 @@ def einsum(g: Graph, x: Value) -> Value:
 
 
 def expanded(g: Graph, x: Value) -> Value:
-    n, c, h, w = x[1]
+    c = x[1][1]
     (s,) = g.op("Shape", x[0])
     if g.rng.random() < 0.5:
         (k,) = g.op("ConstantOfShape", s, value=numpy_helper.from_array(np.array([0.5], np.float32)))
@@ -308,8 +309,8 @@ def scaled(g: Graph, x: Value) -> Value:
 
 
 BLOCKS: list[Callable[[Graph, Value], Value]] = [
-    conv, norm, activation, residual, dense, split, sliced, depthwise, grouped, shuffle, excite, pool, transposed, depth, padded,
-    attention, recurrent, einsum, expanded, scaled,
+    conv, norm, activation, residual, dense, split, sliced, depthwise, grouped, shuffle, excite, pool, transposed,
+    depth, padded, attention, recurrent, einsum, expanded, scaled,
 ]  # fmt: skip
 
 
@@ -413,7 +414,8 @@ def main(argv: list[str] | None = None) -> int:
             print(fault, flush=True)
     used = ", ".join(f"{k[3:]} {v}" for k, v in sorted(counts.items()) if k.startswith("op "))
     print(
-        f"{options.graphs} graphs, {counts['cut']} of them cut, {counts['dead']} with dead units, {counts['units']} units; {len(faults)} faults"
+        f"{options.graphs} graphs, {counts['cut']} of them cut, {counts['dead']} with dead units, "
+        f"{counts['units']} units; {len(faults)} faults"
     )
     print(f"graphs with each operation: {used}")
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)

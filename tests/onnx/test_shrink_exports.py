@@ -1,4 +1,5 @@
-"""Real exports: every network, by both exporters of torch, loses half of what can go, and says what the masked one says."""
+"""Real exports: every network, by both exporters of torch, loses half of what can go, and says what the masked one
+says."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from tests.onnx.torch_nets import NETS  # noqa: E402
 
 # units that can go at the least: all that a careful reader of the network would find
 LEAST = {
-    "ResNet-18": 8 + 4 * 8 + 4 * 16 + 2 * 32, "DenseNet": 20, "EfficientNet": 8 + 64 + 8, "ShuffleNet": 24, "U-Net": 24, "YOLO": 40,
+    "ResNet-18": 8 + 4 * 8 + 4 * 16 + 2 * 32, "DenseNet": 20, "EfficientNet": 8 + 64 + 8, "ShuffleNet": 24, "U-Net": 24,
+    "YOLO": 40,
     "BERT": 2 * (4 + 32), "GPT": 2 * (4 + 32), "ViT": 2 * (4 + 32), "LSTM": 12 + 20,
 }  # fmt: skip
 

@@ -226,6 +226,7 @@ class Lstm(nn.Module):
 IMAGE = (2, 3, 32, 32)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "ResNet-18": (ResNet18, IMAGE), "DenseNet": (DenseNet, IMAGE), "EfficientNet": (EfficientNet, IMAGE),
-    "ShuffleNet": (ShuffleNet, IMAGE), "U-Net": (UNet, IMAGE), "YOLO": (Yolo, IMAGE), "BERT": (lambda: Text(False), None),
+    "ShuffleNet": (ShuffleNet, IMAGE), "U-Net": (UNet, IMAGE), "YOLO": (Yolo, IMAGE),
+    "BERT": (lambda: Text(False), None),
     "GPT": (lambda: Text(True), None), "ViT": (ViT, IMAGE), "LSTM": (Lstm, None),
 }  # fmt: skip

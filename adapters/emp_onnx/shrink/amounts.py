@@ -2,7 +2,8 @@
 
 - `norm`: each unit's weights, the root of the sum of squares of its slices; needs no feeds.
 - `activation`: what each unit adds to its readers, ‖M_u‖ · rms(x_u).
-- `spectrum`: the eigenvalues of the covariance of the units' activations: N_eff is then the effective dimension of what they say.
+- `spectrum`: the eigenvalues of the covariance of the units' activations: N_eff is then the effective dimension of
+what they say.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def signal_of(problem: Problem, group: Group, signal: str) -> Wide:
 def keep(
     scores: Wide, units: int, *, beta: float = 1.0, order: float = 2.0, round_to: int = 1, least: int = 1
 ) -> tuple[float, int]:
-    """The effective number, and how many units that keeps: ⌊β·N⌋, then up to a multiple of `round_to`, within [least, units]."""
+    """The effective number, and how many units that keeps: ⌊β·N⌋, then up to a multiple of `round_to`, within [least,
+    units]."""
     if not np.any(scores):
         return float(units), units
     number = float(emp_core.hill_number(scores, order=order))

@@ -8,7 +8,7 @@ from typing import Any
 
 from emp_onnx.errors import UsageError
 from emp_onnx.feeds import Feed
-from emp_onnx.shrink.choose import Planner
+from emp_onnx.shrink.choose import Path, Planner
 from emp_onnx.shrink.distance import agreement, output_error
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
@@ -17,6 +17,7 @@ __all__ = ["Budget", "fit_budget"]
 
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
 TRIES = 6
+HALF = 0.6  # of the cost: where paths are compared when no target says where
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def fit_budget(
     Raises:
         UsageError: a target that no cut reaches, or a drop asked for where no output shows classes.
     """
-    path = _target(problem, planner, budget, build)
+    path = _target(problem, planner, budget)
     if budget.max_drop is None and budget.max_error is None:
         return path[-1][0]
 
@@ -71,36 +72,50 @@ def fit_budget(
     return path[low][0]
 
 
-def _target(
-    problem: Problem, planner: Planner, budget: Budget, build: Callable[[Any], Any]
-) -> list[tuple[list[int], float]]:
-    """The path to the target on latency, multiply-adds or size, or as far as paths go."""
+def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
+    """The best of the paths to the target on latency, multiply-adds or size, or as far as paths go."""
     costs = planner.costs
     if budget.flops is not None:
-        return _reached(planner.path(costs.total_flops, budget.flops), budget.flops, "target_flops")
+        return _reached(planner, planner.paths(costs.total_flops, budget.flops), budget.flops, "target_flops")
     if budget.size is not None:
-        return _reached(planner.path(lambda masks: _bytes(problem, masks), budget.size), budget.size, "target_size")
+        paths = planner.paths(lambda masks: _bytes(problem, masks), budget.size)
+        return _reached(planner, paths, budget.size, "target_size")
+    paths = planner.paths(costs.total, FLOOR)
     if budget.latency is None:
-        return planner.path(costs.total, FLOOR)
-    aim, path = budget.latency, planner.path(costs.total, FLOOR)
+        return _best(planner, [_until(path, HALF) for path in paths], paths)
+    aim, ratio = budget.latency, 1.0
     for _ in range(TRIES):
-        index = next((i for i, (_, left) in enumerate(path) if left <= aim), len(path) - 1)
-        masks = problem.masks(path[index][0])
+        path = _best(planner, [_until(path, aim) for path in paths])
+        masks = problem.masks(path[-1][0])
         if not masks:
             break
         before, after = latencies([problem.view.model, problem.cut(masks)], problem.feeds, seconds=1.0)
-        if after / before <= budget.latency:
-            return path[: index + 1]
-        aim *= min(budget.latency / (after / before), 0.97)
+        ratio = after / before
+        if ratio <= budget.latency:
+            return path
+        aim *= min(budget.latency / ratio, 0.97)
     raise UsageError(
-        f"target_latency must be one that a cut reaches, got {budget.latency:g}x; the best measured was {after / before:.2f}x"
+        f"target_latency must be one that a cut reaches, got {budget.latency:g}x; measured last: {ratio:.2f}x"
     )
 
 
-def _reached(path: list[tuple[list[int], float]], until: float, name: str) -> list[tuple[list[int], float]]:
-    if path[-1][1] > until:
-        raise UsageError(f"{name} must be one that a cut reaches, got {until:g}x; the least is {path[-1][1]:.2f}x")
-    return path
+def _until(path: Path, share: float) -> Path:
+    """A path as far as the first point whose cost is at most this share."""
+    return path[: next((i for i, (_, left) in enumerate(path) if left <= share), len(path) - 1) + 1]
+
+
+def _best(planner: Planner, ends: list[Path], whole: list[Path] | None = None) -> Path:
+    """The path with the least measured error at its end; of `whole`, the one it is a part of."""
+    errors = [planner.measured(path[-1][0]) for path in ends]
+    return (whole or ends)[errors.index(min(errors))]
+
+
+def _reached(planner: Planner, paths: list[Path], until: float, name: str) -> Path:
+    there = [path for path in paths if path[-1][1] <= until]
+    if not there:
+        least = min(path[-1][1] for path in paths)
+        raise UsageError(f"{name} must be one that a cut reaches, got {until:g}x; the least is {least:.2f}x")
+    return _best(planner, there)
 
 
 def _bytes(problem: Problem, masks: Any) -> float:

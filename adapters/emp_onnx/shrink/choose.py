@@ -1,24 +1,28 @@
 """How many units of each group go: by effective size, or by measured error per saved microsecond.
 
-The error of a cut at the model's outputs is taken to be the sum over groups of sensitivity × (error of the group's own readers), both measured:
-each group is cut alone, at three depths, and the outputs are compared on feeds kept back.
+The error of a cut at the model's outputs is taken to be the sum over groups of sensitivity × (error of the group's
+own readers), both measured: each group is cut alone, at three depths, and the outputs are compared on feeds kept
+back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from emp_onnx.feeds import Feed
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks
-from emp_onnx.shrink.distance import output_error
+from emp_onnx.shrink.distance import output_error, watched
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.trace import Runner
 
 __all__ = ["Planner"]
+
+
+DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
+Path = list[tuple[list[int], float]]
+Cost = Callable[[Masks], float]
 
 
 class Planner:
@@ -29,7 +33,7 @@ class Planner:
     ) -> None:
         self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
         self.held = list(held)
-        runner = Runner(problem.view.model, threads=problem.threads)
+        runner = watched(problem.view.model, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
         self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
 
@@ -37,7 +41,7 @@ class Planner:
         """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""
         group, curve = self.problem.groups[which], self.problem.curves[which]
         out = []
-        for share in (0.25, 0.6, 0.85):
+        for share in DEPTHS:
             n = min(max(int(group.units * share), 1), group.units - 1)
             counts = [0] * len(self.problem.groups)
             counts[which] = n
@@ -66,34 +70,34 @@ class Planner:
         return float(np.exp(seen[-1] + slope * (x - known[-1])))
 
     def steps(self, which: int, count: int) -> list[int]:
-        """Larger counts at which what is left is round, nearest first."""
+        """Larger counts at which what is left is round, nearest first; none deeper than was measured."""
         units = self.problem.groups[which].units
         step = self.round_to if units >= 4 * self.round_to else max(units // 8, 1)
-        left = units - count
-        first = (left - 1) // step * step
-        return [units - n for n in range(first, self.least - 1, -step) if n >= 1][:6]
+        least = max(self.least, round((1 - DEPTHS[-1]) * units), 1)
+        first = (units - count - 1) // step * step
+        return [units - n for n in range(first, least - 1, -step)][:6]
 
-    def path(self, cost: Any, until: float) -> list[tuple[list[int], float]]:
-        """Greedy cuts, each with its predicted cost as a share, until that is at most `until`."""
+    def paths(self, cost: Cost, until: float) -> list[Path]:
+        """Ways down to a share of the cost: by error, by its root (which spreads the cuts), and evenly."""
+        return [self.greedy(cost, until, 1.0), self.greedy(cost, until, 0.5), self.evenly(cost, until)]
+
+    def greedy(self, cost: Cost, until: float, power: float) -> Path:
+        """Cuts one after the other, each the one with the least (predicted error)^power for what it saves."""
         counts = [0] * len(self.problem.groups)
-        whole = cost({})
-        now, out = whole, [(list(counts), 1.0)]
-        dead = [False] * len(counts)
+        now = whole = cost({})
+        out: Path = [(list(counts), 1.0)]
         while now > until * whole:
             best: tuple[float, int, int, float] | None = None
             for g in range(len(counts)):
-                if dead[g]:
-                    continue
-                before = self.error(g, counts[g])
+                before = self.error(g, counts[g]) ** power
                 for to in self.steps(g, counts[g]):
-                    trial = [to if i == g else n for i, n in enumerate(counts)]
-                    masks = self.problem.masks(trial)
+                    masks = self.problem.masks([to if i == g else n for i, n in enumerate(counts)])
                     if masks is None:
                         break
                     saved = now - cost(masks)
                     if saved <= 0:
                         continue
-                    price = max(self.error(g, to) - before, 1e-15) / saved
+                    price = max(self.error(g, to) ** power - before, 1e-15) / saved
                     if best is None or price < best[0]:
                         best = (price, g, to, now - saved)
             if best is None:
@@ -103,6 +107,33 @@ class Planner:
             out.append((list(counts), now / whole))
         return out
 
-    def latency(self, masks: Masks) -> float:
-        """Predicted microseconds."""
-        return self.costs.total(masks)
+    def evenly(self, cost: Cost, until: float) -> Path:
+        """The same share of every group, rounded, more and more of it."""
+        whole = cost({})
+        out: Path = [([0] * len(self.problem.groups), 1.0)]
+        for share in np.arange(0.05, DEPTHS[-1] + 0.01, 0.05):
+            counts = []
+            for g, group in enumerate(self.problem.groups):
+                allowed = [0, *(n for n in self._round(g) if n <= share * group.units + 1e-9)]
+                counts.append(max(allowed))
+            masks = self.problem.masks(counts)
+            if masks is None or counts == out[-1][0]:
+                continue
+            out.append((counts, cost(masks) / whole))
+            if out[-1][1] <= until:
+                break
+        return out
+
+    def _round(self, which: int) -> list[int]:
+        found, at = [], 0
+        while steps := self.steps(which, at):
+            found += steps
+            at = steps[-1]
+        return found
+
+    def measured(self, counts: Sequence[int]) -> float:
+        """The error at the outputs, with readers fitted each by itself."""
+        masks = self.problem.masks(counts)
+        if masks is None:
+            return np.inf
+        return output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)

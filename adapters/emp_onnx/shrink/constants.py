@@ -1,7 +1,7 @@
 """Channels that say the same whatever the input is, and what they say: followed forward from zero weights.
 
-A row of zeros in a weight makes its output the bias, everywhere; what comes after it element by element keeps it constant. `told`
-holds for (tensor, axis) the value at each coordinate, NaN where it varies or nothing is known.
+A row of zeros in a weight makes its output the bias, everywhere; what comes after it element by element keeps it
+constant. `told` holds for (tensor, axis) the value at each coordinate, NaN where it varies or nothing is known.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What an operation costs: multiply-adds from its shapes, microseconds from onnxruntime's own profile.
 
-The time of an operation is taken to shrink with its multiply-adds (or with the elements it touches), down to a share that is overhead. That
+The time of an operation is taken to shrink with its multiply-adds (or with the elements it touches), down to a share
+that is overhead. That
 is for choosing only: what is reported is the latency of the whole model, measured.
 """
 
@@ -103,7 +104,8 @@ class Costs:
         return out
 
     def _measure(self, feeds: Sequence[Feed], threads: int) -> tuple[dict[int, float], float]:
-        """Microseconds by operation, least of several runs, of the model as onnxruntime fuses it; and what is left over."""
+        """Microseconds by operation, least of several runs, of the model as onnxruntime fuses it; and what is left
+        over."""
         import onnx
 
         model = onnx.ModelProto()
@@ -134,8 +136,8 @@ class Costs:
     def _whose(self, name: str, times: Mapping[int, float]) -> int | None:
         """The operation that a node of the optimised graph stands for.
 
-        Most keep the names of their nodes; a convolution in blocked layout is called after the tensor that it makes, which is that of
-        the last operation fused into it.
+        Most keep the names of their nodes; a convolution in blocked layout is called after the tensor that it makes,
+        which is that of the last operation fused into it.
         """
         found = re.findall(r"emp(\d+)x", name)
         if found:

@@ -1,6 +1,7 @@
 """Units taken out of a model: constants sliced, and what says a size in so many words set anew.
 
-Nothing else changes. What the operations compute for the units that stay is what they computed before, as long as the units that
+Nothing else changes. What the operations compute for the units that stay is what they computed before, as long as the
+units that
 go were zero: that is for the proof to show.
 """
 
@@ -307,7 +308,8 @@ class _Surgeon:
         node.input[1] = self.constant(op.inputs[1], np.asarray(values))
 
     def settle(self) -> None:
-        """Put new nodes before the ones that read them; make constants of values that followed from sizes as they were."""
+        """Put new nodes before the ones that read them; make constants of values that followed from sizes as they
+        were."""
         import onnx
 
         tainted: set[str] = set()

@@ -10,12 +10,17 @@ import numpy as np
 from emp_onnx.feeds import Feed
 from emp_onnx.shrink.trace import Runner
 
-__all__ = ["agreement", "output_error"]
+__all__ = ["agreement", "ancestors", "output_error", "watched"]
+
+
+def watched(model: Any, threads: int = 1) -> Runner:
+    """A model that also returns the floats behind outputs that are whole numbers: these show no small change."""
+    return Runner(model, ancestors(model), threads=threads)
 
 
 def output_error(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], threads: int = 1) -> float:
     """‖difference‖² / ‖dense about its mean‖² over all floating outputs, the mean over outputs."""
-    runner = Runner(model, threads=threads)
+    runner = watched(model, threads)
     names = [n for n, v in dense[0].items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
     moved, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
     for feed, before in zip(feeds, dense, strict=True):
@@ -32,7 +37,7 @@ def output_error(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Fe
 
 def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]) -> float | None:
     """The share of rows of class scores whose largest entry is that of the dense model; None where no output is one."""
-    runner = Runner(model)
+    runner = watched(model)
     same = total = 0
     for feed, before in zip(feeds, dense, strict=True):
         after = runner(feed)
@@ -50,3 +55,22 @@ def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]
                 same += int((a == b).sum())
                 total += a.size
     return same / total if total else None
+
+
+def ancestors(model: Any) -> list[str]:
+    """For outputs that are no floats: the floats they were made from, since a tie may fall either way by rounding."""
+    makers = {o: node for node in model.graph.node for o in node.output}
+    floats = {1, 10, 11, 16}
+    found: list[str] = []
+    for out in model.graph.output:
+        kind = out.type.tensor_type.elem_type
+        node = makers.get(out.name)
+        while kind and kind not in floats and node is not None:
+            name = node.input[0] if node.input else ""
+            if node.op_type in ("ArgMax", "ArgMin", "TopK", "Hardmax"):
+                found.append(name)
+                break
+            if node.op_type not in ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten"):
+                break
+            node = makers.get(name)
+    return [name for name in dict.fromkeys(found) if name in makers]

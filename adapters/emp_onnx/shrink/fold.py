@@ -1,8 +1,8 @@
 """What removed channels still say, said by their consumers' biases instead.
 
-A unit is *silent* when each operation that sums over it can do without: its weights there are zero, or the channel is constant and the
-sum has a bias that can take weight × constant. A padded convolution cannot take a constant that is not zero, for at the border it
-would count too much.
+A unit is *silent* when each operation that sums over it can do without: its weights there are zero, or the channel is
+constant and the sum has a bias that can take weight × constant. A padded convolution cannot take a constant that is
+not zero, for at the border it would count too much.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ __all__ = ["fold", "muted", "silent"]
 
 Told = dict[Axis, NDArray[np.float64]]
 BESIDE = {
-    *UNARY, *BROADCAST, "Clip", "Dropout", "BatchNormalization", "InstanceNormalization", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
-    "AveragePool", "Concat", "Split", "Slice", "Gather", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "Resize",
-    "Upsample", "Expand", "DepthToSpace", "SpaceToDepth", "ReduceMean", "ReduceMax", "ReduceMin", "Shape", "Size", "Tile",
+    *UNARY, *BROADCAST,
+    "Clip", "Dropout", "BatchNormalization", "InstanceNormalization", "GlobalAveragePool", "GlobalMaxPool",
+    "MaxPool",
+    "AveragePool", "Concat", "Split", "Slice", "Gather", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze",
+    "Pad", "Resize",
+    "Upsample", "Expand", "DepthToSpace", "SpaceToDepth", "ReduceMean", "ReduceMax", "ReduceMin", "Shape", "Size",
+    "Tile",
 }  # fmt: skip
 
 
@@ -86,7 +90,8 @@ def _sums(op: Any, name: str, axis: int, traced: Trace) -> bool:
 
 
 def fold(view: View, readers: Sequence[Reader], masks: Masks, told: Told) -> None:
-    """Move, in place, what the masked channels say into the biases of their readers, and set the weights there to zero."""
+    """Move, in place, what the masked channels say into the biases of their readers, and set the weights there to
+    zero."""
     import onnx
 
     tensors = {t.name: t for t in view.model.graph.initializer}
@@ -109,9 +114,11 @@ def fold(view: View, readers: Sequence[Reader], masks: Masks, told: Told) -> Non
 
 
 def muted(view: View, masks: Masks, readers: Sequence[Reader], *, whole: bool) -> Any:
-    """A copy of the model in which the units that go are zero: in the weights that make them, or (`whole`) in every constant.
+    """A copy of the model in which the units that go are zero: in the weights that make them, or (`whole`) in every
+    constant.
 
-    The weights that make a unit are those of Conv, Gemm, MatMul and recurrent operations; its biases and shifts stay, and go on speaking.
+    The weights that make a unit are those of Conv, Gemm, MatMul and recurrent operations; its biases and shifts stay,
+    and go on speaking.
     """
     import onnx
 

@@ -15,7 +15,8 @@ __all__ = ["latencies"]
 
 
 def latencies(models: Sequence[Any], feeds: Sequence[Feed], *, seconds: float = 2.0, threads: int = 1) -> list[float]:
-    """Microseconds of a run of each model: mean over feeds of the least of runs taken in turn for about `seconds` in all."""
+    """Microseconds of a run of each model: mean over feeds of the least of runs taken in turn for about `seconds` in
+    all."""
     runners = [Runner(model, threads=threads) for model in models]
     feeds = feeds[:4]
     best = np.full((len(runners), len(feeds)), np.inf)

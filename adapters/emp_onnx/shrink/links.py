@@ -1,9 +1,10 @@
 """Which coordinates of an operation's tensors go together: links, and walls where nothing may go.
 
-An axis is (tensor, number). A *link* says of two or more axes that coordinate i[k] of the one, j[k] of the other, … stand or fall
-together. An operation that folds several axes into one (Reshape, groups of a Conv, heads) has *ways*: the folded axis is linked to an
-axis of the operation's own (a virtual one, its tensor's name begins with #) in each way, and a set of coordinates goes
-one way at a time. Whole units removed in different ways may be put together, since each way removes whole slices.
+An axis is (tensor, number). A *link* says of two or more axes that coordinate i[k] of the one, j[k] of the other, …
+stand or fall together. An operation that folds several axes into one (Reshape, groups of a Conv, heads) has *ways*:
+the folded axis is linked to an axis of the operation's own (a virtual one, its tensor's name begins with #) in each
+way, and a set of coordinates goes one way at a time. Whole units removed in different ways may be put together, since
+each way removes whole slices.
 
 A rule has to speak of every axis of every tensor of its operation. An axis of which it says nothing is a wall.
 """
@@ -92,7 +93,8 @@ class Relation:
         return name
 
     def tie(self, *ends: tuple[str, int, Index | None], way: Axis | None = None) -> None:
-        """Link axes, each with its coordinates in order (None: all). Sizes that change are left to the caller of the model."""
+        """Link axes, each with its coordinates in order (None: all). Sizes that change are left to the caller of the
+        model."""
         real: list[tuple[Axis, Index]] = []
         moving = False
         for name, axis, index in ends:

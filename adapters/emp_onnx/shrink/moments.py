@@ -1,7 +1,7 @@
 """Second moments of what readers read, from runs of the model: sums in float64, one square matrix per reader.
 
-For a reader with x of shape (channels, places) the moments are of (x, 1), so that means, and with them biases, follow. Cross
-moments pair the samples of a changed model with those of the dense one, at the same places.
+For a reader with x of shape (channels, places) the moments are of (x, 1), so that means, and with them biases,
+follow. Cross moments pair the samples of a changed model with those of the dense one, at the same places.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _share(reader: Reader, feeds: int) -> int:
 
 
 def _ones(rows: Wide) -> Wide:
-    flat = rows.reshape(len(rows), -1)
+    flat = rows.reshape(len(rows), rows.shape[1] * rows.shape[2])
     return np.concatenate([flat, np.ones((len(flat), 1))], 1)
 
 
@@ -74,7 +74,8 @@ def cross_moments(
     dense: Any, changed: Any, readers: Sequence[Reader], feeds: Sequence[Feed], *, threads: int = 1, seed: int = 0,
     cache: Mapping[int, Any] | None = None,
 ) -> list[tuple[Wide, Wide]]:  # fmt: skip
-    """For each reader Σ z zᵀ and Σ z (x, 1)ᵀ, divided by the number of samples: z of the changed model, x of the dense one."""
+    """For each reader Σ z zᵀ and Σ z (x, 1)ᵀ, divided by the number of samples: z of the changed model, x of the
+    dense one."""
     names = [r.source for r in readers]
     one = Runner(segment(dense, names), threads=threads)
     other = Runner(segment(changed, names), threads=threads)

@@ -13,10 +13,15 @@ __all__ = ["add_options", "given"]
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add them to a parser."""
     parser.add_argument("model", metavar="IN.onnx", help="the model")
-    parser.add_argument("out", metavar="OUT.onnx", nargs="?", help="where the result goes (default: IN.shrunk.onnx); a file there is replaced, the input never")  # fmt: skip
+    parser.add_argument(
+        "out", metavar="OUT.onnx", nargs="?",
+        help="where the result goes (default: IN.shrunk.onnx); a file there is replaced, the input never",
+    )  # fmt: skip
     parser.add_argument("--in-place", action="store_true", help="replace the input")
     group = parser.add_argument_group("what goes")
-    group.add_argument("--dead-only", action="store_true", help="only what says nothing, or the same on all inputs: the outputs stay as they are")  # fmt: skip
+    group.add_argument("--dead-only", action="store_true",
+        help="only what says nothing, or the same on all inputs: the outputs stay as they are",
+    )  # fmt: skip
     group.add_argument(
         "--signal", metavar="S", help="whose effective size counts: norm, activation, spectrum (default with feeds)"
     )
@@ -39,7 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-flops", metavar="R", help="as much of its multiply-adds")
     group.add_argument("--target-size", metavar="R", help="as much of its weights' bytes")
     group = parser.add_argument_group("feeds")
-    group.add_argument("--feeds", metavar="PATH", help="a folder of .npz files, one feed each, keys are input names; or one .npz with one more leading axis")  # fmt: skip
+    group.add_argument("--feeds", metavar="PATH",
+        help="a folder of .npz files, one feed each, keys are input names; or one .npz with one more leading axis",
+    )  # fmt: skip
     group.add_argument("--seed", metavar="N", help="of the random feeds used without --feeds (default: 0)")
     group.add_argument(
         "--refit", action="store_true", help="refit consumers in closed form, from what is left to what they received"

@@ -1,15 +1,17 @@
-"""In which order the units of a group may go, and what each costs: backward elimination with compensation, in closed form.
+"""In which order the units of a group may go, and what each costs: backward elimination with compensation, in closed
+form.
 
-For a reader y = M·x with second moments H of x, leaving out the coordinates B and letting the others make up for them costs
-Δ = tr(M_B [(H⁻¹)_BB]⁻¹ M_Bᵀ), and changes M to M − M_B [(H⁻¹)_BB]⁻¹ (H⁻¹)_B: (optimal brain surgeon, Hassibi & Stork 1993, by blocks).
-The unit with the least sum of Δ over all readers goes first, each Δ as a share of what its reader says; then H⁻¹ is brought up to date. With a
-bias, moments are taken about the mean.
+For a reader y = M·x with second moments H of x, leaving out the coordinates B and letting the others make up for them
+costs Δ = tr(M_B [(H⁻¹)_BB]⁻¹ M_Bᵀ), and changes M to M − M_B [(H⁻¹)_BB]⁻¹ (H⁻¹)_B: (optimal brain surgeon, Hassibi &
+Stork 1993, by blocks). The unit with the least sum of Δ over all readers goes first, each Δ as a share of what its
+reader says; then H⁻¹ is brought up to date. With a bias, moments are taken about the mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ Wide = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """The units in the order in which they go, and the error after each: of the readers' outputs, as a share of their variance."""
+    """The units in the order in which they go, and the error after each: of the readers' outputs, as a share of their
+    variance."""
 
     order: NDArray[np.intp]
     error: Wide
@@ -53,9 +56,9 @@ def side(reader: Reader, weight: NDArray[Any], moment: Wide, labels: NDArray[np.
     features = np.repeat(labels, places)
     order = np.argsort(features, kind="stable")
     bounds = np.searchsorted(features[order], np.arange(units + 1))
-    where = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    where = [order[a:b] for a, b in pairwise(bounds)]
     h = h + np.eye(len(h)) * (RIDGE * float(np.trace(h)) / len(h) + 1e-12)
-    inverse: Wide = np.linalg.inv(h)
+    inverse: Any = np.linalg.inv(h)
     return _Side(inverse, flat.copy(), where, total)
 
 

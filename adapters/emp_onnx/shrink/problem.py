@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emp_onnx.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
-from emp_onnx.shrink.distance import output_error
+from emp_onnx.shrink.distance import output_error, watched
 from emp_onnx.shrink.links import find_links
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
@@ -20,7 +20,7 @@ from emp_onnx.shrink.proof import masked
 from emp_onnx.shrink.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.refit import refit, refit_locally
 from emp_onnx.shrink.regions import Group, find_groups
-from emp_onnx.shrink.trace import Runner, Trace, trace
+from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
 __all__ = ["Problem"]
@@ -113,7 +113,8 @@ class Problem:
         return Curve(order, np.cumsum(scores[order]) / max(float(scores.sum()), 1e-300))
 
     def norms(self, group: Group) -> Wide:
-        """For each unit the root of the sum of squares of its slices in all constants, each constant scaled to unit norm."""
+        """For each unit the root of the sum of squares of its slices in all constants, each constant scaled to unit
+        norm."""
         total = np.zeros(group.units)
         for (name, axis), labels in group.axes.items():
             values = self.view.constants.get(name)
@@ -138,8 +139,9 @@ class Problem:
     def fitted(self, masks: Masks, feeds: Sequence[Feed] | None, held: Sequence[Feed] = ()) -> Any:
         """The cut model with its readers refitted.
 
-        Without feeds each by itself, from the moments. With feeds also in sequence; what does better on `held` is returned: fits in sequence
-        make up for what came before, and need more samples than a few feeds of a plain network give.
+        Without feeds each by itself, from the moments. With feeds also in sequence; what does better on `held` is
+        returned: fits in sequence make up for what came before, and need more samples than a few feeds of a plain
+        network give.
         """
         model = self.cut(masks)
         refit_locally(self.view, model, masks, self.readers, self.moments)
@@ -147,7 +149,7 @@ class Problem:
             return model
         other = self.cut(masks)
         refit(self.view, other, masks, self.readers, feeds, threads=self.threads, stats=self.moments, anchor=ANCHOR)
-        runner = Runner(self.view.model, threads=self.threads)
+        runner = watched(self.view.model, self.threads)
         dense = [runner(feed) for feed in held]
         errors = [output_error(dense, m, held, self.threads) if dense else 0.0 for m in (other, model)]
         return other if errors[0] <= errors[1] else model

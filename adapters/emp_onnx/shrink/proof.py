@@ -1,7 +1,7 @@
 """The proof: the shrunk model says what the masked one says.
 
-The masked model is the model as it was, in its old shape, with the constants of the shrunk one put back in place and zeros where
-units went. Both run in onnxruntime on the same feeds; all outputs have to agree to float rounding.
+The masked model is the model as it was, in its old shape, with the constants of the shrunk one put back in place and
+zeros where units went. Both run in onnxruntime on the same feeds; all outputs have to agree to float rounding.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.feeds import Feed
 from emp_onnx.shrink.cut import Masks, scatter
+from emp_onnx.shrink.distance import ancestors
 from emp_onnx.shrink.trace import Runner, first_line
 from emp_onnx.shrink.view import View
 
@@ -108,25 +109,6 @@ def prove(reference: Any, shrunk: Any, feeds: Iterable[Feed], *, random: bool = 
     if not count:
         return Proof(0, random, np.inf, 0.0, "no feeds were given")
     return Proof(count, random, worst, allowed)
-
-
-def ancestors(model: Any) -> list[str]:
-    """For outputs that are no floats: the floats they were made from, since a tie may fall either way by rounding."""
-    makers = {o: node for node in model.graph.node for o in node.output}
-    floats = {1, 10, 11, 16}
-    found: list[str] = []
-    for out in model.graph.output:
-        kind = out.type.tensor_type.elem_type
-        node = makers.get(out.name)
-        while kind and kind not in floats and node is not None:
-            name = node.input[0] if node.input else ""
-            if node.op_type in ("ArgMax", "ArgMin", "TopK", "Hardmax"):
-                found.append(name)
-                break
-            if node.op_type not in ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten"):
-                break
-            node = makers.get(name)
-    return [name for name in dict.fromkeys(found) if name in makers]
 
 
 def _gap(one: Any, other: Any) -> tuple[float, bool]:

@@ -1,7 +1,8 @@
-"""Who sums over a group's coordinates with weights: Conv, Gemm, MatMul, and the input and hidden sides of LSTM, GRU and RNN.
+"""Who sums over a group's coordinates with weights: Conv, Gemm, MatMul, and the input and hidden sides of LSTM, GRU
+and RNN.
 
-A reader is y = M·x + b with M of shape (outputs, channels, places): places are those of a kernel, one elsewhere. It gives its
-weights as such a matrix, takes them back, and cuts samples of x out of an activation.
+A reader is y = M·x + b with M of shape (outputs, channels, places): places are those of a kernel, one elsewhere. It
+gives its weights as such a matrix, takes them back, and cuts samples of x out of an activation.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ class Reader:
     """One use of a weight.
 
     Attributes:
-        op: the operation. weight: name of its constant. source: the tensor it reads (for `state`, the one that holds states).
+        op: the operation. weight: name of its constant. source: the tensor it reads (for `state`, the one that holds
+            states).
         kind: conv, right (x·W), rightt (x·Wᵀ), left (W·x), input or state (of a recurrent operation).
-        axis: of `source`, the channels. out: (constant, axis) of the outputs. bias: name of the constant added, or empty.
+        axis: of `source`, the channels. out: (constant, axis) of the outputs. bias: name of the constant added, or
+            empty.
         direction: for `state`, which. channels: how many it sums over.
     """
 
@@ -46,15 +49,14 @@ class Reader:
 
     def matrix(self, weight: Array) -> Wide:
         """The weight as (outputs, channels, places)."""
-        w = weight.astype(np.float64)
+        w: Wide = weight.astype(np.float64)
         if self.kind == "conv":
-            return w.reshape(w.shape[0], w.shape[1], -1)
-        if self.kind == "input":
-            return w.reshape(-1, w.shape[2], 1)
-        if self.kind == "state":
-            return w[self.direction][:, :, None]
-        flat: Wide = w.T if self.kind == "right" else w
-        return flat[:, :, None]
+            w = w.reshape(w.shape[0], w.shape[1], -1)
+        elif self.kind == "input":
+            w = w.reshape(-1, w.shape[2], 1)
+        else:
+            w = np.expand_dims(w[self.direction] if self.kind == "state" else w.T if self.kind == "right" else w, 2)
+        return w
 
     def put(self, matrix: Wide, weight: Array) -> Array:
         """`weight` with the matrix in its place, in its type."""
@@ -111,9 +113,8 @@ class Reader:
         x = np.pad(x, [(0, 0), (0, 0), *((pads[i], pads[i + dims]) for i in range(dims))])
         reach = [(k - 1) * a + 1 for k, a in zip(shape, apart, strict=True)]
         view = np.lib.stride_tricks.sliding_window_view(x, reach, tuple(range(2, 2 + dims)))
-        view = view[
-            (slice(None), slice(None), *(slice(None, None, s) for s in steps), *(slice(None, None, a) for a in apart))
-        ]
+        strided: Any = (slice(None), slice(None), *(slice(None, None, s) for s in (*steps, *apart)))
+        view = view[strided]
         places = (view.shape[0], *view.shape[2 : 2 + dims])
         count = prod(places)
         chosen = np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))

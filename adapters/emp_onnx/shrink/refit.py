@@ -1,8 +1,8 @@
 """Consumers refitted in closed form: from what is left of their input to what the dense model's consumer received.
 
 For a reader y = M·x + b let z be its input in the shrunk model and x the one in the dense model. M' and b' minimise
-E‖M'z + b' − Mx − b‖² + λ‖M' − M₀‖², where M₀ is M restricted to what is left: normal equations of one square matrix. Readers are
-refitted from the first to the last, each on what the ones before it, refitted, now send.
+E‖M'z + b' − Mx − b‖² + λ‖M' − M₀‖², where M₀ is M restricted to what is left: normal equations of one square matrix.
+Readers are refitted from the first to the last, each on what the ones before it, refitted, now send.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Wide = NDArray[np.float64]
 
 
 def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE) -> tuple[Wide, Wide]:
-    """M' (outputs, kept) and the shift of b, from E[(z,1)(z,1)ᵀ], E[(z,1)(x,1)ᵀ], M (outputs, all) and M₀ (outputs, kept)."""
+    """M' (outputs, kept) and the shift of b, from E[(z,1)(z,1)ᵀ], E[(z,1)(x,1)ᵀ], M (outputs, all) and M₀ (outputs,
+    kept)."""
     h, k = own[:-1, :-1], cross[:-1, :-1]
     if bias:
         h = h - np.outer(own[:-1, -1], own[:-1, -1])
@@ -34,7 +35,7 @@ def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridg
     level = ridge * float(np.trace(h)) / max(len(h), 1) + 1e-12
     left = h + level * np.eye(len(h))
     right = k @ target.T + level * prior.T
-    new: Wide = np.linalg.solve(left, right).T
+    new: Any = np.linalg.solve(left, right).T
     shift = target @ cross[-1, :-1] - new @ own[:-1, -1] if bias else np.zeros(len(target))
     return new, shift
 
@@ -71,8 +72,9 @@ def refit(
 ) -> None:
     """Refit, in place, every reader of the shrunk model whose input was cut or has changed upstream.
 
-    With `anchor` > 0 the dense model's own inputs, less what went, count as samples too, with this weight: a chain of fits each of which is
-    a little too small, as regression on noisy inputs is, would otherwise fade out what varies little and matters later.
+    With `anchor` > 0 the dense model's own inputs, less what went, count as samples too, with this weight: a chain of
+    fits each of which is a little too small, as regression on noisy inputs is, would otherwise fade out what varies
+    little and matters later.
     """
     import onnx
 

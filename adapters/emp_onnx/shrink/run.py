@@ -22,14 +22,14 @@ from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.constants import constant_channels
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks, cut
-from emp_onnx.shrink.distance import agreement, output_error
+from emp_onnx.shrink.distance import agreement, output_error, watched
 from emp_onnx.shrink.fold import fold, muted, silent
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import Proof, prove
 from emp_onnx.shrink.readers import drop_zero_biases
 from emp_onnx.shrink.store import default_out, read, write
-from emp_onnx.shrink.trace import Runner, made_up
+from emp_onnx.shrink.trace import made_up
 from emp_onnx.shrink.view import View
 
 __all__ = ["GroupRow", "ShrinkReport", "shrink"]
@@ -40,7 +40,8 @@ PROVEN = 16  # feeds of the proof
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One group: its name, how many units there were and are, and the effective number that decided (None if a budget did)."""
+    """One group: its name, how many units there were and are, and the effective number that decided (None if a budget
+    did)."""
 
     name: str
     units: int
@@ -117,21 +118,22 @@ def shrink(
 ) -> ShrinkReport:
     """Remove whole channels, neurons and heads from a model; prove that the rest computes what it did; write it.
 
-    The result is a plain ONNX model with smaller tensors: every runtime reads it, and runs it faster. Its inputs and outputs
-    keep their names and shapes.
+    The result is a plain ONNX model with smaller tensors: every runtime reads it, and runs it faster. Its inputs and
+        outputs keep their names and shapes.
 
     Args:
         model: a path.
         out: where the result goes; `IN.shrunk.onnx` beside the input if not given. A file already there is replaced.
-        feeds: a path (see `read_feeds`) or feeds. Without them random ones are made up, for the proof alone; statistics of the
-            activations, and budgets, mean little then.
+        feeds: a path (see `read_feeds`) or feeds. Without them random ones are made up, for the proof alone;
+            statistics of the activations, and budgets, mean little then.
         dead_only: remove only what says nothing, or the same on all inputs; outputs stay as they are.
         refit: refit the consumers in closed form, from what is left to what the dense consumer received.
-        signal: whose effective size counts: `norm`, `activation`, or `spectrum`; default `spectrum` with feeds, else `norm`.
+        signal: whose effective size counts: `norm`, `activation`, or `spectrum`; default `spectrum` with feeds, else
+            `norm`.
         scores: of the units of some groups, by group name, in their place (gradients, say).
         beta, order: keep ⌊beta·N⌋ of a group, N its Hill number of this order (2: N_eff).
-        max_drop, max_error: budgets at the outputs, on feeds kept back: share of largest class scores that may change; relative
-            error.
+        max_drop, max_error: budgets at the outputs, on feeds kept back: share of largest class scores that may
+            change; relative error.
         target_latency, target_flops, target_size: shares of the dense model's to reach, in (0, 1).
         round_to: what is left of a group is a multiple of this, where the group is large enough.
         min_channels: at least so many units of a group stay.
@@ -198,7 +200,8 @@ def shrink(
             *notes,
             "NOTHING WAS REMOVED: " + ("no unit is dead." if dead_only else "the amount asked for keeps every unit."),
         )
-    dense = [Runner(proto, threads=threads)(feed) for feed in held[:64]]
+    seen = watched(proto, threads)
+    dense = [seen(feed) for feed in held[:64]]
     figures: dict[str, Any] = {
         "parameters": (_parameters(problem.view.model) - _parameters_of(problem), _parameters(shrunk)),
         "flops": _flops(problem, masks),
@@ -292,16 +295,16 @@ def _notes(problem: Problem, given: Any, refit: bool) -> tuple[str, ...]:
     notes = []
     if given is None:
         notes.append(
-            "NO FEEDS WERE GIVEN: random ones were made up. The proof holds on them; agreement and error on them say little about real inputs."
+            "NO FEEDS WERE GIVEN: random ones were made up. The proof holds on them; agreement and error on them say "
+            "little about real inputs."
         )
         if refit:
-            notes.append(
-                "REFITTED TO RANDOM FEEDS: the consumers were fitted to inputs that are none. Give real ones with --feeds."
-            )
+            notes.append("REFITTED TO RANDOM FEEDS: the consumers were fitted to inputs that are none. Give real ones.")
     if problem.trace.fixed:
         some = ", ".join(problem.trace.fixed[:6])
         notes.append(
-            f"The model leaves some sizes open and does not run with twice the size given: {some}. They are taken to be as in the feeds."
+            f"The model leaves some sizes open and does not run with twice the size given: {some}. They are taken to "
+            "be as in the feeds."
         )
     return tuple(notes)
 
@@ -331,8 +334,8 @@ def _merged(masks: Masks, more: Masks) -> dict[Any, Any]:
 def _exact(problem: Problem, masks: Masks) -> tuple[Any, Any]:
     """The masked model, and the one without what goes, which says the same.
 
-    The weights that make a unit are zero in the masked model, its biases and shifts stay, and what it still says is folded into its
-    readers. Where a reader cannot take that, all constants of the unit are zero.
+    The weights that make a unit are zero in the masked model, its biases and shifts stay, and what it still says is
+    folded into its readers. Where a reader cannot take that, all constants of the unit are zero.
     """
     view = View.of(muted(problem.view, masks, problem.readers, whole=False))
     told = constant_channels(view, problem.trace)
@@ -361,8 +364,8 @@ def _counts(
         planner = Planner(
             problem, Costs(problem.view, problem.trace, samples), held[:64], round_to=round_to, least=least
         )
-        counts = fit_budget(problem, planner, budget, build, held[:64])
-        return counts, [None] * len(counts)
+        chosen = fit_budget(problem, planner, budget, build, held[:64])
+        return chosen, [None] * len(chosen)
     counts: list[int] = []
     effective: list[float | None] = []
     for i, group in enumerate(problem.groups):

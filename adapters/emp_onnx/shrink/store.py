@@ -14,7 +14,6 @@ from emp_onnx.model_io import Model, load
 __all__ = ["default_out", "read", "write"]
 
 LARGEST = 2**31 - 1
-LEAST = 1024  # bytes of a tensor that is worth a sidecar
 
 
 def default_out(source: Path) -> Path:
@@ -57,8 +56,9 @@ def write(proto: Any, target: Path, source: Model) -> tuple[Path, ...]:
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
         chunks, at, places = [], 0, []
+        outside = {t.name for t in source.tensors.values() if t.storage == "external"}
         for tensor in copy.graph.initializer:
-            if len(tensor.raw_data) >= LEAST:
+            if tensor.name in outside:
                 pad = -at % 4096
                 chunks += [b"\0" * pad, tensor.raw_data]
                 places.append((tensor, at + pad, len(tensor.raw_data)))

@@ -32,8 +32,8 @@ def shrink_text(report: ShrinkReport, style: Style | None = None) -> str:
             parts.append(f"    and {len(report.walls) - 12} more reasons")
     kind = "random feeds" if report.random else "feeds"
     parts.append(
-        f"[ok] shrunk equals masked on {report.proof.feeds} {kind}: largest difference {report.proof.worst:.2g} of an output's size, "
-        f"{report.proof.allowed:.2g} allowed"
+        f"[ok] shrunk equals masked on {report.proof.feeds} {kind}: largest difference {report.proof.worst:.2g} of an "
+        f"output's size, {report.proof.allowed:.2g} allowed"
     )
     parts.append(
         _pair("Parameters", *report.parameters)

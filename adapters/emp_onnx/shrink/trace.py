@@ -1,8 +1,9 @@
-"""What runs of the model show: the size of every axis, which sizes change with the input, and the shapes computed on the way.
+"""What runs of the model show: the size of every axis, which sizes change with the input, and the shapes computed on
+the way.
 
-The model runs on its feeds, and again on feeds in which every size that it leaves open is doubled. A size that stays the
-same is the model's own; one that changes is the caller's, and never touched. Whole numbers that follow from sizes and
-constants alone (`free`), and stayed the same, are as good as constants.
+The model runs on its feeds, and again on feeds in which every size that it leaves open is doubled. A size that stays
+the same is the model's own; one that changes is the caller's, and never touched. Whole numbers that follow from sizes
+and constants alone (`free`), and stayed the same, are as good as constants.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ class Runner:
     @property
     def inputs(self) -> tuple[Input, ...]:
         """The inputs that onnxruntime asks for."""
-        return tuple(
-            Input(i.name, i.type, tuple(d if isinstance(d, str) or (isinstance(d, int) and d > 0) else None for d in i.shape))
-            for i in self.session.get_inputs()
-        )  # fmt: skip
+
+        def size(d: Any) -> int | str | None:
+            return d if isinstance(d, str) or (isinstance(d, int) and d > 0) else None
+
+        return tuple(Input(i.name, i.type, tuple(size(d) for d in i.shape)) for i in self.session.get_inputs())
 
     def __call__(self, feed: Feed, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Outputs by name."""
@@ -105,9 +107,8 @@ def made_up(model: Any, *, seed: int, count: int = 4) -> list[dict[str, Array]]:
         last = error
     if fallback:
         return fallback
-    raise ModelError(
-        f"the model must run on feeds that are made up, or come with --feeds, got: {first_line(last or ModelError('no attempt'))}"
-    )
+    why = first_line(last) if last is not None else "no size that fits"
+    raise ModelError(f"the model must run on feeds that are made up, or come with feeds, got: {why}")
 
 
 @dataclass
@@ -157,7 +158,7 @@ def trace(view: View, feeds: Sequence[Feed]) -> Trace:
     for name in found.runs[0]:
         every = [run.get(name) for run in found.runs]
         if None not in every and len({len(s) for s in every if s is not None}) == 1:
-            found.shapes[name] = tuple(d[0] if len(set(d)) == 1 else None for d in zip(*every, strict=True))  # type: ignore[arg-type]
+            found.shapes[name] = tuple(d[0] if len(set(d)) == 1 else None for d in zip(*every, strict=True))
     first = seen[0]
     found.dtypes = {
         k: v.dtype

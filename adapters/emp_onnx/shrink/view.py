@@ -1,7 +1,7 @@
 """A model as operations and constants: what the rules read, without the ways in which a file can say the same thing.
 
-`prepared` brings a model into one form: constants are initializers, operations stand in order. Everything after it works on
-that form, and the first proof is that it computes what the file computes.
+`prepared` brings a model into one form: constants are initializers, operations stand in order. Everything after it
+works on that form, and the first proof is that it computes what the file computes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """A node, read: its place in the graph, its type (with the domain before it where it has one), and its attributes."""
+    """A node, read: its place in the graph, its type (with the domain before it where it has one), and its
+    attributes."""
 
     index: int
     node: Any

@@ -1,7 +1,8 @@
 """Fused attention: heads are independent, so whole heads go.
 
-Queries, keys and values are (batch, length, heads·size); head h owns coordinates h·size … h·size + size − 1. With fewer key
-heads than query heads (grouped queries), key head k serves `share` query heads in a row, and they go together. Sizes of a head stay.
+Queries, keys and values are (batch, length, heads·size); head h owns coordinates h·size … h·size + size − 1. With
+fewer key heads than query heads (grouped queries), key head k serves `share` query heads in a row, and they go
+together. Sizes of a head stay.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def heads(relation: Relation, axis: str, tensor: str, place: int, count: int, *,
 
 @rule("com.microsoft.Attention")
 def fused(relation: Relation) -> None:
-    """input · weights (C, 3·heads·size) + bias → attention; the columns are all queries, then all keys, then all values."""
+    """input · weights (C, 3·heads·size) + bias → attention; the columns are all queries, then all keys, then all
+    values."""
     op = relation.op
     if op.attributes.get("qkv_hidden_sizes") or any(op.input(s) for s in (4, 5, 6)) or len(op.outputs) > 1:
         raise Unfit("it has a past, a bias of positions, or parts of unequal size")
@@ -56,7 +58,8 @@ def multi_head(relation: Relation) -> None:
 
 @rule("com.microsoft.GroupQueryAttention", "Attention")
 def grouped(relation: Relation) -> None:
-    """query (batch, length, share·k·size), key and value (batch, length, k·size); past and present are (batch, k, length, size)."""
+    """query (batch, length, share·k·size), key and value (batch, length, k·size); past and present are (batch, k,
+    length, size)."""
     op = relation.op
     ours = op.type == "Attention"
     queries = whole(op, "q_num_heads" if ours else "num_heads", 0)

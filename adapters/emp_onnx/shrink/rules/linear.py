@@ -1,8 +1,8 @@
 """Sums over a shared axis: y[o] = Σ_c w[o, c]·x[c] + b[o].
 
-The summed axis of both operands goes together: what is missing in one is not asked for in the other. That equals the masked model as
-soon as one of the two is zero there, which holds for weights, and for computed operands where zeros reach them
-(`zeros.reaches`). The axis of y goes with o of w and b.
+The summed axis of both operands goes together: what is missing in one is not asked for in the other. That equals the
+masked model as soon as one of the two is zero there, which holds for weights, and for computed operands where zeros
+reach them (`zeros.reaches`). The axis of y goes with o of w and b.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def contract(relation: Relation, *ends: tuple[str, int]) -> None:
 def conv(relation: Relation) -> None:
     """y[n, o] = Σ_c w[o, c] ∗ x[n, c] + b[o]; with g groups, c and o of one group only.
 
-    x has g·I channels, w is (g·P, I, …). Either whole groups go (axis G of g), or the same place in every group: place i of x in all
-    groups with w's axis 1, place p of y in all groups.
+    x has g·I channels, w is (g·P, I, …). Either whole groups go (axis G of g), or the same place in every group:
+    place i of x in all groups with w's axis 1, place p of y in all groups.
     """
     op = relation.op
     x, w, b, y = op.inputs[0], op.inputs[1], op.input(2), op.outputs[0]
@@ -126,7 +126,7 @@ def matmul(relation: Relation) -> None:
 
 @rule("Einsum")
 def einsum(relation: Relation) -> None:
-    """One letter, one axis: all axes with the same letter go together; letters missing in the result are summed over."""
+    """One letter, one axis: all axes with the same letter go together; letters missing in the result are summed."""
     op = relation.op
     equation = relation.attribute("equation", b"")
     text = (equation.decode() if isinstance(equation, bytes) else equation).replace(" ", "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from emp_onnx.shrink.links import Relation, Unfit, rule, whole
@@ -64,8 +66,9 @@ def slices(relation: Relation) -> dict[int, tuple[int, int, int] | None]:
     """By axis: start, stop, step; None where they are computed from the input's values."""
     op, rank = relation.op, relation.rank(relation.op.inputs[0])
     if "starts" in op.attributes:
-        starts, ends = op.attributes["starts"], op.attributes["ends"]
-        axes, steps = op.attributes.get("axes", range(len(starts))), [1] * len(starts)
+        starts: Any = op.attributes["starts"]
+        ends, steps = op.attributes["ends"], [1] * len(starts)  # type: Any, Any
+        axes: Any = op.attributes.get("axes", range(len(starts)))
     else:
         given = [relation.value(slot) if op.input(slot) else None for slot in (1, 2, 3, 4)]
         count = relation.size(op.input(1), 0)
@@ -81,7 +84,8 @@ def slices(relation: Relation) -> dict[int, tuple[int, int, int] | None]:
 
 @rule("Slice")
 def slice_(relation: Relation) -> None:
-    """Coordinate k of the result is start + k·step of the operand; what is not taken is free to go. Starts and stops are set anew."""
+    """Coordinate k of the result is start + k·step of the operand; what is not taken is free to go. Starts and stops
+    are set anew."""
     op = relation.op
     x, y = op.inputs[0], op.outputs[0]
     taken = slices(relation)
@@ -110,7 +114,8 @@ def slice_(relation: Relation) -> None:
 
 @rule("Gather")
 def gather(relation: Relation) -> None:
-    """Along `axis`, constant indices: coordinate k of the result is indices[k]. Indices that are computed need the whole axis."""
+    """Along `axis`, constant indices: coordinate k of the result is indices[k]. Indices that are computed need the
+    whole axis."""
     op = relation.op
     x, index, y = op.inputs[0], op.inputs[1], op.outputs[0]
     rank = relation.rank(x)
@@ -150,7 +155,8 @@ def tile(relation: Relation) -> None:
 
 @rule("DepthToSpace", "SpaceToDepth")
 def depth_space(relation: Relation) -> None:
-    """Channel c' in space is blocks² channels in depth: block·C' + c' (DCR, and SpaceToDepth), or c'·blocks² + block (CRD)."""
+    """Channel c' in space is blocks² channels in depth: block·C' + c' (DCR, and SpaceToDepth), or c'·blocks² + block
+    (CRD)."""
     op = relation.op
     deep, flat = (op.inputs[0], op.outputs[0]) if op.type == "DepthToSpace" else (op.outputs[0], op.inputs[0])
     many, few = relation.size(deep, 1), relation.size(flat, 1)

@@ -1,7 +1,8 @@
 """Normalisations: a scale and a shift per channel, and statistics over some axes.
 
-Where statistics are constants (BatchNorm) or taken over space only (InstanceNorm), channels go side by side. Where they are taken over
-the channels (LayerNorm, RMSNorm), each channel is in every result: these axes stay. GroupNorm loses whole groups.
+Where statistics are constants (BatchNorm) or taken over space only (InstanceNorm), channels go side by side. Where
+they are taken over the channels (LayerNorm, RMSNorm), each channel is in every result: these axes stay. GroupNorm
+loses whole groups.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def instance_norm(relation: Relation) -> None:
 
 @rule("GroupNormalization")
 def group_norm(relation: Relation) -> None:
-    """Statistics over the c // (C/G)-th of G groups: whole groups go. Scales are per group before opset 21, then per channel."""
+    """Statistics over the c // (C/G)-th of G groups: whole groups go. Scales are per group before opset 21, then per
+    channel."""
     op = relation.op
     x, y, groups = op.inputs[0], op.outputs[0], whole(op, "num_groups", 1)
     channels = relation.size(x, 1)

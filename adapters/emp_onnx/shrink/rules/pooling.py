@@ -30,7 +30,8 @@ def _spatial(relation: Relation) -> None:
 
 @rule(*ZERO, "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
 def reduce(relation: Relation) -> None:
-    """y[kept axes] = reduction of x over the other axes. A sum may lose what is zero; a mean may not, since it counts."""
+    """y[kept axes] = reduction of x over the other axes. A sum may lose what is zero; a mean may not, since it
+    counts."""
     op = relation.op
     x, y = op.inputs[0], op.outputs[0]
     rank = relation.rank(x)
@@ -79,7 +80,8 @@ def resize(relation: Relation) -> None:
 
 @rule("Pad")
 def pad(relation: Relation) -> None:
-    """y = x with a border: coordinate c of x is c + before of y; what the border adds stays, as do axes padded by x's own values."""
+    """y = x with a border: coordinate c of x is c + before of y; what the border adds stays, as do axes padded by x's
+    own values."""
     op = relation.op
     x, y = op.inputs[0], op.outputs[0]
     pads = op.attributes.get("pads", relation.value(1))

@@ -1,7 +1,7 @@
 """LSTM, GRU, RNN: one hidden unit is one row of every gate in W, R and B, one column of R, one place in every state.
 
-W is (D, g·H, I), R is (D, g·H, H), B is (D, 2·g·H), P is (D, 3·H), states are (D, B, H), Y is (T, D, B, H). Row r of W belongs
-to hidden unit r mod H; both directions lose the same units, since Y stacks them on an axis of its own.
+W is (D, g·H, I), R is (D, g·H, H), B is (D, 2·g·H), P is (D, 3·H), states are (D, B, H), Y is (T, D, B, H). Row r of
+W belongs to hidden unit r mod H; both directions lose the same units, since Y stacks them on an axis of its own.
 """
 
 from __future__ import annotations

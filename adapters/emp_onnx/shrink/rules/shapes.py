@@ -1,11 +1,13 @@
 """Operations that fold and unfold axes.
 
-Reshape: in row-major order both shapes number the same elements, so both are products of common factors, outermost first. Axis C = h·d
-that is unfolded into (h, d) has coordinate c = i·d + j; either whole i go, or the same j of every i: two ways. The target shape
-is set anew.
+Reshape: in row-major order both shapes number the same elements, so both are products of common factors, outermost
+first. Axis C = h·d that is unfolded into (h, d) has coordinate c = i·d + j; either whole i go, or the same j of every
+i: two ways. The target shape is set anew.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,7 +40,8 @@ def reshape(relation: Relation) -> None:
 def segments(
     one: tuple[int, ...], other: tuple[int, ...], first: tuple[int | None, ...], second: tuple[int | None, ...]
 ) -> list[Parts]:
-    """The shortest runs of axes, from the left, that hold equally many elements on both sides; axes that are always 1 are left out."""
+    """The shortest runs of axes, from the left, that hold equally many elements on both sides; axes that are always 1
+    are left out."""
     a = [i for i in range(len(one)) if first[i] != 1]
     b = [i for i in range(len(other)) if second[i] != 1]
     out: list[Parts] = []
@@ -56,8 +59,8 @@ def segments(
                 n *= other[right[-1]]
         out.append((tuple(left), tuple(right)))
     if a or b:  # sizes that are 1 now and something else at another time
-        left, right = out.pop() if out else ((), ())
-        out.append(((*left, *a), (*right, *b)))
+        before, after = out.pop() if out else ((), ())
+        out.append(((*before, *a), (*after, *b)))
     return out
 
 
@@ -70,21 +73,17 @@ def _fold(relation: Relation, number: int, before: tuple[int, ...], after: tuple
             for axis in axes:
                 relation.wall(name, axis, f"{op.label} folds it with an axis whose size changes with the input")
         return
-    ends = [np.cumprod(side)[::-1].tolist() for side in sizes]  # type: ignore[arg-type]
-    total = int(np.prod(sizes[0]))  # type: ignore[arg-type]
+    total = int(np.prod([size or 0 for size in sizes[0]]))
     # a cut stands before each axis, counted in elements from the right; a factor lies between two cuts
-    cuts = sorted({total // int(c) for side in sizes for c in np.cumprod([1, *side])}, reverse=True)  # type: ignore[arg-type]
-    del ends
-    if any(big % small for big, small in zip(cuts, cuts[1:], strict=False)):
+    cuts = sorted({total // int(c) for side in sizes for c in np.cumprod([1, *side])}, reverse=True)
+    if any(big % small for big, small in pairwise(cuts)):
         raise Unfit("the axes of both shapes have no common factors")
     for name, axes, side in ((x, before, sizes[0]), (y, after, sizes[1])):
         stride = total
         for axis, size in zip(axes, side, strict=True):
             assert size is not None
             outer, stride = stride, stride // size
-            inside = [
-                (big, small) for big, small in zip(cuts, cuts[1:], strict=False) if big <= outer and small >= stride
-            ]
+            inside = [(big, small) for big, small in pairwise(cuts) if big <= outer and small >= stride]
             for big, small in inside:
                 factor = relation.virtual(f"{number}.{small}", big // small)
                 place = np.arange(size) // (small // stride) % (big // small)
