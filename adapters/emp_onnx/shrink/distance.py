@@ -10,6 +10,9 @@ import numpy as np
 from emp_onnx.feeds import Feed
 from emp_onnx.shrink.trace import Runner
 
+CHOICES = ("ArgMax", "ArgMin", "TopK", "Hardmax", "Softmax", "LogSoftmax", "Sigmoid")
+PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten")
+
 __all__ = ["agreement", "ancestors", "output_error", "watched"]
 
 
@@ -58,19 +61,19 @@ def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]
 
 
 def ancestors(model: Any) -> list[str]:
-    """For outputs that are no floats: the floats they were made from, since a tie may fall either way by rounding."""
+    """What some outputs were made from, and shows more: scores behind whole numbers, and behind probabilities.
+
+    A tie may fall either way by rounding, and a probability near 1 hides what a score shows.
+    """
     makers = {o: node for node in model.graph.node for o in node.output}
-    floats = {1, 10, 11, 16}
     found: list[str] = []
     for out in model.graph.output:
-        kind = out.type.tensor_type.elem_type
         node = makers.get(out.name)
-        while kind and kind not in floats and node is not None:
-            name = node.input[0] if node.input else ""
-            if node.op_type in ("ArgMax", "ArgMin", "TopK", "Hardmax"):
-                found.append(name)
-                break
-            if node.op_type not in ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten"):
-                break
-            node = makers.get(name)
+        last = ""
+        while node is not None and node.input and node.op_type in (*CHOICES, *PASSING):
+            if node.op_type in CHOICES:
+                last = node.input[0]
+            node = makers.get(node.input[0])
+        if last:
+            found.append(last)
     return [name for name in dict.fromkeys(found) if name in makers]

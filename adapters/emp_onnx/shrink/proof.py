@@ -98,8 +98,9 @@ def prove(reference: Any, shrunk: Any, feeds: Iterable[Feed], *, random: bool = 
             gap, fits = _gap(a[name], b[name])
             if not fits:
                 return Proof(count, random, np.inf, 0.0, f"output {quote(name)} has another type or shape")
-            if a[name].dtype.kind in "fV" if isinstance(a[name], np.ndarray) else False:
-                limit = ROUNDING.get(a[name].dtype.itemsize, 1e-4) + HALF * _gap(a[name], noise[name])[0]
+            if _floating(a[name]):
+                size = a[name].dtype.itemsize if isinstance(a[name], np.ndarray) else 4
+                limit = ROUNDING.get(size, 1e-4) + HALF * _gap(a[name], noise[name])[0]
                 worst, allowed = max(worst, gap), max(allowed, limit)
                 close = close and gap <= limit
                 if gap > limit:
@@ -113,8 +114,10 @@ def prove(reference: Any, shrunk: Any, feeds: Iterable[Feed], *, random: bool = 
 
 def _gap(one: Any, other: Any) -> tuple[float, bool]:
     """The largest difference as a share of the largest magnitude, and whether types and shapes fit."""
+    if isinstance(one, (list, dict)):
+        return _inner(one, other)
     if not isinstance(one, np.ndarray):
-        return (0.0 if str(one) == str(other) else np.inf), type(one) is type(other)
+        return (0.0 if one == other else np.inf), type(one) is type(other)
     if not isinstance(other, np.ndarray) or one.dtype != other.dtype or one.shape != other.shape:
         return np.inf, False
     if one.dtype.kind not in "fV":
@@ -125,6 +128,27 @@ def _gap(one: Any, other: Any) -> tuple[float, bool]:
         size = np.abs(a[np.isfinite(a)]).max(initial=0.0)
     worst = float(np.nan_to_num(gap, nan=np.inf, posinf=np.inf).max(initial=0.0))
     return (worst / size if size else worst), True
+
+
+def _floating(value: Any) -> bool:
+    """Whether an output is made of floats."""
+    if isinstance(value, (list, dict)):
+        return any(_floating(v) for v in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) or (isinstance(value, np.ndarray) and value.dtype.kind in "fV")
+
+
+def _inner(one: Any, other: Any) -> tuple[float, bool]:
+    """The same for sequences and maps: of all their numbers, the same places in both."""
+    if type(one) is not type(other) or len(one) != len(other):
+        return np.inf, False
+    if isinstance(one, dict):
+        if list(one) != list(other):
+            return np.inf, False
+        one, other = list(one.values()), list(other.values())
+    if one and all(isinstance(v, float) for v in (*one, *other)):
+        return _gap(np.array(one, np.float32), np.array(other, np.float32))
+    found = [_gap(a, b) for a, b in zip(one, other, strict=True)]
+    return max((gap for gap, _ in found), default=0.0), all(fits for _, fits in found)
 
 
 def _wide(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -101,13 +101,14 @@ class View:
 
 
 def _captured(node: Any) -> set[str]:
-    """Every name that the bodies of a node mention; more than they capture does no harm."""
+    """The names that the bodies of a node read from outside."""
     names: set[str] = set()
     for graph in _bodies(node):
-        names |= {o.name for o in graph.output}
+        inside = {o.name for o in graph.output}
         for inner in graph.node:
-            names |= set(inner.input)
-            names |= _captured(inner)
+            inside |= set(inner.input) | _captured(inner)
+        made = {name for inner in graph.node for name in inner.output} | {i.name for i in graph.input}
+        names |= inside - made - {t.name for t in graph.initializer}
     return names
 
 
