@@ -16,10 +16,11 @@ from emp_onnx.shrink.distance import output_error, watched
 from emp_onnx.shrink.links import find_links
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
-from emp_onnx.shrink.proof import masked
+from emp_onnx.shrink.proof import masked, prove
 from emp_onnx.shrink.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.refit import refit, refit_locally
 from emp_onnx.shrink.regions import Group, find_groups
+from emp_onnx.shrink.rotate import rotate
 from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
@@ -79,6 +80,16 @@ class Problem:
             for i, r in enumerate(self.readers)
             if (r.source, r.axis) in group.axes and (group.axes[r.source, r.axis] >= 0).any()
         ]
+
+    def turn(self, feeds: Sequence[Feed]) -> int:
+        """Rotate the heads of attention so that their places can be told apart; undone if that moves the outputs."""
+        before = type(self.view.model).FromString(self.view.model.SerializeToString())
+        turned = rotate(self.view, self.trace, self.groups, feeds, self.threads)
+        if turned and not prove(before, self.view.model, self.trace.feeds, threads=self.threads).holds:
+            self.view = View.of(before)
+            self.readers = find_readers(self.view, self.trace)
+            return 0
+        return turned
 
     def measure(self, feeds: Sequence[Feed]) -> None:
         """Take the moments of every reader that some group concerns, and the curves of all groups."""

@@ -172,6 +172,8 @@ def shrink(
     if dead_only:
         masks, reference, shrunk, rows = _dead(problem, proto)
     else:
+        if refit:
+            problem.turn(fit)
         if refit or budget.any or signal != "norm":
             problem.measure(fit)
         else:
