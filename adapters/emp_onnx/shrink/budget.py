@@ -17,6 +17,7 @@ __all__ = ["Budget", "fit_budget"]
 
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
 TRIES = 6
+CLOSE = 0.95  # of a target on latency: near enough not to look for a smaller cut
 HALF = 0.6  # of the cost: where paths are compared when no target says where
 
 
@@ -83,20 +84,27 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
     paths = planner.paths(costs.total, FLOOR)
     if budget.latency is None:
         return _best(planner, [_until(path, HALF) for path in paths], paths)
-    aim, ratio = budget.latency, 1.0
+    found: Path | None = None
+    deep, shallow, aim, ratio = 0.0, 1.0, budget.latency, 1.0  # aims that were enough, and that were not
     for _ in range(TRIES):
         path = _best(planner, [_until(path, aim) for path in paths])
         masks = problem.masks(path[-1][0])
-        if not masks:
-            break
-        before, after = latencies([problem.view.model, problem.cut(masks)], problem.feeds, seconds=1.0)
-        ratio = after / before
-        if ratio <= budget.latency:
-            return path
-        aim *= min(budget.latency / ratio, 0.97)
-    raise UsageError(
-        f"target_latency must be one that a cut reaches, got {budget.latency:g}x; measured last: {ratio:.2f}x"
-    )
+        if masks:
+            before, after = latencies([problem.view.model, problem.cut(masks)], problem.feeds, seconds=1.0)
+            ratio = after / before
+        if masks and ratio <= budget.latency:
+            found, deep = path, aim
+            if ratio > CLOSE * budget.latency:
+                break
+        else:
+            shallow = aim
+        guess = aim * min(max(budget.latency / ratio, 0.7), 1.2)
+        aim = guess if deep < guess < shallow else (deep + shallow) / 2
+    if found is None:
+        raise UsageError(
+            f"target_latency must be one that a cut reaches, got {budget.latency:g}x; measured last: {ratio:.2f}x"
+        )
+    return found
 
 
 def _until(path: Path, share: float) -> Path:

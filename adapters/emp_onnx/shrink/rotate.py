@@ -1,7 +1,8 @@
 """Attention turned so that its places can be told apart: what a head says goes into few places, and the rest can go.
 
-Nothing stands between the queries and keys of a head but a product, q·kᵀ, so q·T and k·T⁻ᵀ say the same for every invertible T. With
-G = E[qᵀq] and G' = E[kᵀk] let √G·√G' = U·S·Vᵀ; then T = G^(−½)·U·√S and T⁻ᵀ = G'^(−½)·V·√S make q and k equally large, and place j
+Nothing stands between the queries and keys of a head but a product, q·kᵀ, so q·T and k·T⁻ᵀ say the same for every
+invertible T. With G = E[qᵀq] and G' = E[kᵀk] let √G·√G' = U·S·Vᵀ; then T = G^(−½)·U·√S and T⁻ᵀ = G'^(−½)·V·√S make q
+and k equally large, and place j
 of the product is S_j: the first r places are its best approximation of rank r. Between values and the weight W that
 reads a head stands only a mean over tokens, so v·T and T⁻¹·W say the same: with √G·W = U·S·Vᵀ, T = G^(−½)·U·S.
 
@@ -70,10 +71,14 @@ def _plain(view: View, traced: Trace, group: Group) -> bool:
         op = view.makers.get(name)
         if op is None or op.type not in PASSING:
             return False
-        rest = [i for i in op.inputs if all((i, axis) not in group.axes for axis in range(len(traced.shapes.get(i) or ())))]
+        rest = [
+            i for i in op.inputs if all((i, axis) not in group.axes for axis in range(len(traced.shapes.get(i) or ())))
+        ]
         if op.type == "Add" and (rest or not any(i in view.constants for i in op.inputs)):
             return False
-        if op.type in ("Div", "Mul") and (len(rest) != 1 or any(size != 1 for size in traced.shapes.get(rest[0]) or ())):
+        if op.type in ("Div", "Mul") and (
+            len(rest) != 1 or any(size != 1 for size in traced.shapes.get(rest[0]) or ())
+        ):
             return False
     return True
 
