@@ -36,7 +36,7 @@ FLOORS = {
     "cifar10_base": (1.5, 1.5), "cifar10_resnet": (1.5, 1.5), "mnist_mlp": (3.0, 1.0), "cifar10_vit": (1.4, 1.5),
     "squeezenet": (1.35, 2.0), "mobilenetv2": (1.25, 2.0), "g2p": (1.3, 1.5), "tashkeel": (1.3, 1.5),
 }  # fmt: skip
-FEEDS = {"squeezenet": 64, "mobilenetv2": 64, "tashkeel": 24}  # the larger models, to be done in minutes; 192 otherwise
+FEEDS = {"squeezenet": 64, "mobilenetv2": 64, "tashkeel": 24}  # the larger models, to be done in minutes; 96 otherwise
 SHARES: tuple[float, ...] = ()
 
 
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.shrinking", description=__doc__.split("\n")[0])
     parser.add_argument("--write", metavar="FILE", type=Path)
     parser.add_argument("--tasks", metavar="NAMES", help="only these, with commas")
-    parser.add_argument("--feeds", type=int, help="how many (default: 192, fewer for the larger models)")
+    parser.add_argument("--feeds", type=int, help="how many (default: 96, fewer for the larger models)")
     parser.add_argument("--corpus", action="store_true", help="the counts over other people's files, and no tasks")
     options = parser.parse_args(argv)
     if not SHARED.exists():
@@ -168,11 +168,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.corpus:
         text, marker = f"{corpus()}\n\n{foot}", "corpus"
     else:
-        rows = []
-        known = tasks()
-        with tempfile.TemporaryDirectory() as folder:
-            for name in options.tasks.split(",") if options.tasks else FLOORS:
-                rows += curve(name, known[name], options.feeds or FEEDS.get(name, 192), Path(folder))
         heads = [
             "task",
             "target latency",
@@ -183,7 +178,13 @@ def main(argv: list[str] | None = None) -> int:
             "parameters",
             "floor",
         ]
-        text, marker = f"{table(heads, rows)}\n\n{foot}", "tasks"
+        rows, known, marker = [], tasks(), "tasks"
+        with tempfile.TemporaryDirectory() as folder:
+            for name in options.tasks.split(",") if options.tasks else FLOORS:
+                rows += curve(name, known[name], options.feeds or FEEDS.get(name, 96), Path(folder))
+                text = f"{table(heads, rows)}\n\n{foot}"
+                if options.write:  # what was measured stays, should a later task be interrupted
+                    write(options.write, marker, text)
     print(text)
     if options.write:
         write(options.write, marker, text)

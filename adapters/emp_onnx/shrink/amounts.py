@@ -15,7 +15,7 @@ import emp_core
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.regions import Group
 
-__all__ = ["SIGNALS", "keep", "signal_of"]
+__all__ = ["SIGNALS", "keep", "signal_of", "step"]
 
 SIGNALS = ("norm", "activation", "spectrum")
 Wide = NDArray[np.float64]
@@ -50,6 +50,13 @@ def signal_of(problem: Problem, group: Group, signal: str) -> Wide:
         if best is None or emp_core.effective_size(values) > emp_core.effective_size(best):
             best = values
     return problem.norms(group) if best is None else best
+
+
+def step(units: int, round_to: int) -> int:
+    """What a count of units left is a multiple of: `round_to`, halved for groups of less than four times that."""
+    while round_to > 1 and units < 4 * round_to:
+        round_to //= 2
+    return round_to
 
 
 def keep(

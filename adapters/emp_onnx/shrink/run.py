@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from emp_onnx._files import check_target, same_file
 from emp_onnx.errors import ModelError, UsageError, VerifyError, quote
 from emp_onnx.feeds import Feed, read_feeds
-from emp_onnx.shrink.amounts import SIGNALS, keep, signal_of
+from emp_onnx.shrink.amounts import SIGNALS, keep, signal_of, step
 from emp_onnx.shrink.budget import Budget, fit_budget
 from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.constants import constant_channels
@@ -135,7 +136,7 @@ def shrink(
         max_drop, max_error: budgets at the outputs, on feeds kept back: share of largest class scores that may
             change; relative error.
         target_latency, target_flops, target_size: shares of the dense model's to reach, in (0, 1).
-        round_to: what is left of a group is a multiple of this, where the group is large enough.
+        round_to: what is left of a group is a multiple of this; halved for groups of less than four times that.
         min_channels: at least so many units of a group stay.
         include, exclude: patterns of group names.
         seed: of feeds that are made up.
@@ -213,7 +214,7 @@ def shrink(
     }
     before = path.stat().st_size + sum(f.stat().st_size for f in source.sidecars().values())
     files = write(shrunk, target, source)
-    walls = tuple(Counter(problem.reasons.values()).most_common())
+    walls = tuple(Counter(_plain(reason) for reason in problem.reasons.values()).most_common())
     return ShrinkReport(
         path, files[0], files[1:], tuple(rows), walls, proof, len(samples), given is None,
         bytes=(before, sum(f.stat().st_size for f in files)), notes=notes, **figures,
@@ -225,6 +226,11 @@ def nothing(path: Path, problem: Problem) -> ModelError:
     reasons = Counter(problem.reasons.values()).most_common(4)
     why = "; ".join(f"{count} × {reason}" for reason, count in reasons)
     return ModelError(f"nothing in {quote(path)} can be shrunk: {why or 'it has no weights of more than one channel'}")
+
+
+def _plain(reason: str) -> str:
+    """A reason without the tensor it was met at, and without the names of operations, to be counted."""
+    return re.sub(r"^(\S+) '[^']*'", r"\1", reason.split(" (axis ")[0])
 
 
 def _check(given: Mapping[str, Any]) -> None:
@@ -385,7 +391,7 @@ def _counts(
             group.units,
             beta=beta,
             order=order,
-            round_to=round_to if group.units >= 4 * round_to else 1,
+            round_to=step(group.units, round_to),
             least=least,
         )
         counts.append(group.units - kept)
