@@ -11,6 +11,8 @@ import numpy as np
 
 from emp_onnx.shrink.links import Relation, Unfit, rule, whole
 
+__all__ = ["fused", "grouped", "heads", "multi_head"]
+
 
 def heads(relation: Relation, axis: str, tensor: str, place: int, count: int, *, parts: int = 1) -> None:
     """Tie an axis of `parts` times `count` heads in a row to the axis of heads."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from emp_onnx.shrink.links import Relation, Unfit, rule
 
+__all__ = ["BROADCAST", "UNARY", "align", "along_one", "elementwise", "first_only", "quantised"]
+
 UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh",
     "Elu", "Erf", "Exp",

@@ -13,6 +13,8 @@ from emp_onnx.shrink.links import Relation, Unfit, rule, whole
 from emp_onnx.shrink.rules.elementwise import align
 from emp_onnx.shrink.zeros import reaches
 
+__all__ = ["contract", "conv", "conv_transpose", "einsum", "gemm", "matmul"]
+
 
 def contract(relation: Relation, *ends: tuple[str, int]) -> None:
     """Tie axes that are summed over; if no operand would be zero there, they stay."""

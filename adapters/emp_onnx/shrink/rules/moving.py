@@ -8,6 +8,8 @@ import numpy as np
 
 from emp_onnx.shrink.links import Relation, Unfit, rule, whole
 
+__all__ = ["concat", "depth_space", "gather", "slice_", "slices", "split", "tile", "transpose"]
+
 
 @rule("Transpose")
 def transpose(relation: Relation) -> None:

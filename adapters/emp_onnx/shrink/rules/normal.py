@@ -12,6 +12,8 @@ import numpy as np
 from emp_onnx.shrink.links import Relation, Unfit, rule, whole
 from emp_onnx.shrink.rules.elementwise import align
 
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "over_channels", "skip_layer_norm"]
+
 
 @rule("BatchNormalization")
 def batch_norm(relation: Relation) -> None:

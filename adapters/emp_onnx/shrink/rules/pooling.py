@@ -7,6 +7,8 @@ import numpy as np
 from emp_onnx.shrink.links import Relation, Unfit, rule
 from emp_onnx.shrink.zeros import reaches
 
+__all__ = ["pad", "pool", "reduce", "resize"]
+
 ZERO = {"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2"}  # a zero more or less does not change them
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from emp_onnx.shrink.links import Relation, Unfit, rule, whole
 
+__all__ = ["recurrent"]
+
 
 @rule("LSTM", "GRU", "RNN")
 def recurrent(relation: Relation) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 
 from emp_onnx.shrink.links import Relation, Unfit, rule
 
+__all__ = ["constant_of_shape", "expand", "reshape", "segments", "shape"]
+
 Parts = tuple[tuple[int, ...], tuple[int, ...]]
 
 
