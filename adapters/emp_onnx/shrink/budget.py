@@ -15,6 +15,7 @@ from emp_onnx.shrink.problem import Problem
 
 __all__ = ["Budget", "fit_budget"]
 
+FARTHER = 0.6  # of a target on latency: so far paths go, since predictions are not measurements
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
 TRIES = 6
 CLOSE = 0.95  # of a target on latency: near enough not to look for a smaller cut
@@ -81,7 +82,7 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
     if budget.size is not None:
         paths = planner.paths(lambda masks: _bytes(problem, masks), budget.size)
         return _reached(planner, paths, budget.size, "target_size")
-    paths = planner.paths(costs.total, FLOOR)
+    paths = planner.paths(costs.total, FLOOR if budget.latency is None else budget.latency * FARTHER)
     if budget.latency is None:
         return _best(planner, [_until(path, HALF) for path in paths], paths)
     found: Path | None = None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from emp_onnx.feeds import Feed
+from emp_onnx.shrink.amounts import step
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.distance import output_error, watched
@@ -21,6 +22,7 @@ __all__ = ["Planner"]
 
 
 DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
+LEVELS = 12  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
 
@@ -72,10 +74,11 @@ class Planner:
     def steps(self, which: int, count: int) -> list[int]:
         """Larger counts at which what is left is round, nearest first; none deeper than was measured."""
         units = self.problem.groups[which].units
-        step = self.round_to if units >= 4 * self.round_to else max(units // 8, 1)
+        size = step(units, self.round_to)
+        size *= max(1, round(units / (LEVELS * size)))  # wide groups in wider steps, for there are many groups
         least = max(self.least, round((1 - DEPTHS[-1]) * units), 1)
-        first = (units - count - 1) // step * step
-        return [units - n for n in range(first, least - 1, -step)][:6]
+        first = (units - count - 1) // size * size
+        return [units - n for n in range(first, least - 1, -size)][:3]
 
     def paths(self, cost: Cost, until: float) -> list[Path]:
         """Ways down to a share of the cost: by error, by its root (which spreads the cuts), and evenly."""
