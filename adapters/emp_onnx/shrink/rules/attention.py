@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from emp_onnx.shrink.links import Relation, Unfit, rule, whole
+from emp_onnx.shrink.zeros import reaches
 
 __all__ = ["fused", "grouped", "heads", "multi_head"]
 
@@ -30,6 +31,8 @@ def fused(relation: Relation) -> None:
     op = relation.op
     if op.attributes.get("qkv_hidden_sizes") or any(op.input(s) for s in (4, 5, 6)) or len(op.outputs) > 1:
         raise Unfit("it has a past, a bias of positions, or parts of unequal size")
+    if not reaches(relation.view, op.inputs[1]):
+        raise Unfit("its weights are computed")
     count = whole(op, "num_heads", 1)
     axis = relation.virtual("heads", count)
     heads(relation, axis, op.inputs[1], 1, count, parts=3)

@@ -37,6 +37,8 @@ def conv(relation: Relation) -> None:
     if op.type != "Conv" and op.input(3):
         raise Unfit("it adds another tensor")
     groups = whole(op, "group", 1)
+    if not (reaches(relation.view, w) or reaches(relation.view, x)):
+        raise Unfit("it sums over channels that would not be zero, since its weight is computed")
     relation.tie((x, 0, None), (y, 0, None))
     if groups == 1:
         relation.tie((x, 1, None), (w, 1, None))
@@ -65,6 +67,8 @@ def conv_transpose(relation: Relation) -> None:
     op = relation.op
     x, w, b, y = op.inputs[0], op.inputs[1], op.input(2), op.outputs[0]
     groups = whole(op, "group", 1)
+    if not (reaches(relation.view, w) or reaches(relation.view, x)):
+        raise Unfit("it sums over channels that would not be zero, since its weight is computed")
     relation.tie((x, 0, None), (y, 0, None))
     relation.tie((x, 1, None), (w, 0, None))
     relation.tie((b, 0, None), (y, 1, None))

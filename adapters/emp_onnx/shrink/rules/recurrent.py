@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from emp_onnx.shrink.links import Relation, Unfit, rule, whole
+from emp_onnx.shrink.zeros import reaches
 
 __all__ = ["recurrent"]
 
@@ -20,6 +21,8 @@ def recurrent(relation: Relation) -> None:
     if whole(op, "layout", 0):
         raise Unfit("its layout has the batch first")
     x, w, r, b, lengths, h0, c0, p = (op.input(slot) for slot in range(8))
+    if not (reaches(relation.view, w) and reaches(relation.view, r)):
+        raise Unfit("its weights are computed")
     hidden = relation.size(r, 2)
     rows = relation.size(w, 1)
     if hidden is None or rows is None:
