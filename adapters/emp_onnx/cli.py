@@ -23,6 +23,7 @@ from emp_onnx.plan import Plan, plan
 from emp_onnx.progress import Meter
 from emp_onnx.prune import nothing_to_prune, prune
 from emp_onnx.report import Style, packing_text, plan_text, report_text, uses_text, verification_text
+from emp_onnx.shrink.options import add_options
 from emp_onnx.verify import verify
 
 if TYPE_CHECKING:
@@ -54,6 +55,18 @@ _OPTIONS = {
     "allocate",
     "criterion",
     "metric",
+    "in_place",
+    "dead_only",
+    "signal",
+    "round_to",
+    "min_channels",
+    "max_drop",
+    "max_error",
+    "target_latency",
+    "target_flops",
+    "target_size",
+    "refit",
+    "seed",
 }
 
 
@@ -362,6 +375,19 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _shrink(options: argparse.Namespace) -> int:
+    from emp_onnx.shrink import shrink
+    from emp_onnx.shrink.options import given
+    from emp_onnx.shrink.text import shrink_text
+
+    report = shrink(options.model, options.out, **given(options))
+    if options.json:
+        _print_json(report.to_dict())
+    elif not options.quiet:
+        print(shrink_text(report, Style.of(sys.stdout)))
+    return 0
+
+
 def _parser() -> _Parser:
     top = _Parser(
         prog="emp", epilog=CODES, allow_abbrev=False,
@@ -460,6 +486,12 @@ def _parser() -> _Parser:
     one.add_argument("model", metavar="IN.onnx", help="a model that is packed")
     _out_options(one, "unpacked")
     _common_options(one, verbose=True)
+
+    one = command(
+        "shrink", _shrink, "take out whole channels, neurons and heads: a smaller model, faster in every runtime"
+    )
+    add_options(one)
+    _common_options(one)
 
     one = command("demo", _demo, "prune a small network trained on real data, and show its accuracy before and after")
     one.add_argument("--scope", choices=SCOPES, help="which weights compete (default: tensor)")

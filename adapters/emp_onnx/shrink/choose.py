@@ -1,0 +1,142 @@
+"""How many units of each group go: by effective size, or by measured error per saved microsecond.
+
+The error of a cut at the model's outputs is taken to be the sum over groups of sensitivity × (error of the group's
+own readers), both measured: each group is cut alone, at three depths, and the outputs are compared on feeds kept
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from emp_onnx.feeds import Feed
+from emp_onnx.shrink.amounts import step
+from emp_onnx.shrink.cost import Costs
+from emp_onnx.shrink.cut import Masks
+from emp_onnx.shrink.distance import output_error, watched
+from emp_onnx.shrink.problem import Problem
+
+__all__ = ["Planner"]
+
+
+DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
+LEVELS = 12  # at most so many counts of each group are considered
+Path = list[tuple[list[int], float]]
+Cost = Callable[[Masks], float]
+
+
+class Planner:
+    """Sensitivities and costs of a problem, and cuts that meet a target."""
+
+    def __init__(
+        self, problem: Problem, costs: Costs, held: Sequence[Feed], *, round_to: int = 8, least: int = 1
+    ) -> None:
+        self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
+        self.held = list(held)
+        runner = watched(problem.view.model, problem.threads)
+        self.dense = [runner(feed) for feed in self.held]
+        self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
+
+    def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
+        """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""
+        group, curve = self.problem.groups[which], self.problem.curves[which]
+        out = []
+        for share in DEPTHS:
+            n = min(max(int(group.units * share), 1), group.units - 1)
+            counts = [0] * len(self.problem.groups)
+            counts[which] = n
+            masks = self.problem.masks(counts) if n else None
+            if masks is None:
+                continue
+            error = output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
+            out.append((max(float(curve.error[n - 1]), 1e-12), max(error, 1e-12)))
+        return tuple(out)
+
+    def error(self, which: int, count: int) -> float:
+        """Predicted error at the outputs when `count` units of a group go."""
+        if not count:
+            return 0.0
+        own = max(float(self.problem.curves[which].error[count - 1]), 1e-12)
+        points = self.weights[which]
+        if not points:
+            return np.inf
+        if own <= points[0][0] or len(points) == 1:
+            return points[0][1] / points[0][0] * own
+        logs = np.log(np.array(sorted(points)))
+        x, (known, seen) = np.log(own), (logs[:, 0], np.maximum.accumulate(logs[:, 1]))
+        if x <= known[-1]:
+            return float(np.exp(np.interp(x, known, seen)))
+        slope = max((seen[-1] - seen[0]) / max(known[-1] - known[0], 1e-9), 1.0)  # no cheaper than in proportion
+        return float(np.exp(seen[-1] + slope * (x - known[-1])))
+
+    def steps(self, which: int, count: int) -> list[int]:
+        """Larger counts at which what is left is round, nearest first; none deeper than was measured."""
+        units = self.problem.groups[which].units
+        size = step(units, self.round_to)
+        size *= max(1, round(units / (LEVELS * size)))  # wide groups in wider steps, for there are many groups
+        least = max(self.least, round((1 - DEPTHS[-1]) * units), 1)
+        first = (units - count - 1) // size * size
+        return [units - n for n in range(first, least - 1, -size)][:3]
+
+    def paths(self, cost: Cost, until: float) -> list[Path]:
+        """Ways down to a share of the cost: by error, by its root (which spreads the cuts), and evenly."""
+        return [self.greedy(cost, until, 1.0), self.greedy(cost, until, 0.5), self.evenly(cost, until)]
+
+    def greedy(self, cost: Cost, until: float, power: float) -> Path:
+        """Cuts one after the other, each the one with the least (predicted error)^power for what it saves."""
+        counts = [0] * len(self.problem.groups)
+        now = whole = cost({})
+        out: Path = [(list(counts), 1.0)]
+        while now > until * whole:
+            best: tuple[float, int, int, float] | None = None
+            for g in range(len(counts)):
+                before = self.error(g, counts[g]) ** power
+                for to in self.steps(g, counts[g]):
+                    masks = self.problem.masks([to if i == g else n for i, n in enumerate(counts)])
+                    if masks is None:
+                        break
+                    saved = now - cost(masks)
+                    if saved <= 0:
+                        continue
+                    price = max(self.error(g, to) ** power - before, 1e-15) / saved
+                    if best is None or price < best[0]:
+                        best = (price, g, to, now - saved)
+            if best is None:
+                break
+            _, g, to, now = best
+            counts[g] = to
+            out.append((list(counts), now / whole))
+        return out
+
+    def evenly(self, cost: Cost, until: float) -> Path:
+        """The same share of every group, rounded, more and more of it."""
+        whole = cost({})
+        out: Path = [([0] * len(self.problem.groups), 1.0)]
+        for share in np.arange(0.05, DEPTHS[-1] + 0.01, 0.05):
+            counts = []
+            for g, group in enumerate(self.problem.groups):
+                allowed = [0, *(n for n in self._round(g) if n <= share * group.units + 1e-9)]
+                counts.append(max(allowed))
+            masks = self.problem.masks(counts)
+            if masks is None or counts == out[-1][0]:
+                continue
+            out.append((counts, cost(masks) / whole))
+            if out[-1][1] <= until:
+                break
+        return out
+
+    def _round(self, which: int) -> list[int]:
+        found, at = [], 0
+        while steps := self.steps(which, at):
+            found += steps
+            at = steps[-1]
+        return found
+
+    def measured(self, counts: Sequence[int]) -> float:
+        """The error at the outputs, with readers fitted each by itself."""
+        masks = self.problem.masks(counts)
+        if masks is None:
+            return np.inf
+        return output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)

@@ -1,0 +1,167 @@
+"""What an operation costs: multiply-adds from its shapes, microseconds from onnxruntime's own profile.
+
+The time of an operation is taken to shrink with its multiply-adds (or with the elements it touches), down to a share
+that is overhead. That
+is for choosing only: what is reported is the latency of the whole model, measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from math import prod
+
+import numpy as np
+
+from emp_onnx.feeds import Feed
+from emp_onnx.shrink.cut import Masks
+from emp_onnx.shrink.trace import Runner, Trace
+from emp_onnx.shrink.view import Op, View
+
+__all__ = ["Costs", "flops"]
+
+OVERHEAD = 0.1  # of the time of an operation that stays whatever is cut
+BLOCK = 16  # channels that onnxruntime's blocked convolutions compute together (AVX-512; 8 elsewhere)
+Sizes = Mapping[str, tuple[int, ...]]
+
+
+def flops(op: Op, sizes: Sizes) -> float:
+    """Multiply-adds of an operation; elements written, where it multiplies nothing."""
+    out = prod(sizes.get(op.outputs[0], ())) if op.outputs and op.outputs[0] else 0
+    if op.type == "Conv":
+        return float(out * prod(sizes[op.inputs[1]][1:]))
+    if op.type == "ConvTranspose":
+        return float(prod(sizes[op.inputs[0]]) * prod(sizes[op.inputs[1]][1:]))
+    if op.type == "Gemm":
+        a = sizes[op.inputs[0]]
+        return float(out * a[0 if op.attributes.get("transA") else -1])
+    if op.type in ("MatMul", "com.microsoft.FusedMatMul"):
+        return float(out * sizes[op.inputs[0]][-1])
+    if op.type == "Einsum":
+        text = op.attributes["equation"].decode().replace(" ", "").split("->")[0].split(",")
+        letters = {
+            c: d for name, term in zip(op.inputs, text, strict=True) for c, d in zip(term, sizes[name], strict=True)
+        }
+        return float(prod(letters.values()))
+    if op.type in ("LSTM", "GRU", "RNN"):
+        steps = prod(sizes[op.inputs[0]][:2])
+        return float(steps * (prod(sizes[op.inputs[1]]) + prod(sizes[op.inputs[2]])))
+    return float(max(out, prod(sizes.get(op.inputs[0], (1,))) if op.inputs and op.inputs[0] else 1))
+
+
+def counts_as_work(op: Op) -> bool:
+    """Whether an operation multiplies and adds."""
+    return op.type in (
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Einsum",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "com.microsoft.FusedMatMul",
+    )
+
+
+def blocked(op: Op, sizes: Sizes) -> Sizes:
+    """Sizes as a convolution is computed: channels in full blocks, where there is more than one."""
+    if op.type != "Conv":
+        return sizes
+    out = dict(sizes)
+    for name, axes in ((op.inputs[0], (1,)), (op.inputs[1], (0, 1)), (op.outputs[0], (1,))):
+        shape = list(out[name])
+        for axis in axes:
+            shape[axis] = shape[axis] if shape[axis] < BLOCK else -(-shape[axis] // BLOCK) * BLOCK
+        out[name] = tuple(shape)
+    return out
+
+
+class Costs:
+    """Microseconds and multiply-adds of every operation, and what they become under masks."""
+
+    def __init__(self, view: View, traced: Trace, feeds: Sequence[Feed], *, threads: int = 1) -> None:
+        self.view, self.trace = view, traced
+        self.sizes: dict[str, tuple[int, ...]] = dict(traced.runs[0])
+        self.flops = {op.index: flops(op, self._sizes(op, {})) for op in view.ops}
+        self.micros, self.other = self._measure(feeds, threads)
+        self.touch: dict[int, list[str]] = {
+            op.index: [n for n in (*op.inputs, *op.outputs) if n in self.sizes] for op in view.ops
+        }
+
+    def total(self, masks: Masks) -> float:
+        """Predicted microseconds of one run."""
+        touched = {axis[0] for axis in masks}
+        return self.other + sum(
+            time if not touched.intersection(self.touch[index]) else time * self._share(self.view.ops[index], masks)
+            for index, time in self.micros.items()
+        )
+
+    def total_flops(self, masks: Masks) -> float:
+        """Multiply-adds of one run."""
+        return sum(flops(op, self._sizes(op, masks)) for op in self.view.ops if counts_as_work(op))
+
+    def _share(self, op: Op, masks: Masks) -> float:
+        before = flops(op, blocked(op, self._sizes(op, {})))
+        return OVERHEAD + (1 - OVERHEAD) * (flops(op, blocked(op, self._sizes(op, masks))) / before if before else 1.0)
+
+    def _sizes(self, op: Op, masks: Masks) -> dict[str, tuple[int, ...]]:
+        out = {}
+        for name in (*op.inputs, *op.outputs):
+            if name in self.sizes:
+                out[name] = tuple(
+                    d - int(masks[name, a].sum()) if (name, a) in masks else d for a, d in enumerate(self.sizes[name])
+                )
+        return out
+
+    def _measure(self, feeds: Sequence[Feed], threads: int) -> tuple[dict[int, float], float]:
+        """Microseconds by operation, least of several runs, of the model as onnxruntime fuses it; and what is left
+        over."""
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.view.model)
+        for i, node in enumerate(model.graph.node):
+            node.name = f"emp{i}x"
+        times: dict[int, float] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            runner = Runner(model, threads=threads, profile=os.path.join(folder, "profile"))
+            for _ in range(12):
+                runner(feeds[0])
+            with open(runner.session.end_profiling(), encoding="utf-8") as file:
+                events = json.load(file)
+        per_name: dict[str, float] = {}
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"][: -len("_kernel_time")]
+                per_name[name] = min(per_name.get(name, np.inf), float(event["dur"]))
+        rest = 0.0
+        for name, micros in per_name.items():
+            index = self._whose(name, times)
+            if index is None:
+                rest += micros
+            else:
+                times[index] = times.get(index, 0.0) + micros
+        return times, rest
+
+    def _whose(self, name: str, times: Mapping[int, float]) -> int | None:
+        """The operation that a node of the optimised graph stands for.
+
+        Most keep the names of their nodes; a convolution in blocked layout is called after the tensor that it makes,
+        which is that of the last operation fused into it.
+        """
+        found = re.findall(r"emp(\d+)x", name)
+        if found:
+            return int(found[0])
+        op = self.view.makers.get(name.removesuffix("_nchwc"))
+        last = op
+        for _ in range(4):
+            if op is None or counts_as_work(op):
+                break
+            makers = [self.view.makers[i] for i in op.inputs if i in self.view.makers]
+            op = next((m for m in makers if counts_as_work(m) and m.index not in times), makers[0] if makers else None)
+        found_op = op if op is not None and counts_as_work(op) else last
+        return None if found_op is None else found_op.index

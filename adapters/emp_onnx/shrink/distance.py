@@ -1,0 +1,79 @@
+"""How far a model's outputs are from those of the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emp_onnx.feeds import Feed
+from emp_onnx.shrink.trace import Runner
+
+CHOICES = ("ArgMax", "ArgMin", "TopK", "Hardmax", "Softmax", "LogSoftmax", "Sigmoid")
+PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten")
+
+__all__ = ["agreement", "ancestors", "output_error", "watched"]
+
+
+def watched(model: Any, threads: int = 1) -> Runner:
+    """A model that also returns the floats behind outputs that are whole numbers: these show no small change."""
+    return Runner(model, ancestors(model), threads=threads)
+
+
+def output_error(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], threads: int = 1) -> float:
+    """‖difference‖² / ‖dense about its mean‖² over all floating outputs, the mean over outputs."""
+    runner = watched(model, threads)
+    names = [n for n, v in dense[0].items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+    moved, size = dict.fromkeys(names, 0.0), dict.fromkeys(names, 1e-30)
+    for feed, before in zip(feeds, dense, strict=True):
+        after = runner(feed)
+        for name in names:
+            a, b = before[name].astype(np.float64), after[name].astype(np.float64)
+            if a.shape != b.shape:
+                return np.inf
+            moved[name] += float(np.square(a - b).sum())
+            size[name] += float(np.square(a - a.mean()).sum())
+    errors = [moved[n] / size[n] for n in names]
+    return float(np.mean(errors)) if errors else 0.0
+
+
+def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]) -> float | None:
+    """The share of rows of class scores whose largest entry is that of the dense model; None where no output is one."""
+    runner = watched(model)
+    same = total = 0
+    for feed, before in zip(feeds, dense, strict=True):
+        after = runner(feed)
+        for name, a in before.items():
+            b = after[name]
+            if not isinstance(a, np.ndarray) or a.shape != b.shape or a.ndim < 1:
+                continue
+            if a.dtype.kind == "f":
+                rows = a.reshape(-1, a.shape[-1]) if a.ndim < 3 or a.shape[-1] > 1 else a.reshape(len(a), -1)
+                if rows.shape[1] < 2:
+                    continue
+                same += int((rows.argmax(1) == b.reshape(rows.shape).argmax(1)).sum())
+                total += len(rows)
+            elif a.dtype.kind in "iu":
+                same += int((a == b).sum())
+                total += a.size
+    return same / total if total else None
+
+
+def ancestors(model: Any) -> list[str]:
+    """What some outputs were made from, and shows more: scores behind whole numbers, and behind probabilities.
+
+    A tie may fall either way by rounding, and a probability near 1 hides what a score shows.
+    """
+    makers = {o: node for node in model.graph.node for o in node.output}
+    found: list[str] = []
+    for out in model.graph.output:
+        node = makers.get(out.name)
+        last = ""
+        while node is not None and node.input and node.op_type in (*CHOICES, *PASSING):
+            if node.op_type in CHOICES:
+                last = node.input[0]
+            node = makers.get(node.input[0])
+        if last:
+            found.append(last)
+    return [name for name in dict.fromkeys(found) if name in makers]

@@ -1,0 +1,146 @@
+"""Consumers refitted in closed form: from what is left of their input to what the dense model's consumer received.
+
+For a reader y = M·x + b let z be its input in the shrunk model and x the one in the dense model. M' and b' minimise
+E‖M'z + b' − Mx − b‖² + λ‖M' − M₀‖², where M₀ is M restricted to what is left: normal equations of one square matrix.
+Readers are refitted from the first to the last, each on what the ones before it, refitted, now send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.feeds import Feed
+from emp_onnx.shrink.cut import Masks, sliced
+from emp_onnx.shrink.moments import cross_moments
+from emp_onnx.shrink.readers import Reader
+from emp_onnx.shrink.view import View
+
+__all__ = ["refit", "refit_locally", "solve"]
+
+RIDGE = 3e-3  # of the mean of the diagonal
+Wide = NDArray[np.float64]
+
+
+def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE) -> tuple[Wide, Wide]:
+    """M' (outputs, kept) and the shift of b, from E[(z,1)(z,1)ᵀ], E[(z,1)(x,1)ᵀ], M (outputs, all) and M₀ (outputs,
+    kept)."""
+    h, k = own[:-1, :-1], cross[:-1, :-1]
+    if bias:
+        h = h - np.outer(own[:-1, -1], own[:-1, -1])
+        k = k - np.outer(own[:-1, -1], cross[-1, :-1])
+    level = ridge * float(np.trace(h)) / max(len(h), 1) + 1e-12
+    left = h + level * np.eye(len(h))
+    right = k @ target.T + level * prior.T
+    new: Any = np.linalg.solve(left, right).T
+    shift = target @ cross[-1, :-1] - new @ own[:-1, -1] if bias else np.zeros(len(target))
+    return new, shift
+
+
+def levels(view: View, readers: Sequence[Reader]) -> list[list[Reader]]:
+    """Readers in the order in which they can be refitted: those that do not depend on each other together."""
+    of: dict[int, set[int]] = {}
+    reach: dict[str, int] = {}
+    own = {r.op.index for r in readers}
+    out: dict[int, list[Reader]] = {}
+    for op in view.ops:
+        level = max((reach.get(name, 0) for name in op.inputs if name), default=0)
+        if op.index in own:
+            of.setdefault(level, set()).add(op.index)
+            level += 1
+        for name in op.outputs:
+            reach[name] = level
+    for level, indices in sorted(of.items()):
+        out[level] = [r for r in readers if r.op.index in indices]
+    return list(out.values())
+
+
+def refit(
+    view: View,
+    shrunk: Any,
+    masks: Masks,
+    readers: Sequence[Reader],
+    feeds: Sequence[Feed],
+    *,
+    threads: int = 1,
+    ridge: float = RIDGE,
+    stats: Mapping[int, Wide] | None = None,
+    anchor: float = 0.0,
+) -> None:
+    """Refit, in place, every reader of the shrunk model whose input was cut or has changed upstream.
+
+    With `anchor` > 0 the dense model's own inputs, less what went, count as samples too, with this weight: a chain of
+    fits each of which is a little too small, as regression on noisy inputs is, would otherwise fade out what varies
+    little and matters later.
+    """
+    import onnx
+
+    tensors = {t.name: t for t in shrunk.graph.initializer}
+    names = {name for node in shrunk.graph.node for name in node.output} | {i.name for i in shrunk.graph.input}
+    moved = False
+    for together in levels(view, readers):
+        together = [r for r in together if r.weight in tensors and r.source in names]
+        moved = moved or any((r.source, r.axis) in masks for r in together)
+        if not moved or not together:
+            continue
+        if not any((r.source, r.axis) in masks for r in together) and not any(r.kind != "state" for r in together):
+            continue
+        found = cross_moments(view.model, shrunk, together, feeds, threads=threads)
+        for reader, (own, cross) in zip(together, found, strict=True):
+            dense = (stats or {}).get(readers.index(reader))
+            if anchor and dense is not None:
+                mask = masks.get((reader.source, reader.axis))
+                kept = _kept(mask, dense)
+                own = (own + anchor * dense[np.ix_(kept, kept)]) / (1 + anchor)
+                cross = (cross + anchor * dense[kept]) / (1 + anchor)
+            _one(view, tensors, masks, reader, own, cross, ridge, onnx)
+
+
+def refit_locally(view: View, shrunk: Any, masks: Masks, readers: Sequence[Reader], stats: Mapping[int, Wide]) -> None:
+    """Refit, in place, each reader whose input was cut, as if nothing had changed before it."""
+    import onnx
+
+    tensors = {t.name: t for t in shrunk.graph.initializer}
+    for i, reader in enumerate(readers):
+        mask = masks.get((reader.source, reader.axis))
+        if mask is None or reader.weight not in tensors or i not in stats:
+            continue
+        moment = stats[i]
+        kept = _kept(mask, moment)
+        _one(view, tensors, masks, reader, moment[np.ix_(kept, kept)], moment[kept], RIDGE, onnx)
+
+
+def _kept(mask: NDArray[np.bool_] | None, moment: Wide) -> NDArray[np.bool_]:
+    """Which rows of the moments of (x, 1) belong to channels that stay."""
+    if mask is None:
+        return np.ones(len(moment), bool)
+    return np.append(np.repeat(~mask, (len(moment) - 1) // len(mask)), True)
+
+
+def _one(
+    view: View, tensors: Any, masks: Masks, reader: Reader, own: Wide, cross: Wide, ridge: float, onnx: Any
+) -> None:
+    dense = view.constants[reader.weight]
+    outs = masks.get((reader.weight, reader.out))
+    full = reader.matrix(dense)
+    if reader.kind in ("input", "state") and outs is not None:
+        rows = ~outs if reader.kind == "state" else np.tile(~outs, dense.shape[0])
+    else:
+        rows = np.ones(len(full), bool) if outs is None else ~outs
+    target = full[rows].reshape(int(rows.sum()), -1)
+    now = onnx.numpy_helper.to_array(tensors[reader.weight])
+    prior = reader.matrix(now)
+    new, shift = solve(own, cross, target, prior.reshape(len(prior), -1), bias=bool(reader.bias), ridge=ridge)
+    if not (np.isfinite(new).all() and np.isfinite(shift).all()):
+        return
+    put = reader.put(new.reshape(prior.shape), now)
+    tensors[reader.weight].CopyFrom(onnx.numpy_helper.from_array(put, reader.weight))
+    if reader.bias:
+        start = sliced(reader.bias, view.constants[reader.bias], masks)
+        if reader.kind in ("input", "state"):  # two readers share it, each with a half of its own
+            start = onnx.numpy_helper.to_array(tensors[reader.bias])
+        bias = reader.add_bias(start, shift)
+        tensors[reader.bias].CopyFrom(onnx.numpy_helper.from_array(bias, reader.bias))

@@ -1,0 +1,249 @@
+"""The verb: what it writes, what it refuses, and that a failed proof leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+import emp_onnx.shrink.run as run
+from emp_onnx.cli import main
+from emp_onnx.errors import ModelError, UsageError, VerifyError
+from emp_onnx.shrink import shrink
+from emp_onnx.shrink.amounts import keep
+from emp_onnx.shrink.order import eliminate, side
+from emp_onnx.shrink.proof import Proof
+from emp_onnx.shrink.readers import Reader
+from emp_onnx.shrink.refit import solve
+from tests.shrink_fuzz import check
+
+
+def network(dead: int = 0, bias: bool = True, width: int = 32) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    a = (rng.standard_normal((12, width)) / 4).astype(np.float32)
+    a[:, :dead] = 0
+    basis = rng.standard_normal((4, width)).astype(np.float32)
+    if not dead:
+        a = (rng.standard_normal((12, 4)) @ basis / 4).astype(np.float32)  # four directions, said by many channels
+    constants = {
+        "a": a,
+        "ab": rng.standard_normal(width).astype(np.float32),
+        "b": rng.standard_normal((width, 5)).astype(np.float32),
+        "bb": np.ones(5, np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Add", ["h", "ab"], ["i"]),
+        helper.make_node("Sigmoid", ["i"], ["j"]),
+        helper.make_node("MatMul", ["j", "b"], ["k"]),
+        helper.make_node("Add", ["k", "bb"], ["y"]),
+    ]
+    if not bias:
+        nodes[3].output[0] = "y"
+        del nodes[4]
+        del constants["bb"]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["n", 12])],
+        [helper.make_tensor_value_info("y", 1, ["n", 5])],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    onnx.save(network(), tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+def feeds(count: int = 64) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((4, 12)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_masked_equals_shrunk_on_generated_graphs(block: int) -> None:
+    for seed in range(10_000 + 10 * block, 10_010 + 10 * block):
+        faults, _ = check(seed)
+        assert not faults
+
+
+def test_constants_that_dead_channels_say_are_folded(tmp_path: Path) -> None:
+    onnx.save(network(dead=5), tmp_path / "net.onnx")
+    report = shrink(tmp_path / "net.onnx", dead_only=True, feeds=feeds())
+    assert report.removed == 5
+    assert report.error < 1e-6
+    assert report.out == tmp_path / "net.shrunk.onnx"
+
+
+def test_a_dead_channel_stays_where_no_bias_can_speak_for_it(tmp_path: Path) -> None:
+    onnx.save(network(dead=5, bias=False), tmp_path / "net.onnx")
+    report = shrink(tmp_path / "net.onnx", dead_only=True, feeds=feeds())
+    assert report.removed == 0
+    assert any("NOTHING WAS REMOVED" in note for note in report.notes)
+
+
+def test_the_spectrum_counts_directions_and_refit_keeps_what_they_say(path: Path) -> None:
+    plain = shrink(path, feeds=feeds(), signal="spectrum", beta=3, round_to=1)
+    fitted = shrink(path, feeds=feeds(), signal="spectrum", beta=3, round_to=1, refit=True)
+    assert fitted.groups[0].n_eff is not None
+    assert fitted.groups[0].n_eff < 6
+    assert fitted.groups == plain.groups
+    assert fitted.error < 0.1 < plain.error
+
+
+def test_equal_inputs_give_equal_bytes(path: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shrink(path, tmp_path / name, feeds=feeds(), refit=True)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize("budget", [{"max_drop": 0.1}, {"max_error": 0.1}, {"target_flops": 0.5}, {"target_size": 0.5}])
+def test_budgets_hold(path: Path, budget: dict[str, float]) -> None:
+    report = shrink(path, feeds=feeds(), refit=True, round_to=1, **budget)
+    assert report.removed
+    if "max_drop" in budget:
+        assert report.agreement is not None
+        assert report.agreement >= 0.9
+    if "max_error" in budget:
+        assert report.error <= 0.1
+    if "target_flops" in budget:
+        assert report.flops[1] <= 0.5 * report.flops[0]
+    if "target_size" in budget:
+        assert report.parameters[1] <= 0.5 * report.parameters[0]
+
+
+def test_a_failed_proof_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "prove", lambda *_, **__: Proof(1, False, 1.0, 0.0, "output 'y' is off by 1 of its size"))
+    with pytest.raises(VerifyError, match="nothing was written"):
+        shrink(path, feeds=feeds())
+    assert [file.name for file in path.parent.iterdir()] == ["net.onnx"]
+
+
+def test_a_proof_can_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = run._exact
+
+    def wrong(*args: object) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        reference, shrunk = real(*args)
+        tensor = next(t for t in shrunk.graph.initializer if t.name == "b")
+        values = numpy_helper.to_array(tensor).copy()
+        values[0, 0] += 0.01
+        tensor.CopyFrom(numpy_helper.from_array(values, "b"))
+        return reference, shrunk
+
+    monkeypatch.setattr(run, "_exact", wrong)
+    with pytest.raises(VerifyError, match="is off by"):
+        shrink(path, feeds=feeds())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0.0}, "beta must be > 0, got 0.0"),
+        ({"signal": "luck"}, "signal must be one of norm, activation, spectrum, got 'luck'"),
+        ({"target_latency": 0.5, "target_size": 0.5}, "must come without"),
+        ({"target_flops": 1.5}, "target_flops must be a share > 0 and < 1"),
+        ({"dead_only": True, "refit": True}, "dead_only must come without refit"),
+        ({"round_to": 0}, "round_to must be ≥ 1, got 0"),
+        ({"include": ["nothing*"]}, "must match the name of a group"),
+        ({"feeds": []}, "feeds must hold at least one feed, got none"),
+        ({"feeds": [{"x": np.zeros((4, 11), np.float32)}]}, r"must hold 'x' of shape \(n, 12\), got \(4, 11\)"),
+    ],
+)
+def test_what_makes_no_sense_is_said(path: Path, options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        shrink(path, **({"feeds": feeds()} | options))
+    assert [file.name for file in path.parent.iterdir()] == ["net.onnx"]
+
+
+def test_a_model_without_channels_is_refused_with_the_reason(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "a"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2, 3])],
+        [helper.make_tensor_value_info("y", 1, [2, 4])],
+        [numpy_helper.from_array(np.ones((3, 4), np.float32), "a")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="it is an output of the model"):
+        shrink(tmp_path / "m.onnx")
+
+
+def test_external_data_stays_external(tmp_path: Path) -> None:
+    onnx.save(
+        network(width=256), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0
+    )
+    before = (tmp_path / "net.data").read_bytes()
+    report = shrink(tmp_path / "net.onnx", tmp_path / "out.onnx", feeds=feeds())
+    assert len(report.sidecars) == 1
+    assert (tmp_path / "net.data").read_bytes() == before
+    assert onnx.load(tmp_path / "out.onnx").graph.initializer
+    assert sum(
+        t.data_location == onnx.TensorProto.EXTERNAL
+        for t in onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
+    )
+
+
+def test_the_command_line(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shrink", str(path), str(tmp_path / "out.onnx"), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["random"] is True
+    assert data["proof"]["problem"] == ""
+    assert main(["shrink", str(path), "--round-to", "many"]) == 2
+    assert "--round-to must be a whole number, got 'many'" in capsys.readouterr().err
+    assert main(["shrink", str(tmp_path / "missing.onnx")]) == 3
+    assert main(["shrink", str(path), str(path)]) == 2
+
+
+@given(st.integers(1, 64), st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=100)
+def test_what_is_kept_is_round_and_within_bounds(units: int, seed: int, round_to: int, least: int) -> None:
+    scores = np.random.default_rng(seed).random(units)
+    number, kept = keep(scores, units, round_to=round_to, least=least)
+    assert 1 <= kept <= units
+    assert kept >= min(least, units)
+    assert kept == units or kept % round_to == 0
+    assert kept >= int(number) or kept == units
+
+
+def test_elimination_against_the_slow_way() -> None:
+    """The first unit to go, and its cost, are those of solving each least-squares problem anew."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6))
+    w = rng.standard_normal((4, 6))
+    ones = np.concatenate([x, np.ones((500, 1))], 1)
+    reader = Reader(None, "w", "x", "rightt", 1, 0, "b", channels=6)  # type: ignore[arg-type]
+    made = side(reader, w, ones.T @ ones / 500, np.arange(6), 6)
+    assert made is not None
+    curve = eliminate([made], 6)
+    h = np.cov(x.T, bias=True)
+    h += np.eye(6) * 1e-2 * np.trace(h) / 6
+    costs = []
+    for u in range(6):
+        kept = [i for i in range(6) if i != u]
+        new = w @ h[:, kept] @ np.linalg.inv(h[np.ix_(kept, kept)])
+        gap = np.zeros_like(w)
+        gap[:, kept] = new
+        gap -= w
+        costs.append(np.einsum("of,fg,og->", gap, h, gap))
+    assert curve.order[0] == int(np.argmin(costs))
+    total = np.einsum("of,fg,og->", w, np.cov(x.T, bias=True), w)
+    np.testing.assert_allclose(curve.error[0], min(costs) / total, rtol=1e-9)
+    assert (np.diff(curve.error) >= -1e-12).all()
+
+
+def test_a_fit_of_what_is_there_changes_nothing() -> None:
+    rng = np.random.default_rng(4)
+    x = np.concatenate([rng.standard_normal((200, 5)), np.ones((200, 1))], 1)
+    m = rng.standard_normal((3, 5))
+    new, shift = solve(x.T @ x / 200, x.T @ x / 200, m, m, bias=True)
+    np.testing.assert_allclose(new, m, atol=1e-9)
+    np.testing.assert_allclose(shift, 0, atol=1e-9)
