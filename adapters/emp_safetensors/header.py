@@ -126,7 +126,7 @@ def _place(name: str, said: Any, data: int, where: str) -> Place:
     numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if any(type(v) is not int or not 0 <= v < 1 << 63 for v in numbers):
         raise CheckpointError(f"{called} must have whole numbers as shape and offsets, got {str(said)[:80]}")
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{called} must hold one of {', '.join(DTYPES)}, got {quote(dtype)}")
     bits = math.prod(shape) * DTYPES[dtype][0]
     if len(shape) > 64 or bits % 8 or stop - start != bits // 8:

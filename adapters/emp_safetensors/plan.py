@@ -13,7 +13,7 @@ import numpy as np
 
 from emp_core import ArgumentError, PoolError, mass_lower_bound, mass_upper_bound, select, select_stream
 from emp_core.plans import Figures, Rule, typed
-from emp_safetensors.checkpoint import PIECE, Checkpoint, Stored
+from emp_safetensors.checkpoint import Checkpoint, Stored
 from emp_safetensors.errors import CheckpointError, quote
 from emp_safetensors.kept import Kept
 from emp_safetensors.weights import find_weights
@@ -21,6 +21,7 @@ from emp_safetensors.weights import find_weights
 __all__ = ["Entry", "Plan", "decide", "plan"]
 
 BLOCK = 1 << 16  # scores of short rows taken together: what fits a cache
+LONG = 1 << 23  # scores of a row that are not taken at once
 FORMAT, VERSION = "effective_pruning.checkpoint", 1
 
 
@@ -185,7 +186,7 @@ def _rows(w: Stored, rule: Rule, threads: int | None, name: str) -> tuple[Figure
     threshold, last, n_eff, k = np.zeros(rows), np.full(rows, length - 1), list[float](), 0
     masses, l1 = list[tuple[float, float, float]](), list[float]()
     for first, count in _blocks(rows, length):
-        if length > 8 * PIECE:  # a row too long for memory
+        if length > LONG:  # a row too long for memory
             cut = select_stream([_Row(w, first, length)], names=[f"row {first} of {name}"], threads=threads, **rule.keeps())
             threshold[first], last[first] = cut.threshold, min(cut.last, length - 1)
             n_eff.append(cut.n_eff)
@@ -216,7 +217,7 @@ def _rows(w: Stored, rule: Rule, threads: int | None, name: str) -> tuple[Figure
 
 
 def _blocks(rows: int, length: int) -> Iterator[tuple[int, int]]:
-    step = max(1, BLOCK // length)
+    step = 1 if length > LONG else max(1, BLOCK // length)
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
 
