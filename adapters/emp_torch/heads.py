@@ -37,12 +37,14 @@ class Part:
         module, attribute: that hold the parameter.
         rows: whether the units that heads divide are its first axis (else its last).
         third: which third of that axis, where one parameter holds queries, keys and values.
+        bias_third: the same of the bias, where only that one is shared.
     """
 
     module: nn.Module
     attribute: str
     rows: bool
     third: int | None = None
+    bias_third: int | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -54,10 +56,8 @@ class Part:
     def units(self, tensor: Tensor) -> Tensor:
         """A view of the parameter's weight, gradient or bias with the units that heads divide first."""
         view = tensor if self.rows or tensor.dim() == 1 else tensor.T
-        if self.third is None:
-            return view
-        width = view.shape[0] // 3
-        return view[self.third * width : (self.third + 1) * width]
+        third = self.bias_third if tensor.dim() == 1 and self.third is None else self.third
+        return view if third is None else view.tensor_split(3)[third]
 
     @property
     def bias(self) -> Tensor | None:
@@ -247,7 +247,7 @@ def _recognised(name: str, module: nn.Module) -> Heads | None:
         if module._qkv_same_embed_dim:
             parts = {p: Part(module, "in_proj_weight", True, i) for i, p in enumerate("qkv")}
         else:
-            parts = {p: Part(module, f"{p}_proj_weight", True) for p in "qkv"}
+            parts = {p: Part(module, f"{p}_proj_weight", True, bias_third=i) for i, p in enumerate("qkv")}
         return Heads(name, module, module.num_heads, module.num_heads, {**parts, "o": output})
     count = _count(module, COUNTS)
     if count is None:
