@@ -89,7 +89,7 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
                 continue
             on = keras.ops.convert_to_tensor(mask.astype(np.float32), dtype=variable.dtype)
             variable.assign(variable * on)
-            prefix = path.replace("/", "_") + "_"
+            prefix = variable.path.replace("/", "_") + "_"
             for state in getattr(self.model.optimizer, "variables", ()):
                 if state.name.startswith(prefix) and tuple(state.shape) == mask.shape:
                     state.assign(state * keras.ops.cast(on, state.dtype))

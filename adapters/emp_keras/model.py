@@ -48,9 +48,10 @@ def find_weights(
         name = variable.name.split("/")[-1].removeprefix("cell_")
         if name in wanted and keras.backend.is_float_dtype(variable.dtype) and id(variable) not in seen:
             seen.add(id(variable))
-            if variable.path in found:
-                raise ArgumentError(f"model must have weights of different paths, got {variable.path} twice")
-            found[variable.path] = variable
+            path = variable.path.removeprefix(f"{model.name}/")  # which counts up with every model of a process
+            if path in found:
+                raise ArgumentError(f"model must have weights of different paths, got {path} twice")
+            found[path] = variable
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(fnmatchcase(path, pattern) for path in found):
