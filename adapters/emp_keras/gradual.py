@@ -59,9 +59,10 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the batch, refresh the masks when it is time, keep masked weights zero."""
         self.done += 1
+        optimizer = self.model.optimizer  # asking for the model brings its state back where JAX holds it (in Keras itself)
         if self.begin <= self.done <= self.last and (self.done - self.begin) % self.every == 0:
             self.refresh()
-        self._hold()
+        self._hold(optimizer)
 
     def refresh(self) -> None:
         """Decide the masks anew."""
@@ -82,7 +83,7 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
         if self.done == self.last:
             self._aside.clear()
 
-    def _hold(self) -> None:
+    def _hold(self, optimizer: Any) -> None:
         for path, variable in self._weights.items():
             mask = self.masks[path]
             if mask.all():
@@ -90,6 +91,6 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
             on = keras.ops.convert_to_tensor(mask.astype(np.float32), dtype=variable.dtype)
             variable.assign(variable * on)
             prefix = variable.path.replace("/", "_") + "_"
-            for state in getattr(self.model.optimizer, "variables", ()):
+            for state in getattr(optimizer, "variables", ()):
                 if state.name.startswith(prefix) and tuple(state.shape) == mask.shape:
                     state.assign(state * keras.ops.cast(on, state.dtype))
