@@ -1,19 +1,19 @@
 """Attention edges: which keys each query looks at, by the rule, row by row.
 
-A row of softmax weights is a distribution, so its effective size is the number of keys that a query really uses. Keeping
-that many and sharing the rest among them changes the output by at most 2·(1 − retained mass)·max‖v‖.
+A row of softmax weights is a distribution, so its effective size is the number of keys that a query really uses.
+Keeping that many and sharing the rest among them changes the output by at most 2·(1 − retained mass)·max‖v‖.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from ._effective import keep_count
 from ._errors import ArgumentError
 from ._mask import top_mask
-from ._effective import keep_count
 from ._namespace import given, namespace
-from ._select import Selection, select
 from ._scope import Rows
+from ._select import Selection, select
 
 __all__ = ["edges", "prune_weights", "weights_of"]
 
@@ -21,8 +21,9 @@ __all__ = ["edges", "prune_weights", "weights_of"]
 def edges(weights: Any, /, *, beta: float = 1.0, order: float = 2) -> Selection:
     """Which attention weights each query keeps: one pool per row of the last axis.
 
-    Entries that are exactly 0, as softmax gives them for keys masked with −∞, are never kept beyond the count of nonzero
-    ones, since the effective size is at most that. A row that is all zero or all NaN (every key masked) is kept as it is.
+    Entries that are exactly 0, as softmax gives them for keys masked with −∞, are never kept beyond the count of
+    nonzero ones, since the effective size is at most that. A row that is all zero or all NaN (every key masked) is
+    kept as it is.
 
     Args:
         weights: softmax weights, (…, queries, keys), of any library.
@@ -66,7 +67,7 @@ def prune_weights(weights: Any, /, *, beta: float = 1.0, renormalise: bool = Tru
         mask = top_mask(array, keep_count(array, beta=beta, axis=-1), axis=-1)
     else:
         mask = edges(weights, beta=beta).mask
-        array = source.array
+        array = weights if hasattr(weights, "dtype") else source.array  # as it came: with its gradient
         xp = namespace(array)
     kept = xp.where(mask, array, xp.zeros_like(array))
     if not renormalise:

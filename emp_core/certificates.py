@@ -1,8 +1,8 @@
 """Certificates: what was done to every array, as text that travels with the pruned arrays and can be checked there.
 
-One compact JSON object, which adapters keep in the metadata of a file under [`KEY`][]. It protects against accidents and
-careless edits. It is not a signature: whoever sets out to forge one can compute the hashes anew, and only the original
-then tells.
+One compact JSON object, which adapters keep in the metadata of a file under [`KEY`][]. It protects against accidents
+and careless edits. It is not a signature: whoever sets out to forge one can compute the hashes anew, and only the
+original then tells.
 
 A certificate by magnitude says figures of the weights themselves, so everything in it can be checked from what is
 left. By another criterion, figures are of scores that are gone: shapes, zeros, kept values, bounds and count are
@@ -27,7 +27,7 @@ from ._errors import ArgumentError, EmpError
 from ._namespace import BFLOAT16
 from .plans import Figures, Plan, Rule, host_values, typed
 
-__all__ = ["KEY", "Certificate", "Certified", "Seen", "certify", "contradictions", "read", "write"]
+__all__ = ["BFLOAT16", "KEY", "Certificate", "Certified", "Seen", "certify", "contradictions", "read", "write"]
 
 KEY = "effective_pruning.certificate"
 FORMAT, VERSION = "effective_pruning.certificate", 1
@@ -98,10 +98,21 @@ def certify(plan: Plan, left: Mapping[str, str], /) -> str:
     """The certificate's text for arrays pruned by this plan; `left` has the hash of what is left of each."""
     weights = {
         e.name: Certified(
-            e.n, e.n_eff, e.k, e.mass_lower, e.mass, e.mass_upper, e.shape, e.pools, e.zeros, e.l1, left[e.name], e.dtype
+            e.n,
+            e.n_eff,
+            e.k,
+            e.mass_lower,
+            e.mass,
+            e.mass_upper,
+            e.shape,
+            e.pools,
+            e.zeros,
+            e.l1,
+            left[e.name],
+            e.dtype,
         )
         for e in plan.entries
-    }  # fmt: skip
+    }
     return write(Certificate("", plan.rule, plan.criterion, plan.pool, weights))
 
 
@@ -110,10 +121,13 @@ def write(certificate: Certificate, /) -> str:
     from . import __version__
 
     body: dict[str, Any] = {
-        "format": FORMAT, "version": VERSION, "tool": __version__, "rule": certificate.rule.to_dict(),
+        "format": FORMAT,
+        "version": VERSION,
+        "tool": __version__,
+        "rule": certificate.rule.to_dict(),
         "pool": asdict(certificate.pool) if certificate.pool else None,
         "weights": {name: asdict(said) for name, said in certificate.weights.items()},
-    }  # fmt: skip
+    }
     if certificate.criterion != "magnitude":
         body["criterion"] = certificate.criterion
     return _text({**body, "sha256": hashlib.sha256(_text(body).encode()).hexdigest()})
@@ -174,7 +188,7 @@ def contradictions(
             yield f"holds a mass of {seen.l1:.9g}, certified {said.mass * said.l1:.9g}"
         if single:
             yield from _unreachable(said, seen)
-    if certificate.rule.scope == "tensor":
+    if certificate.rule.scope == "tensor" and said.l1:  # of nothing but zeros, everything stays
         yield from _miscounted(certificate.rule, said)
 
 

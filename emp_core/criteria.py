@@ -13,7 +13,18 @@ import numpy as np
 from ._errors import ArgumentError
 from ._namespace import is_standard, is_tensorflow, namespace, to_host
 
-__all__ = ["combined", "f_statistic", "gradient", "heads", "kan_edges", "kan_nodes", "magnitude", "squared", "taylor", "wanda"]
+__all__ = [
+    "combined",
+    "f_statistic",
+    "gradient",
+    "heads",
+    "kan_edges",
+    "kan_nodes",
+    "magnitude",
+    "squared",
+    "taylor",
+    "wanda",
+]
 
 
 def magnitude(weights: Any, /) -> Any:
@@ -76,7 +87,7 @@ def heads(query: Any, key: Any, value: Any, output: Any, /, *, norm: float = 2) 
     if not (isinstance(norm, (int, float)) and 1 <= norm < float("inf")):
         raise ArgumentError(f"norm must be ≥ 1 and finite, got {norm!r}")
     count = int(q.shape[0]) if len(q.shape) == 2 else 0
-    total = None
+    total: Any = None
     for name, part in (("query", q), ("key", k), ("value", v), ("output", o)):
         rows = int(part.shape[0]) if len(part.shape) == 2 else 0
         if not rows or count % rows or (name == "output" and rows != count):
@@ -144,16 +155,17 @@ def kan_nodes(incoming: Any, outgoing: Any, /, *, output_axis: int = 0, both: st
 def f_statistic(activations: Any, labels: Any, /) -> Any:
     """One-way analysis of variance: how far classes differ in each component's activation, against the spread inside.
 
-    ``F = [Σ_c n_c(ā_c − ā)²/(K−1)] / [Σ_c Σ_i (a_ci − ā_c)²/(n−K)]``. It does not change when a component is scaled, so a
-    connection ``w·a`` has the F of its source ``a``: combined with magnitude (:func:`combined`) connections differ.
+    ``F = [Σ_c n_c(ā_c − ā)²/(K−1)] / [Σ_c Σ_i (a_ci − ā_c)²/(n−K)]``. It does not change when a component is scaled,
+    so a connection ``w·a`` has the F of its source ``a``: combined with magnitude (:func:`combined`) connections
+    differ.
 
     Args:
         activations: (samples, …): one number per sample and component.
         labels: one class per sample, integers or strings; at least two classes, and fewer than samples.
 
     Returns:
-        NumPy float64, of the shape of one sample. 0 where nothing varies; where classes differ and nothing varies inside,
-        the largest float64 divided by the number of components, so that sums stay finite.
+        NumPy float64, of the shape of one sample. 0 where nothing varies; where classes differ and nothing varies
+        inside, the largest float64 divided by the number of components, so that sums stay finite.
 
     >>> f_statistic([[0.0, 1.0], [1.0, 1.0], [4.0, 1.0], [5.0, 1.0]], [0, 0, 1, 1]).tolist()
     [32.0, 0.0]
@@ -197,7 +209,9 @@ def combined(scores: Any, other: Any, /, *, share: float = 0.5) -> Any:
     try:
         t = xp.broadcast_to(abs(t), tuple(s.shape))
     except (ValueError, RuntimeError, TypeError):
-        raise ArgumentError(f"other must broadcast to the shape of the scores {tuple(s.shape)}, got {tuple(t.shape)}") from None
+        raise ArgumentError(
+            f"other must broadcast to the shape of the scores {tuple(s.shape)}, got {tuple(t.shape)}"
+        ) from None
     one, two = xp.sum(s), xp.sum(t)
     one, two = (xp.where(total > 0, total, xp.ones_like(total)) for total in (one, two))
     return (1 - share) * (s / one) + share * (t / two)

@@ -23,7 +23,8 @@ def remove_nodes(
         incoming: arrays of the layer before, by name, each with an axis of nodes.
         outgoing: arrays of the layer after.
         keep: booleans, one per node.
-        axes: by name, where the nodes lie in each array; names of arrays that have no such axis are absent, and they stay.
+        axes: by name, where the nodes lie in each array; names of arrays that have no such axis are absent, and they
+            stay.
 
     Returns:
         The smaller arrays of both layers, in their library.

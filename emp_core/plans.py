@@ -173,13 +173,24 @@ class Plan:
         if self.entries:
             named.append(("all", "", self.total))
         for name, shape, f in named:
-            rows.append((
-                name, shape, f"{f.n:,}", f"{f.n_eff:,.1f}", f"{f.k:,}", f"{f.density:.1%}", f"{f.mass_lower:.1%}",
-                f"{f.mass:.1%}", f"{f.mass_upper:.1%}",
-            ))  # fmt: skip
+            rows.append(
+                (
+                    name,
+                    shape,
+                    f"{f.n:,}",
+                    f"{f.n_eff:,.1f}",
+                    f"{f.k:,}",
+                    f"{f.density:.1%}",
+                    f"{f.mass_lower:.1%}",
+                    f"{f.mass:.1%}",
+                    f"{f.mass_upper:.1%}",
+                )
+            )
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
-            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in rows
         ]
         return "\n".join(lines + [f"{name} is left alone: {reason}" for name, reason in self.refusals])
@@ -188,10 +199,15 @@ class Plan:
         """The plan as text, masks included; `Plan.from_json` gives back an equal plan."""
         packed = {e.name: base64.b64encode(zlib.compress(_bits(self.masks[e.name]), 6)).decode() for e in self.entries}
         body = {
-            "format": FORMAT, "version": VERSION, "rule": self.rule.to_dict(), "criterion": self.criterion,
-            "entries": [asdict(e) for e in self.entries], "masks": packed, "refusals": self.refusals,
+            "format": FORMAT,
+            "version": VERSION,
+            "rule": self.rule.to_dict(),
+            "criterion": self.criterion,
+            "entries": [asdict(e) for e in self.entries],
+            "masks": packed,
+            "refusals": self.refusals,
             "pool": asdict(self.pool) if self.pool else None,
-        }  # fmt: skip
+        }
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -217,7 +233,7 @@ class Plan:
 def decide(
     weights: Mapping[str, Any],
     /,
-    rule: Rule = Rule(),  # noqa: B008 (frozen)
+    rule: Rule = Rule(),
     *,
     scores: Mapping[str, Any] | None = None,
     criterion: str = "magnitude",
@@ -276,15 +292,15 @@ def decide(
 
 def _entry(name: str, weight: Any, scores: Any, mask: Any, chosen: Selection | None, axis: int) -> Entry:
     host, bits = host_values(weight), to_host(mask)
-    nonzero = int(np.count_nonzero((host != 0) & bits if host.dtype.names is None else (host["bfloat16"] << 1 != 0) & bits))
+    nonzero = int(
+        np.count_nonzero((host != 0) & bits if host.dtype.names is None else (host["bfloat16"] << 1 != 0) & bits)
+    )
     n, k = bits.size, int(np.count_nonzero(bits))
     l1 = _l1(scores)
     if chosen is None:  # the common pool decided: figures of this array alone
         n_eff = float(to_host(effective_size(scores)))
         mass = float(to_host(retained_mass(scores, mask)))
-        lower, upper = (
-            float(bound(n_eff, n=n, k=k)) if k else 0.0 for bound in (mass_lower_bound, mass_upper_bound)
-        )
+        lower, upper = (float(bound(n_eff, n=n, k=k)) if k else 0.0 for bound in (mass_lower_bound, mass_upper_bound))
         figures, pools, worst = Figures(n, n_eff, k, lower, mass if k else 0.0, upper), 1, mass
     elif np.ndim(to_host(chosen.k)) == 0:
         figures = _figures(chosen)
@@ -298,14 +314,26 @@ def _entry(name: str, weight: Any, scores: Any, mask: Any, chosen: Selection | N
             return min(1.0, math.fsum((np.asarray(to_host(values), np.float64) * share).tolist()))
 
         figures = Figures(
-            n, math.fsum(np.asarray(to_host(chosen.n_eff), np.float64).tolist()), k,
-            mean(chosen.mass_lower), mean(chosen.mass), mean(chosen.mass_upper),
-        )  # fmt: skip
+            n,
+            math.fsum(np.asarray(to_host(chosen.n_eff), np.float64).tolist()),
+            k,
+            mean(chosen.mass_lower),
+            mean(chosen.mass),
+            mean(chosen.mass_upper),
+        )
         pools, worst = masses.size, float(masses.min())
     return Entry(
-        **asdict(figures), name=name, shape=tuple(int(d) for d in weight.shape), dtype=dtype_name(host), pools=pools,
-        worst=worst, zeros=n - nonzero, l1=l1, sha256=hash_values(host), kept_sha256=hashlib.sha256(_bits(bits)).hexdigest(),
-    )  # fmt: skip
+        **asdict(figures),
+        name=name,
+        shape=tuple(int(d) for d in weight.shape),
+        dtype=dtype_name(host),
+        pools=pools,
+        worst=worst,
+        zeros=n - nonzero,
+        l1=l1,
+        sha256=hash_values(host),
+        kept_sha256=hashlib.sha256(_bits(bits)).hexdigest(),
+    )
 
 
 def host_values(array: Any) -> NDArray[Any]:
@@ -325,11 +353,20 @@ def hash_values(host: NDArray[Any]) -> str:
 
 
 def _figures(chosen: Selection) -> Figures:
-    whole, real = (lambda v: int(to_host(v))), (lambda v: float(to_host(v)))
+    def whole(value: Any) -> int:
+        return int(to_host(value))
+
+    def real(value: Any) -> float:
+        return float(to_host(value))
+
     return Figures(
-        whole(chosen.n), real(chosen.n_eff), whole(chosen.k), real(chosen.mass_lower), real(chosen.mass),
+        whole(chosen.n),
+        real(chosen.n_eff),
+        whole(chosen.k),
+        real(chosen.mass_lower),
+        real(chosen.mass),
         real(chosen.mass_upper),
-    )  # fmt: skip
+    )
 
 
 def _wide(scores: Any) -> NDArray[Any]:

@@ -1,5 +1,5 @@
-"""Effective Model Pruning for JAX: masks of parameter trees, and optax transformations that keep them or make them step by
-step."""
+"""Effective Model Pruning for JAX: masks of parameter trees, and optax transformations that keep them or make them
+step by step."""
 
 from emp_core import MissingExtraError
 

@@ -1,4 +1,5 @@
-"""Pruning during training as an optax transformation (Zhu and Gupta, arXiv 1710.01878). Everything runs under ``jax.jit``."""
+"""Pruning during training as an optax transformation (Zhu and Gupta, arXiv 1710.01878). Everything runs under
+``jax.jit``."""
 
 from __future__ import annotations
 
@@ -37,9 +38,9 @@ def gradual(
 ) -> optax.GradientTransformation:
     """An optimiser that also prunes, each weight by its own magnitudes.
 
-    At step ``begin`` and every ``every`` steps, ``steps`` times, masks are decided anew along the cubic ramp from `initial` to
-    `sparsity`, or to EMP's own 1 − ⌊β·N_eff⌋/n of the weights as they are. Masked weights are zero; their gradient and their
-    state are zero. What they were is kept aside until masks are final, and competes at each refresh.
+    At step ``begin`` and every ``every`` steps, ``steps`` times, masks are decided anew along the cubic ramp from
+    `initial` to `sparsity`, or to EMP's own 1 − ⌊β·N_eff⌋/n of the weights as they are. Masked weights are zero; their
+    gradient and their state are zero. What they were is kept aside until masks are final, and competes at each refresh.
 
     Args:
         inner: any optax optimiser.

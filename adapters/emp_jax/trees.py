@@ -72,7 +72,11 @@ def plan(
     rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
     named = None if scores is None else find_weights(scores, lambda name, _: name in weights)
     return decide(
-        weights, rule, scores=named, criterion="magnitude" if scores is None else "given", axes=dict.fromkeys(weights, axis)
+        weights,
+        rule,
+        scores=named,
+        criterion="magnitude" if scores is None else "given",
+        axes=dict.fromkeys(weights, axis),
     )
 
 
@@ -112,7 +116,9 @@ def verify(params: Tree, certificate: str | Certificate, /) -> tuple[str, ...]:
             continue
         host = host_values(held[name])
         shape = tuple(int(d) for d in host.shape)
-        faults += [f"{name} {f}" for f in contradictions(said, name, shape, dtype_name(host), Seen.whole(np.asarray(host)))]
+        faults += [
+            f"{name} {f}" for f in contradictions(said, name, shape, dtype_name(host), Seen.whole(np.asarray(host)))
+        ]
     return tuple(faults)
 
 
@@ -132,8 +138,8 @@ def keep_masks(inner: optax.GradientTransformation, kept: Tree, /) -> optax.Grad
         inner: any optax optimiser.
         kept: a tree of booleans like the parameters (from `masks`).
 
-    Gradients of masked weights reach ``inner`` as 0, its updates of them are dropped, and state of a weight's shape stays 0
-    there.
+    Gradients of masked weights reach ``inner`` as 0, its updates of them are dropped, and state of a weight's shape
+    stays 0 there.
     """
 
     def init(params: Tree) -> Any:

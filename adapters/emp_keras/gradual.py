@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,8 +17,8 @@ __all__ = ["GradualPruning"]
 class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
     """``model.fit(x, y, callbacks=[GradualPruning(sparsity=0.9, begin=500, steps=20, every=100)])``.
 
-    After each batch masked weights are zero, and so is the optimiser's state of them. What a weight was when it was masked is
-    kept aside until masks are final, and competes with that value when they are refreshed.
+    After each batch masked weights are zero, and so is the optimiser's state of them. What a weight was when it was
+    masked is kept aside until masks are final, and competes with that value when they are refreshed.
 
     Args:
         sparsity: to reach by a cubic ramp from `initial`; None: EMP's own 1 − ⌊β·N_eff⌋/n of the weights as they are.
@@ -31,16 +32,23 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, *, sparsity: float | None = None, beta: float = 1.0, begin: int = 0, steps: int = 10, every: int = 100,
-        initial: float = 0.0, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        sparsity: float | None = None,
+        beta: float = 1.0,
+        begin: int = 0,
+        steps: int = 10,
+        every: int = 100,
+        initial: float = 0.0,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.target, self.beta, self.initial, self.options = sparsity, beta, initial, options
         self.begin, self.every, self.last, self.done = begin, every, begin + steps * every, 0
         beta_schedule(beta, beta, begin=begin, steps=steps, every=every)
         cubic_schedule(initial, sparsity or 0.0, begin=begin, steps=steps, every=every)
         ramp = cubic_schedule(0.0, 0.5, begin=begin, steps=steps, every=every)
-        self.share = lambda step: 2 * ramp(step)
+        self.share: Callable[[int], float] = lambda step: 2 * ramp(step)
         self.masks: dict[str, Any] = {}
         self._aside: dict[str, Any] = {}
 
@@ -59,7 +67,9 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Count the batch, refresh the masks when it is time, keep masked weights zero."""
         self.done += 1
-        optimizer = self.model.optimizer  # asking for the model brings its state back where JAX holds it (in Keras itself)
+        optimizer = (
+            self.model.optimizer
+        )  # asking for the model brings its state back where JAX holds it (in Keras itself)
         if self.begin <= self.done <= self.last and (self.done - self.begin) % self.every == 0:
             self.refresh()
         self._hold(optimizer)
@@ -74,9 +84,11 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
             if final is None:
                 own = select(dense, beta=self.beta)
                 final = 1 - int(own.k) / int(own.n)
-            mask = own.mask if self.target is None and share == 1 else select(
-                dense, sparsity=self.initial + (final - self.initial) * share
-            ).mask
+            mask = (
+                own.mask
+                if self.target is None and share == 1
+                else select(dense, sparsity=self.initial + (final - self.initial) * share).mask
+            )
             if (mask & ~old).any():
                 variable.assign(np.where(mask, dense, 0).astype(dense.dtype))
             self.masks[path], self._aside[path] = mask, dense

@@ -59,7 +59,8 @@ def find_weights(
     return {
         path: variable
         for path, variable in found.items()
-        if (not include or any(fnmatchcase(path, p) for p in include)) and not any(fnmatchcase(path, p) for p in exclude)
+        if (not include or any(fnmatchcase(path, p) for p in include))
+        and not any(fnmatchcase(path, p) for p in exclude)
     }
 
 
@@ -81,7 +82,8 @@ def plan(
     exclude: Sequence[str] = (),
     embeddings: bool = False,
 ) -> Plan:
-    """Decide what is kept of every weight; see `emp_core.plans.Rule`. The rows of scope `row` are units of the last axis.
+    """Decide what is kept of every weight; see `emp_core.plans.Rule`. The rows of scope `row` are units of the last
+    axis.
 
     Raises:
         ArgumentError: an option out of range, or nothing to prune.
@@ -90,7 +92,9 @@ def plan(
     if not weights:
         raise ArgumentError("model must have something to prune, got no kernel")
     rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
-    return decide({path: keras.ops.convert_to_numpy(v) for path, v in weights.items()}, rule, axes=dict.fromkeys(weights, -1))
+    return decide(
+        {path: keras.ops.convert_to_numpy(v) for path, v in weights.items()}, rule, axes=dict.fromkeys(weights, -1)
+    )
 
 
 def apply(model: Any, plan: Plan, /) -> Any:

@@ -1,8 +1,8 @@
 """Effective Model Pruning of safetensors checkpoints: single files, and folders of shards with an index.
 
-The verbs: `load`, `find_weights`, `plan`, `apply`, `verify`, `save`; and `prune`, which does all of it. Tensors are read a
-piece at a time, so a checkpoint of any size takes a few megabytes. Nothing but NumPy is needed: the format is a length,
-a header in JSON, and bytes. From a shell: ``python -m emp_safetensors prune IN OUT``.
+The verbs: `load`, `find_weights`, `plan`, `apply`, `verify`, `save`; and `prune`, which does all of it. Tensors are
+read a piece at a time, so a checkpoint of any size takes a few megabytes. Nothing but NumPy is needed: the format is a
+length, a header in JSON, and bytes. From a shell: ``python -m emp_safetensors prune IN OUT``.
 """
 
 from emp_safetensors.checkpoint import Checkpoint, Stored, load

@@ -170,5 +170,7 @@ def _sharded(folder: Path, name: str) -> Checkpoint:
                 raise CheckpointError(f"{where} must map {quote(place.name)} to {quote(shard)}, which holds it")
             tensors[place.name] = Stored(file, place)
     if missing := sorted(set(mapped) - set(tensors)):
-        raise CheckpointError(f"{where} maps {quote(missing[0])} to {quote(mapped[missing[0]])}, which does not hold it")
+        raise CheckpointError(
+            f"{where} maps {quote(missing[0])} to {quote(mapped[missing[0]])}, which does not hold it"
+        )
     return Checkpoint(folder, files, tensors, (name, text))

@@ -27,9 +27,15 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
             print("\n".join(faults) if faults else "the certificate holds")
             return 1 if faults else 0
         options = {
-            "beta": args.beta, "sparsity": args.sparsity, "scope": args.scope, "include": args.include,
-            "exclude": args.exclude, "min_size": args.min_size, "embeddings": args.embeddings, "threads": args.threads,
-        }  # fmt: skip
+            "beta": args.beta,
+            "sparsity": args.sparsity,
+            "scope": args.scope,
+            "include": args.include,
+            "exclude": args.exclude,
+            "min_size": args.min_size,
+            "embeddings": args.embeddings,
+            "threads": args.threads,
+        }
         if args.command == "plan":
             print(plan(load(args.checkpoint), **options))
             return 0
@@ -51,7 +57,9 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="emp_safetensors", description="Prune safetensors checkpoints.", epilog=EPILOG)
+    parser = argparse.ArgumentParser(
+        prog="emp_safetensors", description="Prune safetensors checkpoints.", epilog=EPILOG
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (("plan", "show what would be kept"), ("prune", "write a pruned copy")):
         command = commands.add_parser(name, help=about, description=about, epilog=EPILOG)

@@ -26,6 +26,7 @@ class VerifyError(EmpError):
 def quote(text: object) -> str:
     """`text` in single quotes, control characters made visible, at most 200 characters."""
     plain = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in str(text)[:200]
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for c in str(text)[:200]
     )
     return f"'{plain}'"

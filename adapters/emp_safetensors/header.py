@@ -1,6 +1,7 @@
 """The header of a safetensors file: read, and checked before anything else is believed.
 
-Eight bytes (a little-endian length), so many bytes of JSON, then the numbers of all tensors without holes. What a hostile
+Eight bytes (a little-endian length), so many bytes of JSON, then the numbers of all tensors without holes. What a
+hostile
 file could claim is refused here: lengths beyond the file, overlaps, holes, names twice, shapes that overflow.
 """
 
@@ -23,12 +24,29 @@ __all__ = ["DTYPES", "Header", "Place", "dump", "read_header"]
 LARGEST = 100_000_000  # bytes of a header, as the reference reader allows
 # bits of an element, and the NumPy type of those that are looked at
 DTYPES: dict[str, tuple[int, np.dtype[Any] | None]] = {
-    "F64": (64, np.dtype("<f8")), "F32": (32, np.dtype("<f4")), "F16": (16, np.dtype("<f2")), "BF16": (16, np.dtype("<u2")),
-    "C64": (64, None), "F8_E5M2": (8, None), "F8_E4M3": (8, None), "F8_E8M0": (8, None), "F6_E2M3": (6, None),
-    "F6_E3M2": (6, None), "F4": (4, None), "F8_E4M3FNUZ": (8, None), "F8_E5M2FNUZ": (8, None), "I64": (64, None),
-    "U64": (64, None), "I32": (32, None), "U32": (32, None), "I16": (16, None), "U16": (16, None), "I8": (8, None),
-    "U8": (8, None), "BOOL": (8, None),
-}  # fmt: skip
+    "F64": (64, np.dtype("<f8")),
+    "F32": (32, np.dtype("<f4")),
+    "F16": (16, np.dtype("<f2")),
+    "BF16": (16, np.dtype("<u2")),
+    "C64": (64, None),
+    "F8_E5M2": (8, None),
+    "F8_E4M3": (8, None),
+    "F8_E8M0": (8, None),
+    "F6_E2M3": (6, None),
+    "F6_E3M2": (6, None),
+    "F4": (4, None),
+    "F8_E4M3FNUZ": (8, None),
+    "F8_E5M2FNUZ": (8, None),
+    "I64": (64, None),
+    "U64": (64, None),
+    "I32": (32, None),
+    "U32": (32, None),
+    "I16": (16, None),
+    "U16": (16, None),
+    "I8": (8, None),
+    "U8": (8, None),
+    "BOOL": (8, None),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,9 @@ def open_plain(path: Path) -> int:
     try:
         handle = os.open(path, flags)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {quote(path)} could not be read: {getattr(error, 'strerror', error)}") from error
+        raise CheckpointError(
+            f"checkpoint {quote(path)} could not be read: {getattr(error, 'strerror', error)}"
+        ) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise CheckpointError(f"checkpoint must be a plain file, got {quote(path)}, which is something else")
@@ -80,7 +100,9 @@ def read_header(handle: int, path: Path) -> Header:
     first = os.pread(handle, 8, 0)
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length < 2 or length > LARGEST or 8 + length > end:
-        raise CheckpointError(f"{where} must begin with the length of its header, got {length} in a file of {end} bytes")
+        raise CheckpointError(
+            f"{where} must begin with the length of its header, got {length} in a file of {end} bytes"
+        )
     text = os.pread(handle, length, 8)
     if text[:1] != b"{":
         raise CheckpointError(f"{where} must hold a header in JSON, got something else")
@@ -98,7 +120,9 @@ def read_header(handle: int, path: Path) -> Header:
     at = data
     for place in places:
         if place.start != at:
-            raise CheckpointError(f"{where} must hold tensors without holes or overlap, got one before {quote(place.name)}")
+            raise CheckpointError(
+                f"{where} must hold tensors without holes or overlap, got one before {quote(place.name)}"
+            )
         at = place.stop
     if at != end:
         raise CheckpointError(f"{where} must end with its last tensor, at {at}, got a file of {end} bytes")

@@ -81,9 +81,14 @@ class Plan:
             for name, k in self.kept.items()
         }
         body = {
-            "format": FORMAT, "version": VERSION, "rule": self.rule.to_dict(), "entries": [asdict(e) for e in self.entries],
-            "kept": cuts, "refusals": self.refusals, "pool": asdict(self.pool) if self.pool else None,
-        }  # fmt: skip
+            "format": FORMAT,
+            "version": VERSION,
+            "rule": self.rule.to_dict(),
+            "entries": [asdict(e) for e in self.entries],
+            "kept": cuts,
+            "refusals": self.refusals,
+            "pool": asdict(self.pool) if self.pool else None,
+        }
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -167,9 +172,16 @@ def decide(
                 )
                 shape = w.shape
                 entries.append(
-                    Entry(**asdict(figures), name=w.name, shape=shape, dtype=dtype_of(w), pools=pools, l1=l1,
-                          sha256=digests[w.name])
-                )  # fmt: skip
+                    Entry(
+                        **asdict(figures),
+                        name=w.name,
+                        shape=shape,
+                        dtype=dtype_of(w),
+                        pools=pools,
+                        l1=l1,
+                        sha256=digests[w.name],
+                    )
+                )
     except PoolError as error:
         raise CheckpointError(f"{error}; leave it out with exclude to prune the others") from error
     return Plan(rule, tuple(entries), kept, refusals, pool)
@@ -187,7 +199,9 @@ def _rows(w: Stored, rule: Rule, threads: int | None, name: str) -> tuple[Figure
     masses, l1 = list[tuple[float, float, float]](), list[float]()
     for first, count in _blocks(rows, length):
         if length > LONG:  # a row too long for memory
-            cut = select_stream([_Row(w, first, length)], names=[f"row {first} of {name}"], threads=threads, **rule.keeps())
+            cut = select_stream(
+                [_Row(w, first, length)], names=[f"row {first} of {name}"], threads=threads, **rule.keeps()
+            )
             threshold[first], last[first] = cut.threshold, min(cut.last, length - 1)
             n_eff.append(cut.n_eff)
             masses.append((cut.mass_lower, cut.mass, cut.mass_upper))
@@ -211,7 +225,8 @@ def _rows(w: Stored, rule: Rule, threads: int | None, name: str) -> tuple[Figure
         k += int(chosen.k.sum())
     total = math.fsum(l1)
     lower, mass, upper = (
-        min(1.0, math.fsum(m[i] * s for m, s in zip(masses, l1, strict=True)) / total) if total else 1.0 for i in range(3)
+        min(1.0, math.fsum(m[i] * s for m, s in zip(masses, l1, strict=True)) / total) if total else 1.0
+        for i in range(3)
     )
     return Figures(w.size, math.fsum(n_eff), k, lower, mass, upper), total, Kept(length, 0, threshold, last), rows
 

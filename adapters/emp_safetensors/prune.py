@@ -47,7 +47,9 @@ def apply(checkpoint: Checkpoint, plan: Plan, /) -> Pruned:
         if tensor is None or (tensor.shape, dtype_of(tensor)) != (entry.shape, entry.dtype):
             raise ArgumentError(f"plan must be made for this checkpoint, got one with another {quote(entry.name)}")
         if sha256_of(tensor) != entry.sha256:
-            raise ArgumentError(f"plan must be made for this checkpoint, got one from other values of {quote(entry.name)}")
+            raise ArgumentError(
+                f"plan must be made for this checkpoint, got one from other values of {quote(entry.name)}"
+            )
     return Pruned(checkpoint, plan)
 
 
@@ -64,7 +66,8 @@ def prune(
     threads: int | None = None,
     **options: Any,
 ) -> Report:
-    """All of it: load, find weights, plan, apply, save; what was written is read back and checked before it takes its place.
+    """All of it: load, find weights, plan, apply, save; what was written is read back and checked before it takes its
+    place.
 
     Args:
         source: a file, a folder of shards, or what `load` gave.
@@ -91,4 +94,3 @@ def prune(
 
     files = save(pruned, out)
     return Report(files, pruned.plan, sum(file.stat().st_size for file in files))
-

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from emp_core import ArgumentError
-from emp_core.certificates import KEY, Certificate, Seen, contradictions, read
+from emp_core.certificates import BFLOAT16, KEY, Certificate, Seen, contradictions, read
 from emp_safetensors.checkpoint import Checkpoint, Stored, load
 from emp_safetensors.errors import quote
+from emp_safetensors.kept import Kept
 from emp_safetensors.plan import decide, dtype_of
 
 __all__ = ["certificates", "verify"]
@@ -25,8 +26,8 @@ def verify(
 ) -> tuple[str, ...]:
     """Check a pruned checkpoint; returns what is wrong, nothing if all is well.
 
-    Alone: zeros, hash of what is left, mass, bounds and count of every certified tensor. With the original: the count is
-    repeated, kept elements must have their old bits, removed ones be zero, and everything else be the same.
+    Alone: zeros, hash of what is left, mass, bounds and count of every certified tensor. With the original: the count
+    is repeated, kept elements must have their old bits, removed ones be zero, and everything else be the same.
 
     Raises:
         ArgumentError: there is no certificate, or it was edited.
@@ -43,7 +44,9 @@ def verify(
             if tensor.place.dtype not in ("F64", "F32", "F16", "BF16"):
                 faults.append(f"{quote(name)} holds {tensor.place.dtype}, certified {certificate.weights[name].dtype}")
                 continue
-            seen = Seen.of(tensor.scores(raw) if tensor.place.dtype != "BF16" else _named(raw) for _, raw in tensor.pieces())
+            seen = Seen.of(
+                tensor.scores(raw) if tensor.place.dtype != "BF16" else raw.view(BFLOAT16) for _, raw in tensor.pieces()
+            )
             faults += [
                 f"{quote(name)} {fault}"
                 for fault in contradictions(certificate, name, tensor.shape, dtype_of(tensor), seen)
@@ -92,11 +95,11 @@ def compare(pruned: Checkpoint, original: Checkpoint, threads: int | None) -> It
             continue
         if (tensor.place.dtype, tensor.shape) != (before.place.dtype, before.shape):
             yield f"{quote(name)} has another type or shape than in the original"
-        elif not _equal(tensor, before, plan.kept[name] if name in plan.kept else None):
+        elif not _equal(tensor, before, plan.kept.get(name)):
             yield f"{quote(name)} is not its original with what the rule removes set to zero"
 
 
-def _equal(tensor: Stored, before: Stored, kept: object) -> bool:
+def _equal(tensor: Stored, before: Stored, kept: Kept | None) -> bool:
     if kept is None:
         step = 1 << 22
         for at in range(0, tensor.place.stop - tensor.place.start, step):
@@ -109,13 +112,7 @@ def _equal(tensor: Stored, before: Stored, kept: object) -> bool:
         return True
     for (start, raw), (_, old) in zip(tensor.pieces(), before.pieces(), strict=True):
         bits, was = (a.view(f"u{a.dtype.itemsize}") for a in (raw, old))
-        mask = kept.mask(before.scores(old), start)  # type: ignore[attr-defined]
+        mask = kept.mask(before.scores(old), start)
         if not np.array_equal(bits, np.multiply(was, mask, dtype=was.dtype)):
             return False
     return True
-
-
-def _named(raw: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    from emp_core._namespace import BFLOAT16
-
-    return raw.view(BFLOAT16)

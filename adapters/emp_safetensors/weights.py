@@ -1,4 +1,5 @@
-"""Which tensors of a checkpoint may be pruned. There is no graph here: what a tensor is follows from type, shape, name."""
+"""Which tensors of a checkpoint may be pruned. There is no graph here: what a tensor is follows from type, shape,
+name."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def find_weights(
     min_size: int = 1,
     embeddings: bool = False,
 ) -> Found:
-    """Floating-point tensors of two axes or more; those whose names speak of embeddings or positions only when asked for.
+    """Floating-point tensors of two axes or more; those whose names speak of embeddings or positions only when asked
+    for.
 
     Args:
         checkpoint: from `load`.

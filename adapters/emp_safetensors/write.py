@@ -1,8 +1,8 @@
 """The verb `save`: a copy of the checkpoint in which some tensors are pruned. It appears whole or not at all.
 
-The numbers are written first, then read back: the certificate is made of what the file really holds, and a checksum says
-that this is what was meant. It stands in the header, before the numbers; so room is left for it, and it is put there at
-the end. What is not pruned is copied byte for byte.
+The numbers are written first, then read back: the certificate is made of what the file really holds, and a checksum
+says that this is what was meant. It stands in the header, before the numbers; so room is left for it, and it is put
+there at the end. What is not pruned is copied byte for byte.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emp_core import ArgumentError
 from emp_core.certificates import KEY, Certificate, Certified, write
@@ -34,9 +35,7 @@ __all__ = ["save"]
 COPY = 1 << 22
 
 
-def save(
-    pruned: Pruned, path: str | os.PathLike[str], /
-) -> tuple[Path, ...]:
+def save(pruned: Pruned, path: str | os.PathLike[str], /) -> tuple[Path, ...]:
     """Write a pruned checkpoint: a file for a file, a new folder (or an empty one) for a folder.
 
     Args:
@@ -151,8 +150,8 @@ def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
     assert held is not None
     width = held.itemsize
     for start in range(0, place.size, PIECE):
-        bits = np.empty(min(PIECE, place.size - start), f"u{width}")
-        view, at = memoryview(bits).cast("B"), place.start + start * width
+        bits: NDArray[Any] = np.empty(min(PIECE, place.size - start), f"u{width}")
+        view, at = memoryview(bits.data).cast("B"), place.start + start * width
         while view:
             done = os.preadv(handle, [view], at)
             if not done:
@@ -214,5 +213,3 @@ def _sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-

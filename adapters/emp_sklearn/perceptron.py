@@ -29,7 +29,13 @@ def find_weights(model: Any, /) -> dict[str, NDArray[Any]]:
 
 
 def plan(
-    model: Any, /, *, beta: float | None = None, order: float = 2.0, sparsity: float | None = None, scope: str = "tensor"
+    model: Any,
+    /,
+    *,
+    beta: float | None = None,
+    order: float = 2.0,
+    sparsity: float | None = None,
+    scope: str = "tensor",
 ) -> Plan:
     """Decide what is kept; see `emp_core.plans.Rule`. The rows of scope `row` are output units."""
     weights = find_weights(model)

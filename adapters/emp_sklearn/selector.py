@@ -19,13 +19,13 @@ class EffectiveSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
     """Keep the ⌊β·N_eff⌋ features of the largest scores; stands where ``SelectKBest`` does, without a k.
 
     Args:
-        score_func: as for ``SelectKBest``: takes X and y, returns scores or (scores, p-values), e.g. ``f_classif``, ``chi2``,
-            ``mutual_info_classif``; or the name of a score of X alone: "variance" or "norm".
+        score_func: as for ``SelectKBest``: takes X and y, returns scores or (scores, p-values), e.g. ``f_classif``,
+            ``chi2``, ``mutual_info_classif``; or the name of a score of X alone: "variance" or "norm".
         beta: multiplier of the effective size, > 0.
         order: Hill number that counts; 2 is the effective size.
 
-    Scores that are NaN (of constant features) count as 0. Should scores be infinite (classes that a feature separates without
-    spread), exactly those features are kept.
+    Scores that are NaN (of constant features) count as 0. Should scores be infinite (classes that a feature separates
+    without spread), exactly those features are kept.
 
     Attributes:
         scores_: score of each feature.
@@ -93,6 +93,8 @@ def _of_x(x: Any, name: str) -> NDArray[np.float64]:
     squares = x.multiply(x) if hasattr(x, "multiply") else np.square(x, dtype=np.float64)
     mean_square = np.asarray(squares.mean(axis=0), np.float64).reshape(-1)
     if name == "norm":
-        return np.sqrt(mean_square * x.shape[0])
+        norms: NDArray[np.float64] = np.sqrt(mean_square * x.shape[0])
+        return norms
     mean = np.asarray(x.mean(axis=0), np.float64).reshape(-1)
-    return np.maximum(mean_square - mean**2, 0.0)
+    spread: NDArray[np.float64] = np.maximum(mean_square - mean**2, 0.0)
+    return spread

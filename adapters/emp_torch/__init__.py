@@ -1,8 +1,8 @@
 """Effective Model Pruning of PyTorch models.
 
-One line for users of ``torch.nn.utils.prune`` (`effective_unstructured`, `effective_structured`, `effective_global`); the verbs
-of every adapter (`find_weights`, `plan`, `apply`, `verify`, `save`, `load`, and `prune` for all of it); pruning during
-training (`GradualPruner`); attention heads; and `export` to ONNX with the certificate carried along.
+One line for users of ``torch.nn.utils.prune`` (`effective_unstructured`, `effective_structured`, `effective_global`);
+the verbs of every adapter (`find_weights`, `plan`, `apply`, `verify`, `save`, `load`, and `prune` for all of it);
+pruning during training (`GradualPruner`); attention heads; and `export` to ONNX with the certificate carried along.
 """
 
 from emp_core import MissingExtraError

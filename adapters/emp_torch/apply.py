@@ -19,7 +19,8 @@ ATTRIBUTE = "_effective_pruning_certificate"  # of the module; a plain string, s
 
 
 def apply(model: nn.Module, plan: Plan, /) -> nn.Module:
-    """Set what the plan removes to zero, in place, and leave the certificate with the model. Kept weights keep their bits.
+    """Set what the plan removes to zero, in place, and leave the certificate with the model. Kept weights keep their
+    bits.
 
     Parameters stay the same objects, so an optimizer that holds them goes on. Where a plan is meant to last through
     training, use `GradualPruner`, or a mask of ``torch.nn.utils.prune``.
@@ -96,7 +97,6 @@ def prune(model: nn.Module, /, *, plan: Plan | None = None, **options: Any) -> P
     faults = verify(model)
     assert not faults, faults
     return made
-
 
 
 def recertify(model: nn.Module, /) -> Certificate:

@@ -37,7 +37,9 @@ class SmallerAttention(nn.Module):
     def of(cls, whole: nn.MultiheadAttention, keep: Tensor) -> SmallerAttention:
         """The block with only these heads."""
         if whole.bias_k is not None or whole.add_zero_attn:
-            raise ArgumentError("heads can be removed from blocks without bias_kv and zero attention, got one with them")
+            raise ArgumentError(
+                "heads can be removed from blocks without bias_kv and zero attention, got one with them"
+            )
         width = whole.head_dim
         index = keep.repeat_interleave(width).nonzero().reshape(-1).to(whole.out_proj.weight.device)
         weights = (
@@ -86,7 +88,11 @@ class SmallerAttention(nn.Module):
         logits = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)
         for mask, view in ((attn_mask, (...,)), (key_padding_mask, (slice(None), None, None))):
             if mask is not None:
-                added = torch.zeros_like(mask, dtype=logits.dtype).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
+                added = (
+                    torch.zeros_like(mask, dtype=logits.dtype).masked_fill(mask, -math.inf)
+                    if mask.dtype == torch.bool
+                    else mask
+                )
                 logits = logits + added[view]
         weights = F.dropout(logits.softmax(-1), self.dropout, self.training)
         out = self.out_proj((weights @ v).transpose(1, 2).flatten(2))

@@ -13,7 +13,8 @@ __all__ = ["GradualPruning"]
 class GradualPruning:
     """``Trainer(callbacks=[GradualPruning(sparsity=0.9, begin=500, steps=20, every=100)])``.
 
-    Takes the options of `GradualPruner`; model and optimizer are the trainer's. The hooks that it does not use do nothing.
+    Takes the options of `GradualPruner`; model and optimizer are the trainer's. The hooks that it does not use do
+    nothing.
 
     Args:
         part: dotted name of the module to prune, within the one that is trained; all of it if empty.

@@ -97,8 +97,8 @@ def scores(
 
     Args:
         weights: from `find_weights`.
-        criterion: `magnitude` |w|; `wanda` |w|·‖x‖; `saliency` Σ|g|; `taylor` Σ|w·g|; `activation` the norm of the output
-            that the weight contributes to, times |w|.
+        criterion: `magnitude` |w|; `wanda` |w|·‖x‖; `saliency` Σ|g|; `taylor` Σ|w·g|; `activation` the norm of the
+            output that the weight contributes to, times |w|.
         statistics: from `calibrate`, for all but `magnitude`.
 
     Raises:

@@ -1,8 +1,8 @@
 """Pruning during training (Zhu and Gupta, arXiv 1710.01878), with the final sparsity chosen, or read from the weights.
 
-Parameters stay the parameters of a plain model: a masked weight is zero, its gradient and its optimiser state are zero, and
-no step changes that. What a weight was when it was masked is kept aside until masks are final, and competes with that
-value when they are refreshed, so that a weight masked too early comes back.
+Parameters stay the parameters of a plain model: a masked weight is zero, its gradient and its optimiser state are
+zero, and no step changes that. What a weight was when it was masked is kept aside until masks are final, and competes
+with that value when they are refreshed, so that a weight masked too early comes back.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ class GradualPruner:
         model: any module.
         optimizer: whose state of masked weights stays zero; None: the state is not looked after.
         sparsity: to reach by a cubic ramp from `initial`, or a function step → sparsity.
-        beta: instead, EMP's own sparsity 1 − ⌊β·N_eff⌋/n of the weights as they are at each refresh, reached by the same ramp;
-            or a function step → β (see `emp_core.beta_schedule`), by which masks are cut directly. Default 1.
+        beta: instead, EMP's own sparsity 1 − ⌊β·N_eff⌋/n of the weights as they are at each refresh, reached by the
+            same ramp; or a function step → β (see `emp_core.beta_schedule`), by which masks are cut directly. Default
+            1.
         begin: training step at which the ramp begins.
         steps: number of changes of the masks.
         every: training steps between them.
         initial: sparsity before the ramp.
         scope: which weights compete: those of one `tensor`, of one `row`, or of the whole `model`.
-        criterion: function weight → scores of its shape, at each refresh; magnitudes if None. Values kept aside compete by
-            magnitude, so for other criteria a masked weight does not come back.
+        criterion: function weight → scores of its shape, at each refresh; magnitudes if None. Values kept aside
+            compete by magnitude, so for other criteria a masked weight does not come back.
         weights: from `find_weights`; all of the model's by default.
 
     Raises:
@@ -74,17 +75,19 @@ class GradualPruner:
             raise ArgumentError("sparsity fixes the count, so beta must be left alone, got both")
         self.model, self.optimizer, self.scope, self.criterion = model, optimizer, scope, criterion
         self.begin, self.every, self.last = begin, every, begin + steps * every
-        self._sparsity = self._beta = self._share = None
+        self._beta: Schedule | None = None
+        self._share: Schedule | None = None
+        self._sparsity: Schedule | None = None
         if callable(beta):
-            self._beta: Schedule | None = beta
+            self._beta = beta
         elif sparsity is None:
             self._final = 1.0 if beta is None else beta
             beta_schedule(self._final, self._final, begin=begin, steps=steps, every=every)  # refuses what is no β
             # how much of the way to the final sparsity is gone: 0 to 1, along the same cubic
             ramp = cubic_schedule(0.0, 0.5, begin=begin, steps=steps, every=every)
-            self._share: Schedule | None = lambda step: 2 * ramp(step)
+            self._share = lambda step: 2 * ramp(step)
         elif callable(sparsity):
-            self._sparsity: Schedule | None = sparsity
+            self._sparsity = sparsity
         else:
             self._sparsity = cubic_schedule(initial, sparsity, begin=begin, steps=steps, every=every)
         if not 0 <= initial < 1:
@@ -106,7 +109,7 @@ class GradualPruner:
     def sparsity(self) -> float:
         """The share of all weights that is masked now."""
         n = sum(mask.numel() for mask in self.masks.values())
-        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / n
+        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / int(n)
 
     def step(self) -> None:
         """After each step of the optimizer: count it, refresh the masks when it is time, keep masked weights zero."""

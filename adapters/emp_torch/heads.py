@@ -1,7 +1,8 @@
 """Attention heads: scored by their own slices of the weights or by Taylor, set to zero, or physically removed.
 
-Knows ``nn.MultiheadAttention`` and blocks in the shapes that Hugging Face models have: separate linear layers for query, key,
-value and output under any of the usual names (Llama, OPT, BART, BERT, ViT), or GPT-2's ``c_attn`` and ``c_proj``.
+Knows ``nn.MultiheadAttention`` and blocks in the shapes that Hugging Face models have: separate linear layers for
+query, key, value and output under any of the usual names (Llama, OPT, BART, BERT, ViT), or GPT-2's ``c_attn`` and
+``c_proj``.
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ def zero_heads(heads: Heads, keep: Any, /) -> None:
 def remove_heads(model: nn.Module, heads: Heads, keep: Any, /) -> nn.Module:
     """Take the other heads out of a model: same outputs as `zero_heads`, fewer multiplications.
 
-    Linear layers become smaller and the block's counts follow; an ``nn.MultiheadAttention``, which cannot be narrower than
-    its model, is replaced by a `SmallerAttention` of the same call.
+    Linear layers become smaller and the block's counts follow; an ``nn.MultiheadAttention``, which cannot be narrower
+    than its model, is replaced by a `SmallerAttention` of the same call.
 
     Args:
         model: that holds the block; changed in place.
@@ -196,7 +197,9 @@ def _kept(heads: Heads, keep: Any, *, shared: bool) -> tuple[Tensor, Tensor]:
     if shared and not bool(kept.any()):
         raise ArgumentError(f"keep must keep at least one head of {heads.name}, got none")
     if shared and not bool((groups.all(1) == groups.any(1)).all()):
-        raise ArgumentError(f"keep must keep all or none of the {groups.shape[1]} heads of {heads.name} that share a key")
+        raise ArgumentError(
+            f"keep must keep all or none of the {groups.shape[1]} heads of {heads.name} that share a key"
+        )
     return kept, groups.any(1)
 
 
@@ -261,7 +264,9 @@ def _recognised(name: str, module: nn.Module) -> Heads | None:
         layers = [getattr(module, part, None) for part in (q, k, v)]
         last = next((found for o in outputs if (found := getattr(module, o, None)) is not None), None)
         if all(isinstance(layer, nn.Linear) for layer in layers) and isinstance(last, nn.Linear):
-            parts = {p: Part(layer, "weight", True) for p, layer in zip("qkv", layers, strict=True) if layer is not None}
+            parts = {
+                p: Part(layer, "weight", True) for p, layer in zip("qkv", layers, strict=True) if layer is not None
+            }
             kv = _count(module, KV_COUNTS) or count
             return Heads(name, module, count, kv, {**parts, "o": Part(last, "weight", False)})
     return None

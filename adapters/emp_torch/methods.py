@@ -1,7 +1,8 @@
 """Methods of ``torch.nn.utils.prune`` that read the amount from the weights.
 
 They leave behind what the stock methods do: the parameter ``weight_orig``, the buffer ``weight_mask``, the attribute
-``weight``, a forward pre-hook; ``prune.remove``, ``prune.is_pruned``, ``state_dict`` and repeated pruning work as always. The one
+``weight``, a forward pre-hook; ``prune.remove``, ``prune.is_pruned``, ``state_dict`` and repeated pruning work as
+always. The one
 difference is that masks are booleans: a quarter of the memory.
 """
 
@@ -59,7 +60,12 @@ class EffectiveUnstructured(_Method):
 
     @classmethod
     def apply(
-        cls, module: nn.Module, name: str, beta: float = 1.0, order: float = 2.0, importance_scores: Tensor | None = None
+        cls,
+        module: nn.Module,
+        name: str,
+        beta: float = 1.0,
+        order: float = 2.0,
+        importance_scores: Tensor | None = None,
     ) -> Any:
         """Prune ``module``'s parameter ``name``; see `effective_unstructured`."""
         return super().apply(module, name, beta=beta, order=order, importance_scores=importance_scores)
@@ -86,9 +92,15 @@ class EffectiveStructured(_Method):
 
     @classmethod
     def apply(
-        cls, module: nn.Module, name: str, beta: float = 1.0, n: float = 2, dim: int = -1, order: float = 2.0,
+        cls,
+        module: nn.Module,
+        name: str,
+        beta: float = 1.0,
+        n: float = 2,
+        dim: int = -1,
+        order: float = 2.0,
         importance_scores: Tensor | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Prune ``module``'s parameter ``name``; see `effective_structured`."""
         return super().apply(module, name, beta=beta, n=n, dim=dim, order=order, importance_scores=importance_scores)
 

@@ -41,7 +41,8 @@ def export(model: nn.Module, args: tuple[Any, ...], path: str | os.PathLike[str]
         hence not certified there.
 
     Raises:
-        ArgumentError: there is no certificate, it is not by magnitude, or the model is not what it says; see `recertify`.
+        ArgumentError: there is no certificate, it is not by magnitude, or the model is not what it says; see
+            `recertify`.
     """
     certificate = certificate_of(model)
     faults = verify(model)

@@ -58,12 +58,11 @@ def plan(
     if not found.weights:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.refusals[:4])
         raise ArgumentError(f"model must have something to prune, got {reasons or 'no weight that is known here'}")
-    named = isinstance(criterion, str)
     return decide(
         {w.name: w.value.detach() for w in found.weights},
         Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope),
         scores=scores(found.weights, criterion, statistics=statistics) if isinstance(criterion, str) else criterion,
-        criterion=criterion if named else "given",
+        criterion=criterion if isinstance(criterion, str) else "given",
         axes={w.name: w.axis for w in found.weights},
         refusals=found.refusals,
         threads=threads,

@@ -56,13 +56,24 @@ def measure(gb: float, folder: str | None) -> str:
             size = source.stat().st_size
             for scope in ("tensor", "row", "model"):
                 done = subprocess.run(
-                    [sys.executable, "-c", WORK, str(source), str(out), scope], capture_output=True, text=True, check=True
+                    [sys.executable, "-c", WORK, str(source), str(out), scope],
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 )
                 cpu, memory, k = json.loads(done.stdout)
-                rows.append([
-                    f"{dtype}, scope {scope}", f"{size / 1e9:.2f} GB", f"{k:,}", f"{cpu:.1f} s", f"{size / 1e6 / cpu:.0f} MB/s",
-                    "≥ 300", f"{memory / 1e6:.0f} MB", "≤ 150",
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        f"{dtype}, scope {scope}",
+                        f"{size / 1e9:.2f} GB",
+                        f"{k:,}",
+                        f"{cpu:.1f} s",
+                        f"{size / 1e6 / cpu:.0f} MB/s",
+                        "≥ 300",
+                        f"{memory / 1e6:.0f} MB",
+                        "≤ 150",
+                    ]
+                )
     header = ["", "file", "kept", "CPU", "per core", "must be", "resident, most", "must be"]
     return table(header, rows) + "\n\n" + machine("numpy")
 

@@ -82,7 +82,8 @@ def measure(millions: int, rounds: int, threads: int) -> str:
     header = ["", "effective_global", "prune.global_unstructured", "ratio", "must be"]
     return (
         table(header, rows)
-        + f"\n\n{n:,} float32 weights in layers of 2048 × 2048, {left:,} kept, {threads} threads, least of {rounds} runs each. "
+        + f"\n\n{n:,} float32 weights in layers of 2048 × 2048, {left:,} kept, {threads} threads, "
+        + f"least of {rounds} runs each. "
         + f"Masks are {'equal' if same else 'NOT EQUAL'}.\n\n"
         + machine("torch", "numpy")
     )

@@ -42,7 +42,10 @@ def test_what_is_kept_is_what_the_core_selects(scope):
     if scope == "model":
         masks = emp_core.select(before, scope="model", beta=0.8).mask
     else:
-        masks = {p: emp_core.select(a, scope="columns" if scope == "row" else "whole", beta=0.8).mask for p, a in before.items()}
+        masks = {
+            p: emp_core.select(a, scope="columns" if scope == "row" else "whole", beta=0.8).mask
+            for p, a in before.items()
+        }
     for path, variable in emp_keras.find_weights(model).items():
         assert np.array_equal(keras.ops.convert_to_numpy(variable), np.where(masks[path], before[path], 0))
     assert type(made).from_json(made.to_json()) == made

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,9 @@ def test_what_is_written_is_what_the_core_selects(tmp_path, scope, amount):
     if scope == "model":
         masks = emp_core.select(scores, scope="model", **amount).mask
     else:
-        masks = {n: emp_core.select(s, scope="rows" if scope == "row" else "whole", **amount).mask for n, s in scores.items()}
+        masks = {
+            n: emp_core.select(s, scope="rows" if scope == "row" else "whole", **amount).mask for n, s in scores.items()
+        }
     found, metadata = parse(out)
     assert list(found) == list(held)
     assert metadata["format"] == "pt"
@@ -124,7 +127,9 @@ def sharded(folder, seed=0):
     for shard, some in shards.items():
         (folder / shard).write_bytes(dump({n: held[n] for n in some}))
     mapped = {n: shard for shard, some in shards.items() for n in some}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": mapped}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": mapped})
+    )
     return held
 
 
@@ -161,7 +166,11 @@ def test_a_plan_is_data(tmp_path, scope):
     made = emp_safetensors.plan(emp_safetensors.load(source), scope=scope)
     again = Plan.from_json(made.to_json())
     assert again == made
-    assert again.to_json() == made.to_json() == emp_safetensors.plan(emp_safetensors.load(source), scope=scope, threads=1).to_json()
+    assert (
+        again.to_json()
+        == made.to_json()
+        == emp_safetensors.plan(emp_safetensors.load(source), scope=scope, threads=1).to_json()
+    )
     emp_safetensors.prune(source, tmp_path / "a.safetensors", plan=again)
     emp_safetensors.prune(source, tmp_path / "b.safetensors", scope=scope)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
@@ -169,7 +178,13 @@ def test_a_plan_is_data(tmp_path, scope):
     other.write_bytes(dump(tensors(1)))
     with pytest.raises(ArgumentError, match="plan must be made for this checkpoint"):
         emp_safetensors.prune(other, tmp_path / "c.safetensors", plan=again)
-    for text in ("", "{}", "[]", made.to_json().replace('"n_eff"', '"neff"', 1), made.to_json().replace('"k": ', '"k": "x', 1)):
+    for text in (
+        "",
+        "{}",
+        "[]",
+        made.to_json().replace('"n_eff"', '"neff"', 1),
+        made.to_json().replace('"k": ', '"k": "x', 1),
+    ):
         with pytest.raises(ArgumentError, match="plan must be as"):
             Plan.from_json(text)
     assert "all" in str(made)
@@ -239,7 +254,7 @@ def test_weights_that_hold_nan_are_named(tmp_path):
         with pytest.raises(CheckpointError, match=r"half\.weight.* must be finite|half\.weight.*leave it out"):
             emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "out.safetensors", scope=scope)
     emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "out.safetensors", exclude=["half.*"])
-    with pytest.raises(CheckpointError, match="nothing in .* can be pruned"):
+    with pytest.raises(CheckpointError, match=r"nothing in .* can be pruned"):
         emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "o.safetensors", include=["a.bias"])
     with pytest.raises(ArgumentError, match="include must match names of tensors"):
         emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "o.safetensors", include=["zzz"])
@@ -263,7 +278,9 @@ ATTACKS = {
     "not UTF-8": attack(text=b'{"\xff": 1}'),
     "a list": attack([1, 2]),
     "deep": attack(text=b'{"w":' * 5000 + b"1" + b"}" * 5000),
-    "a name twice": attack(text=b'{"w":' + json.dumps(entry()).encode() + b',"w":' + json.dumps(entry()).encode() + b"}"),
+    "a name twice": attack(
+        text=b'{"w":' + json.dumps(entry()).encode() + b',"w":' + json.dumps(entry()).encode() + b"}"
+    ),
     "NaN in the header": attack(text=b'{"w": NaN}'),
     "no dtype": attack({"w": {"shape": [2, 2], "data_offsets": [0, 16]}}),
     "unknown dtype": attack({"w": entry(dtype="F99")}),
@@ -312,15 +329,18 @@ def test_hostile_indices_are_refused(tmp_path, index, what):
         emp_safetensors.load(tmp_path)
 
 
-@given(st.binary(max_size=300) | st.builds(lambda a, b: dump({"w": np.ones((2, 3), np.float32)})[:a] + b, st.integers(0, 90), st.binary(max_size=80)))
+@given(
+    st.binary(max_size=300)
+    | st.builds(
+        lambda a, b: dump({"w": np.ones((2, 3), np.float32)})[:a] + b, st.integers(0, 90), st.binary(max_size=80)
+    )
+)
 @settings(max_examples=150)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, data):
     place = tmp_path_factory.getbasetemp() / "any.safetensors"
     place.write_bytes(data)
-    try:
+    with suppress(CheckpointError):
         emp_safetensors.load(place)
-    except CheckpointError:
-        pass
 
 
 def test_headers_come_back():

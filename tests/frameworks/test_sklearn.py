@@ -9,17 +9,17 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 
-from sklearn.base import clone  # noqa: E402
-from sklearn.datasets import load_digits, load_iris  # noqa: E402
-from sklearn.feature_selection import SelectKBest, chi2, f_classif  # noqa: E402
-from sklearn.neural_network import MLPClassifier, MLPRegressor  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.tree import DecisionTreeClassifier  # noqa: E402
-from sklearn.utils.estimator_checks import estimator_checks_generator  # noqa: E402
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris
+from sklearn.feature_selection import SelectKBest, chi2, f_classif
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
-import emp_core  # noqa: E402
-import emp_sklearn  # noqa: E402
-from emp_sklearn import EffectiveSelector  # noqa: E402
+import emp_core
+import emp_sklearn
+from emp_sklearn import EffectiveSelector
 
 
 def named(estimator):
@@ -100,5 +100,3 @@ def test_perceptrons(kind, scope):
         emp_sklearn.plan(kind())
     with pytest.raises(emp_core.ArgumentError, match="got one without"):
         emp_sklearn.verify(kind(max_iter=1).fit(x, y))
-
-

@@ -121,7 +121,9 @@ def test_scopes_and_beta_ramps(scope):
     assert not any(m._backward_hooks or m._forward_hooks for m in model.modules())
     with pytest.raises(emp_core.ArgumentError, match="before finish"):
         pruner.step()
-    assert sum(int((w.parameter != 0).sum()) for w in pruner.weights) == sum(int(m.sum()) for m in pruner.masks.values())
+    assert sum(int((w.parameter != 0).sum()) for w in pruner.weights) == sum(
+        int(m.sum()) for m in pruner.masks.values()
+    )
 
 
 def test_a_checkpoint_goes_on_as_if_nothing_had_been():
@@ -147,7 +149,9 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_been():
 
 def test_a_criterion_of_ones_own_and_without_an_optimizer():
     model, _ = parts()
-    pruner = GradualPruner(model, None, sparsity=0.5, begin=0, steps=1, every=1, criterion=lambda w: torch.rand_like(w.parameter))
+    pruner = GradualPruner(
+        model, None, sparsity=0.5, begin=0, steps=1, every=1, criterion=lambda w: torch.rand_like(w.parameter)
+    )
     pruner.step()
     assert abs(pruner.sparsity - 0.5) < 0.02
     with pytest.raises(emp_core.ArgumentError, match="criterion must give scores of the shape"):
@@ -156,7 +160,9 @@ def test_a_criterion_of_ones_own_and_without_an_optimizer():
 
 def test_tied_and_attention_and_recurrent_weights():
     torch.manual_seed(0)
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2, batch_first=True), "lstm": nn.LSTM(8, 6, batch_first=True)})
+    model = nn.ModuleDict(
+        {"attention": nn.MultiheadAttention(8, 2, batch_first=True), "lstm": nn.LSTM(8, 6, batch_first=True)}
+    )
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     pruner = GradualPruner(model, optimizer, sparsity=0.5, begin=0, steps=2, every=2)
     for _ in range(6):

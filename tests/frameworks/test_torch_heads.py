@@ -26,7 +26,9 @@ class Llama(nn.Module):
         self.o_proj = nn.Linear(heads * size, width, bias=False)
 
     def forward(self, x):
-        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
         k, v = (t.repeat_interleave(self.num_heads // self.num_key_value_heads, 1) for t in (k, v))
         return self.o_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -68,7 +70,9 @@ class Gpt2(nn.Module):
         self.c_attn, self.c_proj = Conv1D(3 * width, width), Conv1D(width, width)
 
     def forward(self, x):
-        q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in self.c_attn(x).split(self.split_size, 2))
+        q, k, v = (
+            t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in self.c_attn(x).split(self.split_size, 2)
+        )
         return self.c_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 

@@ -26,7 +26,9 @@ def linear(seed=0, inputs=24, outputs=16):
 
 def network(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 20), nn.ReLU(), nn.Linear(20, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 20), nn.ReLU(), nn.Linear(20, 4)
+    )
 
 
 def pairs(model):
@@ -153,7 +155,7 @@ def test_wrong_arguments():
     layer = linear()
     with pytest.raises(emp_core.ArgumentError, match="at least one pair"):
         emp_torch.effective_global([])
-    with pytest.raises(emp_core.ArgumentError, match="each pair .* once"):
+    with pytest.raises(emp_core.ArgumentError, match=r"each pair .* once"):
         emp_torch.effective_global([(layer, "weight"), (layer, "weight")])
     with pytest.raises(emp_core.ArgumentError, match="must name tensors, got 'wieght' of Linear"):
         emp_torch.effective_global([(layer, "wieght")])

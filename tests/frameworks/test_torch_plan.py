@@ -30,7 +30,9 @@ def test_a_plan_is_what_the_core_selects(scope):
     if scope == "model":
         expected = emp_core.select(values, scope="model", beta=0.9).mask
     else:
-        expected = {n: emp_core.select(v, scope="rows" if scope == "row" else "whole", beta=0.9).mask for n, v in values.items()}
+        expected = {
+            n: emp_core.select(v, scope="rows" if scope == "row" else "whole", beta=0.9).mask for n, v in values.items()
+        }
     for name, mask in expected.items():
         assert np.array_equal(made.masks[name].numpy(), mask)
     total = made.total
@@ -130,7 +132,9 @@ def test_weights_that_are_found_and_those_left_alone():
     assert set(dict(found.refusals)) == {"table.weight", "lazy.weight", "small.weight"}
     assert "table.weight" in {w.name for w in emp_torch.find_weights(model, embeddings=True).weights}
     assert [w.name for w in emp_torch.find_weights(model, include=["up*"]).weights] == ["up.weight"]
-    with pytest.raises(emp_core.ArgumentError, match="include must match names of weights, got 'nix', which matches none"):
+    with pytest.raises(
+        emp_core.ArgumentError, match="include must match names of weights, got 'nix', which matches none"
+    ):
         emp_torch.find_weights(model, include=["nix"])
     with pytest.raises(emp_core.ArgumentError, match="must have something to prune"):
         emp_torch.plan(nn.ReLU())
@@ -154,7 +158,8 @@ def test_criteria_against_worked_numbers():
     gradient = torch.tensor([[7.0, 2.0], [7.0, 2.0]])  # Σx over both batches, all positive
     torch.testing.assert_close(emp_torch.scores(weights, "saliency", statistics=statistics)["0.weight"], gradient)
     torch.testing.assert_close(
-        emp_torch.scores(weights, "taylor", statistics=statistics)["0.weight"], gradient * model[0].weight.detach().abs()
+        emp_torch.scores(weights, "taylor", statistics=statistics)["0.weight"],
+        gradient * model[0].weight.detach().abs(),
     )
     outputs = torch.cat([model(x) for x in batches]).detach().norm(dim=0)
     torch.testing.assert_close(

@@ -30,6 +30,7 @@ def cnn(width: int = 24) -> nn.Sequential:
     for i in range(4):
         layers += [
             nn.Conv2d(sizes[i], sizes[i + 1], 3, stride=2 if i else 1, padding=1, bias=False),
-            nn.BatchNorm2d(sizes[i + 1]), nn.ReLU(),
-        ]  # fmt: skip
+            nn.BatchNorm2d(sizes[i + 1]),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16 * width, 10))

@@ -67,9 +67,15 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, size: int = 1000) -> float:
 
 
 def fit(
-    model: nn.Module, split: Split, *, epochs: int, size: int, optimizer: torch.optim.Optimizer, seed: int = 0,
+    model: nn.Module,
+    split: Split,
+    *,
+    epochs: int,
+    size: int,
+    optimizer: torch.optim.Optimizer,
+    seed: int = 0,
     after: Any = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """Train by cross-entropy; ``after()`` follows each step."""
     generator = torch.Generator().manual_seed(seed)
     loss = nn.CrossEntropyLoss()

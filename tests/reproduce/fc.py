@@ -36,7 +36,9 @@ def trained(name: str, split: Split, options: Options) -> nn.Module:
     torch.manual_seed(0)
     widths, epochs = WIDTHS[name]
     model = network(widths)
-    return fit(model, split, epochs=options.steps(epochs), size=128, optimizer=torch.optim.Adam(model.parameters(), 1e-4))
+    return fit(
+        model, split, epochs=options.steps(epochs), size=128, optimizer=torch.optim.Adam(model.parameters(), 1e-4)
+    )
 
 
 def run(options: Options) -> str:
@@ -51,11 +53,18 @@ def run(options: Options) -> str:
             plan = emp_torch.prune(smaller, beta=beta, scope="model")
             found = accuracy(smaller, split.x_test, split.y_test)
             at_one = beta == 1
-            rows.append([
-                f"{name}, β = {beta:g}", f"{whole:.2f}", f"{found:.2f}", f"{found - whole:+.2f}",
-                f"{100 * plan.total.sparsity:.1f} %", f"{dense:.2f} → {pruned:.2f}" if at_one else "",
-                f"{pruned - dense:+.2f}" if at_one else "", f"{sparsity:.1f} %" if at_one else "",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"{name}, β = {beta:g}",
+                    f"{whole:.2f}",
+                    f"{found:.2f}",
+                    f"{found - whole:+.2f}",
+                    f"{100 * plan.total.sparsity:.1f} %",
+                    f"{dense:.2f} → {pruned:.2f}" if at_one else "",
+                    f"{pruned - dense:+.2f}" if at_one else "",
+                    f"{sparsity:.1f} %" if at_one else "",
+                ]
+            )
     return table(
         ["", "dense", "pruned", "change", "sparsity", "paper: accuracy", "paper: change", "paper: sparsity"], rows
     )

@@ -1,4 +1,5 @@
-"""A graph network of two layers on Cora: weights, and edges of the graph scored by their attention-free share of each node's sum."""
+"""A graph network of two layers on Cora: weights, and edges of the graph scored by their attention-free share of each
+node's sum."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def adjacency(edges: np.ndarray, n: int, keep: np.ndarray | None = None) -> Tens
     values = (degree[rows] * degree[columns]) ** -0.5
     on = np.ones(len(rows), bool) if keep is None else np.concatenate([keep, np.ones(n, bool)])
     index = torch.from_numpy(np.stack([rows[on], columns[on]]))
-    return torch.sparse_coo_tensor(index, torch.from_numpy(values[on].astype(np.float32)), (n, n), check_invariants=True).coalesce()
+    return torch.sparse_coo_tensor(
+        index, torch.from_numpy(values[on].astype(np.float32)), (n, n), check_invariants=True
+    ).coalesce()
 
 
 def run(options: Options) -> str:
@@ -85,12 +88,20 @@ def run(options: Options) -> str:
                 )
             for scope in ("tensor", "model"):
                 plan = emp_torch.prune(model, beta=beta, scope=scope)
-                results.setdefault(f"weights, scope {scope}, β = {beta:g}", []).append((score(model, whole), plan.total.sparsity))
+                results.setdefault(f"weights, scope {scope}, β = {beta:g}", []).append(
+                    (score(model, whole), plan.total.sparsity)
+                )
                 with torch.no_grad():
                     for parameter_name, p in model.named_parameters():
                         p.copy_(before[parameter_name])
     rows = []
     for name, found in sorted(results.items(), key=lambda item: (item[0] != "dense", item[0])):
         values, removed = np.array(found).T
-        rows.append([name, f"{values.mean():.1f} ± {values.std():.1f}", f"{100 * removed.mean():.1f} %" if name != "dense" else ""])
+        rows.append(
+            [
+                name,
+                f"{values.mean():.1f} ± {values.std():.1f}",
+                f"{100 * removed.mean():.1f} %" if name != "dense" else "",
+            ]
+        )
     return table(["", f"accuracy, {len(seeds)} seeds", "sparsity"], rows)

@@ -1,5 +1,5 @@
-"""A character GPT on tinyshakespeare: EMP by magnitude and by Wanda per output row on the MLP layers, against magnitude and
-Wanda at the same sparsity; heads by Taylor score over β."""
+"""A character GPT on tinyshakespeare: EMP by magnitude and by Wanda per output row on the MLP layers, against
+magnitude and Wanda at the same sparsity; heads by Taylor score over β."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def weights_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:
                 sparsities.append(plan.total.sparsity)
                 found.append(f"{perplexity(smaller, data.test):.3f} @ {100 * plan.total.sparsity:.1f} %")
         rows.append([f"β = {beta:g}", f"{dense:.3f}", *found])
-    return table(["MLP layers, by row", "dense", "EMP, |w|", "|w|, same share", "EMP, Wanda", "Wanda, same share"], rows)
+    return table(
+        ["MLP layers, by row", "dense", "EMP, |w|", "|w|, same share", "EMP, Wanda", "Wanda, same share"], rows
+    )
 
 
 def heads_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:
@@ -49,10 +51,14 @@ def heads_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:
                 emp_torch.remove_heads(smaller, block, keep)
             else:
                 emp_torch.zero_heads(block, keep)
-        rows.append([
-            f"β = {beta:g}", f"{int(chosen.n)} → {int(chosen.k)}", f"{dense:.3f} → {perplexity(smaller, data.test):.3f}",
-            "144 → 141, 34.86 → 35.20 (GPT-2)" if beta == 1 else "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"β = {beta:g}",
+                f"{int(chosen.n)} → {int(chosen.k)}",
+                f"{dense:.3f} → {perplexity(smaller, data.test):.3f}",
+                "144 → 141, 34.86 → 35.20 (GPT-2)" if beta == 1 else "",
+            ]
+        )
     return table(["heads, Taylor", "heads", "perplexity", "paper"], rows)
 
 

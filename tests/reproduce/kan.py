@@ -77,13 +77,24 @@ def run(options: Options) -> str:
             chosen = emp_core.select(node_scores(model, both), beta=beta)
             smaller = without_nodes(model, chosen.mask)
             said = PAPER if both == "max" and beta == 1 else ""
-            rows.append([
-                f"nodes, {both} of in and out, β = {beta:g}", f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
-                f"{int(chosen.k)}", f"{100 * float(chosen.sparsity):.1f} %", said,
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"nodes, {both} of in and out, β = {beta:g}",
+                    f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
+                    f"{int(chosen.k)}",
+                    f"{100 * float(chosen.sparsity):.1f} %",
+                    said,
+                ]
+            )
     for beta in (0.5, 0.75, 1.0, 1.25):
         smaller, sparsity = without_edges(model, beta)
-        rows.append([
-            f"edges, β = {beta:g}", f"{accuracy(smaller, split.x_test, split.y_test):.2f}", "64", f"{100 * sparsity:.1f} %", "",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"edges, β = {beta:g}",
+                f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
+                "64",
+                f"{100 * sparsity:.1f} %",
+                "",
+            ]
+        )
     return table(["", "accuracy", "hidden nodes", "sparsity", "paper"], rows)

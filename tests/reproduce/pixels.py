@@ -27,7 +27,13 @@ def rows_of(image: np.ndarray) -> list[tuple[str, np.ndarray, float]]:  # type: 
             found.append((f"{name}, β = {beta:g}", kept, 1 - float(chosen.mask.mean())))
     lines, count = spectrum(np.moveaxis(image, -1, 0).astype(float))
     again = np.clip(np.rint(np.moveaxis(lines, 0, -1)), 0, 255).astype(np.uint8)
-    found.append(("spectrum of each line, β = 1", again, 1 - count / (lines.shape[0] * lines.shape[1] * (lines.shape[2] // 2 + 1))))
+    found.append(
+        (
+            "spectrum of each line, β = 1",
+            again,
+            1 - count / (lines.shape[0] * lines.shape[1] * (lines.shape[2] // 2 + 1)),
+        )
+    )
     return found
 
 
@@ -36,7 +42,13 @@ def run(options: Options) -> str:
     image, rows = photograph(), []
     paper = {"per channel, β = 1": "26.7 %, 29.4 dB", "per 4 × 4 patch and channel, β = 1": "32.3 %, 38.3 dB"}
     for name, after, sparsity in rows_of(image):
-        rows.append([
-            name, f"{100 * sparsity:.1f} %", f"{psnr(image, after):.1f} dB", f"{ssim(image, after):.3f}", paper.get(name, ""),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{100 * sparsity:.1f} %",
+                f"{psnr(image, after):.1f} dB",
+                f"{ssim(image, after):.3f}",
+                paper.get(name, ""),
+            ]
+        )
     return table(["", "sparsity", "PSNR", "SSIM", "paper (another picture)"], rows)

@@ -1,14 +1,14 @@
 """How-many rules and where-rules at equal sparsity, on FC5 (MNIST) and the character GPT; one plot, one table.
 
-Every rule gives each layer a count, by one parameter that is turned until the whole network has the wanted sparsity; within a
-layer the largest magnitudes stay. So what is compared is only how sparsity is spread.
+Every rule gives each layer a count, by one parameter that is turned until the whole network has the wanted sparsity;
+within a layer the largest magnitudes stay. So what is compared is only how sparsity is spread.
 
 - *EMP*, tensor: ⌊β·N_eff⌋. *Hill 1*: ⌊β·exp(entropy)⌋.
-- *SAP* (PQ index, p = ½, q = 1): ⌊β·d(1 − I)⌋ = ⌊β·(Σ√|w|)²/Σ|w|⌋, the effective size of √|w|. With p = 1, q = 2 SAP's bound is the effective
-  size of |w| itself, hence EMP.
+- *SAP* (PQ index, p = ½, q = 1): ⌊β·d(1 − I)⌋ = ⌊β·(Σ√|w|)²/Σ|w|⌋, the effective size of √|w|. With p = 1, q = 2 SAP's
+  bound is the effective size of |w| itself, hence EMP.
 - *Gini*: ⌊β·d(1 − G)⌋. *Mass*: the least k that retains a given share of Σ|w|.
-- *Uniform*: one sparsity for all. *ERK*: density ∝ (in + out)/(in·out). *LAMP*: w²/Σ of all w² that are not smaller in its layer, one
-  threshold. *Model*: one threshold on |w|. *Row*: ⌊β·N_eff⌋ of each output row.
+- *Uniform*: one sparsity for all. *ERK*: density ∝ (in + out)/(in·out). *LAMP*: w²/Σ of all w² that are not smaller in
+  its layer, one threshold. *Model*: one threshold on |w|. *Row*: ⌊β·N_eff⌋ of each output row.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def masks_of(rule: str, weights: Weights, wanted: int) -> Masks:
         n = sum(w.size for w in weights.values())
         return dict(select(scores, scope="model", sparsity=1 - wanted / n).mask)
     if rule == "EMP, row":
+
         def rows(beta: float) -> Masks:
             return {name: select(w, scope="rows", beta=beta).mask for name, w in weights.items()}
 
@@ -134,17 +135,30 @@ def run(options: Options) -> str:
     if options.page is not None:
         plot(first, second, options.page.parent / "rules.svg")
     header = ["", *(f"FC5 {100 * s:g} %" for s in SPARSITIES), *(f"GPT {100 * s:g} %" for s in SPARSITIES)]
-    whole = f"Dense: FC5 {accuracy(model, split.x_test, split.y_test):.2f} % right, GPT perplexity {_gpt.perplexity(gpt, test):.3f}."
-    return table(header, rows) + f"\n\n{whole}"
+    dense = accuracy(model, split.x_test, split.y_test), _gpt.perplexity(gpt, test)
+    return table(header, rows) + f"\n\nDense: FC5 {dense[0]:.2f} % right, GPT perplexity {dense[1]:.3f}."
 
 
 def _named(model: nn.Module, prefix: str) -> Weights:
-    return {w.name: w.value.detach().numpy() for w in emp_torch.find_weights(model).weights if w.name.startswith(prefix)}
+    return {
+        w.name: w.value.detach().numpy() for w in emp_torch.find_weights(model).weights if w.name.startswith(prefix)
+    }
 
 
 def plot(first: dict[str, list[float]], second: dict[str, list[float]], path: Path) -> None:
     """Two panels of lines."""
-    colours = ("#0b62a4", "#7fb3d5", "#148f77", "#b7950b", "#ca6f1e", "#7d3c98", "#943126", "#566573", "#1f618d", "#17202a")
+    colours = (
+        "#0b62a4",
+        "#7fb3d5",
+        "#148f77",
+        "#b7950b",
+        "#ca6f1e",
+        "#7d3c98",
+        "#943126",
+        "#566573",
+        "#1f618d",
+        "#17202a",
+    )
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 330" font-family="sans-serif" font-size="12">']
     for panel, (found, title) in enumerate(((first, "FC5, % right"), (second, "GPT, log₂ perplexity"))):
         left, top, wide, high = 50 + panel * 370, 30, 300, 250

@@ -31,14 +31,22 @@ def run(options: Options) -> str:
         optimizer = torch.optim.Adam(large.parameters(), 1e-3)
         total = epochs * -(-len(split.x) // size)
         pruner = emp_torch.GradualPruner(
-            large, optimizer, sparsity=1 - count(width) / count(LARGE), scope="model", begin=total // 6,
-            steps=20, every=max(1, total // 40),
-        )  # fmt: skip
+            large,
+            optimizer,
+            sparsity=1 - count(width) / count(LARGE),
+            scope="model",
+            begin=total // 6,
+            steps=20,
+            every=max(1, total // 40),
+        )
         fit(large, split, epochs=epochs, size=size, optimizer=optimizer, after=pruner.step)
         pruner.finish()
         left = sum(int(mask.sum()) for mask in pruner.masks.values())
-        rows.append([
-            f"{count(width):,}", f"{accuracy(dense, split.x_test, split.y_test):.2f} (width {width})",
-            f"{accuracy(large, split.x_test, split.y_test):.2f} ({left:,} of {count(LARGE):,})",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{count(width):,}",
+                f"{accuracy(dense, split.x_test, split.y_test):.2f} (width {width})",
+                f"{accuracy(large, split.x_test, split.y_test):.2f} ({left:,} of {count(LARGE):,})",
+            ]
+        )
     return table(["nonzero weights", "small-dense", f"large-sparse (width {LARGE})"], rows)

@@ -1,4 +1,5 @@
-"""A small vision transformer on MNIST (28 × 28 in patches of 7 × 7): weights by scope, heads by Taylor, attention edges."""
+"""A small vision transformer on MNIST (28 × 28 in patches of 7 × 7): weights by scope, heads by Taylor, attention
+edges."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) → the same."""
-        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
         weights = (q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)).softmax(-1)
         if self.beta:
             self.kept[0] += int(edges(weights, beta=self.beta).k.sum())
@@ -57,7 +60,11 @@ class Vit(nn.Module):
     def __init__(self, width: int = 48, heads: int = 4) -> None:
         super().__init__()
         self.patches, self.places = nn.Linear(49, width), nn.Parameter(torch.randn(16, width) * 0.02)
-        self.blocks, self.norm, self.head = nn.Sequential(*(Block(width, heads) for _ in range(3))), nn.LayerNorm(width), nn.Linear(width, 10)
+        self.blocks, self.norm, self.head = (
+            nn.Sequential(*(Block(width, heads) for _ in range(3))),
+            nn.LayerNorm(width),
+            nn.Linear(width, 10),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 784) → logits."""
@@ -77,10 +84,13 @@ def run(options: Options) -> str:
         for beta in (0.75, 1.0, 1.25):
             smaller = copy.deepcopy(model)
             plan = emp_torch.prune(smaller, beta=beta, scope=scope)
-            rows.append([
-                f"weights, scope {scope}, β = {beta:g}", f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
-                f"{100 * plan.total.sparsity:.1f} % of weights",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"weights, scope {scope}, β = {beta:g}",
+                    f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
+                    f"{100 * plan.total.sparsity:.1f} % of weights",
+                ]
+            )
     batches = list(zip(split.x[:2000].split(250), split.y[:2000].split(250), strict=True))
     blocks = emp_torch.find_heads(model)
     scores = emp_torch.head_scores(blocks, batches=batches, loss=lambda b: F.cross_entropy(model(b[0]), b[1]))
@@ -88,15 +98,20 @@ def run(options: Options) -> str:
         smaller, chosen = copy.deepcopy(model), emp_core.select(scores, beta=beta, scope="model")
         for block in emp_torch.find_heads(smaller):
             emp_torch.zero_heads(block, chosen.mask[block.name])
-        rows.append([
-            f"heads, Taylor, β = {beta:g}", f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
-            f"{int(chosen.n)} → {int(chosen.k)} heads",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"heads, Taylor, β = {beta:g}",
+                f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
+                f"{int(chosen.n)} → {int(chosen.k)} heads",
+            ]
+        )
     for beta in (0.5, 1.0, 1.5):
         smaller = copy.deepcopy(model)
         for block in smaller.blocks:
             block.attention.beta = beta
         found = accuracy(smaller, split.x_test[:2000], split.y_test[:2000])
         kept, n = (sum(block.attention.kept[i] for block in smaller.blocks) for i in (0, 1))
-        rows.append([f"attention edges, β = {beta:g} (2 000 images)", f"{found:.2f}", f"{100 * (1 - kept / n):.1f} % of edges"])
+        rows.append(
+            [f"attention edges, β = {beta:g} (2 000 images)", f"{found:.2f}", f"{100 * (1 - kept / n):.1f} % of edges"]
+        )
     return table(["", "accuracy", "removed"], rows)
