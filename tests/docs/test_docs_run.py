@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -125,6 +126,7 @@ def test_page_runs(page: Path, library: str | None, tmp_path: Path, monkeypatch:
     if library is not None and find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     if library == "keras":
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # of Keras with PyTorch
         monkeypatch.setenv("KERAS_BACKEND", next((b for b in ("torch", "jax", "tensorflow") if find_spec(b)), "none"))
     monkeypatch.chdir(tmp_path)
     if page.name == "README.md":

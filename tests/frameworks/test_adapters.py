@@ -118,6 +118,7 @@ def test_names_and_examples(adapter):
             assert not re.search(rf"(from|import) {other}\.", text), f"{item.name} imports what is {other}'s own"
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras with PyTorch
 @pytest.mark.parametrize("scope", ["tensor", "row", "model"])
 def test_the_same_scores_give_the_same_masks_everywhere(tmp_path, scope):
     """Bit for bit: NumPy, PyTorch, JAX, Keras, scikit-learn, safetensors."""
