@@ -24,15 +24,13 @@ Schedule = Callable[[int], float]
 
 
 class GradualPruner:
-    """Three lines in a plain loop:
+    """Three lines in a plain loop::
 
-    ```
-    pruner = GradualPruner(model, optimizer, sparsity=0.9, begin=500, steps=20, every=100)
-    for batch in batches:
-        loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
-        pruner.step()
-    pruner.finish()
-    ```
+        pruner = GradualPruner(model, optimizer, sparsity=0.9, begin=500, steps=20, every=100)
+        for batch in batches:
+            loss(model, batch).backward(); optimizer.step(); optimizer.zero_grad()
+            pruner.step()
+        pruner.finish()
 
     Args:
         model: any module.
