@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         options = _parser().parse_args(argv)
-        code: int = options.run(options)
+        with _collecting_less():
+            code: int = options.run(options)
         sys.stdout.flush()
         return code
     except SystemExit as error:  # --help and --version end so
@@ -250,6 +252,20 @@ def _common_options(parser: argparse.ArgumentParser, verbose: bool = False) -> N
             action="store_true",
             help="also every use of each weight, and on standard error the seconds taken",
         )
+
+
+@contextmanager
+def _collecting_less() -> Iterator[None]:
+    """Look for garbage less often: a graph of many nodes is many small objects that all stay.
+
+    Measured on 30 000 nodes: a quarter of the time.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ that no version of onnx knows, are passed over, and stay in the file as they are
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Node, Place, Run, Tensor
@@ -253,17 +253,23 @@ class _Reader:
         return found
 
     def sparse(self, start: int, stop: int, path: str, name: str | None = None) -> Tensor:
-        values, dims = None, list[int]()
+        values, indices, mine, dims = None, None, 0, list[int]()
         for number, kind, at, _, end in self.wire.fields(start, stop):
             if number == 3:
                 self._dims(dims, kind, at, end)
             elif kind == LENGTH and number == 1:
-                values = self.tensor(at, end, path, name)
+                values, mine = self.tensor(at, end, path, name), len(self.all) - 1
             elif kind == LENGTH and number == 2:
-                self.tensor(at, end, path, f"indices of {name or ''}")
-        if values is None:
+                indices = self.tensor(at, end, path, f"indices of {name or ''}")
+        if values is None or indices is None:
             return Tensor("", "", tuple(dims), "sparse")
-        return Tensor(values.name, values.dtype, tuple(dims), "sparse", values.key)
+        # the address is that of the whole; its values get one of their own
+        part = replace(values, key=self._key(f"{path}values of {values.name}"))
+        self.all[mine] = part
+        place = Place(0, LENGTH, (), (), None, (start, stop))
+        whole = Tensor(values.name, values.dtype, tuple(dims), "sparse", values.key, place, (part, indices))
+        self.all.append(whole)
+        return whole
 
     def tensor(self, start: int, stop: int, path: str, name: str | None = None) -> Tensor:
         dims: list[int] = []

@@ -192,7 +192,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["emp_onnx.prune"], "verify_against", interrupted)
+    monkeypatch.setattr(sys.modules["emp_onnx.prune"], "verify_written", interrupted)
     assert main(["prune", "m.onnx"]) == 130
     assert "interrupted; no half-written file" in capsys.readouterr().err
     assert names(folder) == before
@@ -256,11 +256,11 @@ def test_help_is_fast_and_loads_neither_onnx_nor_onnxruntime() -> None:
 def test_an_interrupt_from_outside(folder: Path) -> None:
     code = (
         "import sys, os, signal; from emp_onnx.cli import main; m = sys.modules['emp_onnx.prune']\n"
-        "real = m.verify_against\n"
+        "real = m.verify_written\n"
         "def slow(*a, **k):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return real(*a, **k)\n"
-        "m.verify_against = slow\n"
+        "m.verify_written = slow\n"
         "sys.exit(main(['prune', 'm.onnx']))"
     )
     before = names(folder)
