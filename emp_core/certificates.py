@@ -30,14 +30,14 @@ from .plans import Figures, Plan, Rule, host_values, typed
 __all__ = ["BFLOAT16", "KEY", "Certificate", "Certified", "Seen", "certify", "contradictions", "read", "write"]
 
 KEY = "effective_pruning.certificate"
-FORMAT, VERSION = "effective_pruning.certificate", 1
+FORMAT, VERSION = "effective_pruning.certificate", 2
 NEAR = 1e-6  # relative room for sums of float64 taken in another order
 PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Certified(Figures):
-    """What a certificate says of one array (see `plans.Entry`); `kept` is the hash of what is left of it."""
+    """What a certificate says of one array (see `plans.Entry`); `kept` is the hash of its values."""
 
     shape: tuple[int, ...]
     pools: int
@@ -60,7 +60,7 @@ class Certificate:
 
 @dataclass
 class Seen:
-    """What one look at a pruned array found: zeros, a hash of what is left, and sums of magnitudes."""
+    """What one look at a pruned array found: zeros, a hash of its values as they are stored, and sums of magnitudes."""
 
     zeros: int
     kept: str
@@ -78,8 +78,7 @@ class Seen:
             wide = (bits.astype(np.uint32) << 16).view(np.float32) if piece.dtype == BFLOAT16 else piece
             nonzero = wide != 0
             zeros += nonzero.size - int(np.count_nonzero(nonzero))
-            raw = bits.view(f"u{bits.dtype.itemsize}")
-            digest.update(np.multiply(raw, nonzero, dtype=raw.dtype).data)
+            digest.update(np.ascontiguousarray(bits).view(np.uint8).data)
             size = np.abs(wide.astype(np.float64))
             l1.append(float(size.sum()))
             squares.append(float(np.dot(size, size)))

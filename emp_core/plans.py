@@ -266,8 +266,11 @@ def decide(
         if name not in scores or tuple(scores[name].shape) != tuple(w.shape):
             found = tuple(scores[name].shape) if name in scores else "nothing"
             raise ArgumentError(f"scores of {name} must have the shape of its weight {tuple(w.shape)}, got {found}")
-    live = {name: scores[name] for name in weights if math.prod(weights[name].shape)}
-    left_out = [*refusals, *((name, "it is empty") for name in weights if name not in live)]
+    held = {name: scores[name] for name in weights if math.prod(weights[name].shape)}
+    left_out = [*refusals, *((name, "it is empty") for name in weights if name not in held)]
+    live = {name: s for name, s in held.items() if _l1(s) != 0}
+    only_zeros = "its scores are only zeros: nothing tells one from another"
+    left_out += [(name, only_zeros) for name in held if name not in live]
     pool, picked = None, dict[str, Selection | None]()
     if rule.scope == "model" and live:
         chosen = select(live, scope="model", threads=threads, **rule.keeps())

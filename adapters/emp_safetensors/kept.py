@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_core import Cut
-
 __all__ = ["Kept"]
 
 
@@ -58,5 +56,13 @@ class Kept:
         return out
 
     def _one(self, row: int, scores: NDArray[Any], place: int) -> NDArray[np.bool_]:
-        cut = Cut(0, 0.0, 0, None, 2, 0.0, 0.0, 0.0, float(self.threshold[row]), int(self.last[row]), 0.0, (), ())
-        return cut.mask(scores, place)
+        size = np.abs(scores if scores.dtype != np.float16 else scores.astype(np.float32))
+        wanted, last = float(self.threshold[row]), int(self.last[row])
+        threshold = size.dtype.type(wanted)
+        if float(threshold) < wanted:  # of another type than this tensor's: the next one that is not below
+            threshold = np.nextafter(threshold, size.dtype.type(np.inf))
+        keep: NDArray[np.bool_] = size >= threshold
+        if float(threshold) == wanted and last < place + size.size - 1:
+            late = slice(max(last + 1 - place, 0), None)
+            keep[late] &= size[late] != threshold
+        return keep

@@ -143,8 +143,7 @@ def _prune(pruned: Pruned, tensor: Stored, stream: Any) -> int:
 
 
 def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
-    """What the file really holds now, compared with what was written: zeros, and the hash for the certificate, in which
-    every zero counts as bytes of 0."""
+    """What the file really holds now, compared with what was written: zeros, and the hash for the certificate."""
     digest, zeros, found = hashlib.sha256(), 0, 0
     held = DTYPES[place.dtype][1]
     assert held is not None
@@ -158,13 +157,9 @@ def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
                 raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it is too short")
             view, at = view[done:], at + done
         found = zlib.crc32(bits.data, found)
-        zero = bits == 0
-        negative = bits == 1 << (8 * width - 1)  # −0: a kept one is written as it was, and hashed as 0
-        if negative.any():
-            zero |= negative
-            bits *= ~negative
-        zeros += int(np.count_nonzero(zero))
         digest.update(bits.data)
+        bits &= (1 << (8 * width - 1)) - 1  # without the sign: a kept −0 is a zero too
+        zeros += bits.size - int(np.count_nonzero(bits))
     if found != total:
         raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it reads back otherwise")
     return zeros, digest.hexdigest()

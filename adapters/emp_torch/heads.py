@@ -110,8 +110,9 @@ def head_scores(
     """One score per head, by block.
 
     Without a loss: the Ln norm of all that a head owns of query, key, value and output weights (shared keys and
-    values count for each head that reads them). With one, Taylor: the mean over batches of ``|∂L/∂ξ|``, where ξ is a gate
-    on the head's output; that is ``|Σ w·g|`` over its slice of the output weights (Michel et al., arXiv 1905.10650).
+    values count for each head that reads them). With one, Taylor: the mean over batches of ``|∂L/∂ξ|``, where ξ is a
+    gate on the head's output; that is ``|Σ w·g|`` over its slice of the output weights (Michel et al., arXiv
+    1905.10650).
 
     Args:
         heads: from `find_heads`.

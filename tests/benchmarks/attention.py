@@ -1,6 +1,6 @@
 """What pruning attention weights costs: one layer's attention, plain and with the edges that the rule keeps.
 
-    python -m tests.benchmarks.attention [--write docs/tutorials/components.md]
+python -m tests.benchmarks.attention [--write docs/tutorials/components.md]
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Block:
         found = {
             library
             for library, names in OPTIONAL.items()
-            if any(re.search(rf"\bimport {name}\b|\bfrom {name}\b", self.body) for name in names)
+            if any(re.search(rf"\b(import|from) {name}\b|\b{name}\.[a-zA-Z]", self.body) for name in names)
         }
         for library, others in WITHIN.items():
             if library in found:
