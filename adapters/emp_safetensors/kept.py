@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_core import Cut
+
 __all__ = ["Kept"]
 
 
