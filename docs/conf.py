@@ -1,7 +1,9 @@
 """Sphinx settings; build with ``sphinx-build -W docs docs/_build``."""
 
+import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +20,14 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "licenses"]
+
+# frameworks that are not installed are stood in for; Keras wants to know what it runs on before it is imported
+autodoc_mock_imports = [name for name in ("torch", "jax", "optax", "sklearn", "keras") if find_spec(name) is None]
+BACKEND = next((name for name in ("torch", "jax", "tensorflow") if find_spec(name)), None)
+if BACKEND is None:
+    autodoc_mock_imports.append("keras")
+else:
+    os.environ.setdefault("KERAS_BACKEND", BACKEND)
 
 default_role = "code"  # docstrings write names between single backticks
 autodoc_member_order = "bysource"

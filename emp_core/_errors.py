@@ -2,6 +2,7 @@
 
     EmpError                  everything below; catch this one to catch all
     ├── ArgumentError         a parameter is outside what it allows        (also a ValueError)
+    ├── MissingExtraError     an adapter's framework is not installed       (also an ImportError)
     └── PoolError             the scores of a pool cannot be counted       (also a ValueError)
 
 A message is one sentence: the parameter, what is allowed, what came.
@@ -20,3 +21,12 @@ class ArgumentError(EmpError, ValueError):
 
 class PoolError(EmpError, ValueError):
     """A pool is empty, or holds NaN or ±inf; the message names the pool."""
+
+
+class MissingExtraError(EmpError, ImportError):
+    """The framework of an adapter is not installed; the message ends in the line that adds it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is needed for this and is not installed; add it with: pip install 'effective-pruning[{extra}]'"
+        )

@@ -1,4 +1,4 @@
-"""Criteria: weights and statistics in, scores out. Plain functions on arrays of any library, elementwise.
+"""Criteria: weights and statistics in, scores out. Plain functions on arrays of any library.
 
 A score says how much a component matters; how many components stay is the rule's part (:func:`emp_core.select`).
 Computed in the dtype and on the device of the arguments.
@@ -11,9 +11,22 @@ from typing import Any
 import numpy as np
 
 from ._errors import ArgumentError
-from ._namespace import is_standard, is_tensorflow, namespace
+from ._namespace import is_standard, is_tensorflow, namespace, to_host
 
-__all__ = ["gradient", "magnitude", "obs", "output_error", "squared", "taylor", "wanda"]
+__all__ = [
+    "combined",
+    "f_statistic",
+    "gradient",
+    "heads",
+    "kan_edges",
+    "kan_nodes",
+    "magnitude",
+    "obs",
+    "output_error",
+    "squared",
+    "taylor",
+    "wanda",
+]
 
 
 def magnitude(weights: Any, /) -> Any:
@@ -42,10 +55,168 @@ def gradient(weights: Any, gradients: Any, /) -> Any:
     >>> gradient([1.0, -2.0], [0.5, 0.25]).tolist()
     [0.5, 0.5]
     """
-    _, w, g = _arrays(weights=weights, gradients=gradients)
+    return taylor(weights, gradients)
+
+
+def taylor(weights: Any, gradients: Any, /, *, axis: int | tuple[int, ...] | None = None) -> Any:
+    """``|Σ w·g|`` over ``axis``: the first-order change of the loss when all weights along it are removed at once.
+
+    Args:
+        weights, gradients: of one shape.
+        axis: what one score stands for is summed over these axes; None: each weight by itself (as :func:`gradient`).
+
+    >>> taylor([[1.0, -2.0], [3.0, 4.0]], [[0.5, 0.25], [1.0, 1.0]], axis=1).tolist()
+    [0.0, 7.0]
+    """
+    xp, w, g = _arrays(weights=weights, gradients=gradients)
     if tuple(w.shape) != tuple(g.shape):
         raise ArgumentError(f"gradients must have the shape of the weights {tuple(w.shape)}, got {tuple(g.shape)}")
-    return abs(w * g)
+    return abs(w * g) if axis is None else abs(xp.sum(w * g, axis=axis))
+
+
+def heads(query: Any, key: Any, value: Any, output: Any, /, *, norm: float = 2) -> Any:
+    """One score per attention head: the Ln norm of all that it owns of the four weights together.
+
+    Args:
+        query, output: (heads, numbers): what each head owns.
+        key, value: the same, or with fewer rows, each of which is shared by equally many heads that follow each other.
+        norm: n ≥ 1.
+
+    >>> heads([[3.0], [0.0]], [[0.0], [0.0]], [[0.0], [0.0]], [[4.0], [1.0]]).tolist()
+    [5.0, 1.0]
+    """
+    xp, q, k, v, o = _arrays(query=query, key=key, value=value, output=output)
+    if not (isinstance(norm, (int, float)) and 1 <= norm < float("inf")):
+        raise ArgumentError(f"norm must be ≥ 1 and finite, got {norm!r}")
+    count = int(q.shape[0]) if len(q.shape) == 2 else 0
+    total: Any = None
+    for name, part in (("query", q), ("key", k), ("value", v), ("output", o)):
+        rows = int(part.shape[0]) if len(part.shape) == 2 else 0
+        if not rows or count % rows or (name == "output" and rows != count):
+            raise ArgumentError(f"{name} must have two axes, the first one of heads, got shape {tuple(part.shape)}")
+        sums = xp.sum(abs(part) ** norm, axis=1)
+        if rows != count:
+            sums = xp.reshape(xp.stack([sums] * (count // rows), axis=1), (count,))
+        total = sums if total is None else total + sums
+    return total ** (1 / norm)
+
+
+def kan_edges(base: Any, spline: Any, /, *, axis: int | tuple[int, ...] = -1, norm: float = 1) -> Any:
+    """One score per edge of a Kolmogorov–Arnold layer: the Ln norm of its base weight and its spline coefficients.
+
+    Args:
+        base: base weights, one per edge, any layout; None where a layer has no base part.
+        spline: coefficients, in the layout of ``base`` with ``axis`` more.
+        axis: of the coefficients of one edge.
+        norm: n ≥ 1.
+
+    >>> kan_edges([[1.0, 0.0]], [[[2.0, -1.0], [0.0, 3.0]]]).tolist()
+    [[4.0, 3.0]]
+    """
+    xp, c = _arrays(spline=spline)
+    if not (isinstance(norm, (int, float)) and 1 <= norm < float("inf")):
+        raise ArgumentError(f"norm must be ≥ 1 and finite, got {norm!r}")
+    sums = xp.sum(abs(c) ** norm, axis=axis)
+    if base is not None:
+        _, b = _arrays(base=base)
+        if tuple(b.shape) != tuple(sums.shape):
+            raise ArgumentError(f"base must have one weight per edge, shape {tuple(sums.shape)}, got {tuple(b.shape)}")
+        sums = sums + abs(b) ** norm
+    return sums if norm == 1 else sums ** (1 / norm)
+
+
+def kan_nodes(incoming: Any, outgoing: Any, /, *, output_axis: int = 0, both: str = "min") -> Any:
+    """One score per hidden node of a Kolmogorov–Arnold network, from the scores of its edges.
+
+    A node matters only if something reaches it and something leaves it: the smaller of its largest incoming and its
+    largest outgoing edge (Liu et al., arXiv 2404.19756, keep a node where both exceed a threshold, which is the same).
+
+    Args:
+        incoming: (nodes, inputs) scores of the layer before; with ``output_axis=1`` (inputs, nodes).
+        outgoing: (outputs, nodes) scores of the layer after; with ``output_axis=1`` (nodes, outputs).
+        output_axis: where each layer has its outputs.
+        both: "min", or "max" for the larger of the two, as the code of the paper on effective pruning has it.
+
+    >>> kan_nodes([[5.0, 1.0], [0.0, 0.1]], [[2.0, 9.0]]).tolist()
+    [2.0, 0.1]
+    """
+    xp, a, b = _arrays(incoming=incoming, outgoing=outgoing)
+    if both not in ("min", "max"):
+        raise ArgumentError(f"both must be min or max, got {both!r}")
+    if output_axis not in (0, 1):
+        raise ArgumentError(f"output_axis must be 0 or 1, got {output_axis!r}")
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[output_axis] != b.shape[1 - output_axis]:
+        raise ArgumentError(
+            f"incoming and outgoing must be matrices that share their nodes, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    into, out = xp.max(abs(a), axis=1 - output_axis), xp.max(abs(b), axis=output_axis)
+    larger = into > out
+    return xp.where(larger, out, into) if both == "min" else xp.where(larger, into, out)
+
+
+def f_statistic(activations: Any, labels: Any, /) -> Any:
+    """One-way analysis of variance: how far classes differ in each component's activation, against the spread inside.
+
+    ``F = [Σ_c n_c(ā_c − ā)²/(K−1)] / [Σ_c Σ_i (a_ci − ā_c)²/(n−K)]``. It does not change when a component is scaled,
+    so a connection ``w·a`` has the F of its source ``a``: combined with magnitude (:func:`combined`) connections
+    differ.
+
+    Args:
+        activations: (samples, …): one number per sample and component.
+        labels: one class per sample, integers or strings; at least two classes, and fewer than samples.
+
+    Returns:
+        NumPy float64, of the shape of one sample. 0 where nothing varies; where classes differ and nothing varies
+        inside, the largest float64 divided by the number of components, so that sums stay finite.
+
+    >>> f_statistic([[0.0, 1.0], [1.0, 1.0], [4.0, 1.0], [5.0, 1.0]], [0, 0, 1, 1]).tolist()
+    [32.0, 0.0]
+    """
+    a = np.asarray(to_host(activations), np.float64)
+    named, inverse = np.unique(to_host(labels), return_inverse=True)
+    n, classes = a.shape[0] if a.ndim else 0, len(named)
+    if a.ndim < 1 or inverse.shape != (n,):
+        raise ArgumentError(f"labels must have one class per sample ({n}), got shape {inverse.shape}")
+    if not 2 <= classes < n:
+        raise ArgumentError(f"labels must have at least 2 classes and fewer than samples ({n}), got {classes}")
+    if not np.isfinite(a).all():
+        raise ArgumentError("activations must be finite, got NaN or an infinity")
+    flat = a.reshape(n, -1)
+    flat = np.ldexp(flat, -np.frexp(np.abs(flat).max(axis=0))[1])  # at most 1, without rounding
+    counts = np.bincount(inverse, minlength=classes).astype(np.float64)
+    means = np.stack([flat[inverse == c].mean(axis=0) for c in range(classes)])
+    between = (counts[:, None] * (means - flat.mean(axis=0)) ** 2).sum(axis=0) / (classes - 1)
+    within = ((flat - means[inverse]) ** 2).sum(axis=0) / (n - classes)
+    tiny = 1e-28  # squares of rounding: relative, since activations are scaled to at most 1
+    most = np.finfo(np.float64).max / max(flat.shape[1], 1) / 4
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        f = np.where(between > tiny, np.minimum(between / np.where(within > tiny, within, 0.0), most), 0.0)
+    return f.reshape(a.shape[1:])
+
+
+def combined(scores: Any, other: Any, /, *, share: float = 0.5) -> Any:
+    """``(1 − λ)·|s|/Σ|s| + λ·|t|/Σ|t|``: two criteria, each by its share of its own mass.
+
+    Args:
+        scores, other: of shapes that broadcast to the first one's: (out, in) weights and one F per input, say.
+        share: λ in [0, 1], the weight of the other.
+
+    >>> combined([3.0, 1.0], [0.0, 1.0], share=0.5).tolist()
+    [0.375, 0.625]
+    """
+    xp, s, t = _arrays(scores=scores, other=other)
+    if not (isinstance(share, (int, float)) and 0 <= share <= 1):
+        raise ArgumentError(f"share must be in [0, 1], got {share!r}")
+    s = abs(s)
+    try:
+        t = xp.broadcast_to(abs(t), tuple(s.shape))
+    except (ValueError, RuntimeError, TypeError):
+        raise ArgumentError(
+            f"other must broadcast to the shape of the scores {tuple(s.shape)}, got {tuple(t.shape)}"
+        ) from None
+    one, two = xp.sum(s), xp.sum(t)
+    one, two = (xp.where(total > 0, total, xp.ones_like(total)) for total in (one, two))
+    return (1 - share) * (s / one) + share * (t / two)
 
 
 def wanda(weights: Any, norms: Any, /, *, axis: int = -1) -> Any:
@@ -94,16 +265,6 @@ def output_error(rises: Any, energy: float, /) -> Any:
     if not energy >= 0:
         raise ArgumentError(f"energy must be ≥ 0, got {energy}")
     return r / energy if energy else xp.zeros_like(r)
-
-
-def taylor(weights: Any, gradients: Any, /) -> Any:
-    """``(w·g)²``: the squared first-order change of the loss (Molchanov et al., arXiv 1906.10771). Both of one shape.
-
-    >>> taylor([1.0, -2.0], [0.5, 0.25]).tolist()
-    [0.25, 0.25]
-    """
-    change = gradient(weights, gradients)
-    return change * change
 
 
 def _along(xp: Any, w: Any, x: Any, axis: int, name: str) -> Any:

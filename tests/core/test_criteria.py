@@ -51,10 +51,9 @@ def test_obs_is_what_removing_one_weight_costs():
             assert scores[o, j] == pytest.approx(gap @ h @ gap)
 
 
-def test_output_error_and_taylor():
+def test_output_error():
     assert np.array_equal(criteria.output_error([1.0, 2.0], 4.0), [0.25, 0.5])
     assert np.array_equal(criteria.output_error([1.0, 2.0], 0.0), [0.0, 0.0])
-    assert np.array_equal(criteria.taylor([1.0, -2.0], [3.0, 1.0]), [9.0, 4.0])
     with pytest.raises(ArgumentError, match="energy must be ≥ 0"):
         criteria.output_error([1.0], -1.0)
     with pytest.raises(ArgumentError, match="inverse must be 1-D with 2 entries"):

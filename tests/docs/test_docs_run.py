@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,7 +26,18 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONAL = ("torch", "jax", "cupy", "tensorflow")
+# what a block imports -> the library it is run for
+OPTIONAL = {
+    "torch": ("torch", "emp_torch"),
+    "optax": ("optax", "emp_jax"),
+    "jax": ("jax",),
+    "keras": ("keras", "emp_keras"),
+    "sklearn": ("sklearn", "emp_sklearn"),
+    "safetensors": ("safetensors",),
+    "cupy": ("cupy",),
+    "tensorflow": ("tensorflow",),
+}
+WITHIN = {"optax": ("jax",), "keras": ("torch", "jax", "tensorflow")}  # what a library brings, or runs on
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<kind>python|pycon|console)\n(?P<body>.*?)^(?P=fence)\s*$", re.M | re.S)
 
 
@@ -39,7 +51,15 @@ class Block:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset(name for name in OPTIONAL if re.search(rf"\bimport {name}\b|\bfrom {name}\b", self.body))
+        found = {
+            library
+            for library, names in OPTIONAL.items()
+            if any(re.search(rf"\b(import|from) {name}\b|\b{name}\.[a-zA-Z]", self.body) for name in names)
+        }
+        for library, others in WITHIN.items():
+            if library in found:
+                found -= set(others)
+        return frozenset(found)
 
 
 def blocks(text: str) -> list[Block]:
@@ -105,6 +125,9 @@ def same_examples() -> Iterator[None]:
 def test_page_runs(page: Path, library: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if library is not None and find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
+    if library == "keras":
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # of Keras with PyTorch
+        monkeypatch.setenv("KERAS_BACKEND", next((b for b in ("torch", "jax", "tensorflow") if find_spec(b)), "none"))
     monkeypatch.chdir(tmp_path)
     if page.name == "README.md":
         shutil.copy(ROOT / "adapters" / "emp_onnx" / "demo" / "digits.onnx", tmp_path / "model.onnx")
@@ -138,3 +161,4 @@ def test_blocks_are_found() -> None:
         ("console", "$ emp demo\n", 9),
     ]
     assert Block("python", "import numpy\nfrom torch import nn\n", 1).needs == {"torch"}
+    assert Block("python", "import emp_jax\nimport jax.numpy as jnp\n", 1).needs == {"optax"}

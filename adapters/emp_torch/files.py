@@ -1,0 +1,74 @@
+"""The verbs `save` and `load`: a state dict with its certificate, in one file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from emp_core import ArgumentError
+from emp_core.certificates import KEY, read
+from emp_torch.apply import ATTRIBUTE, certificate_of, verify
+
+__all__ = ["load", "save"]
+
+STATE = "state_dict"
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], /) -> Path:
+    """Write a model's state dict and its certificate, after checking one against the other.
+
+    The file is what ``torch.save({"state_dict": …, "effective_pruning.certificate": …})`` writes.
+
+    Raises:
+        ArgumentError: there is no certificate, or the model is not what it says (weights were trained on: see
+            `recertify`), or the place cannot take a file.
+    """
+    certificate_of(model)
+    faults = verify(model)
+    if faults:
+        raise ArgumentError(f"model must be as its certificate says, got one in which {'; '.join(faults[:3])}")
+    target = Path(path)
+    body = {STATE: model.state_dict(), KEY: getattr(model, ATTRIBUTE)}
+    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.part")
+    try:
+        with open(temporary, "xb") as file:
+            torch.save(body, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ArgumentError(f"path must be a place for a file, got {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+    return target
+
+
+def load(model: nn.Module, path: str | os.PathLike[str], /, *, strict: bool = True) -> nn.Module:
+    """Put a saved state dict into a model, and its certificate with it, checked. No code in the file is run.
+
+    Raises:
+        ArgumentError: it is no file of `save`, or does not fit the model, or is not what its certificate says.
+    """
+    try:
+        body: Any = torch.load(path, map_location="cpu", weights_only=True)
+        state, text = body[STATE], body[KEY]
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ArgumentError(f"path must be a file that `save` wrote, got {str(path)!r}: {error}") from error
+    certificate = read(text)
+    try:
+        model.load_state_dict(state, strict=strict)
+    except RuntimeError as error:
+        raise ArgumentError(f"model must be the one that {str(path)!r} was saved from, got another: {error}") from error
+    setattr(model, ATTRIBUTE, text)
+    faults = verify(model, certificate)
+    if faults:
+        raise ArgumentError(f"{str(path)!r} must be as its certificate says, got one in which {'; '.join(faults[:3])}")
+    return model

@@ -1,0 +1,135 @@
+"""emp_jax: trees, masks of the core, and training with optax under jit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+optax = pytest.importorskip("optax", reason="optax is not installed")
+
+import jax.numpy as jnp  # noqa: E402
+
+import emp_core  # noqa: E402
+import emp_jax  # noqa: E402
+
+
+def tree(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return {
+        "dense": {"kernel": jax.random.normal(keys[0], (10, 16)), "bias": jnp.ones(16)},
+        "out": [{"kernel": jax.random.normal(keys[1], (16, 3))}],
+        "token_embedding": jax.random.normal(keys[2], (7, 4)),
+        "steps": jnp.zeros((2, 2), jnp.int32),
+    }
+
+
+NAMES = ["dense.kernel", "out.0.kernel"]
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "model"])
+def test_what_is_kept_is_what_the_core_selects(scope):
+    params = tree()
+    assert list(emp_jax.find_weights(params)) == NAMES
+    pruned, made = emp_jax.prune(params, scope=scope)
+    named = {n: np.asarray(a) for n, a in emp_jax.find_weights(params).items()}
+    if scope == "model":
+        masks = emp_core.select(named, scope="model").mask
+    else:
+        masks = {n: emp_core.select(a, scope="columns" if scope == "row" else "whole").mask for n, a in named.items()}
+    for name, a in emp_jax.find_weights(pruned).items():
+        assert np.array_equal(np.asarray(a), np.where(masks[name], named[name], 0))
+    assert jax.tree.structure(pruned) == jax.tree.structure(params)
+    assert np.array_equal(pruned["token_embedding"], params["token_embedding"])
+    again = type(made).from_json(made.to_json())
+    assert again == made
+    other, certificate = emp_jax.apply(params, again)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), other, pruned))
+    assert emp_jax.verify(pruned, certificate) == ()
+    assert emp_jax.verify(params, certificate)
+    with pytest.raises(emp_core.ArgumentError, match="made from other values"):
+        emp_jax.apply(pruned, made)
+    with pytest.raises(emp_core.ArgumentError, match="must hold something to prune"):
+        emp_jax.plan({"b": jnp.ones(3)})
+
+
+def loss(params, x):
+    h = jnp.tanh(x @ params["dense"]["kernel"] + params["dense"]["bias"])
+    return jnp.mean((h @ params["out"][0]["kernel"]) ** 2)
+
+
+def small():
+    return {k: v for k, v in tree().items() if k in ("dense", "out")}
+
+
+def trainer(optimizer):
+    @jax.jit
+    def step(params, state, x):
+        updates, state = optimizer.update(jax.grad(loss)(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def batch(i):
+    return jax.random.normal(jax.random.key(i), (8, 10))
+
+
+@pytest.mark.parametrize(
+    "inner", [optax.adamw(1e-2), optax.sgd(0.05, momentum=0.9), optax.chain(optax.clip(1.0), optax.rmsprop(1e-2))],
+    ids=["adamw", "sgd", "chain"],
+)  # fmt: skip
+def test_masks_are_kept_through_training(inner):
+    params, made = emp_jax.prune(small(), sparsity=0.6)
+    kept = emp_jax.masks(params, made)
+    optimizer = emp_jax.keep_masks(inner, kept)
+    state, step = optimizer.init(params), trainer(optimizer)
+    for i in range(8):
+        params, state = step(params, state, batch(i))
+    for name, a in emp_jax.find_weights(params).items():
+        assert not np.asarray(a)[~np.asarray(made.masks[name])].any()
+    trees = [s for s in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, dict)) if isinstance(s, dict)]
+    assert trees
+    for moment in trees:
+        assert not np.asarray(moment["dense"]["kernel"])[~np.asarray(kept["dense"]["kernel"])].any()
+
+
+@pytest.mark.parametrize("sparsity", [0.8, None])
+def test_gradual_follows_the_ramp(sparsity):
+    params = small()
+    optimizer = emp_jax.gradual(optax.adam(1e-2), sparsity=sparsity, begin=2, steps=4, every=3)
+    state, step = optimizer.init(params), trainer(optimizer)
+    wanted = emp_core.cubic_schedule(0.0, sparsity or 0.5, begin=2, steps=4, every=3)
+    final = None
+    for i in range(1, 25):
+        params, state = step(params, state, batch(i))
+        for name, a in emp_jax.find_weights(params).items():
+            mask = np.asarray(emp_jax.find_weights(state.masks, lambda n, _, name=name: n == name)[name])
+            assert not np.asarray(a)[~mask].any()
+            if sparsity:
+                assert abs(mask.sum() - (mask.size - round(wanted(i) * mask.size))) <= 1  # float32 on the device
+        if i == 14:
+            final = state.masks
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), final, state.masks))
+    assert bool(state.masks["dense"]["bias"].all())
+    assert 0.1 < emp_jax.sparsity_of(state) < 0.85
+
+
+def test_emps_own_sparsity_is_exact_at_the_end():
+    params = small()
+    optimizer = emp_jax.gradual(optax.sgd(0.0), begin=0, steps=1, every=1)
+    state = optimizer.init(params)
+    params2, state = trainer(optimizer)(params, state, batch(0))
+    for name, a in emp_jax.find_weights(params).items():
+        mask = emp_core.select(np.asarray(a)).mask
+        assert np.array_equal(np.asarray(emp_jax.find_weights(params2)[name]), np.where(mask, a, 0))
+
+
+def test_wrong_options():
+    for options, what in (({"sparsity": 1.0}, "must be a sparsity"), ({"beta": 0}, "must be a finite number"),
+                          ({"steps": 0}, "steps must be"), ({"initial": -1}, "must be a sparsity")):  # fmt: skip
+        with pytest.raises(emp_core.ArgumentError, match=what):
+            emp_jax.gradual(optax.sgd(1.0), **options)
+    optimizer = emp_jax.gradual(optax.sgd(1.0))
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optimizer.update(small(), optimizer.init(small()))

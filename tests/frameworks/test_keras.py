@@ -1,0 +1,119 @@
+"""emp_keras on whatever backend is there."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+if find_spec("keras") is None:
+    pytest.skip("Keras is not installed", allow_module_level=True)
+backend = next((name for name in ("torch", "jax", "tensorflow") if find_spec(name)), None)
+if backend is None:
+    pytest.skip("no backend of Keras is installed", allow_module_level=True)
+os.environ.setdefault("KERAS_BACKEND", backend)
+
+keras = pytest.importorskip("keras", reason="Keras is not installed")
+
+import emp_core  # noqa: E402
+import emp_keras  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Keras about its backends
+
+
+def network(seed=0):
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([
+        keras.Input((8, 8, 3)), keras.layers.Conv2D(6, 3, name="conv"), keras.layers.BatchNormalization(),
+        keras.layers.Flatten(), keras.layers.Dense(4, name="dense"),
+    ])  # fmt: skip
+    model.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
+    return model
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "model"])
+def test_what_is_kept_is_what_the_core_selects(scope):
+    model = network()
+    before = {path: np.array(keras.ops.convert_to_numpy(v)) for path, v in emp_keras.find_weights(model).items()}
+    assert list(before) == ["conv/kernel", "dense/kernel"]
+    made = emp_keras.prune(model, scope=scope, beta=0.8)
+    if scope == "model":
+        masks = emp_core.select(before, scope="model", beta=0.8).mask
+    else:
+        masks = {
+            p: emp_core.select(a, scope="columns" if scope == "row" else "whole", beta=0.8).mask
+            for p, a in before.items()
+        }
+    for path, variable in emp_keras.find_weights(model).items():
+        assert np.array_equal(keras.ops.convert_to_numpy(variable), np.where(masks[path], before[path], 0))
+    assert type(made).from_json(made.to_json()) == made
+    assert emp_keras.verify(model) == ()
+    with pytest.raises(emp_core.ArgumentError, match="made from other values"):
+        emp_keras.apply(network(1), made)
+
+
+def test_files(tmp_path):
+    model = network()
+    emp_keras.prune(model)
+    place = emp_keras.save(model, tmp_path / "m.keras")
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    again = emp_keras.load(place)
+    assert np.array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert np.array_equal(keras.saving.load_model(place).predict(x, verbose=0), model.predict(x, verbose=0))
+    assert emp_keras.certificate_of(again) == emp_keras.certificate_of(model)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.keras"]
+    network().save(tmp_path / "plain.keras")
+    for bad in ("plain.keras", "missing.keras"):
+        with pytest.raises(emp_core.ArgumentError, match="must be a file that `save` wrote"):
+            emp_keras.load(tmp_path / bad)
+    with pytest.raises(emp_core.ArgumentError, match=r"must end in \.keras"):
+        emp_keras.save(model, tmp_path / "m.h5")
+    model.layers[0].kernel.assign(model.layers[0].kernel * 2)
+    with pytest.raises(emp_core.ArgumentError, match="must be as its certificate says"):
+        emp_keras.save(model, tmp_path / "m.keras")
+
+
+@pytest.mark.parametrize("sparsity", [0.8, None])
+def test_gradual(sparsity):
+    model = network()
+    r = np.random.default_rng(0)
+    x, y = r.standard_normal((32, 8, 8, 3)).astype(np.float32), r.standard_normal((32, 4)).astype(np.float32)
+    pruning = emp_keras.GradualPruning(sparsity=sparsity, begin=2, steps=4, every=2)
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(pruning.sparsity)
+            for path, variable in emp_keras.find_weights(self.model).items():
+                off = ~pruning.masks[path]
+                assert not keras.ops.convert_to_numpy(variable)[off].any()
+                states = [v for v in self.model.optimizer.variables if tuple(v.shape) == off.shape]
+                assert len(states) >= 2
+                for state in states:
+                    assert not keras.ops.convert_to_numpy(state)[off].any()
+
+    model.fit(x, y, batch_size=8, epochs=4, verbose=0, callbacks=[pruning, Look()])
+    assert seen == sorted(seen)
+    assert seen[0] == 0
+    assert seen[10:] == [seen[10]] * 6
+    if sparsity:
+        assert abs(seen[-1] - sparsity) < 0.01
+        wanted = emp_core.cubic_schedule(0.0, sparsity, begin=2, steps=4, every=2)
+        assert np.allclose(seen, [wanted(i + 1) for i in range(16)], atol=0.01)
+    else:
+        assert 0.1 < seen[-1] < 0.6
+
+
+def test_wrong_arguments():
+    with pytest.raises(emp_core.ArgumentError, match="must be a sparsity"):
+        emp_keras.GradualPruning(sparsity=1.0)
+    with pytest.raises(emp_core.ArgumentError, match="include must match"):
+        emp_keras.plan(network(), include=["zzz"])
+    with pytest.raises(emp_core.ArgumentError, match="must be built"):
+        emp_keras.plan(keras.Sequential([keras.layers.Dense(2)]))
+    with pytest.raises(emp_core.ArgumentError, match="got one without"):
+        emp_keras.verify(network())
+    recurrent = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4), keras.layers.Dense(2)])
+    assert [p.split("/")[-1] for p in emp_keras.find_weights(recurrent)] == ["kernel", "recurrent_kernel", "kernel"]

@@ -1,0 +1,1 @@
+"""The papers' tables, made again: ``python -m tests.reproduce <name> [--write docs/reproductions.md]``."""

@@ -1,0 +1,44 @@
+"""Run one of the reproductions, print its table, and write it where asked.
+
+    python -m tests.reproduce fc [--write docs/reproductions.md] [--data ../shared/data] [--threads 1] [--quick]
+
+Names: fc, kan, pixels, gpt, gradual, sizes, vgg, rules, vit, gcn. Seeds are fixed. ``--quick`` takes a small part of
+the data and a few steps: it shows that the script runs, and its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+
+from tests.benchmarks._report import machine, write
+
+from ._data import Options
+
+NAMES = ("fc", "kan", "pixels", "gpt", "gradual", "sizes", "vgg", "rules", "vit", "gcn")
+
+
+def main() -> None:
+    """Parse, run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--write", type=Path, help="page whose markers take the table")
+    parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared" / "data")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    start = time.process_time()
+    found = importlib.import_module(f"tests.reproduce.{args.name}").run(Options(args.data, args.quick, args.write))
+    text = f"{found}\n\n{time.process_time() - start:.0f} CPU seconds. {machine('numpy', 'torch')}"
+    print(text)
+    if args.write and not args.quick:
+        write(args.write, f"reproduce {args.name}", text)
+
+
+if __name__ == "__main__":
+    main()
