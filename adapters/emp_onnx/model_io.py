@@ -76,6 +76,7 @@ class Model:
         """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes."""
         self.path = path
         self.cache: dict[Any, Any] = {}
+        self._from_disk = False
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
         self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
@@ -267,6 +268,13 @@ class Model:
                     found[location] = self._sidecar(location, tensor.name).path
         return found
 
+    def read_disk(self) -> None:
+        """From now on long stretches of its files come from the disk itself, as far as the system does that."""
+        self._from_disk = True
+        for source in (self.source, *self._sources.values()):
+            if isinstance(source, FileSource):
+                source.read_disk()
+
     def sidecar(self, location: str) -> FileSource:
         """One of them, open."""
         return self._sidecar(location, "")
@@ -292,6 +300,8 @@ class Model:
             source = FileSource(real)
         except OSError as error:
             raise ModelError(f"the file {quote(real)} could not be read: {error.strerror}") from error
+        if self._from_disk:
+            source.read_disk()
         return self._sources.setdefault(location, source)
 
 

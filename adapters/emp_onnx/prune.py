@@ -175,6 +175,7 @@ def prune(
 
         def check(temporary: Path) -> None:
             written = load(temporary)
+            written.read_disk()
             if watch is not None:
                 watch.phase("checking", 2 * weighed)
                 written.watch = source.watch

@@ -12,14 +12,16 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emp_onnx._files import check_target, copy_part, put, same_file, staged, sync_folder
+from emp_onnx.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
 from emp_onnx.model_io import Model, hash_values, load
 from emp_onnx.source import FileSource, Source
@@ -60,7 +62,7 @@ def save(
             raise ModelError(f"model {quote(path)} cannot be written as one file: it would be larger than 2 GiB")
         with staged(target) as stage:
             with open(stage.path, "rb+") as out:
-                _write(model, layout, out.fileno(), hashes)
+                _write(model, layout, stage.path, out.fileno(), hashes)
             if check:
                 check(stage.path)
     except BaseException:
@@ -93,7 +95,7 @@ def to_bytes(model: Model) -> bytes:
     return bytes(out + _tail(model, hashes))
 
 
-def _write(model: Model, layout: _Layout, handle: int, hashes: dict[str, str]) -> None:
+def _write(model: Model, layout: _Layout, path: Path, handle: int, hashes: dict[str, str]) -> None:
     os.ftruncate(handle, layout.length)
     at = 0
     for piece in layout.pieces:
@@ -104,8 +106,20 @@ def _write(model: Model, layout: _Layout, handle: int, hashes: dict[str, str]) -
             for start, stop in _gaps(model, "", *piece):
                 copy_part(model.source, start, stop, handle, at + start - piece[0])
             at += piece[1] - piece[0]
-    _patch(model, "", _moved(layout.pieces, lambda where, data: _fill(handle, where, data)), hashes)
+    with _filler(path, handle, layout.length) as fill:
+        _patch(model, "", _moved(layout.pieces, fill), hashes)
     put(handle, layout.length, _tail(model, hashes))
+
+
+@contextmanager
+def _filler(path: Path, handle: int, size: int) -> Iterator[Put]:
+    """What writes into a file that reads as zeros; complete at the end of the block."""
+    usual = partial(_fill, handle)
+    if size < LARGE:
+        yield usual
+        return
+    with DirectWriter(path, usual) as fill:
+        yield fill
 
 
 def _fill(handle: int, at: int, data: Any) -> None:
@@ -240,7 +254,8 @@ def _copy_sidecar(model: Model, location: str, target: Path, hashes: dict[str, s
             os.ftruncate(handle, source.size)
             for start, stop in _gaps(model, location, 0, source.size):
                 copy_part(source, start, stop, handle, start)
-            _patch(model, location, lambda where, data: _fill(handle, where, data), hashes)
+            with _filler(stage.path, handle, source.size) as fill:
+                _patch(model, location, fill, hashes)
         name = target.with_name(f"{target.name}.{_digest(model, location, source, hashes)[:12]}.data")
         new = not name.exists()
         stage.target = name
