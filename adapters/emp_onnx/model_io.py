@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.checksum import Checksum
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.packed import Packed, Packing
@@ -40,7 +41,7 @@ class Patch(Protocol):
         ...
 
 
-Sealed = Callable[[Mapping[str, str]], str]  # a text made from the hashes of all new values: it is written after them
+Sealed = Callable[[Mapping[str, str]], str]  # a text made from the checksums of all new values: it is written after them
 
 
 class _Array:
@@ -182,14 +183,14 @@ class Model:
         return values if patch is None else patch(start, values)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the new values of every tensor that has some."""
+        """The checksum of the new values of every tensor that has some."""
         found: dict[str, str] | None = self.cache.get("digests")
         if found is None:
             found = {}
             for key in self.patches:
-                digest = hashlib.sha256()
+                digest = Checksum()
                 for start, stop in pieces_of(self.stored(key).tensor.size):
-                    hash_values(self.piece(key, start, stop), digest)
+                    digest.update(self.piece(key, start, stop))
                 found[key] = digest.hexdigest()
             self.cache["digests"] = found
         return found

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from emp_onnx._files import check_target, copy_part, put, same_file, staged, sync_folder
+from emp_onnx.checksum import Checksum, checksum
 from emp_onnx.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
-from emp_onnx.model_io import Model, hash_values, load
+from emp_onnx.model_io import Model, load
 from emp_onnx.source import FileSource, Source
 from emp_onnx.sparse import Sparse
 from emp_onnx.storage import Stored
@@ -97,13 +98,13 @@ def to_bytes(model: Model) -> bytes:
 
 def _write(model: Model, layout: _Layout, path: Path, handle: int, hashes: dict[str, str]) -> None:
     os.ftruncate(handle, layout.length)
-    at = 0
+    at, written = 0, _patched(model, "")
     for piece in layout.pieces:
         if isinstance(piece, bytes):
             put(handle, at, piece)
             at += len(piece)
         else:
-            for start, stop in _gaps(model, "", *piece):
+            for start, stop in _gaps(written, *piece):
                 copy_part(model.source, start, stop, handle, at + start - piece[0])
             at += piece[1] - piece[0]
     with _filler(path, handle, layout.length) as fill:
@@ -150,11 +151,19 @@ def _moved(pieces: Sequence[Piece], into: Put) -> Put:
     return moved
 
 
-def _gaps(model: Model, location: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """What lies between the patched tensors of a file: they are written, not copied."""
+def _patched(model: Model, location: str) -> list[tuple[int, int]]:
+    """Where the patched tensors of a file lie, in order: they are written, not copied."""
+    return sorted(span for key in model.patches for span in _spans(model, key, location, True))
+
+
+def _gaps(patched: Sequence[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """What lies between the patched tensors in a part of a file."""
     at = start
-    for first, last in sorted(span for key in model.patches for span in _spans(model, key, location, True)):
-        if first >= stop or last <= start:
+    for i in range(max(bisect_right(patched, (start, start)) - 1, 0), len(patched)):
+        first, last = patched[i]
+        if first >= stop:
+            break
+        if last <= start:
             continue
         if at < first:
             yield at, first
@@ -164,7 +173,7 @@ def _gaps(model: Model, location: str, start: int, stop: int) -> Iterator[tuple[
 
 
 def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> None:
-    """Write the values of all patched tensors that one file holds, and note their hashes on the way.
+    """Write the values of all patched tensors that one file holds, and note their checksums on the way.
 
     Zeros are there already, as holes.
     """
@@ -172,13 +181,13 @@ def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> No
         where = model.stored(key)
         if where.shared != location or not where.runs:
             continue
-        digest = hashlib.sha256()
+        digest = Checksum()
         for start, stop in where.pieces():
             old = where.read(start, stop)
             if model.watch is not None:
                 model.watch(old.nbytes)
             new = patch(start, old)
-            hash_values(new, digest)
+            digest.update(new)
             where.write(start, new, into)
         hashes[key] = digest.hexdigest()
 
@@ -203,14 +212,14 @@ def _layout(model: Model, names: dict[str, str], hashes: dict[str, str]) -> _Lay
     for key, patch in model.patches.items():
         where = model.stored(key)
         if isinstance(where, Sparse) and not where.runs:
-            digest = hashlib.sha256()
+            digest = Checksum()
             for start, stop in where.pieces():
-                hash_values(patch(start, where.read(start, stop)), digest)
+                digest.update(patch(start, where.read(start, stop)))
             hashes[key] = digest.hexdigest()
             edits += where.edits(patch)
         elif where.decoded is not None:
             new = patch(0, where.decoded.copy())
-            hashes[key] = hash_values(new).hexdigest()
+            hashes[key] = checksum(new)
             edits += respelled(model.source, where, new)
     for key, change in model.changes.items():
         fields = _fields(model, key)
@@ -252,7 +261,7 @@ def _copy_sidecar(model: Model, location: str, target: Path, hashes: dict[str, s
         with open(stage.path, "rb+") as out:
             handle = out.fileno()
             os.ftruncate(handle, source.size)
-            for start, stop in _gaps(model, location, 0, source.size):
+            for start, stop in _gaps(_patched(model, location), 0, source.size):
                 copy_part(source, start, stop, handle, start)
             with _filler(stage.path, handle, source.size) as fill:
                 _patch(model, location, fill, hashes)

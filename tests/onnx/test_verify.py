@@ -152,7 +152,7 @@ def test_what_rows_cannot_show_alone_the_original_shows(change: Callable[[dict[s
         setting("rule", to=None),
         setting("rule", "scope", to="galaxy"),
         setting("version", to=1),
-        setting("version", to=3),
+        setting("version", to=2),
         setting("pool", to=3),
         lambda body: body.pop("weights"),
     ],
