@@ -41,7 +41,7 @@ class Patch(Protocol):
         ...
 
 
-Sealed = Callable[[Mapping[str, str]], str]  # a text made from the checksums of all new values: it is written after them
+Sealed = Callable[[Mapping[str, str]], str]  # a text made from the checksums of all new values, after these
 
 
 class _Array:
