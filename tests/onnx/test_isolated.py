@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -93,7 +94,11 @@ def children() -> set[str]:
     """Processes that this one has started and that are not gone."""
     if not Path("/proc/self/task").is_dir():
         return set()
-    return {n for task in Path("/proc/self/task").iterdir() for n in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
 
 
 @pytest.fixture(autouse=True)
