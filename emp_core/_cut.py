@@ -24,7 +24,7 @@ from ._hill import checked_order, hill_of_stream
 from ._namespace import BFLOAT16
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
-from ._stream import PIECE, Buffers, Chunk, Keep, Part, Stream, share_of, total_of
+from ._stream import PIECE, Buffers, Chunk, Keep, Listed, Part, Stream, share_of, total_of
 
 Mask = NDArray[np.bool_]
 
@@ -314,21 +314,18 @@ def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     """One sweep takes sums, counts what lies above a bracket and lists what lies inside."""
     low, high = stream.bracket(beta, fixed)
     pieces = _Pieces.of(stream)
-    room, held, full = stream.room(), 0, False
+    listed = Listed(stream.room())
 
     def work(chunk: Chunk, buffers: Buffers) -> tuple[int, NDArray[Any]]:
-        nonlocal held, full
         magnitude = stream.load(chunk, buffers)
         values, count = magnitude[:0], 0
         above: Mask | None = None
-        if not full:
+        if not listed.full:
             above = np.greater(magnitude, high, out=buffers.flag[: magnitude.size])
             count = int(np.count_nonzero(above))
             near = np.greater_equal(magnitude, low, out=buffers.near[: magnitude.size])
             values = magnitude[np.not_equal(near, above, out=near)]
-            held += values.size
-            if held > room:  # never taken back: threads may lose an addition to `held`, but not this
-                full = True
+            listed.add(values.size)
         stream._wide(chunk, magnitude, buffers)
         products = buffers.products(magnitude.size, above)
         at = pieces.first[chunk.part] + chunk.start // PIECE
@@ -342,7 +339,7 @@ def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     k = k if fixed is None else fixed
     if k >= stream.n:
         return _Found(sums, k, 0.0, stream.n, 1.0, _again(stream, 0.0, stream.n)[1], pieces)
-    if not full:
+    if not listed.full:
         above = [0] * len(stream.parts)
         for chunk, (count, _) in found:
             above[chunk.part] += count
@@ -370,11 +367,19 @@ def _settle(
     high: float,
     pieces: _Pieces,
 ) -> tuple[float, int, float, _Kept] | None:
-    """Threshold, last place, mass added, and what that is of each part; None if the count lies outside the bracket."""
+    """Threshold, last place, mass added, and what that is of each part; None if the count lies outside the bracket.
+
+    Takes the scores out of ``inside``.
+    """
     need = k - sum(above)
-    if not 0 <= need <= sum(values.size for _, values in inside):
+    ends = np.cumsum([0, *(some.size for _, some in inside)]).tolist()
+    if not 0 <= need <= ends[-1]:
         return None
-    values = np.concatenate([np.empty(0, stream.dtype), *(values for _, values in inside)])
+    values, chunks = np.empty(ends[-1], stream.dtype), list[tuple[Chunk, slice]]()
+    for i, (chunk, some) in enumerate(inside):
+        chunks.append((chunk, slice(ends[i], ends[i + 1])))
+        values[chunks[i][1]] = some
+        inside[i] = chunk, some[:0].copy()  # these lists are the largest thing there is: never twice
     best, same = np.zeros(values.size, bool), np.zeros(values.size, bool)
     threshold = np.nextafter(stream.dtype.type(high), stream.dtype.type(math.inf))
     last = stream.n
@@ -385,21 +390,19 @@ def _settle(
         ties = need - int(np.count_nonzero(best))
         if ties < int(np.count_nonzero(same)):
             best[np.flatnonzero(same)[:ties]] = True
-            last = _place(stream, [(c, int(np.count_nonzero(v == threshold))) for c, v in inside], threshold, ties)
+            last = _place(stream, [(c, int(np.count_nonzero(same[mine]))) for c, mine in chunks], threshold, ties)
         else:
             best |= same
+    chosen = np.multiply(values, best, out=values)
     with np.errstate(over="ignore"):
-        chosen = np.multiply(values, best, dtype=np.float64)
-        extra = float(chosen.sum())
-    counts, masses, start = list(above), [0.0] * len(above), 0
+        extra = float(chosen.sum(dtype=np.float64))
+    counts, masses = list(above), [0.0] * len(above)
     nonzero = list(above)
-    for chunk, some in inside:
-        mine = slice(start, start + some.size)
+    for chunk, mine in chunks:
         count = int(np.count_nonzero(best[mine]))
         counts[chunk.part] += count
         nonzero[chunk.part] += count if threshold > 0 else int(np.count_nonzero(chosen[mine]))
-        masses[chunk.part] += float(chosen[mine].sum())
-        start += some.size
+        masses[chunk.part] += float(chosen[mine].sum(dtype=np.float64))
     cut = float(threshold), last
     return *cut, extra, _Kept(counts, _masses(stream, pieces, cut, masses), nonzero)
 

@@ -126,6 +126,23 @@ class Sweep(NamedTuple):
     inside: list[tuple[Chunk, NDArray[Any], NDArray[np.intp]]] | None
 
 
+class Listed:
+    """How many scores all threads together have listed, and whether that is more than there is room for.
+
+    A thread that sees ``full`` too late lists a chunk in vain; whether it is full at the end depends on the scores
+    alone.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.full, self._left, self._lock = False, room, threading.Lock()
+
+    def add(self, count: int) -> None:
+        """So many more."""
+        with self._lock:
+            self._left -= count
+            self.full = self._left < 0
+
+
 class Stream:
     """A pool made of flat arrays, one after the other.
 
@@ -313,16 +330,15 @@ class Stream:
         With ``sums``: Σ|s| and Σs². With ``masks``: fill them with what is above ``high``, and list what lies from
         ``low`` to ``high``. The list is given up (``inside`` is None) when it outgrows 1/32 of the pool.
         """
-        room, held, full = self.room(), 0, False
+        listed = Listed(self.room())
 
         def work(chunk: Chunk, buffers: Buffers) -> tuple[Products, int, NDArray[Any], NDArray[np.intp]]:
-            nonlocal held, full
             magnitude = self.load(chunk, buffers)
             if not sums:  # with sums, these tell
                 self._refuse_unordered(chunk, magnitude)
             products, count, values, index = NOTHING, 0, magnitude[:0], NO_INDEX
             above: Mask | None = None
-            if masks is not None and not full:
+            if masks is not None and not listed.full:
                 above, flag = masks[chunk.part][chunk.start : chunk.stop], buffers.flag[: magnitude.size]
                 np.greater(magnitude, high, out=above)
                 count = int(np.count_nonzero(above))
@@ -330,9 +346,7 @@ class Stream:
                 np.not_equal(flag, above, out=flag)
                 index = flag.nonzero()[0]
                 values = magnitude[index]
-                held += index.size
-                if held > room:  # never taken back: threads may lose an addition to `held`, but not this
-                    full = True
+                listed.add(index.size)
             if sums:
                 self._wide(chunk, magnitude, buffers)
                 products = buffers.products(magnitude.size, above)
@@ -340,7 +354,7 @@ class Stream:
 
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             found = self.run(work)
-        inside = [(chunk, values, index) for chunk, (_, _, values, index) in found] if not full else None
+        inside = [(chunk, values, index) for chunk, (_, _, values, index) in found] if not listed.full else None
         above = sum(count for _, (_, count, _, _) in found)
         if not sums:
             return Sweep(Sums(self.n, 0, 0), 0.0, above, inside)

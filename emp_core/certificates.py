@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from ._bound import mass_lower_bound, mass_upper_bound
 from ._errors import ArgumentError, EmpError
 from ._namespace import BFLOAT16
+from .checksum import Checksum
 from .plans import Figures, Plan, Rule, host_values, typed
 
 __all__ = ["BFLOAT16", "KEY", "Certificate", "Certified", "Seen", "certify", "contradictions", "read", "write"]
 
 KEY = "effective_pruning.certificate"
-FORMAT, VERSION = "effective_pruning.certificate", 2
+FORMAT, VERSION = "effective_pruning.certificate", 3
 NEAR = 1e-6  # relative room for sums of float64 taken in another order
 PIECE = 1 << 20
 
@@ -60,7 +61,7 @@ class Certificate:
 
 @dataclass
 class Seen:
-    """What one look at a pruned array found: zeros, a hash of its values as they are stored, and sums of magnitudes."""
+    """What one look at a pruned array found: zeros, the checksum of its values as stored, and sums of magnitudes."""
 
     zeros: int
     kept: str
@@ -71,14 +72,14 @@ class Seen:
     @classmethod
     def of(cls, pieces: Iterable[NDArray[Any]], /) -> Seen:
         """Look at an array that comes as flat pieces, in order (bfloat16 as bits under that name)."""
-        digest, zeros, least = hashlib.sha256(), 0, math.inf
+        digest, zeros, least = Checksum(), 0, math.inf
         l1, squares = list[float](), list[float]()
         for piece in pieces:
             bits = piece["bfloat16"] if piece.dtype == BFLOAT16 else piece
             wide = (bits.astype(np.uint32) << 16).view(np.float32) if piece.dtype == BFLOAT16 else piece
             nonzero = wide != 0
             zeros += nonzero.size - int(np.count_nonzero(nonzero))
-            digest.update(np.ascontiguousarray(bits).view(np.uint8).data)
+            digest.update(bits)
             size = np.abs(wide.astype(np.float64))
             l1.append(float(size.sum()))
             squares.append(float(np.dot(size, size)))

@@ -33,8 +33,11 @@ class Other:
         self.kind = kind
 
 
-def open_session(source: str | bytes, threads: int | None) -> Any:
-    """An `InferenceSession` on the CPU, from a path or from bytes."""
+def open_session(source: str | bytes, threads: int | None, plain: bool = False) -> Any:
+    """An `InferenceSession` on the CPU, from a path or from bytes; `plain`: its graph is not optimised, if it runs so.
+
+    Looking for what can be optimised takes longer than all else that is done when a graph of many nodes is loaded.
+    """
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
     options = onnxruntime.SessionOptions()
@@ -43,6 +46,11 @@ def open_session(source: str | bytes, threads: int | None) -> Any:
     if threads:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if plain:
+        with suppress(Exception):  # some operations run only when what feeds them was made a constant
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -184,7 +192,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         answer, result = {"error": ""}, None
         try:
             if request["do"] == "open":
-                sessions.append(open_session(value, request["threads"]))
+                sessions.append(open_session(value, request["threads"], request["plain"]))
                 answer |= facts(sessions[-1]) | {"session": len(sessions) - 1}
             else:
                 result = run_session(sessions[request["session"]], value, request["limit"])

@@ -3,19 +3,19 @@
 It is one compact JSON object in the model's `metadata_props`, under [`KEY`][]:
 
 ```
-{"format": "effective_pruning.certificate", "version": 2, "tool": "0.1.0",
+{"format": "effective_pruning.certificate", "version": 3, "tool": "0.1.0",
  "rule": {"beta": 1.0, "order": 2.0, "sparsity": null, "scope": "tensor"},
  "pool": null,
  "weights": {"conv1.weight": {"shape": [...], "pools": 1, "n": ..., "n_eff": ..., "k": ..., "zeros": ...,
-             "mass_lower": ..., "mass": ..., "mass_upper": ..., "l1": ..., "kept": "sha256 of the values left"}},
+             "mass_lower": ..., "mass": ..., "mass_upper": ..., "l1": ..., "kept": "checksum of the values left"}},
  "sha256": "of all this without this entry"}
 ```
 
-The hash of values is that of the numbers as they are stored: little-endian, in order; those of fewer than 8 bits, one
-to a byte.
+The checksum is SHA-256 over the CRC-32 (four bytes, little-endian) of each 256 KiB of the numbers as they are stored:
+little-endian, in order; those of fewer than 8 bits, one to a byte.
 
 It protects against accidents and careless edits. It is not a signature: whoever sets out to forge one can compute the
-hashes anew, and only the original model then tells.
+checksums anew, and only the original model then tells.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ __all__ = [
 ]
 
 KEY = "effective_pruning.certificate"
-FORMAT, VERSION = "effective_pruning.certificate", 2
+FORMAT, VERSION = "effective_pruning.certificate", 3
 NEAR = 1e-6  # relative room for sums of float64 taken in another order
 
 
 @dataclass(frozen=True)
 class Certified(Figures):
-    """What the certificate says of one weight (see `Entry`); `kept` is the hash of its values."""
+    """What the certificate says of one weight (see `Entry`); `kept` is the checksum of its values."""
 
     shape: tuple[int, ...]
     pools: int
@@ -79,7 +79,7 @@ class Certificate:
 
 
 def certify(plan: Plan, left: Mapping[str, str], /) -> str:
-    """The certificate's text for weights pruned by this plan; `left` has the hash of what is left of each."""
+    """The certificate's text for weights pruned by this plan; `left` has the checksum of what is left of each."""
     weights = {
         e.name: {
             "n": e.n, "n_eff": e.n_eff, "k": e.k, "mass_lower": e.mass_lower, "mass": e.mass,
@@ -156,10 +156,9 @@ def contradictions(certificate: Certificate, weight: Weight, seen: Seen, /) -> I
     if said.n != n or not 0 <= said.k <= said.n or said.n - said.k > said.zeros:
         yield f"cannot keep {said.k} of {said.n} and have {said.zeros} zeros"
     yield from _impossible(said)
-    kept = seen.l1
-    if not math.isclose(kept, said.mass * said.l1, rel_tol=NEAR):
-        yield f"holds a mass of {kept:.9g}, certified {said.mass * said.l1:.9g}"
-    if bounded(certificate, said):
+    if seen.summed and not math.isclose(seen.l1, said.mass * said.l1, rel_tol=NEAR):
+        yield f"holds a mass of {seen.l1:.9g}, certified {said.mass * said.l1:.9g}"
+    if seen.summed and bounded(certificate, said):
         yield from _unreachable(said, seen)
     if certificate.rule.scope == "tensor":
         yield from miscounted(certificate.rule, said)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +50,8 @@ class Isolated:
         self._process: subprocess.Popen[bytes] | None = None
         self._greeted = self._late = False
         self._gone = ""
+        self._lock = threading.RLock()  # one request at a time
+        self._ahead: dict[Path, Future[Sessions]] = {}
 
     def __enter__(self) -> Isolated:
         return self
@@ -77,27 +80,53 @@ class Isolated:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # NumPy moves arrays there, and needs no threads ready
             )  # fmt: skip
 
-    def open(self, model: Model | Path, /) -> Sessions:
-        """Load a model there.
+    def ahead(self, path: Path, /, *, plain: bool = False) -> None:
+        """Begin to load a file that will be opened, and do not wait; files are loaded in this order."""
+        self.start()
+        if self._process is None:
+            return
+        future: Future[Sessions] = Future()
+        before, self._ahead[path] = list(self._ahead.values()), future
+
+        def work() -> None:
+            for other in before:
+                other.exception()
+            try:
+                future.set_result(self._open(path, plain))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def open(self, model: Model | Path, /, *, plain: bool = False) -> Sessions:
+        """Load a model there; `plain` without optimising its graph, if it runs so.
 
         Raises:
             NotRunError: onnxruntime cannot load it; CrashedError, one of these: it crashed, or did not end.
             MissingExtraError: onnxruntime is not installed.
         """
+        future = self._ahead.pop(model, None) if isinstance(model, Path) else None
+        return self._open(model, plain) if future is None else future.result()
+
+    def _open(self, model: Model | Path, plain: bool) -> Sessions:
+        with self._lock:
+            return self._opened(model, plain)
+
+    def _opened(self, model: Model | Path, plain: bool) -> Sessions:
         self.start()
         if self._process is not None and not self._greeted:
             self._greet()
         if self._process is None:
             if self._gone:
                 raise CrashedError(self._gone)
-            return Session(model, threads=self.threads)
+            return Session(model, threads=self.threads, plain=plain)
         if isinstance(model, Path):
             source: str | bytes = os.path.abspath(model)
             size = os.path.getsize(model)
         else:
             source = model.to_bytes()
             size = len(source)
-        request = {"do": "open", "threads": self.threads}
+        request = {"do": "open", "threads": self.threads, "plain": plain}
         answer, _ = self._ask(request, source, LOAD + size / RATE, "when it loaded it")
         if answer["error"] == "missing":
             raise MissingExtraError("onnxruntime")
@@ -111,7 +140,8 @@ class Isolated:
         """One run; see `Session.run`."""
         patience = RUN if limit is None else limit + GRACE
         request = {"do": "run", "session": session, "limit": limit}
-        answer, outputs = self._ask(request, dict(feed), patience, "when it ran it")
+        with self._lock:
+            answer, outputs = self._ask(request, dict(feed), patience, "when it ran it")
         if answer["error"]:
             raise NotRunError(f"onnxruntime cannot run it: {answer.get('said', answer['error'])}")
         found: list[Any] = outputs

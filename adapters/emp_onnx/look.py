@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_core.checksum import Checksum
 from emp_onnx.kept import Pruned, Whole
-from emp_onnx.model_io import Model, Values, hash_values
+from emp_onnx.model_io import Model, Values
 from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Weight
 
@@ -27,7 +28,8 @@ class Seen:
 
     Attributes:
         zeros: elements that are zero.
-        hash: SHA-256 of the values, or None if it was not asked for.
+        hash: checksum of the values, or None if it was not asked for.
+        summed: whether the next three were taken.
         l1, squares: Σ and Σ² of what is left.
         least: the least magnitude left that is not zero; inf if none is.
         removed: removed elements that are not what a removed element becomes.
@@ -36,6 +38,7 @@ class Seen:
 
     zeros: int = 0
     hash: str | None = None
+    summed: bool = False
     l1: float = 0.0
     squares: float = 0.0
     least: float = math.inf
@@ -49,24 +52,26 @@ def look(
     /,
     *,
     digest: bool = False,
-    figures: bool = True,
+    sums: bool = True,
     original: Model | None = None,
     patch: Pruned | None = None,
 ) -> Seen:
-    """Read a weight once, piece by piece; beside the original, with what makes the pruned weight of it, if given."""
-    seen, hasher, l1, squares = Seen(), hash_values(np.empty(0)), list[float](), list[float]()
+    """Read a weight once, piece by piece; beside the original, with what makes the pruned weight of it, if given.
+
+    With `digest` its checksum is taken, with `sums` what of its figures is a sum or a least value.
+    """
+    seen, hasher, l1, squares = Seen(summed=sums), Checksum(), list[float](), list[float]()
     for start, stop in pieces_of(math.prod(weight.shape)):
         stored = model.piece(weight.name, start, stop)
         if original is not None and patch is not None:
             _compare(seen, original.piece(weight.name, start, stop), stored, patch, start)
         if digest:
-            hash_values(stored, hasher)
-        if figures:
-            scores = weight.zero.scores(stored, start)
-            count = int(np.count_nonzero(scores != 0))
-            seen.zeros += scores.size - count
-            if count:
-                _figures(seen, scores, l1, squares)
+            hasher.update(stored)
+        scores = weight.zero.scores(stored, start)
+        count = int(np.count_nonzero(scores != 0))
+        seen.zeros += scores.size - count
+        if sums and count:
+            _sum(seen, scores, l1, squares)
     seen.l1, seen.squares = math.fsum(l1), math.fsum(squares)
     if digest:
         seen.hash = hasher.hexdigest()
@@ -114,7 +119,7 @@ def _together(model: Model, original: Model, group: Sequence[Pruned]) -> dict[st
         np.add.reduceat(size * size, first), np.minimum.reduceat(np.where(size > 0, size, np.inf), first),
     )  # fmt: skip
     return {
-        patch.weight.name: Seen(zeros, None, l1, squares, some)
+        patch.weight.name: Seen(zeros, None, True, l1, squares, some)
         for patch, bad, zeros, l1, squares, some in zip(
             group, wrong.tolist(), *(f.tolist() for f in figures), strict=True
         )
@@ -122,7 +127,7 @@ def _together(model: Model, original: Model, group: Sequence[Pruned]) -> dict[st
     }
 
 
-def _figures(seen: Seen, scores: Values, l1: list[float], squares: list[float]) -> None:
+def _sum(seen: Seen, scores: Values, l1: list[float], squares: list[float]) -> None:
     size = np.abs(scores)
     if size.dtype not in (np.float32, np.float64):
         size = size.astype(np.float32)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_core.checksum import Checksum
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.packed import Packed, Packing
@@ -42,7 +43,7 @@ class Patch(Protocol):
         ...
 
 
-Sealed = Callable[[Mapping[str, str]], str]  # a text made from the hashes of all new values: it is written after them
+Sealed = Callable[[Mapping[str, str]], str]  # a text made from the checksums of all new values, after these
 
 
 class _Array:
@@ -90,6 +91,7 @@ class Model:
         """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes."""
         self.path = path
         self.cache: dict[Any, Any] = {}
+        self._from_disk = False
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
         self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
@@ -200,14 +202,14 @@ class Model:
         return values if patch is None else patch(start, values)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the new values of every tensor that has some."""
+        """The checksum of the new values of every tensor that has some."""
         found: dict[str, str] | None = self.cache.get("digests")
         if found is None:
             found = {}
             for key in self.patches:
-                digest = hashlib.sha256()
+                digest = Checksum()
                 for start, stop in pieces_of(self.stored(key).tensor.size):
-                    hash_values(self.piece(key, start, stop), digest)
+                    digest.update(self.piece(key, start, stop))
                 found[key] = digest.hexdigest()
             self.cache["digests"] = found
         return found
@@ -293,6 +295,13 @@ class Model:
                     found[location] = self._sidecar(location, tensor.name).path
         return found
 
+    def read_disk(self) -> None:
+        """From now on long stretches of its files come from the disk itself, as far as the system does that."""
+        self._from_disk = True
+        for source in (self.source, *self._sources.values()):
+            if isinstance(source, FileSource):
+                source.read_disk()
+
     def sidecar(self, location: str) -> FileSource:
         """One of them, open."""
         return self._sidecar(location, "")
@@ -318,6 +327,8 @@ class Model:
             source = FileSource(real)
         except OSError as error:
             raise ModelError(f"the file {quote(real)} could not be read: {error.strerror}") from error
+        if self._from_disk:
+            source.read_disk()
         return self._sources.setdefault(location, source)
 
 

@@ -23,7 +23,7 @@ from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.plan import Plan, decide, watched
 from emp_onnx.progress import Watch
-from emp_onnx.verify import Verification, verify_written, worth_running
+from emp_onnx.verify import Verification, load_ahead, verify_written
 from emp_onnx.weights import Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
@@ -151,8 +151,8 @@ def prune(
             rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
             found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
             weighed = watched(source, watch, "counting", 1, found.weights)
-            if found.weights and worth_running(source, feeds):
-                process.start()  # it gets ready while the weights are counted
+            if found.weights:
+                load_ahead(process, source, source, feeds)  # while the weights are counted
             decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
             made = decision.plan
             if not made.entries:
@@ -181,6 +181,7 @@ def prune(
 
         def check(temporary: Path) -> None:
             written = load(temporary)
+            written.read_disk()
             if watch is not None:
                 watch.phase("checking", 2 * weighed)
                 written.watch = source.watch

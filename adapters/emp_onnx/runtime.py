@@ -82,10 +82,10 @@ class Session:
         MissingExtraError: onnxruntime is not installed.
     """
 
-    def __init__(self, model: Model | Path, /, *, threads: int | None = None) -> None:
+    def __init__(self, model: Model | Path, /, *, threads: int | None = None, plain: bool = False) -> None:
         try:
             source = str(model) if isinstance(model, Path) else model.to_bytes()
-            self._session: Any = _ort.open_session(source, threads)
+            self._session: Any = _ort.open_session(source, threads, plain)
             facts = _ort.facts(self._session)
         except ImportError as error:
             raise MissingExtraError("onnxruntime") from error

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from emp_onnx.direct import LARGE, DirectReader
 from emp_onnx.errors import ModelError, quote
 
 __all__ = ["FileSource", "Memory", "Source", "keep_freed"]
@@ -65,6 +66,7 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self.path, self._handle = path, -1
+        self._direct: DirectReader | None = None
         # not blocking: a named pipe must not wait for a writer
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         self._handle = os.open(path, flags)
@@ -84,6 +86,11 @@ class FileSource:
         """The open file."""
         return self._handle
 
+    def read_disk(self) -> None:
+        """From now on long stretches of a large file come from the disk itself, as far as the system does that."""
+        if self.size >= LARGE and self._direct is None:
+            self._direct = DirectReader(self.path)
+
     def read(self, at: int, count: int, /) -> bytes:
         """`count` bytes from `at` on."""
         data = bytearray(count)
@@ -95,6 +102,9 @@ class FileSource:
         view = memoryview(buffer).cast("B")
         while view:
             try:
+                if self._direct is not None and (done := self._direct.into(at, view)):
+                    view, at = view[done:], at + done
+                    continue
                 done = os.preadv(self._handle, [view], at)
             except OSError as error:
                 raise ModelError(f"the file {quote(self.path)} could not be read: {error.strerror}") from error

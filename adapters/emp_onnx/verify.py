@@ -33,10 +33,21 @@ from emp_onnx.rest import same_outside
 from emp_onnx.runtime import Behaviour, NotRunError, compare
 from emp_onnx.weights import Weight, find_weights
 
-__all__ = ["Check", "Verification", "alone", "run_both", "verify", "verify_written", "weight_of", "worth_running"]
+__all__ = [
+    "Check",
+    "Verification",
+    "alone",
+    "load_ahead",
+    "run_both",
+    "verify",
+    "verify_written",
+    "weight_of",
+    "worth_running",
+]
 
 NEAR = 1e-6
 EQUAL = "kept weights are bit-equal, removed ones zero"
+MANY = 4096  # nodes from which graphs are run as they stand
 RUN = 1 << 28  # bytes up to which models are run without being asked: onnxruntime holds both in memory
 
 
@@ -108,8 +119,9 @@ def verify(
     model = pruned if isinstance(pruned, Model) else load(pruned)
     source = load(original) if isinstance(original, (str, os.PathLike)) else original
     with Isolated(threads=threads) as process:
-        if source is not None and worth_running(source, feeds):
-            process.start()
+        if source is not None:
+            for one in (source, model):
+                load_ahead(process, one, source, feeds)
         if is_refitted(model):
             from emp_onnx.refit.certificate import refit_checks
 
@@ -151,6 +163,7 @@ def verify_written(
     every one with what the decision makes of the original, so they are not hashed again. Where nothing outside the
     weights differs, the file's weights are found where the original's were.
     """
+    load_ahead(process, pruned, original, feeds)
     try:
         certificate = read_certificate(pruned)
     except UsageError as error:
@@ -167,7 +180,7 @@ def verify_written(
 
     def see(weight: Weight) -> Seen:
         patch = patches[weight.name]
-        seen = known.get(weight.name) or look(pruned, weight, original=original, patch=patch)
+        seen = known.get(weight.name) or look(pruned, weight, sums=False, original=original, patch=patch)
         differing.extend(_differences(weight.name, patch, seen))
         return seen
 
@@ -202,13 +215,13 @@ def run_both(
     what = "the pruned model runs where the original does"
     with process or Isolated(threads=threads) as sessions:
         try:
-            before = sessions.open(original.path or original)
+            before = sessions.open(original.path or original, plain=many_nodes(original))
         except NotRunError as error:
             if feeds is not None:
                 raise UsageError(f"feeds must come with a model that runs: {error}") from error
             return Verification(tuple(done), None, str(error))
         try:
-            after = sessions.open(pruned.path or pruned)
+            after = sessions.open(pruned.path or pruned, plain=many_nodes(original))
         except NotRunError as error:
             return Verification((*done, Check(what, False, (f"the pruned model: {error}",))), None, str(error))
         try:
@@ -227,6 +240,17 @@ def weight_of(model: Model, /) -> int:
 def worth_running(original: Model, feeds: object, /) -> bool:
     """Whether both models are to be run: on feeds given always, on made-up ones if they are not too large."""
     return feeds is not None or weight_of(original) <= RUN
+
+
+def many_nodes(model: Model, /) -> bool:
+    """Whether a model is so long that onnxruntime would take longer to optimise it than to run it."""
+    return len(model.graph.nodes) > MANY
+
+
+def load_ahead(process: Isolated | None, model: Model, original: Model, feeds: object, /) -> None:
+    """Let onnxruntime begin with a model that will be run; what else is to be done here goes on at the same time."""
+    if process is not None and model.path is not None and worth_running(original, feeds):
+        process.ahead(model.path, plain=many_nodes(original))
 
 
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
@@ -333,7 +357,7 @@ def _bits(pruned: Model, original: Model, kept: Mapping[str, Kept]) -> Iterator[
             yield f"weight {quote(name)} is missing, or of another type or shape"
             continue
         patch = Pruned(weight, item)
-        yield from _differences(name, patch, look(pruned, weight, figures=False, original=original, patch=patch))
+        yield from _differences(name, patch, look(pruned, weight, sums=False, original=original, patch=patch))
 
 
 def _differences(name: str, patch: Pruned, seen: Seen) -> Iterator[str]:

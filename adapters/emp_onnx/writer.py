@@ -12,16 +12,19 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emp_core.checksum import Checksum, checksum
 from emp_onnx._files import check_target, copy_part, put, same_file, staged, sync_folder
+from emp_onnx.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
-from emp_onnx.model_io import Model, hash_values, load
+from emp_onnx.model_io import Model, load
 from emp_onnx.source import FileSource, Source
 from emp_onnx.sparse import Sparse
 from emp_onnx.storage import Stored, pieces_of
@@ -60,7 +63,7 @@ def save(
             raise ModelError(f"model {quote(path)} cannot be written as one file: it would be larger than 2 GiB")
         with staged(target) as stage:
             with open(stage.path, "rb+") as out:
-                _write(model, "", model.source, layout.pieces, out.fileno(), hashes)
+                _write(model, "", model.source, layout.pieces, stage.path, out.fileno(), hashes)
                 put(out.fileno(), layout.length, _tail(model, hashes))
             if check:
                 check(stage.path)
@@ -101,21 +104,35 @@ def to_bytes(model: Model) -> bytes:
 
 
 def _write(
-    model: Model, location: str, source: Source, pieces: Sequence[Piece], handle: int, hashes: dict[str, str]
-) -> None:
+    model: Model, location: str, source: Source, pieces: Sequence[Piece], path: Path, handle: int,
+    hashes: dict[str, str],
+) -> None:  # fmt: skip
     """Fill a file: the model's own, or the sidecar of this location."""
-    os.ftruncate(handle, sum(map(length_of, pieces)))
-    at = 0
+    size = sum(map(length_of, pieces))
+    os.ftruncate(handle, size)
+    at, written = 0, _places(model, location)
     for piece in pieces:
         if isinstance(piece, Blob):
             piece.write(_shifted(lambda where, data: put(handle, where, data), at))
         elif isinstance(piece, bytes):
             put(handle, at, piece)
         else:
-            for start, stop in _gaps(model, location, *piece):
+            for start, stop in _gaps(written, *piece):
                 copy_part(source, start, stop, handle, at + start - piece[0])
         at += length_of(piece)
-    _patch(model, location, _moved(pieces, lambda where, data: _fill(handle, where, data)), hashes)
+    with _filler(path, handle, size) as fill:
+        _patch(model, location, _moved(pieces, fill), hashes)
+
+
+@contextmanager
+def _filler(path: Path, handle: int, size: int) -> Iterator[Put]:
+    """What writes into a file that reads as zeros; complete at the end of the block."""
+    usual = partial(_fill, handle)
+    if size < LARGE:
+        yield usual
+        return
+    with DirectWriter(path, usual) as fill:
+        yield fill
 
 
 def _shifted(into: Put, at: int) -> Put:
@@ -150,11 +167,19 @@ def _moved(pieces: Sequence[Piece], into: Put) -> Put:
     return moved
 
 
-def _gaps(model: Model, location: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """What lies between the patched tensors of a file: they are written, not copied."""
+def _places(model: Model, location: str) -> list[tuple[int, int]]:
+    """Where the patched tensors of a file lie, in order: they are written, not copied."""
+    return sorted(span for key in _patched(model) for span in _spans(model, key, location, True))
+
+
+def _gaps(patched: Sequence[tuple[int, int]], start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """What lies between the patched tensors in a part of a file."""
     at = start
-    for first, last in sorted(span for key in _patched(model) for span in _spans(model, key, location, True)):
-        if first >= stop or last <= start:
+    for i in range(max(bisect_right(patched, (start, start)) - 1, 0), len(patched)):
+        first, last = patched[i]
+        if first >= stop:
+            break
+        if last <= start:
             continue
         if at < first:
             yield at, first
@@ -170,7 +195,7 @@ def _patched(model: Model) -> list[str]:
 
 
 def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> None:
-    """Write the values of all patched tensors that one file holds, and note their hashes on the way.
+    """Write the values of all patched tensors that one file holds, and note their checksums on the way.
 
     Zeros are there already, as holes.
     """
@@ -178,13 +203,13 @@ def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> No
         where, patch = model.stored(key), model.patches[key]
         if where.shared != location or not where.runs:
             continue
-        digest = hashlib.sha256()
+        digest = Checksum()
         for start, stop in where.pieces():
             old = where.read(start, stop)
             if model.watch is not None:
                 model.watch(old.nbytes)
             new = patch(start, old)
-            hash_values(new, digest)
+            digest.update(new)
             where.write(start, new, into)
         hashes[key] = digest.hexdigest()
 
@@ -202,9 +227,9 @@ def _layout(model: Model, names: dict[str, str], hashes: dict[str, str]) -> _Lay
     """How the new file is made of the loaded one; numbers that it holds as varints are hashed and encoded here."""
     edits: list[Edit] = [] if model.sheet is None else model.sheet.edits(names)
     for key in model.patches.keys() & (model.sheet.made if model.sheet else ()):
-        digest = hashlib.sha256()
+        digest = Checksum()
         for start, stop in pieces_of(model.tensors[key].size):
-            hash_values(model.piece(key, start, stop), digest)
+            digest.update(model.piece(key, start, stop))
         hashes[key] = digest.hexdigest()
     for tensor in model.tensors.values() if model.sheet is None else ():
         if tensor.storage == "external" and tensor.place and tensor.place.location:
@@ -214,14 +239,14 @@ def _layout(model: Model, names: dict[str, str], hashes: dict[str, str]) -> _Lay
     for key in _patched(model):
         where, patch = model.stored(key), model.patches[key]
         if isinstance(where, Sparse) and not where.runs:
-            digest = hashlib.sha256()
+            digest = Checksum()
             for start, stop in where.pieces():
-                hash_values(patch(start, where.read(start, stop)), digest)
+                digest.update(patch(start, where.read(start, stop)))
             hashes[key] = digest.hexdigest()
             edits += where.edits(patch)
         elif where.decoded is not None:
             new = patch(0, where.decoded.copy())
-            hashes[key] = hash_values(new).hexdigest()
+            hashes[key] = checksum(new)
             edits += respelled(model.source, where, new)
     for key, change in model.changes.items():
         fields = _fields(model, key)
@@ -262,7 +287,8 @@ def _copy_sidecar(model: Model, location: str, target: Path, hashes: dict[str, s
     pieces = model.sheet.sidecars.get(location) if model.sheet else None
     with staged(target.with_name(f"{target.name}.data")) as stage:
         with open(stage.path, "rb+") as out:
-            _write(model, location, source, [(0, source.size)] if pieces is None else pieces, out.fileno(), hashes)
+            whole: list[Piece] = [(0, source.size)]
+            _write(model, location, source, whole if pieces is None else pieces, stage.path, out.fileno(), hashes)
         if pieces is None:
             digest = _digest(model, location, source, hashes)
         else:

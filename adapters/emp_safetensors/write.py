@@ -7,7 +7,6 @@ there at the end. What is not pruned is copied byte for byte.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import zlib
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from emp_core import ArgumentError
 from emp_core.certificates import KEY, Certificate, Certified, write
+from emp_core.checksum import Checksum
 from emp_safetensors.checkpoint import PIECE, File, Stored
 from emp_safetensors.errors import VerifyError, quote
 from emp_safetensors.header import DTYPES, Place, dump
@@ -143,8 +143,8 @@ def _prune(pruned: Pruned, tensor: Stored, stream: Any) -> int:
 
 
 def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
-    """What the file really holds now, compared with what was written: zeros, and the hash for the certificate."""
-    digest, zeros, found = hashlib.sha256(), 0, 0
+    """What the file really holds now, compared with what was written: zeros, and the checksum for the certificate."""
+    digest, zeros, found = Checksum(), 0, 0
     held = DTYPES[place.dtype][1]
     assert held is not None
     width = held.itemsize
@@ -157,7 +157,7 @@ def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
                 raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it is too short")
             view, at = view[done:], at + done
         found = zlib.crc32(bits.data, found)
-        digest.update(bits.data)
+        digest.update(bits)
         bits &= (1 << (8 * width - 1)) - 1  # without the sign: a kept −0 is a zero too
         zeros += bits.size - int(np.count_nonzero(bits))
     if found != total:

@@ -172,7 +172,7 @@ def rows(folder: Path, large: bool, simplifier: str | None) -> list[list[str]]:
     out.parent.mkdir()
     found: list[list[str]] = []
 
-    def add(what: str, base: float | None, command: Sequence[str], must: str, rounds: int = 2) -> float | None:
+    def add(what: str, base: float | None, command: Sequence[str], must: str, rounds: int = 3) -> float | None:
         one = best(command, rounds, out)
         if one is None:
             found.append([what, "failed, or not installed", "", "", must])
@@ -198,9 +198,9 @@ def rows(folder: Path, large: bool, simplifier: str | None) -> list[list[str]]:
     if large:
         model = made(make, folder, 156, external=True)
         command = [sys.executable, "-c", LOAD_SAVE, str(model), str(out), "external"]
-        base = add("2.5 GB external: onnx.load + onnx.save", None, command, "", 1)
+        base = add("2.5 GB external: onnx.load + onnx.save", None, command, "", 2)
         for name, options in list(rules.items())[1:3]:
-            add(f"2.5 GB external: emp, {name}", base, emp(model, out, *options), "≤ 0.8, 150 MB", 1)
+            add(f"2.5 GB external: emp, {name}", base, emp(model, out, *options), "≤ 0.8, 150 MB", 2)
         shutil.rmtree(model.parent)
         model = made(make, folder, 625, external=True, holes=14)
         add("10 GB external, sparse on disk: emp, EMP, model", None, emp(model, out, "--scope", "model"), "150 MB", 1)
@@ -214,6 +214,13 @@ def rows(folder: Path, large: bool, simplifier: str | None) -> list[list[str]]:
     return found
 
 
+def simplifier_version(python: str) -> str:
+    """What onnxsim says of itself in its own environment."""
+    code = "import importlib.metadata as m; print(m.version('onnxsim'))"
+    said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return f"onnxsim {said.stdout.strip()}." if said.returncode == 0 else "onnxsim not installed."
+
+
 def main() -> None:
     """Measure, print, and put the table where it belongs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -222,13 +229,15 @@ def main() -> None:
     parser.add_argument("--simplifier", metavar="PYTHON")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    folder, before = Path(tempfile.mkdtemp(dir=options.folder)), os.getloadavg()[0]
     try:
         header = ["work", "CPU time", "peak resident", "ratio to load + save", "must be"]
         found = rows(folder, options.large, options.simplifier)
     finally:
         shutil.rmtree(folder)
-    text = table(header, found) + "\n\n" + machine("numpy", "onnx", "onnxruntime", "torch", "onnxsim")
+    loads = f"Processes that wanted to run, before and after: {before:.0f} and {os.getloadavg()[0]:.0f}."
+    text = table(header, found) + "\n\n" + machine("numpy", "onnx", "onnxruntime", "torch")
+    text += f" {simplifier_version(options.simplifier or sys.executable)} {loads}"
     print(text)
     if options.write:
         write(options.write, "bytes", text)

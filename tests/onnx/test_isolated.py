@@ -169,6 +169,25 @@ def test_a_session_there_is_one_here() -> None:
     assert not process.running
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_models_loaded_ahead_are_those_opened(tmp_path: Path, plain: bool) -> None:
+    other = two_layers(np.random.default_rng(1)).model
+    paths, models = [], [MODEL, other]
+    for i, model in enumerate(models):
+        paths.append(write(model, tmp_path / f"{i}.onnx"))
+    with Isolated() as process:
+        for path in (*paths, Path(__file__)):
+            process.ahead(path, plain=plain)
+        with pytest.raises(NotRunError, match="cannot load it"):
+            process.open(Path(__file__))
+        for model, path in reversed(list(zip(models, paths, strict=True))):
+            there, here = process.open(path), Session(Model(model))
+            np.testing.assert_allclose(there.run(FEED)["y"], here.run(FEED)["y"], rtol=1e-6)
+        assert process.open(paths[0], plain=plain).outputs == ("y",)  # again, and not ahead
+        process.ahead(paths[0])  # never opened
+    assert not process.running
+
+
 def test_feeds_are_taken_one_by_one() -> None:
     taken = []
 

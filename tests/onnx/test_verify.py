@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def test_what_rows_cannot_show_alone_the_original_shows(change: Callable[[dict[s
         setting("rule", to=None),
         setting("rule", "scope", to="galaxy"),
         setting("version", to=1),
-        setting("version", to=3),
+        setting("version", to=2),
         setting("pool", to=3),
         lambda body: body.pop("weights"),
     ],
@@ -289,14 +290,16 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
         verify(path, tmp_path / "bad.onnx")
 
 
-def test_the_hash_in_the_certificate_is_that_of_the_bytes_written(tmp_path: Path) -> None:
+def test_the_checksum_in_the_certificate_is_that_of_the_bytes_written(tmp_path: Path) -> None:
     path = write(two_layers(np.random.default_rng(4), 8).model, tmp_path / "m.onnx")
     source = load(path)
     pruned = apply(source, plan(source))
     save(pruned, tmp_path / "out.onnx")
     for model_ in (pruned, load(tmp_path / "out.onnx")):
         for name, said in read_certificate(model_).weights.items():
-            assert said.kept == hashlib.sha256(model_.values(name).tobytes()).hexdigest()
+            data = model_.values(name).tobytes()
+            leaves = [zlib.crc32(data[at : at + 2**18]).to_bytes(4, "little") for at in range(0, len(data), 2**18)]
+            assert said.kept == hashlib.sha256(b"".join(leaves)).hexdigest()
 
 
 def test_values_changed_after_the_certificate_was_made_do_not_change_it() -> None:
