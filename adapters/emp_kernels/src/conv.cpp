@@ -1,0 +1,153 @@
+// The image is copied once, padded and split into phases: pixels that a stride of s takes together lie side by side. After that every tap of the
+// kernel is the same stretch of memory, shifted; and a tile, 16 * groups output positions counted along the phase's rows (a few of them lie
+// behind the end of a row and are thrown away), is filled by plain copies.
+#include "conv.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "linear.hpp"
+
+namespace emp {
+namespace {
+
+struct Layout {
+    int64_t height, width, out_h, out_w;
+    int64_t row, phase, plane;  // floats of a row of a phase, of a phase, of a channel
+    int64_t positions;          // along the phase's rows, from the first output to the last
+    bool direct;                // the image itself is its only phase
+
+    Layout(const ConvShape& s, int64_t height, int64_t width)
+        : height(height), width(width), out_h(s.out(0, height)), out_w(s.out(1, width)) {
+        direct = true;
+        for (int axis = 0; axis < 2; axis++)
+            direct = direct && s.stride[axis] == 1 && s.pad_begin[axis] == 0 && s.pad_end[axis] == 0;
+        const int64_t padded_h = height + s.pad_begin[0] + s.pad_end[0], padded_w = width + s.pad_begin[1] + s.pad_end[1];
+        row = (padded_w + s.stride[1] - 1) / s.stride[1];
+        phase = row * ((padded_h + s.stride[0] - 1) / s.stride[0]);
+        plane = phase * s.stride[0] * s.stride[1];
+        positions = (out_h - 1) * row + out_w;
+    }
+};
+
+void split_channel(const ConvShape& s, const Layout& at, const float* in, float* out) {
+    std::memset(out, 0, size_t(at.plane) * sizeof(float));
+    for (int64_t y = 0; y < at.height; y++) {
+        const int64_t py = y + s.pad_begin[0], phase_y = py % s.stride[0], row = py / s.stride[0];
+        if (s.stride[1] == 1) {
+            std::memcpy(out + phase_y * at.phase + row * at.row + s.pad_begin[1], in + y * at.width, size_t(at.width) * sizeof(float));
+            continue;
+        }
+        float* to = out + phase_y * s.stride[1] * at.phase + row * at.row;
+        for (int64_t x = 0; x < at.width; x++) {
+            const int64_t px = x + s.pad_begin[1];
+            to[px % s.stride[1] * at.phase + px / s.stride[1]] = in[y * at.width + x];
+        }
+    }
+}
+
+// Where the stretch of each tap begins, relative to that of the output position.
+std::vector<int64_t> tap_offsets(const ConvShape& s, const Layout& at) {
+    std::vector<int64_t> offset;
+    for (int64_t c = 0; c < s.channels; c++)
+        for (int64_t ky = 0; ky < s.kernel[0]; ky++)
+            for (int64_t kx = 0; kx < s.kernel[1]; kx++) {
+                const int64_t y = ky * s.dilation[0], x = kx * s.dilation[1];
+                offset.push_back(c * at.plane + (y % s.stride[0] * s.stride[1] + x % s.stride[1]) * at.phase +
+                                 y / s.stride[0] * at.row + x / s.stride[1]);
+            }
+    return offset;
+}
+
+// As many groups of 16 positions as give the fewest wasted ones.
+int pick_groups(int64_t positions, int most) {
+    const int64_t all = (positions + kLanes - 1) / kLanes, tiles = (all + most - 1) / most;
+    return int((all + tiles - 1) / tiles);
+}
+
+struct NonFinite {
+    int64_t column;
+    int lane;
+};
+
+}  // namespace
+
+void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias,
+               Activation activation, float* y, const Threads& threads) const {
+    const Layout at(shape, height, width);
+    const int64_t area = at.out_h * at.out_w;
+    if (images == 0 || area <= 0 || shape.outputs == 0) return;
+    const View& w = weight.listed();
+    const std::vector<int64_t> offset = tap_offsets(shape, at);
+    const int groups = pick_groups(at.positions, kernels.max_groups), lanes = groups * kLanes;
+    const int64_t block = block_columns(weight.density(), groups);
+    const int64_t tiles = (at.positions + lanes - 1) / lanes, all_channels = shape.channels * shape.group;
+    const int64_t rows = shape.outputs / shape.group;
+    // few tiles: rows are divided as well, so that all threads have work
+    const int64_t parts = std::clamp<int64_t>(16 / (tiles * shape.group), 1, std::max<int64_t>(1, rows / 32));
+    const int64_t part_rows = (rows + parts - 1) / parts;
+
+    float* phases = nullptr;
+    const int64_t room = lanes + at.phase;  // the last tile, and taps of its wasted positions, read behind the last channel
+    if (!at.direct) phases = scratch(Scratch::input, size_t(all_channels * at.plane + room));
+    for (int64_t image = 0; image < images; image++) {
+        const float* in = x + image * all_channels * height * width;
+        if (!at.direct) {
+            std::fill(phases + all_channels * at.plane, phases + all_channels * at.plane + room, 0.0f);
+            threads.ranges(all_channels, std::max<int64_t>(1, 8192 / at.plane), 16, [&](int64_t from, int64_t to) {
+                for (int64_t c = from; c < to; c++) split_channel(shape, at, in + c * height * width, phases + c * at.plane);
+            });
+        }
+        const float* source = at.direct ? in : phases;
+        const float* source_end = at.direct ? in + all_channels * at.plane : phases + all_channels * at.plane + room;
+        threads.each(tiles * shape.group * parts, [&](int64_t task) {
+            const int64_t tile = task / (shape.group * parts), group = task / parts % shape.group, part = task % parts;
+            const int64_t row = group * rows + part * part_rows;
+            const int64_t end = std::min(row + part_rows, (group + 1) * rows);
+            if (row >= end) return;
+            const int64_t position = tile * lanes;
+            const float* from = source + group * shape.channels * at.plane + position;
+            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
+            float* input = scratch(Scratch::block, size_t(block * lanes));
+            std::vector<NonFinite> found;
+            if (w.columns == 0) std::fill(sums, sums + (end - row) * lanes, 0.0f);
+            for (int64_t first = 0; first < w.columns; first += block) {
+                const int64_t stop = std::min(w.columns, first + block);
+                for (int64_t c = first; c < stop; c++) {
+                    float* to = input + (c - first) * lanes;
+                    const float* stretch = from + offset[size_t(c)];
+                    if (source_end - stretch >= lanes) {
+                        for (int g = 0; g < groups; g++) std::memcpy(to + g * kLanes, stretch + g * kLanes, kLanes * sizeof(float));
+                    } else {
+                        const int64_t there = std::max<int64_t>(0, source_end - stretch);
+                        std::memcpy(to, stretch, size_t(there) * sizeof(float));
+                        std::fill(to + there, to + lanes, 0.0f);
+                    }
+                }
+                if (!kernels.finite(input, (stop - first) * lanes))
+                    for (int64_t c = first; c < stop; c++)
+                        for (int l = 0; l < lanes; l++)
+                            if (!std::isfinite(input[(c - first) * lanes + l])) found.push_back({c, l});
+                kernels.tile(w, row, end, first, stop, input, sums, groups, first > 0);
+            }
+            for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
+                for (int64_t r = row; r < end; r++)
+                    if (!weight.bit(r, one.column)) sums[(r - row) * lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
+            const int64_t last = std::min(position + lanes, at.positions);
+            for (int64_t r = row; r < end; r++) {
+                float* out = y + (image * shape.outputs + r) * area;
+                const float b = bias ? bias[r] : 0.0f;
+                for (int64_t p = position; p < last;) {
+                    const int64_t out_y = p / at.row, out_x = p % at.row, next = std::min((out_y + 1) * at.row, last);
+                    const int64_t count = std::min(at.out_w - out_x, next - p);
+                    if (count > 0)
+                        kernels.finish(sums + (r - row) * lanes + (p - position), count, b, activation, out + out_y * at.out_w + out_x);
+                    p = next;
+                }
+            }
+        });
+    }
+}
+
+}  // namespace emp

@@ -1,0 +1,100 @@
+#include "linear.hpp"
+
+#include <cmath>
+#include <limits>
+
+namespace emp {
+
+int64_t block_columns(double density, int groups) {
+    const int64_t base = 512 / groups / kGranule * kGranule;
+    const int64_t factor = density < 0.07 ? 4 : density < 0.15 ? 2 : 1;
+    return std::max(base, kGranule) * factor;
+}
+
+Way Linear::way(const Kernels&, int64_t items) const {
+    if (!weight.can_list()) return Way::dot;
+    const double density = weight.density();
+    if (items == 1) return density < 0.18 ? Way::gather : Way::dot;
+    // One step of `dot` reads 8 weights, zeros or not, for all items; one step of `tile` reads one nonzero for 16 items.
+    return density * 8.0 * 1.2 < 1.3 + 0.5 * double(items) || items > 12 ? Way::tile : Way::dot;
+}
+
+void Linear::run(const Kernels& kernels, const float* x, int64_t items, const float* bias, Activation activation, float* y,
+                 const Threads& threads) const {
+    if (items == 0 || weight.view().rows == 0) return;
+    const Output out = {y, weight.view().rows, bias, activation};
+    switch (way(kernels, items)) {
+        case Way::gather: run_gather(kernels, x, out, threads); break;
+        case Way::tile: run_tile(kernels, x, items, out, threads); break;
+        case Way::dot: run_dot(kernels, x, items, out, threads); break;
+    }
+    if (!kernels.finite(x, items * weight.view().columns)) spread_non_finite(x, items, y, threads);
+}
+
+void Linear::run_gather(const Kernels& kernels, const float* x, const Output& out, const Threads& threads) const {
+    const View& w = weight.listed();
+    const int64_t least = std::max<int64_t>(16, 16384 * w.rows / std::max<int64_t>(w.nonzeros, 1));
+    threads.ranges(w.rows, least, 64, [&](int64_t row, int64_t end) { kernels.gather(w, row, end, x, out); });
+}
+
+void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
+    const View& w = weight.view();
+    const int64_t stride = (w.columns + 63) / 64 * 64;
+    const float* padded = x;
+    if (stride != w.columns) {
+        float* copy = scratch(Scratch::input, size_t(stride * items));
+        for (int64_t i = 0; i < items; i++) {
+            std::copy(x + i * w.columns, x + (i + 1) * w.columns, copy + i * stride);
+            std::fill(copy + i * stride + w.columns, copy + (i + 1) * stride, 0.0f);
+        }
+        padded = copy;
+    }
+    const int64_t least = std::max<int64_t>(16, 65536 / std::max<int64_t>(w.columns, 1));
+    threads.ranges(w.rows, least, 64, [&](int64_t row, int64_t end) {
+        for (int64_t i = 0; i < items; i += kMaxItems) {
+            const int count = int(std::min<int64_t>(kMaxItems, items - i));
+            const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
+            kernels.dot(w, row, end, padded + i * stride, stride, count, part);
+        }
+    });
+}
+
+void Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
+    const View& w = weight.listed();
+    const int64_t all = (items + kLanes - 1) / kLanes, tiles = (all + kernels.max_groups - 1) / kernels.max_groups;
+    const int groups = int((all + tiles - 1) / tiles), lanes = groups * kLanes;
+    const int64_t block = block_columns(weight.density(), groups);
+    float* input = scratch(Scratch::input, size_t(w.columns * lanes));
+    for (int64_t i = 0; i < items; i += lanes) {
+        const int count = int(std::min<int64_t>(lanes, items - i));
+        const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
+        threads.ranges(w.columns, 256, 16, [&](int64_t from, int64_t to) {
+            kernels.to_lanes(x + i * w.columns, w.columns, count, lanes, from, to, input + from * lanes);
+        });
+        threads.ranges(w.rows, std::clamp<int64_t>(w.rows / 16, 16, 256), 1024, [&](int64_t row, int64_t end) {
+            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
+            if (w.columns == 0) std::fill(sums, sums + (end - row) * lanes, 0.0f);
+            for (int64_t from = 0; from < w.columns; from += block)
+                kernels.tile(w, row, end, from, std::min(w.columns, from + block), input + from * lanes, sums, groups, from > 0);
+            kernels.from_lanes(sums, lanes, count, row, end, part);
+        });
+    }
+}
+
+// The kernels leave out pruned weights, or multiply them, as it suits them. Where x is NaN or infinite it makes a difference: 0 * inf is NaN.
+void Linear::spread_non_finite(const float* x, int64_t items, float* y, const Threads& threads) const {
+    const int64_t rows = weight.view().rows, columns = weight.view().columns;
+    threads.each(items, [&](int64_t i) {
+        std::vector<int64_t> found;
+        for (int64_t c = 0; c < columns; c++)
+            if (!std::isfinite(x[i * columns + c])) found.push_back(c);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c : found)
+                if (!weight.bit(r, c)) {
+                    y[i * rows + r] = std::numeric_limits<float>::quiet_NaN();
+                    break;
+                }
+    });
+}
+
+}  // namespace emp
