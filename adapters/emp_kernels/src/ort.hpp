@@ -10,6 +10,7 @@ struct OrtStatus;
 struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtValue;
+struct OrtAllocator;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtCustomOpDomain;
 struct OrtSessionOptions;
@@ -40,16 +41,15 @@ enum Slot {
     kGetDimensionsCount = 61,
     kGetDimensions = 62,
     kGetTensorTypeAndShape = 65,
-    kKernelInfoGetAttributeFloat = 85,
+    kGetAllocatorWithDefaultOptions = 78,
     kKernelInfoGetAttributeInt64 = 86,
-    kKernelInfoGetAttributeString = 87,
-    kKernelContextGetInputCount = 88,
     kKernelContextGetInput = 90,
     kKernelContextGetOutput = 91,
     kReleaseStatus = 93,
+    kReleaseValue = 96,
     kReleaseTensorTypeAndShapeInfo = 99,
     kKernelInfoGetAttributeArrayInt64 = 163,
-    kKernelInfoGetInputCount = 230,
+    kKernelInfoGetAttributeTensor = 236,
     kKernelInfoGetNodeName = 244,
     kKernelInfoGetConstantInputTensor = 249,
     kKernelContextParallelFor = 274,
