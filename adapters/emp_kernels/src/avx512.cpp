@@ -47,6 +47,12 @@ struct F {
     __m512 v;
     static F zero() { return {_mm512_setzero_ps()}; }
     static F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    // A load that stays one: two multiplications that use it must not each read memory.
+    static F load_once(const float* p) {
+        F r = load(p);
+        asm("" : "+v"(r.v));
+        return r;
+    }
     static F broadcast(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
 };

@@ -7,8 +7,6 @@
 #include <cstring>
 #include <limits>
 
-#include "linear.hpp"
-
 namespace emp {
 namespace {
 
@@ -60,12 +58,6 @@ std::vector<int64_t> tap_offsets(const ConvShape& s, const Layout& at) {
     return offset;
 }
 
-// As many groups of 16 positions as give the fewest wasted ones.
-int pick_groups(int64_t positions, int most) {
-    const int64_t all = (positions + kLanes - 1) / kLanes, tiles = (all + most - 1) / most;
-    return int((all + tiles - 1) / tiles);
-}
-
 struct NonFinite {
     int64_t column;
     int lane;
@@ -78,15 +70,14 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
     const Layout at(shape, height, width);
     const int64_t area = at.out_h * at.out_w;
     if (images == 0 || area <= 0 || shape.outputs == 0) return;
-    const View& w = weight.listed();
+    const int64_t columns = weight.view().columns, rows = shape.outputs / shape.group;
+    std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
+    const Tiles& w = tiles_;
     const std::vector<int64_t> offset = tap_offsets(shape, at);
-    const int groups = pick_groups(at.positions, kernels.max_groups), lanes = groups * kLanes;
-    const int64_t block = block_columns(weight.density(), groups);
+    const int groups = groups_for(at.positions, std::min(kernels.max_groups, w.max_groups)), lanes = groups * kLanes;
     const int64_t tiles = (at.positions + lanes - 1) / lanes, all_channels = shape.channels * shape.group;
-    const int64_t rows = shape.outputs / shape.group;
-    // few tiles: rows are divided as well, so that all threads have work
-    const int64_t parts = std::clamp<int64_t>(16 / (tiles * shape.group), 1, std::max<int64_t>(1, rows / 32));
-    const int64_t part_rows = (rows + parts - 1) / parts;
+    // few tiles: rows are divided as well, so that all threads have work; otherwise a tile is filled once for all rows
+    const int64_t chunks = int64_t(w.chunks.size()) / shape.group, parts = tiles * shape.group >= 8 ? 1 : chunks;
 
     float* phases = nullptr;
     const int64_t room = lanes + at.phase;  // the last tile, and taps of its wasted positions, read behind the last channel
@@ -103,17 +94,17 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
         const float* source_end = at.direct ? in + all_channels * at.plane : phases + all_channels * at.plane + room;
         threads.each(tiles * shape.group * parts, [&](int64_t task) {
             const int64_t tile = task / (shape.group * parts), group = task / parts % shape.group, part = task % parts;
-            const int64_t row = group * rows + part * part_rows;
-            const int64_t end = std::min(row + part_rows, (group + 1) * rows);
-            if (row >= end) return;
+            const size_t first_chunk = size_t(group * chunks + part * chunks / parts), last_chunk = size_t(group * chunks + (part + 1) * chunks / parts);
+            const int64_t row = w.chunks[first_chunk].row, end = w.chunks[last_chunk - 1].end;
             const int64_t position = tile * lanes;
             const float* from = source + group * shape.channels * at.plane + position;
-            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
-            float* input = scratch(Scratch::block, size_t(block * lanes));
+            // pairs may need a row behind the last one of a chunk, so that each chunk has one to spare
+            float* sums = scratch(Scratch::sums, size_t((end - row + int64_t(last_chunk - first_chunk)) * lanes));
+            float* input = scratch(Scratch::block, size_t(w.block * lanes));
+            auto sums_of = [&](size_t chunk) { return sums + (w.chunks[chunk].row - row + int64_t(chunk - first_chunk)) * lanes; };
             std::vector<NonFinite> found;
-            if (w.columns == 0) std::fill(sums, sums + (end - row) * lanes, 0.0f);
-            for (int64_t first = 0; first < w.columns; first += block) {
-                const int64_t stop = std::min(w.columns, first + block);
+            for (int64_t b = 0; b < w.blocks(); b++) {
+                const int64_t first = b * w.block, stop = std::min(columns, first + w.block);
                 for (int64_t c = first; c < stop; c++) {
                     float* to = input + (c - first) * lanes;
                     const float* stretch = from + offset[size_t(c)];
@@ -129,20 +120,23 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                     for (int64_t c = first; c < stop; c++)
                         for (int l = 0; l < lanes; l++)
                             if (!std::isfinite(input[(c - first) * lanes + l])) found.push_back({c, l});
-                kernels.tile(w, row, end, first, stop, input, sums, groups, first > 0);
+                for (size_t chunk = first_chunk; chunk < last_chunk; chunk++)
+                    kernels.tile(w.segment(chunk, b), w.chunks[chunk].end - w.chunks[chunk].row, w.pairs, input, sums_of(chunk), groups, b > 0);
             }
-            for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
-                for (int64_t r = row; r < end; r++)
-                    if (!weight.bit(r, one.column)) sums[(r - row) * lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
+            if (w.blocks() == 0) std::fill(sums, sums + (end - row + int64_t(last_chunk - first_chunk)) * lanes, 0.0f);
             const int64_t last = std::min(position + lanes, at.positions);
-            for (int64_t r = row; r < end; r++) {
+            for (size_t chunk = first_chunk; chunk < last_chunk; chunk++)
+            for (int64_t r = w.chunks[chunk].row; r < w.chunks[chunk].end; r++) {
+                float* in_row = sums_of(chunk) + (r - w.chunks[chunk].row) * lanes;
+                for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
+                    if (!weight.bit(r, one.column)) in_row[one.lane] = std::numeric_limits<float>::quiet_NaN();
                 float* out = y + (image * shape.outputs + r) * area;
                 const float b = bias ? bias[r] : 0.0f;
                 for (int64_t p = position; p < last;) {
                     const int64_t out_y = p / at.row, out_x = p % at.row, next = std::min((out_y + 1) * at.row, last);
                     const int64_t count = std::min(at.out_w - out_x, next - p);
                     if (count > 0)
-                        kernels.finish(sums + (r - row) * lanes + (p - position), count, b, activation, out + out_y * at.out_w + out_x);
+                        kernels.finish(in_row + (p - position), count, b, activation, out + out_y * at.out_w + out_x);
                     p = next;
                 }
             }

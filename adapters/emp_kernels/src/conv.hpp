@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels.hpp"
 #include "parallel.hpp"
+#include "tiles.hpp"
 
 namespace emp {
 
@@ -24,6 +25,10 @@ class Conv {
     // x[images, group * channels, height, width] -> y[images, outputs, ...]. The same promise as Linear::run.
     void run(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, Activation, float* y,
              const Threads&) const;
+
+  private:
+    mutable std::once_flag once_;
+    mutable Tiles tiles_;
 };
 
 }  // namespace emp

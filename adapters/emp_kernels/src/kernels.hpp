@@ -24,12 +24,11 @@ struct Kernels {
 
     // Few items: the weights are decoded in registers, 8 at a time. x[item * stride + column], zero from `columns` up to the next multiple of 64.
     void (*dot)(const View&, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output&);
-    // One item, very sparse rows; needs the lists, as `tile` does.
+    // One item, very sparse rows; needs the list of columns.
     void (*gather)(const View&, int64_t row, int64_t end, const float* x, const Output&);
-    // Many items: tile[row - first] (+)= weight[row, from:to] * x_tile, where x_tile[column - from] and tile[] hold 16 * groups floats, aligned.
-    // `from` and `to` are multiples of the granule, or the end.
-    void (*tile)(const View&, int64_t row, int64_t end, int64_t from, int64_t to, const float* x_tile, float* tile,
-                 int groups, bool add);
+    // Many items: sums[row] (+)= weight[row, columns of the segment] * x_tile for `rows` rows; x_tile[column] and sums[row] hold 16 * groups floats,
+    // aligned. Where rows come in pairs, `sums` has room for one row more.
+    void (*tile)(const Segment&, int64_t rows, bool pairs, const float* x_tile, float* sums, int groups, bool add);
     // out[c * lanes + i] = in[i * stride + c] for i < items, zeros for items ≤ i < lanes; c in [from, to).
     void (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
     // The way back: y[i * item_stride + row] for i < items, with bias and activation; tile[(row - first) * lanes + i].

@@ -1,6 +1,6 @@
 // The kernels, written once over two vector types that each instruction set brings:
 //   F8: 8 floats; zero, load, broadcast, fma, sum, decode(mask byte, packed values)
-//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, max
+//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, load_once, store, broadcast, fma, add, relu
 // Included by one file per instruction set, inside a namespace of its own, so that no code of one leaks into another.
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
@@ -86,65 +86,94 @@ void gather(const View& w, int64_t row, int64_t end, const float* x, const Outpu
 
 // ---- many items
 
+template <int kVectors>
+struct Sums {
+    F v[kVectors];
+    void set(const float* from, bool read) {
+        for (int j = 0; j < kVectors; j++) v[j] = read ? F::load(from + kWidth * j) : F::zero();
+    }
+    void store(float* to) const {
+        for (int j = 0; j < kVectors; j++) v[j].store(to + kWidth * j);
+    }
+    void add_product(float weight, const float* x) {
+        const F w = F::broadcast(weight);
+        for (int j = 0; j < kVectors; j++) v[j] = fma(w, F::load(x + kWidth * j), v[j]);
+    }
+};
+
+// Enough independent sums to keep the multipliers busy (8), and no more than there are registers.
 template <int kGroups, int kUnroll>
-void tile_rows(const View& w, const uint32_t* start, const uint32_t* stop, const uint16_t* column, int64_t row, int64_t end,
-               const float* x_tile, float* tile, bool add_to) {
-    constexpr int kVectors = kGroups * kLanes / kWidth;
+void tile_singles(const Segment& segment, int64_t rows, const float* x_tile, float* sums, bool add_to) {
     constexpr int64_t kStride = kGroups * kLanes;
-    const int64_t first = row;
-    for (; row < end; row++) {
-        F sum[kUnroll][kVectors];
-        float* y = tile + (row - first) * kStride;
-        for (int j = 0; j < kVectors; j++) sum[0][j] = add_to ? F::load(y + kWidth * j) : F::zero();
-        for (int u = 1; u < kUnroll; u++)
-            for (F& lane : sum[u]) lane = F::zero();
-        uint32_t i = start[row];
-        const uint32_t last = stop[row];
-        if (row + 2 < end) {
-            uint32_t ahead = start[row + 2];
-            const uint32_t ahead_end = stop[row + 2];
-            prefetch(column + ahead), prefetch(column + ahead_end);
-            for (; ahead < ahead_end; ahead += 16) prefetch(w.values + ahead);
+    constexpr int kVectors = kGroups * kLanes / kWidth;
+    const uint16_t *head = segment.head, *column = segment.column;
+    const float* value = segment.value;
+    while (rows > 0) {
+        const int count = *head++, members = *head++;
+        rows -= members;
+        for (int m = 0; m < members; m++) {
+            float* y = sums + *head++ * kStride;
+            Sums<kVectors> sum[kUnroll];
+            for (int u = 0; u < kUnroll; u++) sum[u].set(y, add_to && u == 0);
+            prefetch(value + 256), prefetch(value + 272), prefetch(column + 128);
+            int i = 0;
+            for (; i + kUnroll <= count; i += kUnroll)
+                for (int u = 0; u < kUnroll; u++) sum[u].add_product(value[i + u], x_tile + column[i + u] * kStride);
+            for (; i < count; i++) sum[0].add_product(value[i], x_tile + column[i] * kStride);
+            for (int u = 1; u < kUnroll; u++)
+                for (int j = 0; j < kVectors; j++) sum[0].v[j] = add(sum[0].v[j], sum[u].v[j]);
+            sum[0].store(y);
+            column += count, value += count;
         }
-        for (; i + kUnroll <= last; i += kUnroll)
-            for (int u = 0; u < kUnroll; u++) {
-                const float* x = x_tile + column[i + u] * kStride;
-                const F weight = F::broadcast(w.values[i + u]);
-                for (int j = 0; j < kVectors; j++) sum[u][j] = fma(weight, F::load(x + kWidth * j), sum[u][j]);
-            }
-        for (; i < last; i++) {
-            const float* x = x_tile + column[i] * kStride;
-            const F weight = F::broadcast(w.values[i]);
-            for (int j = 0; j < kVectors; j++) sum[0][j] = fma(weight, F::load(x + kWidth * j), sum[0][j]);
-        }
-        for (int u = 1; u < kUnroll; u++)
-            for (int j = 0; j < kVectors; j++) sum[0][j] = add(sum[0][j], sum[u][j]);
-        for (int j = 0; j < kVectors; j++) sum[0][j].store(y + kWidth * j);
     }
 }
 
-// Enough chains to keep the multipliers busy (8), and no more registers than there are.
 template <int kGroups>
-constexpr int unroll() {
-    constexpr int vectors = kGroups * kLanes / kWidth;
-    return vectors >= 8 ? 1 : vectors >= 4 ? 2 : vectors >= 2 ? 4 : 8;
+void tile_pairs(const Segment& segment, int64_t rows, const float* x_tile, float* sums, bool add_to) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    constexpr int kVectors = kGroups * kLanes / kWidth;
+    const uint16_t *head = segment.head, *column = segment.column;
+    const float* value = segment.value;
+    for (; rows > 0; rows -= 2, head += 5) {
+        float *y = sums + head[3] * kStride, *z = sums + head[4] * kStride;
+        Sums<kVectors> a, b;
+        a.set(y, add_to), b.set(z, add_to);
+        for (int i = 0; i < 96; i += 16) prefetch(value + 512 + i);
+        prefetch(column + 256);
+        for (const uint16_t* end = column + head[0]; column < end; column++, value += 2) {
+            const float* x = x_tile + *column * kStride;
+            const F w = F::broadcast(value[0]), u = F::broadcast(value[1]);
+            for (int j = 0; j < kVectors; j++) {
+                const F both = F::load_once(x + kWidth * j);
+                a.v[j] = fma(w, both, a.v[j]);
+                b.v[j] = fma(u, both, b.v[j]);
+            }
+        }
+        for (const uint16_t* end = column + head[1]; column < end; column++) a.add_product(*value++, x_tile + *column * kStride);
+        for (const uint16_t* end = column + head[2]; column < end; column++) b.add_product(*value++, x_tile + *column * kStride);
+        a.store(y), b.store(z);
+    }
 }
 
-void tile(const View& w, int64_t row, int64_t end, int64_t from, int64_t to, const float* x_tile, float* tile,
-          int groups, bool add_to) {
-    const uint32_t* start = w.start + (from / kGranule) * w.rows;
-    const uint32_t* stop = w.start + ((to + kGranule - 1) / kGranule) * w.rows;
-    const uint16_t* column = w.column;
-    const float* x = x_tile - from * groups * kLanes;
+template <int kGroups>
+void tile_groups(const Segment& segment, int64_t rows, bool pairs, const float* x_tile, float* sums, bool add_to) {
+    constexpr int vectors = kGroups * kLanes / kWidth;
+    if (pairs)
+        tile_pairs<kGroups>(segment, rows, x_tile, sums, add_to);
+    else
+        tile_singles<kGroups, vectors >= 8 ? 1 : vectors >= 4 ? 2 : vectors >= 2 ? 4 : 8>(segment, rows, x_tile, sums, add_to);
+}
+
+void tile(const Segment& segment, int64_t rows, bool pairs, const float* x_tile, float* sums, int groups, bool add_to) {
     switch (groups) {
-        case 1: return tile_rows<1, unroll<1>()>(w, start, stop, column, row, end, x, tile, add_to);
-        case 2: return tile_rows<2, unroll<2>()>(w, start, stop, column, row, end, x, tile, add_to);
-        case 3: return tile_rows<3, unroll<3>()>(w, start, stop, column, row, end, x, tile, add_to);
-        case 4: return tile_rows<4, unroll<4>()>(w, start, stop, column, row, end, x, tile, add_to);
-        case 5: return tile_rows<5, unroll<5>()>(w, start, stop, column, row, end, x, tile, add_to);
-        case 6: return tile_rows<6, unroll<6>()>(w, start, stop, column, row, end, x, tile, add_to);
-        case 7: return tile_rows<7, unroll<7>()>(w, start, stop, column, row, end, x, tile, add_to);
-        default: return tile_rows<8, unroll<8>()>(w, start, stop, column, row, end, x, tile, add_to);
+        case 1: return tile_groups<1>(segment, rows, pairs, x_tile, sums, add_to);
+        case 2: return tile_groups<2>(segment, rows, pairs, x_tile, sums, add_to);
+        case 3: return tile_groups<3>(segment, rows, pairs, x_tile, sums, add_to);
+        case 4: return tile_groups<4>(segment, rows, pairs, x_tile, sums, add_to);
+        case 5: return tile_groups<5>(segment, rows, pairs, x_tile, sums, add_to);
+        case 6: return tile_groups<6>(segment, rows, pairs, x_tile, sums, add_to);
+        case 7: return tile_groups<7>(segment, rows, pairs, x_tile, sums, add_to);
+        default: return tile_groups<8>(segment, rows, pairs, x_tile, sums, add_to);
     }
 }
 

@@ -5,12 +5,6 @@
 
 namespace emp {
 
-int64_t block_columns(double density, int groups) {
-    const int64_t base = 512 / groups / kGranule * kGranule;
-    const int64_t factor = density < 0.07 ? 4 : density < 0.15 ? 2 : 1;
-    return std::max(base, kGranule) * factor;
-}
-
 Way Linear::way(const Kernels&, int64_t items) const {
     if (!weight.can_list()) return Way::dot;
     const double density = weight.density();
@@ -59,23 +53,28 @@ void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, cons
     });
 }
 
+const Tiles& Linear::tiles() const {
+    std::call_once(once_, [this] { tiles_.arrange(weight, std::max<int64_t>(1, weight.view().rows)); });
+    return tiles_;
+}
+
 void Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
-    const View& w = weight.listed();
-    const int64_t all = (items + kLanes - 1) / kLanes, tiles = (all + kernels.max_groups - 1) / kernels.max_groups;
-    const int groups = int((all + tiles - 1) / tiles), lanes = groups * kLanes;
-    const int64_t block = block_columns(weight.density(), groups);
-    float* input = scratch(Scratch::input, size_t(w.columns * lanes));
+    const Tiles& w = tiles();
+    const int64_t columns = weight.view().columns;
+    const int groups = groups_for(items, std::min(kernels.max_groups, w.max_groups)), lanes = groups * kLanes;
+    float* input = scratch(Scratch::input, size_t(columns * lanes));
     for (int64_t i = 0; i < items; i += lanes) {
         const int count = int(std::min<int64_t>(lanes, items - i));
         const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
-        threads.ranges(w.columns, 256, 16, [&](int64_t from, int64_t to) {
-            kernels.to_lanes(x + i * w.columns, w.columns, count, lanes, from, to, input + from * lanes);
+        threads.ranges(columns, 256, 16, [&](int64_t from, int64_t to) {
+            kernels.to_lanes(x + i * columns, columns, count, lanes, from, to, input + from * lanes);
         });
-        threads.ranges(w.rows, std::clamp<int64_t>(w.rows / 16, 16, 256), 1024, [&](int64_t row, int64_t end) {
-            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
-            if (w.columns == 0) std::fill(sums, sums + (end - row) * lanes, 0.0f);
-            for (int64_t from = 0; from < w.columns; from += block)
-                kernels.tile(w, row, end, from, std::min(w.columns, from + block), input + from * lanes, sums, groups, from > 0);
+        threads.each(int64_t(w.chunks.size()), [&](int64_t chunk) {
+            const auto [row, end] = w.chunks[size_t(chunk)];
+            float* sums = scratch(Scratch::sums, size_t((end - row + 1) * lanes));
+            if (w.blocks() == 0) std::fill(sums, sums + (end - row) * lanes, 0.0f);
+            for (int64_t b = 0; b < w.blocks(); b++)
+                kernels.tile(w.segment(size_t(chunk), b), end - row, w.pairs, input + b * w.block * lanes, sums, groups, b > 0);
             kernels.from_lanes(sums, lanes, count, row, end, part);
         });
     }

@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels.hpp"
 #include "parallel.hpp"
+#include "tiles.hpp"
 
 namespace emp {
 
@@ -24,11 +25,11 @@ class Linear {
     void run_dot(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
     void run_gather(const Kernels&, const float* x, const Output&, const Threads&) const;
     void run_tile(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
+    const Tiles& tiles() const;
     void spread_non_finite(const float* x, int64_t items, float* y, const Threads&) const;
-};
 
-// Columns of a block so that its part of the tile stays in the first-level cache; a multiple of kGranule. Sparser weights do less with each
-// block, so that theirs are larger.
-int64_t block_columns(double density, int groups);
+    mutable std::once_flag once_;
+    mutable Tiles tiles_;
+};
 
 }  // namespace emp

@@ -52,7 +52,7 @@ std::string Matrix::bind(int64_t rows, int64_t columns, const uint8_t* bits, siz
         offset_[size_t(r) + 1] = offset_[size_t(r)] + seen;
     }
     if (offset_.back() != count) return disagree(offset_.back(), count);
-    view_ = {rows, columns, int64_t(count), mask, stride, values, offset_.data(), 0, nullptr, nullptr, nullptr};
+    view_ = {rows, columns, int64_t(count), mask, stride, values, offset_.data(), 0, nullptr, nullptr};
     find_tail();
     return "";
 }
@@ -82,7 +82,7 @@ std::string Matrix::bind_transposed(int64_t rows, int64_t columns, const uint8_t
     float* moved = values_.grow(count + 16);
     const float* value = values;
     each([&](int64_t r, int64_t) { moved[next[size_t(r)]++] = *value++; });
-    view_ = {rows, columns, int64_t(count), mask, stride, moved, offset_.data(), 0, nullptr, nullptr, nullptr};
+    view_ = {rows, columns, int64_t(count), mask, stride, moved, offset_.data(), 0, nullptr, nullptr};
     find_tail();
     return "";
 }
@@ -101,24 +101,20 @@ void Matrix::find_tail() {
 
 const View& Matrix::listed() const {
     std::call_once(once_, [this] {
-        const int64_t rows = view_.rows, columns = view_.columns, blocks = (columns + kGranule - 1) / kGranule;
         uint16_t* column = column_.grow(size_t(view_.nonzeros) + 16);
-        uint32_t* start = start_.grow(size_t((blocks + 1) * rows) + 16);
-        uint32_t index = 0;
-        for (int64_t r = 0; r < rows; r++) {
-            const uint8_t* row = view_.mask + r * view_.mask_stride;
-            for (int64_t b = 0; b < blocks; b++) {
-                start[b * rows + r] = index;
-                const int64_t c = b * kGranule;
-                uint64_t word = read_bits(row, size_t(view_.mask_stride), uint64_t(c), int(std::min(kGranule, columns - c)));
-                for (; word; word &= word - 1) column[index++] = uint16_t(c + first_bit(word));
-            }
-            start[blocks * rows + r] = index;
-        }
+        uint16_t* next = column;
+        for (int64_t r = 0; r < view_.rows; r++)
+            for (int64_t c = 0; c < view_.columns; c += 64)
+                for (uint64_t word = bits(r, c); word; word &= word - 1) *next++ = uint16_t(c + first_bit(word));
         listed_ = view_;
-        listed_.column = column, listed_.start = start;
+        listed_.column = column;
     });
     return listed_;
+}
+
+uint64_t Matrix::bits(int64_t row, int64_t column) const {
+    return read_bits(view_.mask + row * view_.mask_stride, size_t(view_.mask_stride), uint64_t(column),
+                     int(std::min<int64_t>(64, view_.columns - column)));
 }
 
 }  // namespace emp

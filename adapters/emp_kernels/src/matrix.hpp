@@ -59,8 +59,10 @@ class Matrix {
     bool bit(int64_t row, int64_t column) const {
         return view_.mask[row * view_.mask_stride + column / 8] >> (column % 8) & 1;
     }
-    bool can_list() const { return view_.columns <= 65536 && view_.nonzeros < int64_t(1) << 32; }
-    // The view with its lists, made on the first call by one thread, and kept. Requires can_list().
+    // 64 bits of a row, from a column that is a multiple of 64; zero behind the last column.
+    uint64_t bits(int64_t row, int64_t column) const;
+    bool can_list() const { return view_.columns <= 65536; }
+    // The view with its columns listed; made on the first call by one thread, and kept. Requires can_list().
     const View& listed() const;
 
   private:
@@ -72,7 +74,6 @@ class Matrix {
     mutable std::once_flag once_;
     mutable View listed_ = {};
     mutable Buffer<uint16_t> column_;
-    mutable Buffer<uint32_t> start_;
 };
 
 }  // namespace emp

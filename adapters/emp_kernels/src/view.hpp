@@ -8,8 +8,6 @@
 
 namespace emp {
 
-constexpr int64_t kGranule = 64;  // columns between two starts
-
 // Rows are outputs: y[r] = sum over c of weight[r, c] * x[c].
 struct View {
     int64_t rows, columns, nonzeros;
@@ -20,10 +18,19 @@ struct View {
     int64_t tail_row;          // from this row on, values are read from `tail`, which has room for 16 floats behind it
     const float* tail;
 
-    // The places as lists, for kernels that jump from one nonzero to the next. start[b * rows + r] is the index of the first value of row r
-    // in a column ≥ b * kGranule; there is one row of starts more than blocks. Null until made.
-    const uint16_t* column;
-    const uint32_t* start;
+    const uint16_t* column;    // of each value, for kernels that jump from one to the next; null until made
+};
+
+// Some rows and a block of columns, arranged for the product with a tile: rows with equally many nonzeros follow each other, so that the
+// processor foresees where each loop ends; and in dense weights rows come in pairs, so that a column that both have is loaded once.
+//
+// Rows count from the first row of the segment, columns from its first column.
+struct Segment {
+    // Singles: a count, how many rows have it, these rows; until all rows are told. Pairs: for each the number of columns that both have, that only the
+    // first has, that only the second has; the two rows. The second of the last pair may be one behind the last row.
+    const uint16_t* head;
+    const uint16_t* column;  // in the order of the rows in `head`; of a pair, first what both have
+    const float* value;      // likewise; what both have comes in twos
 };
 
 }  // namespace emp

@@ -1,0 +1,36 @@
+// A matrix arranged in segments, for products with many items at once.
+#pragma once
+#include "matrix.hpp"
+
+namespace emp {
+
+class Tiles {
+  public:
+    // `group_rows`: a segment's rows never cross a multiple of it.
+    void arrange(const Matrix& matrix, int64_t group_rows);
+
+    struct Chunk {
+        int64_t row, end;
+    };
+    int64_t block = 0;   // columns of a segment
+    int max_groups = 0;  // of 16 items, so that a block of their tile stays in the first-level cache
+    bool pairs = false;
+    std::vector<Chunk> chunks;
+    // Segment of a chunk and of the columns from `block * index` on.
+    Segment segment(size_t chunk, int64_t index) const { return segments_[chunk * size_t(blocks_) + size_t(index)]; }
+    int64_t blocks() const { return blocks_; }
+
+  private:
+    int64_t blocks_ = 0;
+    std::vector<Segment> segments_;
+    Buffer<uint16_t> head_, column_;
+    Buffer<float> value_;
+};
+
+// As many groups of 16 as fit `items` into equal tiles with the least room to spare.
+inline int groups_for(int64_t items, int most) {
+    const int64_t all = (items + 15) / 16, tiles = (all + most - 1) / most;
+    return int((all + tiles - 1) / tiles);
+}
+
+}  // namespace emp
