@@ -15,6 +15,7 @@ struct Layout {
     int64_t row, phase, plane;  // floats of a row of a phase, of a phase, of a channel
     int64_t positions;          // along the phase's rows, from the first output to the last
     bool direct;                // the image itself is its only phase
+    std::vector<bool> used[2];  // phases that some tap reads, by axis
 
     Layout(const ConvShape& s, int64_t height, int64_t width)
         : height(height), width(width), out_h(s.out(0, height)), out_w(s.out(1, width)) {
@@ -26,21 +27,35 @@ struct Layout {
         phase = row * ((padded_h + s.stride[0] - 1) / s.stride[0]);
         plane = phase * s.stride[0] * s.stride[1];
         positions = (out_h - 1) * row + out_w;
+        for (int axis = 0; axis < 2; axis++) {
+            used[axis].assign(size_t(s.stride[axis]), false);
+            for (int64_t k = 0; k < s.kernel[axis]; k++) used[axis][size_t(k * s.dilation[axis] % s.stride[axis])] = true;
+        }
     }
 };
 
 void split_channel(const ConvShape& s, const Layout& at, const float* in, float* out) {
     std::memset(out, 0, size_t(at.plane) * sizeof(float));
+    const int64_t step = s.stride[1];
     for (int64_t y = 0; y < at.height; y++) {
-        const int64_t py = y + s.pad_begin[0], phase_y = py % s.stride[0], row = py / s.stride[0];
-        if (s.stride[1] == 1) {
-            std::memcpy(out + phase_y * at.phase + row * at.row + s.pad_begin[1], in + y * at.width, size_t(at.width) * sizeof(float));
+        const int64_t py = y + s.pad_begin[0];
+        if (!at.used[0][size_t(py % s.stride[0])]) continue;
+        float* row = out + py % s.stride[0] * step * at.phase + py / s.stride[0] * at.row;
+        const float* from = in + y * at.width;
+        if (step == 1) {
+            std::memcpy(row + s.pad_begin[1], from, size_t(at.width) * sizeof(float));
             continue;
         }
-        float* to = out + phase_y * s.stride[1] * at.phase + row * at.row;
-        for (int64_t x = 0; x < at.width; x++) {
-            const int64_t px = x + s.pad_begin[1];
-            to[px % s.stride[1] * at.phase + px / s.stride[1]] = in[y * at.width + x];
+        for (int64_t phase = 0; phase < step; phase++) {
+            if (!at.used[1][size_t(phase)]) continue;
+            // the first pixel of this phase that lies in the image, not in its padding
+            const int64_t first = (s.pad_begin[1] - phase + step - 1) / step > 0 ? (s.pad_begin[1] - phase + step - 1) / step : 0;
+            float* to = row + phase * at.phase;
+            int64_t x = first * step + phase - s.pad_begin[1];
+            if (step == 2)
+                for (int64_t i = first; x < at.width; i++, x += 2) to[i] = from[x];
+            else
+                for (int64_t i = first; x < at.width; i++, x += step) to[i] = from[x];
         }
     }
 }
@@ -71,16 +86,16 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
     const int64_t area = at.out_h * at.out_w;
     if (images == 0 || area <= 0 || shape.outputs == 0) return;
     const int64_t columns = weight.view().columns, rows = shape.outputs / shape.group;
-    std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
+    std::call_once(once_, [&] { tiles_.arrange(weight, rows, false); });
     const Tiles& w = tiles_;
     const std::vector<int64_t> offset = tap_offsets(shape, at);
-    const int groups = groups_for(at.positions, std::min(kernels.max_groups, w.max_groups)), lanes = groups * kLanes;
-    const int64_t tiles = (at.positions + lanes - 1) / lanes, all_channels = shape.channels * shape.group;
+    const Cut cut(at.positions, std::min(kernels.max_groups, w.max_groups));
+    const int64_t widest = cut.widest() * kLanes, tiles = cut.tiles, all_channels = shape.channels * shape.group;
     // few tiles: rows are divided as well, so that all threads have work; otherwise a tile is filled once for all rows
     const int64_t chunks = int64_t(w.chunks.size()) / shape.group, parts = tiles * shape.group >= 8 ? 1 : chunks;
 
     float* phases = nullptr;
-    const int64_t room = lanes + at.phase;  // the last tile, and taps of its wasted positions, read behind the last channel
+    const int64_t room = widest + at.phase;  // the last tile, and taps of its wasted positions, read behind the last channel
     if (!at.direct) phases = scratch(Scratch::input, size_t(all_channels * at.plane + room));
     for (int64_t image = 0; image < images; image++) {
         const float* in = x + image * all_channels * height * width;
@@ -90,13 +105,15 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                 for (int64_t c = from; c < to; c++) split_channel(shape, at, in + c * height * width, phases + c * at.plane);
             });
         }
+        const bool all_finite = kernels.finite(in, all_channels * height * width);
         const float* source = at.direct ? in : phases;
         const float* source_end = at.direct ? in + all_channels * at.plane : phases + all_channels * at.plane + room;
         threads.each(tiles * shape.group * parts, [&](int64_t task) {
             const int64_t tile = task / (shape.group * parts), group = task / parts % shape.group, part = task % parts;
             const size_t first_chunk = size_t(group * chunks + part * chunks / parts), last_chunk = size_t(group * chunks + (part + 1) * chunks / parts);
             const int64_t row = w.chunks[first_chunk].row, end = w.chunks[last_chunk - 1].end;
-            const int64_t position = tile * lanes;
+            const int groups = cut.width(tile), lanes = groups * kLanes;
+            const int64_t position = cut.begin(tile) * kLanes;
             const float* from = source + group * shape.channels * at.plane + position;
             // pairs may need a row behind the last one of a chunk, so that each chunk has one to spare
             float* sums = scratch(Scratch::sums, size_t((end - row + int64_t(last_chunk - first_chunk)) * lanes));
@@ -116,7 +133,7 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                         std::fill(to + there, to + lanes, 0.0f);
                     }
                 }
-                if (!kernels.finite(input, (stop - first) * lanes))
+                if (!all_finite && !kernels.finite(input, (stop - first) * lanes))
                     for (int64_t c = first; c < stop; c++)
                         for (int l = 0; l < lanes; l++)
                             if (!std::isfinite(input[(c - first) * lanes + l])) found.push_back({c, l});

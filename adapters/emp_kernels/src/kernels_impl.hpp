@@ -180,39 +180,43 @@ void tile(const Segment& segment, int64_t rows, bool pairs, const float* x_tile,
 // ---- between items in rows and items in lanes
 
 void to_lanes(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out) {
-    int i = 0;
-    for (; i + 8 <= items; i += 8) {
-        int64_t c = from;
-        for (; c + 8 <= to; c += 8) transpose8(in + i * stride + c, stride, out + (c - from) * lanes + i, lanes);
-        for (; c < to; c++)
-            for (int j = 0; j < 8; j++) out[(c - from) * lanes + i + j] = in[(i + j) * stride + c];
+    constexpr int64_t kPart = 32;  // columns whose lanes stay in the first-level cache until they are full
+    for (int64_t part = from; part < to; part += kPart) {
+        const int64_t end = part + kPart < to ? part + kPart : to;
+        int i = 0;
+        for (; i + 8 <= items; i += 8) {
+            int64_t c = part;
+            for (; c + 8 <= end; c += 8) transpose8(in + i * stride + c, stride, out + (c - from) * lanes + i, lanes);
+            for (; c < end; c++)
+                for (int j = 0; j < 8; j++) out[(c - from) * lanes + i + j] = in[(i + j) * stride + c];
+        }
+        for (; i < lanes; i++)
+            for (int64_t c = part; c < end; c++) out[(c - from) * lanes + i] = i < items ? in[i * stride + c] : 0.0f;
     }
-    for (; i < lanes; i++)
-        for (int64_t c = from; c < to; c++) out[(c - from) * lanes + i] = i < items ? in[i * stride + c] : 0.0f;
 }
 
 void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
-    const int64_t first = row;
-    for (; row < end; row += 8) {
-        const int count = int(end - row < 8 ? end - row : 8);
-        const float* from = tile + (row - first) * lanes;
-        int i = 0;
-        if (count == 8)
-            for (; i + 8 <= items; i += 8) {
-                alignas(64) float block[64];
-                transpose8(from + i, lanes, block, 8);
-                for (int j = 0; j < 8; j++) {
-                    F8 value = F8::load(block + 8 * j);
-                    if (out.bias) value = add(value, F8::load(out.bias + row));
-                    if (out.activation == Activation::relu) value = relu(value);
-                    value.store(out.y + (i + j) * out.item_stride + row);
-                }
+    int i = 0;
+    for (; i + 8 <= items; i += 8) {
+        int64_t r = row;
+        for (; r + 8 <= end; r += 8) {
+            alignas(64) float block[64];
+            transpose8(tile + (r - row) * lanes + i, lanes, block, 8);
+            for (int j = 0; j < 8; j++) {
+                F8 value = F8::load(block + 8 * j);
+                if (out.bias) value = add(value, F8::load(out.bias + r));
+                if (out.activation == Activation::relu) value = relu(value);
+                value.store(out.y + (i + j) * out.item_stride + r);
             }
-        for (; i < items; i++)
-            for (int r = 0; r < count; r++)
-                out.y[i * out.item_stride + row + r] =
-                    activate(from[r * lanes + i] + (out.bias ? out.bias[row + r] : 0.0f), out.activation);
+        }
+        for (; r < end; r++)
+            for (int j = 0; j < 8; j++)
+                out.y[(i + j) * out.item_stride + r] =
+                    activate(tile[(r - row) * lanes + i + j] + (out.bias ? out.bias[r] : 0.0f), out.activation);
     }
+    for (; i < items; i++)
+        for (int64_t r = row; r < end; r++)
+            out.y[i * out.item_stride + r] = activate(tile[(r - row) * lanes + i] + (out.bias ? out.bias[r] : 0.0f), out.activation);
 }
 
 void finish(const float* in, int64_t count, float bias, Activation activation, float* out) {

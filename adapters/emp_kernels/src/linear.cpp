@@ -9,8 +9,7 @@ Way Linear::way(const Kernels&, int64_t items) const {
     if (!weight.can_list()) return Way::dot;
     const double density = weight.density();
     if (items == 1) return density < 0.18 ? Way::gather : Way::dot;
-    // One step of `dot` reads 8 weights, zeros or not, for all items; one step of `tile` reads one nonzero for 16 items.
-    return density * 8.0 * 1.2 < 1.3 + 0.5 * double(items) || items > 12 ? Way::tile : Way::dot;
+    return density < 0.25 || items > 5 ? Way::tile : Way::dot;
 }
 
 void Linear::run(const Kernels& kernels, const float* x, int64_t items, const float* bias, Activation activation, float* y,
@@ -53,17 +52,21 @@ void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, cons
     });
 }
 
-const Tiles& Linear::tiles() const {
-    std::call_once(once_, [this] { tiles_.arrange(weight, std::max<int64_t>(1, weight.view().rows)); });
-    return tiles_;
+const Tiles& Linear::tiles(int64_t items) const {
+    // sparse weights are arranged in the same way for few and for many items
+    const bool narrow = items <= 2 * kLanes || weight.density() < 0.3;
+    std::call_once(once_[narrow], [&] { tiles_[narrow].arrange(weight, std::max<int64_t>(1, weight.view().rows), narrow); });
+    return tiles_[narrow];
 }
 
 void Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
-    const Tiles& w = tiles();
+    const Tiles& w = tiles(items);
     const int64_t columns = weight.view().columns;
-    const int groups = groups_for(items, std::min(kernels.max_groups, w.max_groups)), lanes = groups * kLanes;
-    float* input = scratch(Scratch::input, size_t(columns * lanes));
-    for (int64_t i = 0; i < items; i += lanes) {
+    const Cut cut(items, std::min(kernels.max_groups, w.max_groups));
+    float* input = scratch(Scratch::input, size_t(columns * cut.widest() * kLanes));
+    for (int64_t tile = 0; tile < cut.tiles; tile++) {
+        const int64_t i = cut.begin(tile) * kLanes;
+        const int groups = cut.width(tile), lanes = groups * kLanes;
         const int count = int(std::min<int64_t>(lanes, items - i));
         const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
         threads.ranges(columns, 256, 16, [&](int64_t from, int64_t to) {

@@ -25,11 +25,11 @@ class Linear {
     void run_dot(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
     void run_gather(const Kernels&, const float* x, const Output&, const Threads&) const;
     void run_tile(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
-    const Tiles& tiles() const;
+    const Tiles& tiles(int64_t items) const;
     void spread_non_finite(const float* x, int64_t items, float* y, const Threads&) const;
 
-    mutable std::once_flag once_;
-    mutable Tiles tiles_;
+    mutable std::once_flag once_[2];
+    mutable Tiles tiles_[2];  // for few items, and for many
 };
 
 }  // namespace emp

@@ -136,13 +136,14 @@ class ConvNode : public Node {
         for (size_t i = 0; i < 2; i++) {
             s.kernel[i] = shape[2 + i], s.stride[i] = strides[i], s.dilation[i] = dilations[i];
             s.pad_begin[i] = pads[i], s.pad_end[i] = pads[2 + i];
-            constexpr int64_t most = int64_t(1) << 30;
-            for (int64_t one : {s.kernel[i], s.stride[i], s.dilation[i]})
-                if (one < 1 || one > most) throw Refusal("must have kernels, strides and dilations ≥ 1");
+            constexpr int64_t most = int64_t(1) << 20;  // so that no product of sizes overflows
+            for (int64_t one : {s.kernel[i], s.dilation[i]})
+                if (one < 1 || one > most) throw Refusal("must have kernels and dilations ≥ 1 and ≤ 1048576");
+            if (s.stride[i] < 1 || s.stride[i] > 1024) throw Refusal("must have strides ≥ 1 and ≤ 1024");
             for (int64_t one : {s.pad_begin[i], s.pad_end[i]})
-                if (one < 0 || one > most) throw Refusal("must have pads ≥ 0");
+                if (one < 0 || one > most) throw Refusal("must have pads ≥ 0 and ≤ 1048576");
         }
-        if (s.channels < 0 || s.kernel[0] > (1 << 20) || s.kernel[1] > (1 << 20) || s.channels > (int64_t(1) << 40) / (s.kernel[0] * s.kernel[1]))
+        if (s.channels < 0 || s.channels > (int64_t(1) << 40) / (s.kernel[0] * s.kernel[1]))
             throw Refusal("must have a shape of at most 2^40 elements, got " + text(shape));
         bind(op, info, s.outputs, s.channels * s.kernel[0] * s.kernel[1], false, conv.weight, mask);
         if (!conv.weight.can_list()) throw Refusal("must have at most 65536 weights for each output, got the shape " + text(shape));

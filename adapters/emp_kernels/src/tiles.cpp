@@ -89,13 +89,13 @@ void arrange_pairs(const std::vector<Part>& rows, int words, Writer& out) {
 
 }  // namespace
 
-void Tiles::arrange(const Matrix& matrix, int64_t group_rows) {
+void Tiles::arrange(const Matrix& matrix, int64_t group_rows, bool narrow) {
     const View& view = matrix.view();
     const double density = matrix.density();
     // measured: docs/kernels.md
-    pairs = density >= 0.3;
-    block = density >= 0.3 ? 64 : density >= 0.07 ? 128 : 192;
-    max_groups = density >= 0.3 ? 8 : 4;
+    pairs = density >= 0.3 && !narrow;
+    block = pairs ? 64 : density >= 0.07 ? 128 : 192;
+    max_groups = pairs ? 8 : 4;
     blocks_ = (view.columns + block - 1) / block;
     chunks.clear();
     for (int64_t group = 0; group < view.rows; group += group_rows)

@@ -6,8 +6,8 @@ namespace emp {
 
 class Tiles {
   public:
-    // `group_rows`: a segment's rows never cross a multiple of it.
-    void arrange(const Matrix& matrix, int64_t group_rows);
+    // `group_rows`: a segment's rows never cross a multiple of it. `narrow`: for tiles of one or two groups.
+    void arrange(const Matrix& matrix, int64_t group_rows, bool narrow);
 
     struct Chunk {
         int64_t row, end;
@@ -27,10 +27,14 @@ class Tiles {
     Buffer<float> value_;
 };
 
-// As many groups of 16 as fit `items` into equal tiles with the least room to spare.
-inline int groups_for(int64_t items, int most) {
-    const int64_t all = (items + 15) / 16, tiles = (all + most - 1) / most;
-    return int((all + tiles - 1) / tiles);
-}
+// Items cut into tiles of at most `most` groups of 16, as equal as can be.
+struct Cut {
+    int64_t groups, tiles;
+    Cut(int64_t items, int most) : groups((items + 15) / 16), tiles((groups + most - 1) / most) {}
+    // The first group of a tile; of `tiles`, the end.
+    int64_t begin(int64_t tile) const { return tile * groups / tiles; }
+    int width(int64_t tile) const { return int(begin(tile + 1) - begin(tile)); }
+    int widest() const { return tiles ? int((groups + tiles - 1) / tiles) : 0; }
+};
 
 }  // namespace emp
