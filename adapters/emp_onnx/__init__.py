@@ -13,9 +13,12 @@ from emp_onnx.feeds import read_feeds
 from emp_onnx.figures import Figures, Rule
 from emp_onnx.layout import Layout
 from emp_onnx.model_io import Model, load, save
+from emp_onnx.packing.choose import Row
+from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Entry, Plan, plan
 from emp_onnx.prune import Report, Sizes, prune
 from emp_onnx.runtime import Behaviour, Difference
+from emp_onnx.sparse_arrays import from_scipy, to_scipy
 from emp_onnx.verify import Check, Verification, verify
 from emp_onnx.weights import Found, Refusal, Weight, find_weights
 
@@ -34,10 +37,12 @@ __all__ = [
     "ModelError",
     "OnnxError",
     "OutputError",
+    "Packing",
     "Plan",
     "PlanError",
     "Refusal",
     "Report",
+    "Row",
     "Rule",
     "Sizes",
     "UsageError",
@@ -46,11 +51,15 @@ __all__ = [
     "Weight",
     "apply",
     "find_weights",
+    "from_scipy",
     "load",
+    "pack",
     "plan",
     "prune",
     "read_certificate",
     "read_feeds",
     "save",
+    "to_scipy",
+    "unpack",
     "verify",
 ]

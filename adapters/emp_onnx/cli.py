@@ -16,10 +16,12 @@ from emp_onnx._files import same_file, write_whole
 from emp_onnx.errors import OnnxError, UsageError, escape, quote
 from emp_onnx.figures import SCOPES
 from emp_onnx.model_io import Model, load
+from emp_onnx.packing.forms import FORMS, TARGETS
+from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Plan, plan
 from emp_onnx.progress import Meter
 from emp_onnx.prune import nothing_to_prune, prune
-from emp_onnx.report import Style, plan_text, report_text, uses_text, verification_text
+from emp_onnx.report import Style, packing_text, plan_text, report_text, uses_text, verification_text
 from emp_onnx.verify import verify
 
 __all__ = ["main"]
@@ -129,7 +131,8 @@ def _prune(options: argparse.Namespace) -> int:
     with _metered(options) as meter:
         report = prune(
             model, options.out, watch=meter, feeds=options.feeds, seed=_seed(options), in_place=options.in_place,
-            threads=_threads(options), **{k: v for k, v in given.items() if k != "threads"},
+            threads=_threads(options), pack=options.pack, target=options.target,
+            **{k: v for k, v in given.items() if k != "threads"},
         )  # fmt: skip
     if options.json:
         _print_json(report.to_dict())
@@ -137,6 +140,41 @@ def _prune(options: argparse.Namespace) -> int:
         print(report_text(report, Style.of(sys.stdout)))
         if options.verbose:
             print(uses_text(report.plan))
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    _check_out(options)
+    with _metered(options) as meter:
+        done = pack(
+            options.model, options.out, form=options.form, target=options.target, include=options.include,
+            exclude=options.exclude, compact_indices=options.compact_indices, in_place=options.in_place,
+            threads=_threads(options), watch=meter,
+        )  # fmt: skip
+    return _shown(options, done)
+
+
+def _unpack(options: argparse.Namespace) -> int:
+    _check_out(options)
+    with _metered(options) as meter:
+        done = unpack(
+            options.model, options.out, in_place=options.in_place, threads=_threads(options), watch=meter
+        )  # fmt: skip
+    return _shown(options, done)
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    if options.in_place and options.out is not None:
+        raise UsageError(f"--in-place must come without OUT, got {quote(options.out)}")
+    if options.out is not None and same_file(options.out, options.model):
+        raise UsageError(f"OUT must not be the input {quote(options.model)}; to replace that, give --in-place instead")
+
+
+def _shown(options: argparse.Namespace, done: Packing) -> int:
+    if options.json:
+        _print_json(done.to_dict())
+    elif not options.quiet:
+        print(packing_text(done, Style.of(sys.stdout)))
     return 0
 
 
@@ -195,6 +233,8 @@ def _parser() -> _Parser:
     )  # fmt: skip
     one.add_argument("--in-place", action="store_true", help="replace the input")
     one.add_argument("--plan", metavar="PLAN.json", help="do what a plan saved by `emp plan -o` says")
+    one.add_argument("--pack", choices=FORMS, help="also store the result in the smallest forms, as `emp pack` does")
+    _target_option(one)
     _rule_options(one)
     _feed_options(one)
     _common_options(one, verbose=True)
@@ -205,10 +245,42 @@ def _parser() -> _Parser:
     _feed_options(one)
     _common_options(one)
 
+    one = command("pack", _pack, "store each tensor in the smallest form, with every bit kept")
+    one.add_argument("model", metavar="IN.onnx", help="the model")
+    _out_options(one, "packed")
+    one.add_argument("--form", choices=FORMS, default="auto", help="auto: whichever is smallest (default)")
+    _target_option(one)
+    one.add_argument(
+        "--compact-indices", action="store_true",
+        help="coo with indices of 32 bits: onnxruntime takes them, onnx.checker does not",
+    )  # fmt: skip
+    one.add_argument("--include", metavar="GLOB", action="append", default=[], help="only these; may be repeated")
+    one.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these; may be repeated")
+    _common_options(one, verbose=True)
+
+    one = command("unpack", _unpack, "store packed tensors as plain dense ones again")
+    one.add_argument("model", metavar="IN.onnx", help="a model that `emp pack` or `emp prune --pack` wrote")
+    _out_options(one, "unpacked")
+    _common_options(one, verbose=True)
+
     one = command("demo", _demo, "prune a small network trained on real data, and show its accuracy before and after")
     one.add_argument("--scope", choices=SCOPES, help="which weights compete (default: tensor)")
     _common_options(one)
     return top
+
+
+def _out_options(parser: argparse.ArgumentParser, word: str) -> None:
+    parser.add_argument(
+        "out", metavar="OUT.onnx", nargs="?",
+        help=f"where the result goes (default: IN.{word}.onnx); a file there is replaced, the input never",
+    )  # fmt: skip
+    parser.add_argument("--in-place", action="store_true", help="replace the input")
+
+
+def _target_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", choices=TARGETS, default="onnxruntime", help="what must run the result (default: onnxruntime)"
+    )
 
 
 def _rule_options(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from emp_onnx.errors import quote
 
-__all__ = ["Graph", "Node", "Place", "Run", "Tensor"]
+__all__ = ["Graph", "Node", "Recipe", "Place", "Run", "Tensor"]
 
 Attribute = int | float | str | tuple[int, ...] | None
 
@@ -86,8 +86,19 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a packed tensor is stored: the function that unpacks it, what that is given by which key, and the node."""
+
+    function: str
+    values: str
+    where: tuple[str, ...]
+    count: int
+    node: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """The header of a constant tensor: no values. `storage` is raw, typed, external, segment or sparse.
+    """The header of a constant tensor: no values. `storage` is raw, typed, external, segment, sparse or packed.
 
     `key` is its address, unique in the model: the plain name for initializers of the main graph and for the outputs of
     its Constant nodes, else a path such as `then_branch of If 'x'/name`. For a sparse tensor `shape` is the dense one.
@@ -99,6 +110,7 @@ class Tensor:
     storage: str
     key: str = ""
     place: Place | None = field(default=None, repr=False, compare=False)
+    recipe: Recipe | None = None
 
     @property
     def size(self) -> int:
@@ -110,7 +122,8 @@ class Tensor:
 class Graph:
     """A graph, a body of If, Loop or Scan, or a local function.
 
-    `where` says which, in words, and is empty for the main graph; `path` is what keys of its tensors begin with.
+    `where` says which, in words, and is empty for the main graph; `path` is what keys of its tensors begin with; `span`
+    where it lies in the file.
     """
 
     where: str
@@ -122,3 +135,4 @@ class Graph:
     sparse: dict[str, Tensor] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
     path: str = ""
+    span: tuple[int, int] = (0, 0)

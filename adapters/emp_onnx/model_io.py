@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,9 @@ from emp_onnx.graph import Graph, Tensor
 from emp_onnx.reader import Contents, read
 from emp_onnx.source import FileSource, Memory, Source
 from emp_onnx.storage import Stored, pieces_of, stored
+from emp_onnx.wire import Edit, Piece
 
-__all__ = ["Model", "Patch", "Values", "load", "save"]
+__all__ = ["Model", "Patch", "Sheet", "Values", "load", "save"]
 
 Values = NDArray[Any]
 
@@ -57,6 +59,18 @@ class _Array:
         return self.values[start : start + old.size]
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """Another layout of a model's file: what is edited, given the new names of its sidecars, and what these hold.
+
+    `made` are the keys of the tensors that are written by it, patched or not.
+    """
+
+    edits: Callable[[Mapping[str, str]], list[Edit]]
+    sidecars: Mapping[str, list[Piece]]
+    made: frozenset[str]
+
+
 class Model:
     """An ONNX model, as loaded: graphs to look at, values to read, metadata.
 
@@ -76,6 +90,7 @@ class Model:
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
         self.changes: dict[str, str | None] = dict(parent.changes) if parent else {}
+        self.sheet: Sheet | None = None
         self.source: Source = parent.source if parent else self._opened(source)
         self._contents: Contents = parent._contents if parent else read(self.source, self.origin)
         self._sources: dict[str, FileSource] = parent._sources if parent else {}
@@ -126,7 +141,14 @@ class Model:
         """
         found = self._stored.get(key)
         if found is None:
-            found = self._stored[key] = stored(self.tensors[key], self.source, self._sidecar)
+            tensor = self.tensors[key]
+            if tensor.recipe is not None:
+                from emp_onnx.packing.stored import unpacking
+
+                found = unpacking(tensor, self.stored)
+            else:
+                found = stored(tensor, self.source, self._sidecar)
+            self._stored[key] = found
         return found
 
     def piece(self, key: str, start: int, stop: int, /) -> Values:
@@ -173,6 +195,12 @@ class Model:
             new.changes[name] = text
         return new
 
+    def laid_out(self, sheet: Sheet) -> Model:
+        """The same model, to be written in another layout; a later change of values needs another."""
+        new = Model(None, self.path, parent=self)
+        new.sheet = sheet
+        return new
+
     def to_bytes(self) -> bytes:
         """The model as one ONNX file in memory.
 
@@ -185,14 +213,15 @@ class Model:
             raise ModelError(f"model must hold its weights itself for this, got sidecar files in {self.origin}")
         return to_bytes(self)
 
-    def rest(self, keys: frozenset[str], entry: str) -> dict[str, str]:
+    def rest(self, keys: frozenset[str], entry: str, apart: frozenset[str] = frozenset()) -> dict[str, str]:
         """Everything but the values of these tensors and one metadata entry, as hashes by place.
 
-        Two models are equal outside those exactly when these are equal; a differing place says where to look.
+        Two models are equal outside those exactly when these are equal; a differing place says where to look. The
+        tensors `apart` may be stored in other forms (packed, say, or dense): of those only the values count.
         """
         from emp_onnx.rest import rest
 
-        return rest(self, keys, entry)
+        return rest(self, keys, entry, apart)
 
     def sidecars(self) -> dict[str, Path]:
         """The sidecar files this model needs: the location as written in the model, and the real file.

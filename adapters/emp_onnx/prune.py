@@ -18,6 +18,8 @@ from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quot
 from emp_onnx.feeds import Feed
 from emp_onnx.figures import Rule
 from emp_onnx.model_io import Model, load, save
+from emp_onnx.packing.choose import choose
+from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.plan import Plan, decide, watched
 from emp_onnx.progress import Watch
 from emp_onnx.verify import Verification, alone, verify_against
@@ -102,6 +104,8 @@ def prune(
     in_place: bool = False,
     threads: int | None = None,
     gzip: bool = True,
+    pack: str | None = None,
+    target: str = "onnxruntime",
     watch: Watch | None = None,
 ) -> Report:
     """Prune a model: load, find its weights, plan, apply, verify, save.
@@ -120,6 +124,8 @@ def prune(
         in_place: replace the input. Without it, an `out` that is the input is refused.
         threads: how many to use; the result is the same for any number.
         gzip: also measure the size that gzip would leave (of models up to 64 MiB: it takes longer than all else).
+        pack, target: also store the result in the smallest forms, as `emp_onnx.pack` does with `form` and `target`.
+            Without it, weights that were packed are packed again, and others stay dense.
         watch: told how far the work is, in bytes.
 
     Returns:
@@ -138,7 +144,7 @@ def prune(
         emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
     """
     source = model if isinstance(model, Model) else load(model)
-    target = _target(source, out, in_place)
+    place = _target(source, out, in_place)
     if plan is None:
         rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
         found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
@@ -163,7 +169,7 @@ def prune(
         planned = [source.tensors[entry.name] for entry in plan.entries if entry.name in source.tensors]
         weighed = watched(source, watch, "counting", 2, planned)
         decision = decided(source, plan, threads=threads)
-    changed = applied(source, made, decision)
+    changed = _packed(applied(source, made, decision), pack, target)
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
     result: list[Verification] = []
 
@@ -182,11 +188,11 @@ def prune(
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
         result.append(done)
 
-    notes = _notes(source, made, target, in_place)
+    notes = _notes(source, made, place, in_place)
     if watch is not None:
         watch.phase("writing", weighed)
-    files = save(changed, target, check=check)
-    return Report(source.path, target, files[1:], made, result[0], before, _sizes(files, gzip), notes)
+    files = save(changed, place, check=check)
+    return Report(source.path, place, files[1:], made, result[0], before, _sizes(files, gzip), notes)
 
 
 def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | ModelError:
@@ -201,6 +207,18 @@ def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | 
         f"nothing in {model.origin} can be pruned: "
         + (reasons or "no operation that is known here has a constant weight")
     )
+
+
+def _packed(changed: Model, pack: str | None, target: str) -> Model:
+    """The model with its new values in the forms asked for; what was packed is packed again."""
+    again = frozenset(key for key in changed.patches if changed.tensors[key].recipe)
+    if pack is None and not again:
+        return changed
+    chosen, _ = choose(changed, form=pack or "packed", target=target, keys=None if pack else again)
+    known = {item.tensor.key for item in chosen}
+    if pack and again - known:
+        chosen += choose(changed, form="packed", target=target, keys=again - known)[0]
+    return rewritten(changed, chosen)
 
 
 def _target(source: Model, out: str | os.PathLike[str] | None, in_place: bool) -> Path:

@@ -10,13 +10,14 @@ import struct
 from dataclasses import dataclass, field
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Graph, Node, Place, Run, Tensor
+from emp_onnx.graph import Graph, Node, Place, Recipe, Run, Tensor
 from emp_onnx.source import Source
 from emp_onnx.wire import DEPTH, FIXED32, FIXED64, LENGTH, VARINT, Field, Wire, WireError
 
-__all__ = ["CONTENTS", "DTYPES", "Contents", "read"]
+__all__ = ["CONTENTS", "DOMAIN", "DTYPES", "Contents", "read"]
 
 NODES = 300_000
+DOMAIN = "effective_pruning.packed"  # of the functions that unpack tensors
 RANK = 64  # NumPy's own limit
 
 # data_type -> name here, bytes of one number, field that holds it when it is not in raw_data
@@ -37,7 +38,8 @@ CONTENTS = frozenset({4, 5, 6, 7, 9, 10, 11, 13, 14})
 class Contents:
     """A model as read.
 
-    `tensors` holds every tensor anywhere, by its address; `known` says whether its address names it alone.
+    `tensors` holds every tensor anywhere; `imports` the version of each domain, `version` that of the format, `calls` the
+    local functions, each with the field that says so.
     """
 
     graph: Graph
@@ -46,6 +48,9 @@ class Contents:
     tensors: list[Tensor]
     span: tuple[int, int] = (0, 0)
     nodes: list[tuple[int, int]] = field(default_factory=list)
+    imports: dict[str, tuple[int, Field]] = field(default_factory=dict)
+    version: tuple[int, Field | None] = (0, None)
+    calls: dict[tuple[str, str], Field] = field(default_factory=dict)
 
 
 def read(source: Source, origin: str) -> Contents:
@@ -72,9 +77,13 @@ class _Reader:
         self.keys: dict[str, int] = {}
 
     def model(self) -> Contents | None:
-        graph, functions, metadata, training = None, list[tuple[int, int]](), list[tuple[str, str, Field]](), []
+        graph, functions, metadata, training = None, list[Field](), list[tuple[str, str, Field]](), []
+        imports: dict[str, tuple[int, Field]] = {}
+        version: tuple[int, Field | None] = (0, None)
         for item in self.wire.fields(0, self.wire.size):
             number, kind, at, _, end = item
+            if number == 1 and kind == VARINT:
+                version = at, item
             if kind != LENGTH:
                 continue
             if number == 7:
@@ -85,17 +94,29 @@ class _Reader:
                 metadata.append((*self._entry(at, end), item))
             elif number == 20:
                 training += [(a, e) for n, k, a, _, e in self.wire.fields(at, end) if k == LENGTH and n in (1, 2)]
+            elif number == 8:
+                imports.setdefault(*self._import(item))
             elif number == 25:
-                functions.append((at, end))
+                functions.append(item)
         if graph is None:
             return None
         main = self.graph(*graph, "", "", None, 1)
         if not (main.nodes or main.outputs or main.tensors):
             return None
-        named = [self.function(*span) for span in functions]
+        named = [self.function(item[2], item[4]) for item in functions]
         for i, span in enumerate(training):
             self.graph(*span, "training", f"training {i}/", None, 2)
-        return Contents(main, dict(named), metadata, self.all, graph, self.spans)
+        calls = {name: item for (name, _), item in zip(named, functions, strict=True)}
+        return Contents(main, dict(named), metadata, self.all, graph, self.spans, imports, version, calls)
+
+    def _import(self, item: Field) -> tuple[str, tuple[int, Field]]:
+        domain, version = "", 0
+        for number, kind, at, _, end in self.wire.fields(item[2], item[4]):
+            if number == 1 and kind == LENGTH:
+                domain = self.wire.text(at, end)
+            elif number == 2 and kind == VARINT:
+                version = _signed(at)
+        return "" if domain == "ai.onnx" else domain, (version, item)
 
     def graph(self, start: int, stop: int, where: str, path: str, parent: Graph | None, depth: int) -> Graph:
         if depth > DEPTH:
@@ -116,7 +137,7 @@ class _Reader:
                 (inputs if number == 11 else outputs).append(self._text_of(1, at, end))
             elif number == 15:
                 tensors.append((self.sparse(at, end, path), True))
-        graph = Graph(where, parent, tuple(inputs), tuple(outputs), path=path)
+        graph = Graph(where, parent, tuple(inputs), tuple(outputs), path=path, span=(start, stop))
         for tensor, sparse in tensors:
             if sparse:
                 if tensor.name in graph.tensors or tensor.name in graph.sparse:
@@ -182,6 +203,9 @@ class _Reader:
         constant: Tensor | None = None
         plain = "" if domain == "ai.onnx" else domain
         holds = op == "Constant" and not plain and bool(outputs)
+        if plain == DOMAIN and op.startswith("Unpack") and outputs:
+            constant = self.packed(op, inputs, outputs[0], attributes, graph, (start, stop))
+            return Node(op, plain, name, tuple(inputs), tuple(outputs), {}, (), constant)
         for at, end in attributes:
             attribute = self._attribute(at, end)
             what = attribute.name
@@ -217,6 +241,38 @@ class _Reader:
                 tensor = self.sparse(*span, graph.path, outputs[0] if value else called)
                 constant = tensor if value else constant
         return Node(op, plain, name, tuple(inputs), tuple(outputs), found, tuple(bodies), constant)
+
+    def packed(
+        self, op: str, inputs: list[str], output: str, attributes: list[tuple[int, int]], graph: Graph,
+        node: tuple[int, int],
+    ) -> Tensor | None:  # fmt: skip
+        """The tensor that a node of our own domain unpacks; None if that is not as it should be."""
+        numbers: dict[str, tuple[int, ...]] = {}
+        for at, end in attributes:
+            attribute = self._attribute(at, end)
+            if len(attribute.tensors) == 1:
+                numbers[attribute.name] = self._whole(*attribute.tensors[0])
+        many = 2 if op.endswith("6") else 1
+        parts = [graph.tensors.get(name) for name in inputs[: many + 1]]
+        values = parts[-1] if len(parts) == many + 1 else None
+        if values is None or None in parts or "shape" not in numbers:
+            return None
+        where = tuple(part.key for part in parts[:-1] if part)
+        recipe = Recipe(op, values.key, where, numbers.get("count", (0,))[0], node)
+        shape = numbers["shape"]
+        tensor = Tensor(output, values.dtype, shape, "packed", self._key(graph.path + output), None, recipe)
+        self.all.append(tensor)
+        return tensor
+
+    def _whole(self, start: int, stop: int) -> tuple[int, ...]:
+        """A tensor of whole numbers, as those in attributes are."""
+        data = b""
+        for number, kind, at, _, end in self.wire.fields(start, stop):
+            if number == 9 and kind == LENGTH:
+                data = self.wire.data(at, end)
+        if len(data) % 8 or len(data) > 8 * RANK:
+            raise WireError("an attribute holds no whole numbers")
+        return struct.unpack(f"<{len(data) // 8}q", data)
 
     def _attribute(self, start: int, stop: int) -> _Attribute:
         found = _Attribute()

@@ -9,13 +9,14 @@ from typing import IO, Any
 
 from emp_onnx.errors import MissingExtraError, escape, quote
 from emp_onnx.figures import Figures
+from emp_onnx.packing.pack import Packing
 from emp_onnx.plan import Plan
 from emp_onnx.prune import Report, Sizes
 from emp_onnx.runtime import Behaviour
 from emp_onnx.verify import Verification
 from emp_onnx.weights import Refusal
 
-__all__ = ["Style", "plan_text", "report_text", "uses_text", "verification_text"]
+__all__ = ["Style", "packing_text", "plan_text", "report_text", "uses_text", "verification_text"]
 
 NO_FASTER = (
     "Zeros alone do not make onnxruntime faster: it computes with them as with any number. "
@@ -100,6 +101,35 @@ def report_text(report: Report, style: Style | None = None) -> str:
         f"Wrote {quote(report.out)}{beside}: {total.n - total.k:,} of {total.n:,} weights removed "
         f"({total.sparsity:.2%} sparsity), {total.mass:.2%} of their mass retained (guaranteed {total.mass_lower:.2%})."
     )
+    return _finish(parts, style)
+
+
+def packing_text(packing: Packing, style: Style | None = None) -> str:
+    """What `pack` or `unpack` did: form and bytes of each tensor and why, the checks, sizes."""
+    style = style or Style()
+    headers = ["tensor", "dtype", "shape", "form", "why", "density", "bytes before", "after", "share"]
+    lines = [
+        [
+            escape(row.name), row.dtype, "×".join(map(str, row.shape)), row.form, escape(row.why), f"{row.density:.2%}",
+            f"{row.before:,}", f"{row.after:,}", f"{row.after / row.before:.1%}",
+        ]
+        for row in packing.rows
+    ]  # fmt: skip
+    before, after = sum(row.before for row in packing.rows), sum(row.after for row in packing.rows)
+    parts = []
+    if lines:
+        share = f"{after / before:.1%}" if before else "-"
+        total = [f"total, {_many(len(lines), 'tensor')}", "", "", "", "", "", f"{before:,}", f"{after:,}", share]
+        parts.append(_table(headers, lines, total, 5, style))
+    else:
+        parts.append("There was nothing to store otherwise.")
+    parts.append(verification_text(packing.verification, style))
+    parts += [
+        f"Bytes on disk: {packing.before:,} before, {packing.after:,} after ({packing.after / packing.before:.1%})."
+    ]
+    parts += map(escape, packing.notes)
+    beside = f", with {', '.join(quote(file.name) for file in packing.sidecars)} beside it" if packing.sidecars else ""
+    parts.append(f"Wrote {quote(packing.out)}{beside}.")
     return _finish(parts, style)
 
 

@@ -7,23 +7,32 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
-from emp_onnx.reader import CONTENTS
+from emp_onnx.reader import CONTENTS, DOMAIN
 from emp_onnx.source import Source
+from emp_onnx.storage import pieces_of
 from emp_onnx.wire import LENGTH, Wire
 from emp_onnx.writer import feed
 
 __all__ = ["rest"]
 
 
-def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
+def rest(model: Model, keys: frozenset[str], entry: str, apart: frozenset[str] = frozenset()) -> dict[str, str]:
     """See `Model.rest`."""
     wire, out = Wire(model.source), dict[str, str]()
+    gone = _stored_otherwise(model, wire, apart) if apart else set[tuple[int, int]]()
     skip = {key: model.tensors[key] for key in keys if key in model.tensors}
+    for key in sorted(apart & model.tensors.keys()):
+        tensor = model.tensors[key]
+        out[f"tensor {quote(key)}"] = f"{tensor.dtype} {tensor.shape} {'' if key in keys else _hash(model, key)}"
     for tensor in model.tensors.values():
-        if tensor.storage == "external" and tensor.key not in skip:
+        if tensor.storage == "external" and tensor.key not in skip and not (
+            tensor.place and tensor.place.message in gone
+        ):  # fmt: skip
             # the bytes, wherever they are kept, not the place
             skip[tensor.key] = tensor
             digest = hashlib.sha256()
@@ -31,45 +40,87 @@ def rest(model: Model, keys: frozenset[str], entry: str) -> dict[str, str]:
             feed(digest, source, start, stop)
             out[f"external tensor {quote(tensor.key)}"] = digest.hexdigest()
     # messages of tensors whose numbers, or whose sidecar's name, do not count
-    apart = {tensor.place.message: tensor.key in keys for tensor in skip.values() if tensor.place}
-    marks = sorted(apart)
+    marked: dict[tuple[int, int], bool | None] = {t.place.message: t.key in keys for t in skip.values() if t.place}
+    marked |= dict.fromkeys(gone)
+    marks = sorted(marked)
     start, stop = model.contents.span
-    hasher = _Hasher(wire, apart)
+    hasher = _Hasher(wire, marked)
     initializers = {t.place.message: t.name for t in model.graph.tensors.values() if t.place}
     nodes = {at: i for i, (at, _) in enumerate(model.contents.nodes)}
+    count = -1
     order, others = hashlib.sha256(), hashlib.sha256()
     for number, kind, at, tag, end in wire.fields(start, stop):
+        if kind == LENGTH and (at, end) in gone:
+            continue
         if number == 5 and kind == LENGTH:
             name = initializers.get((at, end), "")
             order.update(f"{name}\n".encode("utf-8", "replace"))
             out[_free(out, f"initializer {quote(name)}")] = hasher.of(tag, end, marks)
         elif number == 1 and kind == LENGTH and at in nodes:
-            node = model.graph.nodes[nodes[at]]
-            out[f"node {nodes[at]} ({quote(node.name or node.op)})"] = hasher.of(tag, end, marks)
+            node, count = model.graph.nodes[nodes[at]], count + 1
+            out[f"node {count} ({quote(node.name or node.op)})"] = hasher.of(tag, end, marks)
         else:
             hasher.add(others, tag, end, marks)
     seen = dict(model.metadata)
     for number, kind, at, tag, end in wire.fields(0, wire.size):
         if (number, kind, at) == (7, LENGTH, start):
             others.update(b"graph")
-        elif number != 14 or kind != LENGTH:
+        elif (number != 14 or kind != LENGTH) and (at, end) not in gone and not (apart and number == 1):
             hasher.add(others, tag, end, marks)
     for key, text in seen.items():
         if key != entry:
             order.update(f"{key}\n".encode("utf-8", "replace"))
             out[f"metadata {quote(key)}"] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
     for key in sorted(model.patches.keys() - keys):
-        digest = hashlib.sha256(model.values(key).tobytes())
-        out[f"values of {quote(key)}"] = digest.hexdigest()
+        if key not in apart:
+            out[f"values of {quote(key)}"] = _hash(model, key)
     out["order of initializers and metadata"] = order.hexdigest()
     out["graph inputs, outputs, functions and other fields"] = others.hexdigest()
     return out
 
 
+def _stored_otherwise(model: Model, wire: Wire, apart: frozenset[str]) -> set[tuple[int, int]]:
+    """Where messages lie that are there because of the form in which these tensors are stored."""
+    found: set[tuple[int, int]] = set()
+    keys = set(apart)
+    for key in apart & model.tensors.keys():
+        recipe = model.tensors[key].recipe
+        if recipe is not None:
+            keys |= {recipe.values, *recipe.where}
+            found.add(recipe.node)
+    found |= {t.place.message for t in model.tensors.values() if t.place and t.key in keys}
+    todo = [model.graph]
+    while todo:
+        graph = todo.pop()
+        todo += [body for node in graph.nodes for body in node.bodies]
+        nodes = iter(graph.nodes)
+        for number, kind, at, _, end in wire.fields(*graph.span):
+            if kind == LENGTH and number == 1:
+                node = next(nodes)
+                constant = node.constant is not None and node.constant.key in apart
+                if constant or node.domain == DOMAIN:
+                    found.add((at, end))
+            elif kind == LENGTH and number == 11 and graph is model.graph:
+                name = next((wire.text(a, e) for n, k, a, _, e in wire.fields(at, end) if (n, k) == (1, LENGTH)), "")
+                if name in graph.tensors or name in apart:
+                    found.add((at, end))
+        found |= {t.place.message for name, t in graph.tensors.items() if t.place and name.startswith(f"{DOMAIN}/")}
+    found |= {(item[2], item[4]) for (domain, _), item in model.contents.calls.items() if domain == DOMAIN}
+    found |= {(item[2], item[4]) for domain, (_, item) in model.contents.imports.items() if domain == DOMAIN}
+    return found
+
+
+def _hash(model: Model, key: str) -> str:
+    digest = hashlib.sha256()
+    for start, stop in pieces_of(model.tensors[key].size):
+        digest.update(model.piece(key, start, stop).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 class _Hasher:
     """Hashes of fields, without the numbers of tensors that do not count, and without the lengths around them."""
 
-    def __init__(self, wire: Wire, apart: dict[tuple[int, int], bool]) -> None:
+    def __init__(self, wire: Wire, apart: dict[tuple[int, int], bool | None]) -> None:
         self.wire, self.source, self.apart = wire, wire.source, apart
 
     def of(self, start: int, stop: int, marks: Sequence[tuple[int, int]]) -> str:
@@ -88,9 +139,11 @@ class _Hasher:
             return
         for _, kind, at, tag, end in self.wire.fields(start, stop):
             if kind == LENGTH and (at, end) in self.apart:
-                digest.update(b"(")
-                self._header(digest, at, end, self.apart[at, end])
-                digest.update(b")")
+                how = self.apart[at, end]
+                if how is not None:
+                    digest.update(b"(")
+                    self._header(digest, at, end, how)
+                    digest.update(b")")
             elif kind == LENGTH and any(at <= mark[0] and mark[1] <= end for mark in _near(inside, at, end)):
                 digest.update(b"[")
                 self._plain(digest, tag, tag + 1)

@@ -195,8 +195,8 @@ class _Tally:
         problem = None
         if not _finite(after) and _finite(before):
             problem = f"output {quote(self.name)} holds NaN or infinities where the original's does not"
-        a, b = before.astype(np.float64), after.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
+            a, b = before.astype(np.float64), after.astype(np.float64)
             gap = np.where(a == b, 0.0, np.abs(a - b))
             gap[np.isnan(a) & np.isnan(b)] = 0.0
             self.max_abs = max(self.max_abs, float(np.nan_to_num(gap, nan=math.inf).max(initial=0.0)))

@@ -160,6 +160,9 @@ class Trace:
 
     def _node(self, frame: Frame, node: Node) -> list[Frame]:
         values = [frame.value(name) if name else None for name in node.inputs]
+        if node.constant is not None and node.constant.recipe is not None:
+            self.origins.append(Value(frame, node.outputs[0]))
+            return []
         function = self.model.functions.get((node.domain, node.op))
         if function is not None:
             given = dict(zip(function.inputs, [*values, *[None] * len(function.inputs)], strict=False))

@@ -274,7 +274,8 @@ def _raw(values: Values) -> NDArray[Any]:
 
 
 def _rest(pruned: Model, original: Model, names: frozenset[str]) -> Iterator[str]:
-    after, before = pruned.rest(names, KEY), original.rest(names, KEY)
+    apart = frozenset(key for model in (pruned, original) for key, tensor in model.tensors.items() if tensor.recipe)
+    after, before = pruned.rest(names, KEY, apart), original.rest(names, KEY, apart)
     for place in sorted(after.keys() | before.keys()):
         if after.get(place) != before.get(place):
             yield f"{place} differs from the original"

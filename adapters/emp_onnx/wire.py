@@ -7,13 +7,16 @@ a window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from emp_onnx.errors import ModelError
 from emp_onnx.source import Source
 
-__all__ = ["FIXED32", "FIXED64", "LENGTH", "VARINT", "Edit", "Field", "Wire", "WireError", "varint"]
+__all__ = [
+    "FIXED32", "FIXED64", "LENGTH", "VARINT", "Blob", "Edit", "Field", "Piece", "Wire", "WireError", "length_of", "varint",
+]  # fmt: skip
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 WINDOW = 1 << 16
@@ -31,12 +34,43 @@ class WireError(ModelError):
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that are made when they are written: `write(put)` calls `put(at, bytes)` for all of them, in any order."""
+
+    length: int
+    write: Callable[[Callable[[int, Any], None]], None]
+
+
+Piece = tuple[int, int] | bytes | Blob  # bytes to copy, to write, or to make
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
-    """Replace what lies from `start` to `stop`: the whole content of a field, or a whole field with its tag."""
+    """Replace what lies from `start` to `stop`: the whole content of a field, or a whole field with its tag.
+
+    If both are where a field begins, insert before it.
+    """
 
     start: int
     stop: int
-    data: bytes
+    data: bytes | tuple[Piece, ...]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What comes there."""
+        return (self.data,) if isinstance(self.data, bytes) else self.data
+
+    @property
+    def length(self) -> int:
+        """How many bytes that is."""
+        return sum(length_of(piece) for piece in self.pieces)
+
+
+def length_of(piece: Piece) -> int:
+    """How many bytes a piece has."""
+    if isinstance(piece, tuple):
+        return piece[1] - piece[0]
+    return piece.length if isinstance(piece, Blob) else len(piece)
 
 
 class Wire:
@@ -146,20 +180,23 @@ class Wire:
             if not waiting:
                 break
             inside = []
-            while waiting and waiting[0].stop <= end:
+            while waiting and waiting[0].start == waiting[0].stop == tag:
+                pieces += [(done, tag), *waiting[0].pieces]
+                length += tag - done + waiting.pop(0).length
+                done = tag
+            while waiting and waiting[0].stop <= end and waiting[0].start < end:
                 inside.append(waiting.pop(0))
             if not inside:
                 continue
             if (inside[0].start, inside[0].stop) == (tag, end):
-                pieces += [(done, tag), inside[0].data]
-                length += tag - done + len(inside[0].data)
+                pieces += [(done, tag), *inside[0].pieces]
+                length += tag - done + inside[0].length
                 done = end
                 continue
             if kind != LENGTH or inside[0].start < content or inside[-1].stop > end:
                 raise WireError("an edit does not fit the message")
             if (inside[0].start, inside[0].stop) == (content, end):
-                new: list[Piece] = [inside[0].data]
-                size = len(inside[0].data)
+                new, size = list(inside[0].pieces), inside[0].length
             else:
                 new, size = self.edited(content, end, inside, depth + 1)
             head = tag + _number(self.data(tag, content), 0)[1]
@@ -169,9 +206,6 @@ class Wire:
         if waiting:
             raise WireError("an edit does not fit the message")
         return [*pieces, (done, stop)], length + stop - done
-
-
-Piece = tuple[int, int] | bytes  # bytes to copy, or bytes to write
 
 
 def _number(data: bytes, i: int) -> tuple[int, int]:

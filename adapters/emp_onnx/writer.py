@@ -23,7 +23,7 @@ from emp_onnx.errors import ModelError, OutputError, UsageError, quote
 from emp_onnx.model_io import Model, load
 from emp_onnx.source import FileSource, Source
 from emp_onnx.storage import Stored, pieces_of
-from emp_onnx.wire import Edit, Piece, Wire, varint
+from emp_onnx.wire import Blob, Edit, Piece, Wire, length_of, varint
 
 __all__ = ["save", "to_bytes"]
 
@@ -56,7 +56,7 @@ def save(
             raise ModelError(f"model {quote(path)} cannot be written as one file: it would be larger than 2 GiB")
         with staged(target) as stage:
             with open(stage.path, "rb+") as out:
-                _write(model, pieces, length, out.fileno())
+                _write(model, "", model.source, pieces, out.fileno())
             if check:
                 check(stage.path)
     except BaseException:
@@ -77,29 +77,41 @@ def to_bytes(model: Model) -> bytes:
     pieces, length = _layout(model, {})
     if length >= 2**31:
         raise ModelError(f"model {model.origin} cannot be written as one file: it would be larger than 2 GiB")
-    out = bytearray()
-    for piece in pieces:
-        out += piece if isinstance(piece, bytes) else model.source.read(piece[0], piece[1] - piece[0])
+    out = bytearray(length)
 
     def into(at: int, data: Any) -> None:
-        out[at : at + len(data)] = data
+        view = memoryview(data).cast("B")
+        out[at : at + len(view)] = view
 
+    at = 0
+    for piece in pieces:
+        if isinstance(piece, Blob):
+            piece.write(_shifted(into, at))
+        else:
+            into(at, piece if isinstance(piece, bytes) else model.source.read(piece[0], piece[1] - piece[0]))
+        at += length_of(piece)
     _patch(model, "", _moved(pieces, into))
     return bytes(out)
 
 
-def _write(model: Model, pieces: Sequence[Piece], length: int, handle: int) -> None:
-    os.ftruncate(handle, length)
+def _write(model: Model, location: str, source: Source, pieces: Sequence[Piece], handle: int) -> None:
+    os.ftruncate(handle, sum(map(length_of, pieces)))
     at = 0
     for piece in pieces:
-        if isinstance(piece, bytes):
+        if isinstance(piece, Blob):
+            piece.write(_shifted(lambda where, data: put(handle, where, data), at))
+        elif isinstance(piece, bytes):
             put(handle, at, piece)
-            at += len(piece)
         else:
-            for start, stop in _gaps(model, "", *piece):
-                copy_part(model.source, start, stop, handle, at + start - piece[0])
-            at += piece[1] - piece[0]
-    _patch(model, "", _moved(pieces, lambda where, data: _fill(handle, where, data)))
+            for start, stop in _gaps(model, location, *piece):
+                copy_part(source, start, stop, handle, at + start - piece[0])
+        at += length_of(piece)
+    _patch(model, location, _moved(pieces, lambda where, data: _fill(handle, where, data)))
+
+
+def _shifted(into: Put, at: int) -> Put:
+    """`into`, for places counted from `at` on."""
+    return lambda where, data: into(at + where, data)
 
 
 def _fill(handle: int, at: int, data: Any) -> None:
@@ -112,14 +124,13 @@ def _moved(pieces: Sequence[Piece], into: Put) -> Put:
     """`into`, for places as they were in the loaded file."""
     starts, ends, shifts, at = [], [], [], 0
     for piece in pieces:
-        if isinstance(piece, bytes):
-            at += len(piece)
-            continue
-        if piece[1] > piece[0]:
+        if isinstance(piece, tuple) and piece[1] > piece[0]:
             starts.append(piece[0])
             ends.append(piece[1])
             shifts.append(at - piece[0])
-        at += piece[1] - piece[0]
+        at += length_of(piece)
+    order = sorted(range(len(starts)), key=starts.__getitem__)
+    starts, ends, shifts = ([some[i] for i in order] for some in (starts, ends, shifts))
 
     def moved(where: int, data: Any) -> None:
         i = bisect_right(starts, where) - 1
@@ -133,7 +144,7 @@ def _moved(pieces: Sequence[Piece], into: Put) -> Put:
 def _gaps(model: Model, location: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """What lies between the patched tensors of a file: they are written, not copied."""
     at = start
-    for first, last in sorted(span for key in model.patches for span in _spans(model, key, location, True)):
+    for first, last in sorted(span for key in _patched(model) for span in _spans(model, key, location, True)):
         if first >= stop or last <= start:
             continue
         if at < first:
@@ -143,10 +154,16 @@ def _gaps(model: Model, location: str, start: int, stop: int) -> Iterator[tuple[
         yield at, stop
 
 
+def _patched(model: Model) -> list[str]:
+    """The tensors whose new values are written over the old ones."""
+    made = model.sheet.made if model.sheet else frozenset()
+    return [key for key in model.patches if key not in made]
+
+
 def _patch(model: Model, location: str, into: Put) -> None:
     """Write the values of all patched tensors that one file holds; zeros are there already, as holes."""
-    for key, patch in model.patches.items():
-        where = model.stored(key)
+    for key in _patched(model):
+        where, patch = model.stored(key), model.patches[key]
         if where.shared != location or where.decoded is not None:
             continue
         for start, stop in pieces_of(where.tensor.size):
@@ -158,14 +175,14 @@ def _patch(model: Model, location: str, into: Put) -> None:
 
 def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
     """What of the loaded file is copied, and what is written between."""
-    edits: list[Edit] = []
-    for tensor in model.tensors.values():
+    edits: list[Edit] = [] if model.sheet is None else model.sheet.edits(names)
+    for tensor in model.tensors.values() if model.sheet is None else ():
         if tensor.storage == "external" and tensor.place and tensor.place.location:
             location = dict(tensor.place.external).get("location", "")
             if location in names:
                 edits.append(Edit(tensor.place.location[0], tensor.place.location[1], names[location].encode()))
-    for key, patch in model.patches.items():
-        where = model.stored(key)
+    for key in _patched(model):
+        where, patch = model.stored(key), model.patches[key]
         if where.decoded is not None and where.tensor.size:
             runs = where.tensor.place.runs if where.tensor.place else ()
             if len(runs) != 1 or runs[0].many < 0:
@@ -180,7 +197,9 @@ def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
             continue
         edits += [Edit(field[3], field[4], b"") for field in fields]
         tail += entry
-    pieces, length = Wire(model.source).edited(0, model.source.size, sorted(edits, key=lambda edit: edit.start))
+    pieces, length = Wire(model.source).edited(
+        0, model.source.size, sorted(edits, key=lambda edit: (edit.start, edit.stop))
+    )
     return [*pieces, tail], length + len(tail)
 
 
@@ -194,23 +213,28 @@ def _entry(key: str, text: str) -> bytes:
 def _copy_sidecar(model: Model, location: str, target: Path) -> tuple[Path, bool]:
     """Copy a sidecar with its pruned weights, under a name with a hash of its contents; and whether it is new."""
     source = model.sidecar(location)
-    name = target.with_name(f"{target.name}.{_digest(model, location, source)[:12]}.data")
-    new = not name.exists()
+    sheet = model.sheet.sidecars.get(location) if model.sheet else None
     with staged(target.with_name(f"{target.name}.data")) as stage:
+        if sheet is None:
+            stage.target = _named(target, _digest(model, location, source))
         with open(stage.path, "rb+") as out:
-            handle = out.fileno()
-            os.ftruncate(handle, source.size)
-            for start, stop in _gaps(model, location, 0, source.size):
-                copy_part(source, start, stop, handle, start)
-            _patch(model, location, lambda where, data: _fill(handle, where, data))
-        stage.target = name
+            _write(model, location, source, [(0, source.size)] if sheet is None else sheet, out.fileno())
+        if sheet is not None:
+            made, digest = FileSource(stage.path), hashlib.sha256()
+            feed(digest, made, 0, made.size)
+            stage.target = _named(target, digest.hexdigest())
+        name, new = stage.target, not stage.target.exists()
     return name, new
+
+
+def _named(target: Path, digest: str) -> Path:
+    return target.with_name(f"{target.name}.{digest[:12]}.data")
 
 
 def _digest(model: Model, location: str, source: FileSource) -> str:
     """A hash that two sidecars share only if they are equal: of the bytes that stay, and of what makes the others."""
     spans = sorted(
-        (span, patch.digest) for key, patch in model.patches.items() for span in _spans(model, key, location)
+        (span, model.patches[key].digest) for key in _patched(model) for span in _spans(model, key, location)
     )
     digest, at = hashlib.sha256(str(source.size).encode()), 0
     for (start, stop), made in spans:

@@ -16,9 +16,10 @@ from emp_onnx.prune import Report, prune
 from emp_onnx.report import Style, report_text
 from emp_onnx.runtime import Session
 
-__all__ = ["Demo", "run_demo"]
+__all__ = ["MODEL", "Demo", "run_demo"]
 
 FOLDER = Path(__file__).resolve().parent
+MODEL = FOLDER / "digits.onnx"
 
 
 @dataclass(frozen=True)

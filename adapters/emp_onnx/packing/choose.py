@@ -1,0 +1,208 @@
+"""Which tensors of a model get which form, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from emp_onnx.errors import UsageError, quote
+from emp_onnx.graph import Graph, Tensor
+from emp_onnx.model_io import Model
+from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
+from emp_onnx.packing.functions import LEAST_OPSET, STAGE, function_bytes
+from emp_onnx.packing.rewrite import FREE_SINCE, Chosen, graphs
+
+__all__ = ["Row", "choose"]
+
+SMALL = 1 << 10  # dense bytes below which a tensor is not looked at
+SMALLEST = "no other form is smaller"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: of the tensor.
+        dtype, shape: its type and shape.
+        density: share of elements that are not the fill (0, or what occurs most among integers).
+        before, after: bytes of the numbers, masks, codes and indices.
+        form: what it is stored as.
+        why: the reason for that.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    density: float
+    before: int
+    after: int
+    form: str
+    why: str
+
+
+@dataclass
+class _Candidate:
+    tensor: Tensor
+    before: int
+    now: str
+    against: str = ""
+    found: Survey | None = None
+    forms: list[Form] = field(default_factory=list)
+
+
+def choose(
+    model: Model,
+    *,
+    form: str = "auto",
+    target: str = "onnxruntime",
+    index: int = 64,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keys: frozenset[str] | None = None,
+) -> tuple[list[Chosen], list[Row]]:
+    """The tensors that get another form than they have, and a row for every tensor looked at.
+
+    Args:
+        model: from `load`, or with values replaced.
+        form: auto (the smallest), or dense, coo, packed: the smallest of that kind, where it is smaller than dense.
+        target: what must be able to run the result.
+        index: bits of an index of the coo form.
+        include, exclude: patterns of names.
+        keys: only these tensors, if given.
+
+    Raises:
+        UsageError: a form or target that does not exist, or a pattern that matches nothing.
+    """
+    for option, given, allowed in (("form", form, FORMS), ("target", target, TARGETS)):
+        if given not in allowed:
+            raise UsageError(f"{option} must be one of {', '.join(allowed)}, got {quote(given)}")
+    candidates = list(_candidates(model))
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(_matches(item.tensor, [pattern]) for item in candidates):
+                raise UsageError(f"{option} must match a tensor of the model, got {quote(pattern)}")
+    looked: list[_Candidate] = []
+    for item in candidates:
+        if (keys is not None and item.tensor.key not in keys) or item.tensor.size == 0:
+            continue
+        if include and not _matches(item.tensor, include):
+            item.against = "no include pattern matches it"
+        elif exclude and _matches(item.tensor, exclude):
+            item.against = "excluded"
+        if not item.against:
+            item.found = survey(model, item.tensor)
+            allowed = [f for f in forms(item.tensor, item.found, target, index=index) if _fits(f, form, item)]
+            item.forms = allowed
+        looked.append(item)
+    opset = next((version for name, (version, _) in model.contents.imports.items() if not name), 1)
+    return _decided(looked, opset, form, forced=keys is not None)
+
+
+def _candidates(model: Model) -> Iterator[_Candidate]:
+    """Every tensor of the graphs that may be stored otherwise, with what there is against that."""
+    contents = model.contents
+    opset = next((version for name, (version, _) in contents.imports.items() if not name), 1)
+    for graph in graphs(model):
+        parts = {key for node in graph.nodes if node.constant and node.constant.recipe
+                 for key in (*node.constant.recipe.where, node.constant.recipe.values)}  # fmt: skip
+        nodes = [node.constant for node in graph.nodes if node.constant is not None]
+        for tensor in (*(t for t in graph.tensors.values() if t.key not in parts), *nodes):
+            if tensor.storage not in ("raw", "typed", "external", "packed"):
+                continue
+            if tensor.dtype not in DTYPES or any(size < 0 for size in tensor.shape):
+                continue
+            dtype = model.stored(tensor.key).dtype
+            size = tensor.size * dtype.itemsize
+            if size < SMALL:
+                continue
+            before, now = size, "dense"
+            if tensor.recipe is not None:
+                inner = [model.stored(key) for key in (tensor.recipe.values, *tensor.recipe.where)]
+                before, now = sum(s.tensor.size * s.dtype.itemsize for s in inner), tensor.recipe.function
+            yield _Candidate(tensor, before, now, _against(model, graph, tensor, opset))
+
+
+def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
+    if tensor.name in graph.repeated:
+        return "several constants have this name"
+    if tensor.name in graph.outputs:
+        return "it is also an output of the graph"
+    if tensor.name in graph.inputs and (model.contents.version[0] >= FREE_SINCE or graph is not model.graph):
+        return "it is also an input of the graph: another value may be given for it"
+    if opset < LEAST_OPSET:
+        return f"packed forms need opset {LEAST_OPSET}, the model has {opset}"
+    if tensor.size > FOLDED:
+        return "onnxruntime does not fold what is larger than 1 GiB"
+    return ""
+
+
+def _fits(form: Form, asked: str, item: _Candidate) -> bool:
+    if asked == "auto" or form.kind == "dense":
+        return asked in ("auto", "dense") or form.kind == "dense"
+    if form.kind == "coo":
+        return asked == "coo"
+    return asked == "packed"
+
+
+def _decided(looked: Sequence[_Candidate], opset: int, asked: str, forced: bool) -> tuple[list[Chosen], list[Row]]:
+    """The forms that make the whole smallest: a function is worth its own bytes, or is not used."""
+    kinds = {form.kind for item in looked for form in item.forms} - {"dense", "coo"}
+    cost = {kind: len(function_bytes(kind, opset)) for kind in (*kinds, STAGE)} if kinds else {}
+    best, least = _best(looked, kinds), _total(_best(looked, kinds), cost)
+    shrinking = True
+    while shrinking:
+        shrinking = False
+        for kind in sorted(kinds, key=cost.__getitem__, reverse=True):
+            fewer = _best(looked, kinds - {kind})
+            total = _total(fewer, cost)
+            if total < least:
+                best, least, kinds, shrinking = fewer, total, kinds - {kind}, True
+                break
+    chosen, rows = [], []
+    for item, form in zip(looked, best, strict=True):
+        tensor = item.tensor
+        if form is None or item.found is None:
+            rows.append(
+                Row(tensor.name, tensor.dtype, tensor.shape, 1.0, item.before, item.before, "dense", item.against)
+            )
+            continue
+        if form.kind != item.now or forced or form.bytes != item.before:
+            chosen.append(Chosen(tensor, form, item.found))
+        why = _why(item, form, asked, kinds)
+        rows.append(
+            Row(tensor.name, tensor.dtype, tensor.shape, item.found.density, item.before, form.bytes, form.words, why)
+        )
+    return chosen, rows
+
+
+def _why(item: _Candidate, form: Form, asked: str, kinds: set[str]) -> str:
+    if form.kind == "dense":
+        return "asked for" if asked == "dense" else SMALLEST
+    others = [f for f in item.forms if f.kind == "dense" or (f.kind in kinds and f.words != form.words)]
+    second = min(others, key=lambda f: f.bytes)
+    return f"smallest; next is {second.words} with {second.bytes:,} bytes"
+
+
+def _best(looked: Sequence[_Candidate], kinds: set[str]) -> list[Form | None]:
+    out: list[Form | None] = []
+    for item in looked:
+        some = [form for form in item.forms if form.kind in ("dense", "coo") or form.kind in kinds]
+        out.append(min(some, key=_stored_bytes) if some else None)
+    return out
+
+
+def _stored_bytes(form: Form) -> int:
+    return form.bytes if form.kind == "dense" else form.bytes + NODE
+
+
+def _total(best: Sequence[Form | None], cost: Mapping[str, int]) -> int:
+    used = {form.kind for form in best if form} - {"dense", "coo"}
+    functions = sum(cost[kind] for kind in used) + (cost[STAGE] if used else 0)
+    return functions + sum(_stored_bytes(form) for form in best if form)
+
+
+def _matches(tensor: Tensor, patterns: Sequence[str]) -> bool:
+    test: Callable[[str], bool] = lambda pattern: fnmatchcase(tensor.name, pattern) or tensor.name == pattern  # noqa: E731
+    return any(map(test, patterns))

@@ -1,0 +1,84 @@
+"""The bytes of a form's parts, made from a tensor's elements in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from emp_onnx.model_io import Model
+from emp_onnx.packing.codes import gap_codes, split, stored_mask
+from emp_onnx.packing.forms import Form, Survey
+from emp_onnx.storage import pieces_of
+
+__all__ = ["fill_parts"]
+
+Put = Callable[[int, Any], None]
+
+
+def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[int], put: Put) -> None:
+    """Call `put` with all bytes of all parts, of which each begins where `at` says."""
+    size, item = found.counts.size, found.fill.dtype.itemsize
+    pieces = ((start, model.piece(key, start, stop)) for start, stop in pieces_of(size))
+    if form.kind == "dense":
+        for start, values in pieces:
+            put(at[0] + start * item, values.view(np.uint8).data)
+        return
+    if form.kind == "coo":
+        _coo(form, found, at, put, pieces)
+        return
+    width = form.width
+    place = at[-1] + width * item
+    put(at[-1], np.full(width, found.fill).view(np.uint8).data)
+    codes = _Codes(form, at, put) if form.kind.startswith("UnpackGaps") else None
+    for start, values in pieces:
+        mask = stored_mask(values, found.fill)
+        if width > 1:
+            mask, values = mask.reshape(-1, width).any(axis=1), values.reshape(-1, width)
+        if codes is not None:
+            codes.add(mask, start)
+        else:
+            put(at[0] + start // width // 8, np.packbits(mask, bitorder="little").data)
+        some = values[mask]
+        put(place, some.reshape(-1).view(np.uint8).data)
+        place += some.nbytes
+    if codes is not None:
+        codes.end()
+
+
+def _coo(form: Form, found: Survey, at: Sequence[int], put: Put, pieces: Any) -> None:
+    done = 0
+    for start, values in pieces:
+        mask = stored_mask(values, found.fill)
+        places = (np.flatnonzero(mask) + start).astype(f"<i{form.width // 8}")
+        some = values[mask]
+        put(at[0] + done * form.width // 8, places.view(np.uint8).data)
+        put(at[1] + done * some.itemsize, some.view(np.uint8).data)
+        done += some.size
+
+
+class _Codes:
+    """Codes of gaps, written four at a time."""
+
+    def __init__(self, form: Form, at: Sequence[int], put: Put) -> None:
+        self.bits, self.at, self.put = int(form.kind[-1]), list(at[:-1]), put
+        self.last, self.rest = -1, np.empty(0, np.uint8)
+
+    def add(self, mask: Any, start: int) -> None:
+        """The codes of a stretch."""
+        new, self.last = gap_codes(mask, start, self.last, self.bits)
+        codes = np.concatenate([self.rest, new])
+        whole = codes.size - codes.size % 4
+        self.rest = codes[whole:]
+        self._write(codes[:whole])
+
+    def end(self) -> None:
+        """What is left."""
+        self._write(self.rest)
+
+    def _write(self, codes: Any) -> None:
+        if codes.size:
+            for i, plane in enumerate(split(codes, self.bits)):
+                self.put(self.at[i], plane.data)
+                self.at[i] += plane.size

@@ -1,0 +1,124 @@
+"""Which form a tensor is stored in: what each would cost in bytes, and which of them the target runs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.graph import Tensor
+from emp_onnx.model_io import Model
+from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
+from emp_onnx.storage import pieces_of
+
+__all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "survey"]
+
+FORMS = ("auto", "dense", "coo", "packed")
+TARGETS = ("onnxruntime", "onnxruntime-web", "checker-strict")
+DTYPES = {"float32", "float16", "bfloat16", "float64", "int8", "uint8"}
+NO_GAPS = {"bfloat16"}  # onnxruntime has no Expand for it
+FOLDED = 1 << 28  # elements up to which onnxruntime folds: at most 1 GiB of whole numbers of 32 bits
+PARTED = 1 << 18  # elements from which a mask is unpacked in four parts
+NODE = 160  # bytes that a node and the headers of its inputs take, without names
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form, and what it costs.
+
+    Attributes:
+        kind: dense, coo, or the function that unpacks it.
+        width: elements in a block, or bits of an index; else 1.
+        parts: bytes of each part: mask or codes, then values; of a dense tensor its numbers.
+        codes: how many codes of gaps there are.
+        stored: how many elements or blocks are stored.
+    """
+
+    kind: str
+    width: int
+    parts: tuple[int, ...]
+    codes: int = 0
+    stored: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """All parts together."""
+        return sum(self.parts)
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.kind == "UnpackBlocks":
+            return f"mask of blocks of {self.width}"
+        if self.kind.startswith("UnpackGaps"):
+            return f"gaps of {self.kind[-1]} bits"
+        if self.kind == "coo":
+            return f"coo, int{self.width}"
+        return "mask" if self.kind.startswith("UnpackMask") else self.kind
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found out about a tensor: the fill (what most elements are, or 0), and the counts."""
+
+    fill: NDArray[np.generic]
+    counts: Counts
+
+    @property
+    def density(self) -> float:
+        """The share of elements that are stored."""
+        return self.counts.stored / self.counts.size if self.counts.size else 1.0
+
+
+def survey(model: Model, tensor: Tensor) -> Survey:
+    """Look at every element once (twice, of integers: for those the fill is what occurs most)."""
+    dtype, size = model.stored(tensor.key).dtype, tensor.size
+    fill = np.zeros((), dtype)
+    if dtype.kind in "iu" and size:
+        seen: Counter[int] = Counter()
+        for start, stop in pieces_of(size):
+            found, many = np.unique(model.piece(tensor.key, start, stop), return_counts=True)
+            seen.update(dict(zip(found.tolist(), many.tolist(), strict=True)))
+        fill = np.array(seen.most_common(1)[0][0], dtype)
+    counts = Counts()
+    for start, stop in pieces_of(size):
+        counts.add(stored_mask(model.piece(tensor.key, start, stop), fill))
+    return Survey(fill, counts)
+
+
+def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64) -> Iterator[Form]:
+    """Every form that can hold this tensor and that the target runs; the dense one first."""
+    n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
+    yield Form("dense", 1, (n * item,))
+    if target == "onnxruntime":  # the full checker misreads sparse initializers, and the web build has none
+        if not found.fill.view(f"u{item}").any():
+            yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
+    if not n or n > FOLDED or tensor.dtype not in DTYPES:
+        return
+    parted = n >= PARTED and n % 32 == 0 and tensor.shape[0] % 4 == 0
+    values = (counts.stored + 1) * item
+    yield Form("UnpackMask4" if parted else "UnpackMask", 1, (-(-n // 8), values), 0, counts.stored)
+    if not counts.dense and tensor.dtype not in NO_GAPS:
+        for bits in GAPS:
+            many = counts.codes[bits]
+            parts = (-(-many // 2), -(-many // 4)) if bits == 6 else (-(-many * bits // 8),)
+            yield Form(f"UnpackGaps{bits}", 1, (*parts, values), many, counts.stored)
+    for width in BLOCKS:
+        if n % width == 0:
+            many = counts.blocks[width]
+            yield Form("UnpackBlocks", width, (-(-n // width // 8), (many + 1) * width * item), 0, many)
+
+
+def entropy_bound(n: int, stored: int, item: int) -> float:
+    """Bytes below which no code for such masks can go on average: n·H(density) bits, and the values themselves.
+
+    >>> round(entropy_bound(1024, 512, 4))
+    2176
+    """
+    d = stored / n if n else 0.0
+    bits = 0.0 if d in (0.0, 1.0) else -n * (d * math.log2(d) + (1 - d) * math.log2(1 - d))
+    return bits / 8 + stored * item

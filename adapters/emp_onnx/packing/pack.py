@@ -1,0 +1,228 @@
+"""The verbs `pack` and `unpack`: a model in smaller forms, or in plain ones again, checked before it takes its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emp_onnx._files import check_target, same_file
+from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.model_io import Model, load, save
+from emp_onnx.packing.choose import Row, choose
+from emp_onnx.packing.rewrite import Chosen, rewritten
+from emp_onnx.progress import Watch
+from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
+from emp_onnx.storage import pieces_of
+from emp_onnx.verify import RUN, Check, Verification, weight_of
+
+__all__ = ["Packing", "pack", "unpack"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What `pack` or `unpack` did.
+
+    Attributes:
+        source: the model that was read, or None for one in memory.
+        out: the file that was written.
+        sidecars: files that belong to it.
+        rows: a line per tensor of at least 1 KiB: form, bytes, and why.
+        before, after: bytes on disk.
+        verification: every check.
+        notes: anything else a person should know.
+    """
+
+    source: Path | None
+    out: Path
+    sidecars: tuple[Path, ...]
+    rows: tuple[Row, ...]
+    before: int
+    after: int
+    verification: Verification
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "source": str(self.source) if self.source else None,
+            "out": str(self.out),
+            "sidecars": [str(file) for file in self.sidecars],
+            "bytes": {"before": self.before, "after": self.after},
+            "tensors": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+            "verification": self.verification.to_dict(),
+        }
+
+
+def pack(
+    model: Model | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    /,
+    *,
+    form: str = "auto",
+    target: str = "onnxruntime",
+    compact_indices: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    in_place: bool = False,
+    threads: int | None = None,
+    watch: Watch | None = None,
+) -> Packing:
+    """Store each tensor in the smallest form that the target runs. Nothing is lost: every bit comes back.
+
+    Args:
+        model: a path, or a model from `load`.
+        out: where the result goes; `IN.packed.onnx` beside the input if not given. A file already there is replaced.
+        form: auto, or dense, coo, packed: of these the smallest, and dense where that is smaller still.
+        target: onnxruntime; onnxruntime-web (no sparse initializers); checker-strict (what `onnx.checker` accepts).
+        compact_indices: in the coo form, indices of 32 bits: onnxruntime takes them, `onnx.checker` does not.
+        include, exclude: patterns of names of tensors.
+        in_place: replace the input.
+        threads: for onnxruntime, when the result is run.
+        watch: told how far the work is, in bytes.
+
+    Returns:
+        The table and the checks.
+
+    Raises:
+        UsageError: an option out of its range, or a place that cannot be written to (OutputError).
+        ModelError: not an ONNX model, or damaged.
+        VerifyError: the result is not the same model; nothing was written.
+
+    Example:
+        >>> pack("missing.onnx")
+        Traceback (most recent call last):
+            ...
+        emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
+    """
+    source = model if isinstance(model, Model) else load(model)
+    if compact_indices and target == "checker-strict":
+        raise UsageError("compact_indices must come without the target checker-strict, which takes no such indices")
+    place = _target(source, out, in_place, "packed")
+    index = 32 if compact_indices else 64
+    if watch is not None:
+        total = sum(t.size * 4 for t in source.tensors.values())
+        source.watch = watch.add
+        watch.phase("looking", total)
+    chosen, rows = choose(source, form=form, target=target, index=index, include=include, exclude=exclude)
+    notes = []
+    if any(item.form.kind == "coo" and item.form.width != 64 for item in chosen):
+        notes.append("onnx.checker does not accept indices of 32 bits; onnxruntime does.")
+    done = _written(source, place, chosen, rows, notes, threads, watch)
+    if form in ("dense", "coo") or done.after < done.before or not chosen:
+        return done
+    rows = [Row(*(asdict(row) | {"after": row.before, "form": "dense", "why": "the file would not be smaller"}).values())
+            for row in rows]  # fmt: skip
+    return _written(source, place, [], rows, notes, threads, watch)
+
+
+def unpack(
+    model: Model | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    /,
+    *,
+    in_place: bool = False,
+    threads: int | None = None,
+    watch: Watch | None = None,
+) -> Packing:
+    """Store every packed tensor as plain dense numbers again; for the rest as `pack`.
+
+    Example:
+        >>> unpack("missing.onnx")
+        Traceback (most recent call last):
+            ...
+        emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
+    """
+    source = model if isinstance(model, Model) else load(model)
+    place = _target(source, out, in_place, "unpacked")
+    packed = frozenset(key for key, tensor in source.tensors.items() if tensor.recipe)
+    chosen, rows = choose(source, form="dense", keys=packed)
+    return _written(source, place, chosen, rows, [], threads, watch)
+
+
+def _target(source: Model, out: str | os.PathLike[str] | None, in_place: bool, word: str) -> Path:
+    if in_place:
+        if source.path is None or (out is not None and not same_file(out, source.path)):
+            raise UsageError("in_place must come without another output, and with a model from a file")
+        return source.path
+    if out is None:
+        if source.path is None:
+            raise UsageError("out must be given for a model that came from no file")
+        stem = source.path.name[: -len(".onnx")] if source.path.name.lower().endswith(".onnx") else source.path.name
+        out = source.path.with_name(f"{stem}.{word}.onnx")
+    target = Path(out)
+    if source.path is not None and same_file(target, source.path):
+        raise UsageError(f"out must not be the input {quote(source.path)}; to replace that, ask for it with in_place")
+    check_target(target, "out")
+    return target
+
+
+def _written(
+    source: Model, target: Path, chosen: Sequence[Chosen], rows: Sequence[Row], notes: Sequence[str],
+    threads: int | None, watch: Watch | None,
+) -> Packing:  # fmt: skip
+    before = weight_of(source)
+    result: list[Verification] = []
+
+    def check(temporary: Path) -> None:
+        if watch is not None:
+            watch.phase("checking", sum(2 * row.before for row in rows))
+        done = checked(load(temporary), source, chosen, temporary, threads)
+        if not done.ok:
+            raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
+        result.append(done)
+
+    if watch is not None:
+        watch.phase("writing", sum(row.before for row in rows))
+    files = save(rewritten(source, chosen) if chosen else source, target, check=check)
+    after = sum(file.stat().st_size for file in files)
+    return Packing(source.path, target, files[1:], tuple(rows), before, after, result[0], tuple(notes))
+
+
+def checked(written: Model, source: Model, chosen: Sequence[Chosen], path: Path, threads: int | None) -> Verification:
+    """Whether the written model is the same as its source, but for the forms."""
+    faults = []
+    sparse = {item.tensor.key for item in chosen if item.form.kind == "coo"}
+    for item in chosen:
+        key = item.tensor.key
+        if key in sparse:
+            continue
+        tensor = written.tensors.get(key)
+        if tensor is None or (tensor.dtype, tensor.shape) != (item.tensor.dtype, item.tensor.shape):
+            faults.append(f"tensor {quote(key)} is missing, or of another type or shape")
+            continue
+        for start, stop in pieces_of(tensor.size):
+            one, other = source.piece(key, start, stop), written.piece(key, start, stop)
+            if not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+                faults.append(f"tensor {quote(key)} has other bits than before, at {start} to {stop}")
+                break
+    checks = [Check("every tensor is as before, bit for bit", not faults, tuple(faults))]
+    if not sparse:
+        apart = frozenset(key for model in (written, source) for key, t in model.tensors.items() if t.recipe)
+        keys = frozenset(item.tensor.key for item in chosen)
+        after, was = written.rest(keys, "", apart), source.rest(keys, "", apart)
+        rest = [f"{place} differs" for place in sorted(after.keys() | was.keys()) if after.get(place) != was.get(place)]
+        checks.append(Check("nothing else differs", not rest, tuple(rest)))
+    if weight_of(source) > RUN:
+        return Verification(tuple(checks), None, f"models of more than {RUN >> 20} MiB are not run unasked")
+    try:
+        original = Session(source.path or source, threads=threads)
+    except NotRunError as error:
+        return Verification(tuple(checks), None, str(error))
+    behaviour: Behaviour | None = None
+    why = ""
+    try:
+        behaviour = compare(original, Session(path, threads=threads), None)
+        wrong = list(behaviour.problems)
+        wrong += [f"output {quote(o.name)} moved by {o.max_abs:.3g}" for o in behaviour.outputs if o.max_abs]
+        checks.append(Check("outputs are the same", not wrong, tuple(wrong)))
+    except NotRunError as error:
+        why = str(error)
+        if "cannot load" in why:
+            checks.append(Check("outputs are the same", False, (f"the packed model: {why}",)))
+    return Verification(tuple(checks), behaviour, why)

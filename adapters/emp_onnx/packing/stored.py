@@ -1,0 +1,181 @@
+"""A packed tensor read like any other: any stretch of it, dense, without the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.errors import ModelError, quote
+from emp_onnx.graph import Recipe, Tensor
+from emp_onnx.packing.codes import GapDecoder, join
+from emp_onnx.storage import Stored
+
+__all__ = ["PackedStored", "unpacking"]
+
+CHUNK = 1 << 16  # bits or codes between two places that are known without counting
+COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
+Values = NDArray[Any]
+
+
+@dataclass
+class PackedStored(Stored):
+    """The dense numbers of a packed tensor.
+
+    Attributes:
+        values: the fill, and then what is stored.
+        where: the mask, or the codes.
+    """
+
+    values: Stored | None = None
+    where: tuple[Stored, ...] = ()
+    _index: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # how many are stored before each chunk; where it begins
+
+    @property
+    def fill(self) -> Values:
+        """What stands where nothing is stored: one number."""
+        assert self.values is not None
+        return self.values.read(0, 1)
+
+    def spans(self, *, dense: bool = False) -> Iterator[tuple[int, int]]:
+        """Nowhere in the file are these numbers as they are."""
+        return iter(())
+
+    def write(self, start: int, new: Values, put: Callable[[int, Any], None]) -> None:
+        """Not here: packed tensors are packed anew."""
+        raise ModelError(f"tensor {quote(self.tensor.name)} is packed, so its numbers have no places of their own")
+
+    def read(self, start: int, stop: int) -> Values:
+        """Numbers `start` to `stop`, flat, in memory of their own."""
+        assert self.values is not None
+        recipe = self.tensor.recipe
+        assert recipe is not None
+        if recipe.function == "UnpackBlocks":
+            return self._blocks(start, stop)
+        out = np.empty(stop - start, self.dtype)
+        out[:] = self.fill[0]
+        if recipe.function.startswith("UnpackGaps"):
+            chunk = max(i for i, (_, end) in enumerate(self._index) if end < start) if start else 0
+            rank, end = self._index[chunk]
+            for places, _, _ in self._gaps().places(chunk * CHUNK, end, stop):
+                first, last = np.searchsorted(places, (start, stop))
+                if last > first:
+                    out[places[first:last] - start] = self.values.read(1 + rank + int(first), 1 + rank + int(last))
+                rank += places.size
+            return out
+        bits, rank = self._bits(start, stop)
+        out[bits] = self.values.read(1 + rank, 1 + rank + int(np.count_nonzero(bits)))
+        return out
+
+    def _bits(self, start: int, stop: int) -> tuple[NDArray[np.bool_], int]:
+        """Bits of the mask, and how many are set before them."""
+        chunk = start // CHUNK
+        raw = self.where[0].read(chunk * CHUNK // 8, -(-stop // 8))
+        bits = np.unpackbits(raw, count=stop - chunk * CHUNK, bitorder="little").view(np.bool_)
+        skip = start - chunk * CHUNK
+        return bits[skip:], self._index[chunk][0] + int(np.count_nonzero(bits[:skip]))
+
+    def _blocks(self, start: int, stop: int) -> Values:
+        assert self.values is not None
+        width = self.values.tensor.shape[1]
+        first, last = start // width, -(-stop // width)
+        bits, rank = self._bits(first, last)
+        out = np.empty((last - first, width), self.dtype)
+        out[:] = self.values.read(0, width)
+        many = int(np.count_nonzero(bits))
+        out[bits] = self.values.read((1 + rank) * width, (1 + rank + many) * width).reshape(many, width)
+        return out.reshape(-1)[start - first * width : stop - first * width].copy()
+
+    def _gaps(self) -> GapDecoder:
+        recipe = self.tensor.recipe
+        assert recipe is not None
+        width = int(recipe.function[-1])
+        each = (8 // 4, 8 // 2) if width == 6 else (8 // width,)
+
+        def read(start: int, stop: int) -> NDArray[np.uint8]:
+            planes = [
+                s.read(start // per, -(-stop // per)) for s, per in zip(self.where, each, strict=True)
+            ]  # fmt: skip
+            return join(tuple(planes), width)[: stop - start]
+
+        return GapDecoder(read, recipe.count, width)
+
+    def checked(self) -> PackedStored:
+        """This, once it is known that all its parts agree.
+
+        Raises:
+            ModelError: they do not.
+        """
+        recipe, size, rank = self.tensor.recipe, math.prod(self.tensor.shape), 0
+        assert recipe is not None
+        assert self.values is not None
+        blocks = recipe.function == "UnpackBlocks"
+        shape = self.values.tensor.shape
+        if len(shape) != (2 if blocks else 1) or not shape[0] or (blocks and (not shape[1] or size % shape[1])):
+            raise ModelError(self._wrong(f"values of the shape {shape} cannot be its own"))
+        if recipe.function.startswith("UnpackGaps"):
+            self._check_codes(recipe, size)
+            rank = self._index[-1][0]
+        else:
+            bits = size // shape[1] if blocks else size
+            if self.where[0].tensor.shape != (-(-bits // 8),):
+                raise ModelError(self._wrong(f"its mask must have {-(-bits // 8)} bytes"))
+            for start in range(0, -(-bits // 8), CHUNK // 8):
+                self._index.append((rank, -1))
+                raw = self.where[0].read(start, min(start + CHUNK // 8, -(-bits // 8)))
+                rank += int(COUNT[raw].sum(dtype=np.int64))
+            self._index = self._index or [(0, -1)]
+            if bits % 8 and int(self.where[0].read(bits // 8, bits // 8 + 1)[0]) >> bits % 8:
+                raise ModelError(self._wrong("its mask has bits beyond its end"))
+        if rank != shape[0] - 1:
+            raise ModelError(self._wrong(f"it stores {shape[0] - 1} values, and places for {rank}"))
+        return self
+
+    def _check_codes(self, recipe: Recipe, size: int) -> None:
+        width = int(recipe.function[-1])
+        each = (2, 4) if width == 6 else (8 // width,)
+        have = tuple(s.tensor.shape for s in self.where)
+        if recipe.count < 0 or have != tuple((-(-recipe.count // per),) for per in each):
+            raise ModelError(self._wrong(f"its {recipe.count} codes cannot be in {have}"))
+        rank, end, decoder = 0, -1, self._gaps()
+        for at in range(0, recipe.count, CHUNK):
+            self._index.append((rank, end))
+            for places, _, last in GapDecoder(decoder.read, min(at + CHUNK, recipe.count), width).places(
+                at, end, size + 1
+            ):
+                rank, end = rank + places.size, last
+        self._index.append((rank, end))
+        if end >= size:
+            raise ModelError(self._wrong("its codes lead beyond its end"))
+
+    def _wrong(self, why: str) -> str:
+        return f"packed tensor {quote(self.tensor.name)} of shape {self.tensor.shape} is damaged: {why}"
+
+
+def unpacking(tensor: Tensor, part: Callable[[str], Stored]) -> PackedStored:
+    """The dense numbers of a packed tensor, whose parts are found by their keys.
+
+    Raises:
+        ModelError: its parts do not fit each other.
+    """
+    recipe = tensor.recipe
+    assert recipe is not None
+    values, where = part(recipe.values), tuple(part(key) for key in recipe.where)
+    if any(size < 0 for size in tensor.shape) or any(s.dtype != np.uint8 or len(s.tensor.shape) != 1 for s in where):
+        raise ModelError(f"packed tensor {quote(tensor.name)} must have sizes ≥ 0 and parts of bytes")
+    if recipe.function not in (
+        "UnpackMask",
+        "UnpackMask4",
+        "UnpackBlocks",
+        "UnpackGaps4",
+        "UnpackGaps6",
+        "UnpackGaps8",
+    ):
+        raise ModelError(f"packed tensor {quote(tensor.name)} is unpacked by {quote(recipe.function)}, not known here")
+    return PackedStored(tensor, values.dtype, values.source, (), "", None, values, where).checked()
