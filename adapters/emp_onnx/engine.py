@@ -76,6 +76,8 @@ def open_engine(path: str | os.PathLike[str], /, *, kernels: str = "auto", threa
     count = sum(bool(item.op) for item in fused)
     if not count:
         why = "no packed weight in it is faster with kernels" if fused else "it holds no packed weights"
+        if kernels == "on":
+            raise UsageError(f"kernels must be off or auto for this model: {why}")
         return Engine(_session(str(path), _options(threads)), "", tuple(fused), f"onnxruntime alone: {why}")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)

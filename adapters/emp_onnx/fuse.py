@@ -30,6 +30,7 @@ FORMS = {f"Unpack{form}": form for form in ("Mask", "Mask4", "Gaps4", "Gaps6", "
 _ATTRIBUTES = {
     "MatMul": (), "Gemm": ("transB",), "Conv": ("strides", "pads", "dilations", "group", "kernel_shape"),
 }  # fmt: skip
+_NONE = onnx.TensorProto()
 DENSEST = 0.7  # above this density dense kernels win, whatever the shape
 LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13}  # elements: smaller weights stay in cache, and win dense
 
@@ -84,8 +85,12 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False) -> list[Fused]:
     made: dict[str, onnx.FunctionProto] = {}
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     for node in list(model.graph.node):
-        for name in set(node.input) & graph.unpacked.keys():
+        if node.domain == DOMAIN and node.op_type.startswith(("MatMul", "Gemm", "Conv")):
+            told.append(Fused(node.input[-2], node.op_type, ""))  # fused before
+        for name in sorted(set(node.input) & graph.unpacked.keys()) if id(node) not in graph.gone else ():
             unpack = graph.unpacked[name]
+            if len(_shape(unpack)) < 2:
+                continue  # a bias, which is unpacked wherever it goes
             reason = _against(graph, node, unpack, every)
             told.append(Fused(name, "" if reason else _join(graph, node, unpack, made, opset), reason))
     dead = {id(n) for n in graph.unpacked.values() if not graph.uses[n.output[0]] and n.output[0] not in graph.kept}
@@ -116,7 +121,10 @@ class _Graph:
         return self.next[name] if self.uses[name] == 1 and name not in self.kept else None
 
     def vector(self, name: str, size: int) -> bool:
-        """Whether `name` is an initializer of float32 with one number for each of `size` outputs."""
+        """Whether `name` is a constant of float32 with one number for each of `size` outputs."""
+        if unpack := self.unpacked.get(name):
+            stored = _values(self, unpack)
+            return _shape(unpack) == [size] and stored is not None and stored.data_type == onnx.TensorProto.FLOAT
         tensor = self.tensors.get(name)
         return (
             tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT
@@ -202,7 +210,8 @@ def _join(
     if kind == "MatMul" and after is not None and after.op_type == "Add" and after.domain in ("", "ai.onnx"):
         other = [name for name in after.input if name != node.output[0]]
         # a bias of [1, outputs] would add an axis to activations of one axis, so only a plain vector will do
-        if len(other) == 1 and graph.vector(other[0], _shape(unpack)[1]) and len(graph.tensors[other[0]].dims) == 1:
+        plain = len(other) == 1 and (other[0] in graph.unpacked or len(graph.tensors.get(other[0], _NONE).dims) == 1)
+        if plain and graph.vector(other[0], _shape(unpack)[1]):
             kind, bias = "MatMulAdd", other
             after = _take(graph, node, after)
     relu = after is not None and after.op_type == "Relu" and after.domain in ("", "ai.onnx")

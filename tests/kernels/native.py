@@ -27,6 +27,7 @@ def build(*, sanitize: str = "", compiler: str = "", target: str = "emp_kernels"
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed, and the kernels are built from source")
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".hpp", ".txt"})
+    files.append(Path(__file__).with_name("stress.cpp"))
     digest = hashlib.sha256(f"{sanitize} {compiler} {target}".encode())
     for path in files:
         digest.update(path.name.encode() + path.read_bytes())

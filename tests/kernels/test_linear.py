@@ -141,6 +141,8 @@ def test_the_same_result_whatever_the_threads_and_at_the_same_time() -> None:
         (2, 8, 2, 17, "must have at most as many values as elements, got 17"),
         (-1, 8, 2, 0, "must have a shape of at most 2^40 elements, got -1 x 8"),
         (2**31, 2**31, 2, 0, "must have a shape of at most 2^40 elements, got 2147483648 x 2147483648"),
+        (2**25, 0, 0, 0, "must have at most 2^24 outputs and inputs, got 33554432 and 0"),
+        (0, 2**33, 0, 0, "must have at most 2^24 outputs and inputs, got 0 and 8589934592"),
         (2**62, 8, 2, 0, "must have a shape of at most 2^40 elements, got 4611686018427387904 x 8"),
     ],
 )

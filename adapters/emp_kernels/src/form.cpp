@@ -7,6 +7,8 @@ namespace emp {
 std::string mask_of(const Codes& codes, int64_t elements, size_t values, Buffer<uint8_t>& mask) {
     if (codes.count < 0 || elements < 0 || codes.count > int64_t(1) << 40)
         return "must have a count of codes ≥ 0, got " + std::to_string(codes.count);
+    if (elements > int64_t(1) << 34)  // a mask of 2 GiB, made from perhaps no codes at all
+        return "must have at most 2^34 elements, got " + std::to_string(elements);
     const uint64_t count = uint64_t(codes.count);
     const size_t low = codes.bits == 8 ? count : (count + 1) / 2, high = codes.bits == 6 ? (count + 3) / 4 : 0;
     if (codes.low_bytes != low || codes.high_bytes != high)

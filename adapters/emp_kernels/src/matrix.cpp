@@ -7,11 +7,14 @@
 namespace emp {
 namespace {
 
-constexpr int64_t kMost = int64_t(1) << 40;  // elements of one weight: beyond that a shape is a lie
+// Beyond these a shape is a lie, and what is made for each row would fill the memory.
+constexpr int64_t kMost = int64_t(1) << 40, kMostSide = int64_t(1) << 24;
 
 std::string check(int64_t rows, int64_t columns, size_t bytes, size_t count) {
     if (rows < 0 || columns < 0 || (columns && rows > kMost / columns))
         return "must have a shape of at most 2^40 elements, got " + std::to_string(rows) + " x " + std::to_string(columns);
+    if (std::max(rows, columns) > kMostSide)
+        return "must have at most 2^24 outputs and inputs, got " + std::to_string(rows) + " and " + std::to_string(columns);
     uint64_t needed = (uint64_t(rows) * uint64_t(columns) + 7) / 8;
     if (bytes != needed) return "must have a mask of " + std::to_string(needed) + " bytes, got " + std::to_string(bytes);
     if (count > uint64_t(rows) * uint64_t(columns))
