@@ -1,7 +1,7 @@
 """Kernels for onnxruntime that compute with packed weights as they are, instead of unpacking them.
 
-`register` adds them to the options of a session. A file that `emp pack` wrote runs without them too: then onnxruntime unpacks
-the weights when it loads the model.
+`register` adds them to the options of a session. A file that `emp pack` wrote runs without them too: then onnxruntime
+unpacks the weights when it loads the model.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ def register(session_options: Any, /) -> None:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime's own errors have no common base
         text = str(error).strip().splitlines()
-        raise KernelsError(f"onnxruntime cannot use the kernels: {text[0] if text else type(error).__name__}") from error
+        raise KernelsError(
+            f"onnxruntime cannot use the kernels: {text[0] if text else type(error).__name__}"
+        ) from error
 
 
 def isa() -> str:
     """The instruction set that the kernels use here: avx512, avx2, neon or portable.
 
-    It is the best one that the processor has. The environment variable EMP_KERNELS_ISA names another one; it is read once.
+    It is the best one that the processor has. The environment variable EMP_KERNELS_ISA names another one; it is read
+    once.
 
     Raises:
         KernelsError: the library is absent, or is for another kind of machine.

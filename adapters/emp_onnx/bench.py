@@ -1,4 +1,4 @@
-"""Latency, load time and memory of models side by side: all in one run, in turn, so that a slow spell hits all alike."""
+"""Latency, load time and memory of models side by side: all in turn, so that a slow spell hits all alike."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def bench(
     if kernels not in ("both", "auto", "on", "off"):
         raise UsageError(f"kernels must be both, auto, on or off, got {kernels!r}")
     named: list[tuple[str, str]] = []
-    for model in map(os.fspath, models):
+    for model in [str(os.fspath(model)) for model in models]:
         for way in ("off", "auto") if kernels == "both" else (kernels,):
             if way == "auto" and kernels == "both" and not open_engine(model, threads=1).kernels:
                 continue
@@ -243,12 +243,16 @@ def _alone(model: str, way: str, threads: int, batch: int | None, feed: Feed | N
     with tempfile.TemporaryDirectory() as scratch:
         feeds = os.path.join(scratch, "feed.npz") if feed is not None else ""
         if feed is not None:
-            np.savez(feeds, **{name: np.asarray(value) for name, value in feed.items()})
+            np.savez(feeds, allow_pickle=False, **{name: np.asarray(value) for name, value in feed.items()})
         for _ in range(3):
             asked = json.dumps([model, way, threads, batch, feeds])
-            done = subprocess.run([sys.executable, "-c", _CHILD, asked], capture_output=True, text=True, env=_environment())
+            done = subprocess.run(
+                [sys.executable, "-c", _CHILD, asked], capture_output=True, text=True, env=_environment()
+            )
             if done.returncode:
-                raise ModelError(f"onnxruntime cannot run {quote(model)}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+                raise ModelError(
+                    f"onnxruntime cannot run {quote(model)}: {(done.stderr.strip().splitlines() or [''])[-1]}"
+                )
             load, size = json.loads(done.stdout.splitlines()[-1])
             loads.append(load)
             sizes.append(size)

@@ -218,11 +218,22 @@ def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         stream = io.BytesIO()
         many = len(runs) > 1
-        np.savez(stream, **{n: np.stack([r["outputs"][n] for r in runs]) if many else runs[0]["outputs"][n] for n in names})
+        np.savez(
+            stream,
+            allow_pickle=False,
+            **{n: np.stack([r["outputs"][n] for r in runs]) if many else runs[0]["outputs"][n] for n in names},
+        )
         write_whole(options.output, stream.getvalue(), "-o")
     if options.json:
         outputs = [{"name": n, "dtype": v.dtype.name, "shape": list(v.shape)} for n, v in runs[0]["outputs"].items()]
-        _print_json({"path": engine.note, "kernels": engine.kernels, "seconds": [r["seconds"] for r in runs], "outputs": outputs})
+        _print_json(
+            {
+                "path": engine.note,
+                "kernels": engine.kernels,
+                "seconds": [r["seconds"] for r in runs],
+                "outputs": outputs,
+            }
+        )
     elif not options.quiet:
         for run in runs:
             print(run_text(engine, list(run["outputs"].items()), run["seconds"], Style.of(sys.stdout)))
@@ -360,7 +371,9 @@ def _parser() -> _Parser:
         "out", metavar="OUT.onnx", nargs="?",
         help="where the result goes (default: IN.fused.onnx); a file there is replaced, the input never",
     )  # fmt: skip
-    one.add_argument("--every", action="store_true", help="also weights for which dense kernels are expected to be faster")
+    one.add_argument(
+        "--every", action="store_true", help="also weights for which dense kernels are expected to be faster"
+    )
     one.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on standard output")
     one.add_argument("--quiet", action="store_true", help="print only errors")
 
@@ -372,7 +385,9 @@ def _parser() -> _Parser:
     _common_options(one)
 
     one = command("bench", _bench, "measure models side by side: latency, time to load, memory")
-    one.add_argument("models", metavar="MODEL.onnx", nargs="+", help="the models; the first is what the others are compared with")
+    one.add_argument(
+        "models", metavar="MODEL.onnx", nargs="+", help="the models; the first is what the others are compared with"
+    )
     one.add_argument("--batch", metavar="N,N…", help="sizes of the first axis of made-up feeds (default: 1)")
     one.add_argument("--threads", metavar="N,N…", help="numbers of threads (default: 1)")
     one.add_argument("--seconds", metavar="S", help="for each model, batch and number of threads (default: 1)")

@@ -1,9 +1,9 @@
 """Packed weights moved into the nodes that use them, so that kernels can compute with them as they are.
 
-`emp pack` puts a node of its own before each use of a packed weight, which unpacks it. Kernels need weight and activations in one
-node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the bias and the Relu
-that follow it, and with a local function of its name that says in standard operations what it computes. Without
-kernels onnxruntime inlines that function, and all is as before.
+`emp pack` puts a node of its own before each use of a packed weight, which unpacks it. Kernels need weight and
+activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the bias
+and the Relu that follow it, and with a local function of its name that says in standard operations what it computes.
+Without kernels onnxruntime inlines that function, and all is as before.
 
 The names are made of what a node does: MatMul, MatMulAdd, Gemm or Conv; then Relu; then the form of the weight.
 Inputs: the activations; the bias (not for MatMul); those of the function that unpacks.
@@ -239,16 +239,18 @@ def _take(graph: _Graph, node: onnx.NodeProto, after: onnx.NodeProto) -> onnx.No
     return graph.only_user(node.output[0])
 
 
-def _function(
-    name: str, op: str, kind: str, relu: bool, unpack: onnx.NodeProto, opset: int
-) -> onnx.FunctionProto:
+def _function(name: str, op: str, kind: str, relu: bool, unpack: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     """What the node computes, in standard operations and the function that unpacks."""
     packed = [f"packed_{i}" for i in range(len(unpack.input))]
     inputs = ["x", *(["bias"] if kind != "MatMul" else []), *packed]
     attributes = ["shape", *(["count"] if "Gaps" in name else []), *_ATTRIBUTES[op]]
     steps = [_node(unpack.op_type, packed, ["weight"], attributes[: 2 if "Gaps" in name else 1], DOMAIN)]
     operands = ["x", "weight", *(["bias"] if kind in ("Gemm", "Conv") else [])]
-    chain = [(op, operands), *([("Add", ["", "bias"])] if kind == "MatMulAdd" else []), *([("Relu", [""])] if relu else [])]
+    chain = [
+        (op, operands),
+        *([("Add", ["", "bias"])] if kind == "MatMulAdd" else []),
+        *([("Relu", [""])] if relu else []),
+    ]
     for i, (step, taken) in enumerate(chain):
         made = "y" if i == len(chain) - 1 else f"step_{i}"
         taken = [f"step_{i - 1}" if name == "" else name for name in taken] if i else taken
@@ -272,4 +274,3 @@ def _node(
         attribute.name = attribute.ref_attr_name = name
         attribute.type = _TYPES.get(name, onnx.AttributeProto.INTS)
     return node
-

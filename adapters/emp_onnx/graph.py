@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from emp_onnx.errors import quote
 
-__all__ = ["Graph", "Node", "Recipe", "Place", "Run", "Tensor"]
+__all__ = ["Graph", "Node", "Place", "Recipe", "Run", "Tensor"]
 
 Attribute = int | float | str | tuple[int, ...] | None
 

@@ -55,7 +55,8 @@ def packed(dense: Floats, name: str, form: str) -> tuple[onnx.NodeProto, list[on
 def model(nodes: list[onnx.NodeProto], parts: list[onnx.TensorProto], x: list[Any], form: str) -> onnx.ModelProto:
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [info("x", onnx.TensorProto.FLOAT, x)], [info("y", onnx.TensorProto.FLOAT, [f"y{i}" for i in range(len(x))])],
+        nodes, "g", [info("x", onnx.TensorProto.FLOAT, x)],
+        [info("y", onnx.TensorProto.FLOAT, [f"y{i}" for i in range(len(x))])],
         [*parts, numpy_helper.from_array(np.float32(0), "after")],
     )  # fmt: skip
     unpack = onnx.FunctionProto.FromString(function_bytes(f"Unpack{form}", 17))
@@ -248,7 +249,9 @@ def test_an_onnxruntime_that_is_too_old_is_told(tmp_path: Path) -> None:
         int main() {
             table[emp::ort::kCreateStatus] = reinterpret_cast<const void*>(&create);
             static const OrtApiBase base = {
-                [](uint32_t version) noexcept { return version == 1 ? reinterpret_cast<const OrtApi*>(table) : nullptr; },
+                [](uint32_t version) noexcept {
+                    return version == 1 ? reinterpret_cast<const OrtApi*>(table) : nullptr;
+                },
                 []() noexcept { return "1.2.3"; }};
             RegisterCustomOps(nullptr, &base);
         }
@@ -265,7 +268,11 @@ def test_an_onnxruntime_that_is_too_old_is_told(tmp_path: Path) -> None:
 
 def header() -> Path | None:
     """onnxruntime's own header, where the system or ONNXRUNTIME_INCLUDE has it; no wheel does."""
-    for folder in (os.environ.get("ONNXRUNTIME_INCLUDE", ""), "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"):
+    for folder in (
+        os.environ.get("ONNXRUNTIME_INCLUDE", ""),
+        "/usr/include/onnxruntime",
+        "/usr/local/include/onnxruntime",
+    ):
         if folder and (Path(folder) / "onnxruntime_c_api.h").is_file():
             return Path(folder)
     return None
@@ -274,7 +281,9 @@ def header() -> Path | None:
 def test_our_declarations_agree_with_the_real_header(tmp_path: Path) -> None:
     folder = header()
     if folder is None:
-        pytest.skip("onnxruntime_c_api.h is not here; ONNXRUNTIME_INCLUDE may name its folder (Debian: libonnxruntime-dev)")
+        pytest.skip(
+            "onnxruntime_c_api.h is not here; ONNXRUNTIME_INCLUDE may name its folder (Debian: libonnxruntime-dev)"
+        )
     if shutil.which("c++") is None:
         pytest.skip("c++ is not installed")
     text = (SOURCES / "src" / "ort.hpp").read_text()
@@ -285,19 +294,24 @@ def test_our_declarations_agree_with_the_real_header(tmp_path: Path) -> None:
     assert len(slots) > 15
     assert len(names) > 20
     special = {
-        "KernelInfoGetNodeName": "KernelInfo_GetNodeName", "KernelInfoGetConstantInputTensor": "KernelInfoGetConstantInput_tensor",
+        "KernelInfoGetNodeName": "KernelInfo_GetNodeName",
+        "KernelInfoGetConstantInputTensor": "KernelInfoGetConstantInput_tensor",
         "KernelContextParallelFor": "KernelContext_ParallelFor", "KernelContextGetInput": "KernelContext_GetInput",
         "KernelContextGetOutput": "KernelContext_GetOutput", "CustomOpDomainAdd": "CustomOpDomain_Add",
-        "KernelInfoGetAttributeInt64": "KernelInfoGetAttribute_int64", "KernelInfoGetAttributeTensor": "KernelInfoGetAttribute_tensor",
+        "KernelInfoGetAttributeInt64": "KernelInfoGetAttribute_int64",
+        "KernelInfoGetAttributeTensor": "KernelInfoGetAttribute_tensor",
         "KernelInfoGetAttributeArrayInt64": "KernelInfoGetAttributeArray_int64",
     }  # fmt: skip
     checks = [
         f'static_assert(offsetof(OrtApi, {special.get(name, name)}) == {at} * sizeof(void*), "{name}");'
         for name, at in slots.items()
     ]
-    checks += [f"static_assert(offsetof(OrtCustomOp, {name}) == offsetof(emp::ort::CustomOp, {name}));" for name in names]
+    checks += [
+        f"static_assert(offsetof(OrtCustomOp, {name}) == offsetof(emp::ort::CustomOp, {name}));" for name in names
+    ]
     (tmp_path / "check.cpp").write_text(
-        f'#include "{folder}/onnxruntime_c_api.h"\n#define OrtApiBase OrtApiBaseOurs\n#include "ort.hpp"\n' + "\n".join(checks)
+        f'#include "{folder}/onnxruntime_c_api.h"\n#define OrtApiBase OrtApiBaseOurs\n#include "ort.hpp"\n'
+        + "\n".join(checks)
     )
     done = subprocess.run(
         ["c++", "-std=c++17", "-fsyntax-only", f"-I{SOURCES / 'src'}", str(tmp_path / "check.cpp")],

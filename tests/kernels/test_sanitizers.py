@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and no instruction where it must not be."""
+"""The kernels under three sanitizers, and no instruction where it must not be."""
 
 from __future__ import annotations
 
