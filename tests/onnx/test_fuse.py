@@ -1,4 +1,4 @@
-"""Packed weights moved into the nodes that use them: nothing changes where no kernel is; and the commands that run models."""
+"""Packed weights moved into the nodes that use them, and the commands that run models."""
 
 from __future__ import annotations
 
