@@ -11,6 +11,7 @@ from ._cut import Cut, select_stream
 from ._effective import effective_size, keep_count
 from ._errors import ArgumentError, EmpError, PoolError
 from ._hill import hill_number
+from ._many import select_each
 from ._mask import retained_mass, top_mask
 from ._moments import Moments
 from ._schedule import beta_schedule, cubic_schedule
@@ -45,6 +46,7 @@ __all__ = [
     "mass_upper_bound",
     "retained_mass",
     "select",
+    "select_each",
     "select_stream",
     "top_mask",
     "upper_witness",

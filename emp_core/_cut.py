@@ -11,11 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._each import SHORT, sums_each
 from ._effective import checked_beta
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, UNIT, Sums
@@ -23,7 +24,7 @@ from ._hill import checked_order, hill_of_stream
 from ._namespace import BFLOAT16
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
-from ._stream import PIECE, Buffers, Chunk, Part, Stream, share_of, total_of
+from ._stream import PIECE, Buffers, Chunk, Keep, Part, Stream, share_of, total_of
 
 Mask = NDArray[np.bool_]
 
@@ -41,8 +42,12 @@ class Cut:
         threshold: scores of a larger magnitude are kept.
         last: of those of exactly this magnitude the ones whose place in the pool is at most this.
         l1: Σ|s|.
+        nonzero: of the kept, those that are not zero.
         part_n_eff: the effective size of each part taken alone.
         part_l1: Σ|s| of each part.
+        part_k: what is kept of each part.
+        part_mass: what share of its own Σ|s| each part retains.
+        part_nonzero: `nonzero` of each part.
     """
 
     n: int
@@ -56,8 +61,12 @@ class Cut:
     threshold: float
     last: int
     l1: float
+    nonzero: int
     part_n_eff: tuple[float, ...]
     part_l1: tuple[float, ...]
+    part_k: tuple[int, ...]
+    part_mass: tuple[float, ...]
+    part_nonzero: tuple[int, ...]
 
     @property
     def density(self) -> float:
@@ -76,13 +85,17 @@ class Cut:
         >>> cut.mask(np.array([-1.0, 1.0]), 1).tolist()
         [True, False]
         """
-        size = magnitudes(piece)
-        threshold, tied = at_least(self.threshold, size.dtype)
-        keep: Mask = size >= threshold
-        if tied and self.last < start + size.size - 1:
-            flat, same = keep.reshape(-1), (size == threshold).reshape(-1)
-            flat[max(self.last + 1 - start, 0) :] &= ~same[max(self.last + 1 - start, 0) :]
-        return keep
+        return _mask(magnitudes(piece), start, self.threshold, self.last)
+
+
+def _mask(size: NDArray[Any], start: int, threshold: float, last: int) -> Mask:
+    """What is at least the threshold, without the ties after the last place."""
+    least, tied = at_least(threshold, size.dtype)
+    keep: Mask = size >= least
+    if tied and last < start + size.size - 1:
+        flat, same = keep.reshape(-1), (size == least).reshape(-1)
+        flat[max(last + 1 - start, 0) :] &= ~same[max(last + 1 - start, 0) :]
+    return keep
 
 
 def magnitudes(piece: NDArray[Any]) -> NDArray[Any]:
@@ -136,30 +149,88 @@ def select_stream(
     >>> cut.k, cut.threshold
     (2, 3.0)
     """
-    multiplier, q, share = checked_beta(beta), checked_order(order), checked_sparsity(sparsity)
-    if share is not None and (multiplier != 1 or q != 2):
-        raise ArgumentError(
-            f"sparsity fixes the count, so beta and order must be left alone, got beta={beta}, order={order}"
-        )
+    rule = rule_of(beta, order, sparsity)
     checked_threads(threads)
     called = list(names) if names is not None else [f"part {i}" for i in range(len(parts))]
     stream = Stream(parts, [None] * len(parts), called, threads)
     if not stream.n:
         raise PoolError("scores must hold at least one score, got an empty pool")
     fixed = None
-    if share is not None:
-        fixed = max(1, stream.n - round(share * stream.n))
-    elif q != 2:
-        fixed = _order_count(stream, multiplier, q)
-    small = stream.length <= 4 * CHUNK
-    found = _small(stream, multiplier, fixed) if small else _large(stream, multiplier, fixed)
-    counted = Counted.of([found.sums], multiplier).keeping(np.array([found.k]))
+    if rule.share is not None:
+        fixed = max(1, stream.n - round(rule.share * stream.n))
+    elif rule.order != 2:
+        fixed = _order_count(stream, rule.beta, rule.order)
+    found = _small(stream, rule.beta, fixed) if stream.length <= 4 * CHUNK else _large(stream, rule.beta, fixed)
+    counted = Counted.of([found.sums], rule.beta).keeping(np.array([found.k]))
     lower, upper = bounds(counted)
+    sizes, kept = _each(stream, found), found.kept
     return Cut(
-        stream.n, float(counted.n_eff[0]), found.k, float(multiplier) if share is None else None, q,
+        stream.n, float(counted.n_eff[0]), found.k, rule.said, rule.order,
         found.mass, float(lower[0]), float(upper[0]), found.threshold, found.last,
-        _float(found.sums), tuple(s.n_eff() if s.n else 0.0 for s in found.parts), tuple(map(_float, found.parts)),
+        _float(found.sums), sum(kept.nonzero), tuple(size for size, _ in sizes), tuple(l1 for _, l1 in sizes),
+        tuple(kept.k), tuple(kept.mass), tuple(kept.nonzero),
     )  # fmt: skip
+
+
+class RuleOf(NamedTuple):
+    """A rule, checked: multiplier, order, and the share to remove or None."""
+
+    beta: Fraction
+    order: float
+    share: Fraction | None
+
+    @property
+    def said(self) -> float | None:
+        """The multiplier that a result names: none where a share was asked for."""
+        return float(self.beta) if self.share is None else None
+
+
+def rule_of(beta: float, order: float, sparsity: float | None) -> RuleOf:
+    """The rule that these stand for.
+
+    Raises:
+        ArgumentError: one is outside what it allows, or two contradict each other.
+    """
+    rule = RuleOf(checked_beta(beta), checked_order(order), checked_sparsity(sparsity))
+    if rule.share is not None and (rule.beta != 1 or rule.order != 2):
+        raise ArgumentError(
+            f"sparsity fixes the count, so beta and order must be left alone, got beta={beta}, order={order}"
+        )
+    return rule
+
+
+class _Kept(NamedTuple):
+    """What is kept of each part: how many, the share of Σ|s|, how many that are not zero."""
+
+    k: list[int]
+    mass: list[float]
+    nonzero: list[int]
+
+
+class _Pieces(NamedTuple):
+    """Sums over the pieces of all parts, one after the other, and for each part where its own begin, and the end."""
+
+    first: list[int]
+    totals: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    above: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, stream: Stream) -> _Pieces:
+        """Room for the sums of these parts."""
+        first = np.cumsum([0, *(-(-part.size // PIECE) for part in stream.parts)]).tolist()
+        return cls(first, *np.zeros((3, first[-1])))
+
+    def part(self, i: int) -> slice:
+        """The pieces of one part."""
+        return slice(self.first[i], self.first[i + 1])
+
+    def mass(self, i: int, extra: float = 0.0) -> float | None:
+        """What share of Σ|s| lies above in one part, 1 where all is zero; None where float64 overflowed or vanished."""
+        total, above = total_of([self.totals[self.part(i)]]), total_of([self.above[self.part(i)]])
+        if not total:
+            return 1.0
+        return min(1.0, (above + extra) / total) if 2.0**-900 < total < math.inf and above < math.inf else None
 
 
 @dataclass
@@ -169,7 +240,9 @@ class _Found:
     threshold: float
     last: int
     mass: float
-    parts: list[Sums]
+    kept: _Kept
+    pieces: _Pieces | None = None
+    held: Sequence[Part] | None = None  # the parts, where they were read as a whole
 
 
 def _order_count(stream: Stream, beta: Fraction, q: float) -> int:
@@ -180,100 +253,173 @@ def _order_count(stream: Stream, beta: Fraction, q: float) -> int:
     return min(max(k, 1), n)
 
 
+def _each(stream: Stream, found: _Found) -> list[tuple[float, float]]:
+    """Effective size and Σ|s| of each part taken alone."""
+    if len(stream.parts) == 1:
+        return [(found.sums.n_eff(), _float(found.sums))]
+    out, parts = [(0.0, 0.0)] * len(stream.parts), found.held or stream.parts
+    short = [i for i, part in enumerate(parts) if part.size <= SHORT]
+    names = [stream.names[i] for i in short]
+    for i, figures in zip(short, sums_each([parts[i] for i in short], names), strict=True):
+        out[i] = figures
+    for i, part in enumerate(parts):
+        if part.size > SHORT:
+            alone = Stream([part], [None], [stream.names[i]], stream.threads)
+            if found.pieces is None:
+                sums = alone.sums()
+            else:
+                mine = found.pieces.part(i)
+                sums = alone._settled([found.pieces.totals[mine]], [found.pieces.squares[mine]])
+            out[i] = sums.n_eff(), _float(sums)
+    return out
+
+
 def _small(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     """A pool that fits the cache: its masks are made, and the cut read from them."""
     held = [np.asarray(part[0 : part.size]) for part in stream.parts]
     memory = Stream(held, stream.where, stream.names, stream.threads, stream.dtype)
     sums, k, masks, mass = memory.select(beta, fixed)
-    magnitude = memory.magnitudes()
+    magnitude, mask = memory.magnitudes(), np.concatenate(masks)
     threshold, last = 0.0, stream.n
     if k < stream.n:
-        mask = np.concatenate(masks)
         least = magnitude[mask].min()
         same = magnitude == least
         threshold = float(least)
         if not mask[same].all():
             last = int(np.flatnonzero(same & mask)[-1])
-    parts = [Stream([part], [None], [name], 1).sums() for part, name in zip(held, stream.names, strict=True)]
-    return _Found(sums, k, threshold, last, mass, parts)
+    if len(held) == 1:
+        kept = _Kept([k], [mass], [int(np.count_nonzero(magnitude[mask]))])
+        return _Found(sums, k, threshold, last, mass, kept)
+    kept, start = _Kept([], [], []), 0
+    for part, chosen in zip(held, masks, strict=True):
+        size = np.where(chosen, magnitude[start : start + part.size], 0)
+        kept.k.append(int(np.count_nonzero(chosen)))
+        kept.nonzero.append(int(np.count_nonzero(size)))
+        kept.mass.append(_ratio(size, magnitude[start : start + part.size]))
+        start += part.size
+    return _Found(sums, k, threshold, last, mass, kept, held=held)
+
+
+def _ratio(kept: NDArray[Any], whole: NDArray[Any]) -> float:
+    """Σ of the one over Σ of the other, of magnitudes so few that they can be scaled; 1 when all are zero."""
+    peak = float(whole.max(initial=0))
+    if not peak or not math.isfinite(peak):
+        return 1.0
+    exponent = -math.frexp(peak)[1]
+    parts = [math.fsum(np.ldexp(a.astype(np.float64), exponent).tolist()) for a in (kept, whole)]
+    return min(1.0, parts[0] / parts[1])
 
 
 def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     """One sweep takes sums, counts what lies above a bracket and lists what lies inside."""
     low, high = stream.bracket(beta, fixed)
-    totals, squares, raised = np.zeros((3, sum(-(-part.size // PIECE) for part in stream.parts)))
-    first = _first_pieces(stream)
+    pieces = _Pieces.of(stream)
     room, held, full = stream.room(), 0, False
 
     def work(chunk: Chunk, buffers: Buffers) -> tuple[int, NDArray[Any]]:
         nonlocal held, full
         magnitude = stream.load(chunk, buffers)
-        values, above = magnitude[:0], 0
+        values, count = magnitude[:0], 0
+        above: Mask | None = None
         if not full:
-            flag = buffers.flag[: magnitude.size]
-            np.greater(magnitude, high, out=flag)
-            above = int(np.count_nonzero(flag))
-            np.greater_equal(magnitude, low, out=flag)
-            if int(np.count_nonzero(flag)) > above:
-                flag &= magnitude <= high
-                values = magnitude[flag]
-                held += values.size
-                if held > room:  # never taken back: threads may lose an addition to `held`, but not this
-                    full = True
+            above = np.greater(magnitude, high, out=buffers.flag[: magnitude.size])
+            count = int(np.count_nonzero(above))
+            near = np.greater_equal(magnitude, low, out=buffers.near[: magnitude.size])
+            values = magnitude[np.not_equal(near, above, out=near)]
+            held += values.size
+            if held > room:  # never taken back: threads may lose an addition to `held`, but not this
+                full = True
         stream._wide(chunk, magnitude, buffers)
-        products = buffers.products(magnitude.size, high)
-        at = first[chunk.part] + chunk.start // PIECE
-        for into, some in zip((totals, squares, raised), products, strict=True):
+        products = buffers.products(magnitude.size, above)
+        at = pieces.first[chunk.part] + chunk.start // PIECE
+        for into, some in zip(pieces[1:], products, strict=True):
             into[at : at + some.size] = some
-        return above, values
+        return count, values
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         found = stream.run(work)
-    above = sum(count for _, (count, _) in found)
-    sums, k = stream.decide(stream._bounded([totals], [squares]), beta)
+    sums, k = stream.decide(stream._bounded([pieces.totals], [pieces.squares]), beta)
     k = k if fixed is None else fixed
-    parts = [
-        Stream([part], [None], [name], stream.threads)._settled([totals[a:b]], [squares[a:b]])
-        for part, name, a, b in zip(stream.parts, stream.names, first, [*first[1:], totals.size], strict=True)
-    ]
     if k >= stream.n:
-        return _Found(sums, k, 0.0, stream.n, 1.0, parts)
-    inside = [(chunk, values) for chunk, (_, values) in found if values.size] if not full else None
-    del found
-    kept = math.inf
-    if high < math.inf and above * 1000 > stream.length:
-        others = PIECE * raised.size - above
-        kept = total_of([raised, np.array([-high * others])])
-    settled = _settle(stream, inside, k - above, high)
-    if settled is None:
-        threshold, last = _by_radix(stream, k)
-        return _Found(sums, k, threshold, last, _share(stream, threshold, last), parts)
-    threshold, last, extra = settled
-    if sums.exact or kept == math.inf:
-        return _Found(sums, k, threshold, last, _share(stream, threshold, last), parts)
-    return _Found(sums, k, threshold, last, min(1.0, (kept + extra) / _float(sums)), parts)
+        return _Found(sums, k, 0.0, stream.n, 1.0, _again(stream, 0.0, stream.n)[1], pieces)
+    if not full:
+        above = [0] * len(stream.parts)
+        for chunk, (count, _) in found:
+            above[chunk.part] += count
+        inside = [(chunk, values) for chunk, (_, values) in found if values.size]
+        del found
+        settled = _settle(stream, inside, k, above, high, pieces)
+        kept = total_of([pieces.above])
+        if settled is not None:
+            threshold, last, extra, parts = settled
+            if sums.exact or kept == math.inf:
+                mass, parts = _again(stream, threshold, last)
+            else:
+                mass = min(1.0, (kept + extra) / _float(sums))
+            return _Found(sums, k, threshold, last, mass, parts, pieces)
+    threshold, last = _by_radix(stream, k)
+    mass, parts = _again(stream, threshold, last)
+    return _Found(sums, k, threshold, last, mass, parts, pieces)
 
 
 def _settle(
-    stream: Stream, inside: list[tuple[Chunk, NDArray[Any]]] | None, need: int, high: float
-) -> tuple[float, int, float] | None:
-    """Threshold, last place and mass added from what lay inside the bracket; None if the count lies outside."""
-    if inside is None or not 0 <= need <= sum(values.size for _, values in inside):
+    stream: Stream,
+    inside: list[tuple[Chunk, NDArray[Any]]],
+    k: int,
+    above: list[int],
+    high: float,
+    pieces: _Pieces,
+) -> tuple[float, int, float, _Kept] | None:
+    """Threshold, last place, mass added, and what that is of each part; None if the count lies outside the bracket."""
+    need = k - sum(above)
+    if not 0 <= need <= sum(values.size for _, values in inside):
         return None
-    if need == 0:
-        return float(np.nextafter(stream.dtype.type(high), stream.dtype.type(math.inf))), stream.n, 0.0
-    values = np.concatenate([values for _, values in inside])
-    threshold = np.partition(values, values.size - need)[values.size - need]
-    best, same = values > threshold, values == threshold
-    ties = need - int(np.count_nonzero(best))
+    values = np.concatenate([np.empty(0, stream.dtype), *(values for _, values in inside)])
+    best, same = np.zeros(values.size, bool), np.zeros(values.size, bool)
+    threshold = np.nextafter(stream.dtype.type(high), stream.dtype.type(math.inf))
     last = stream.n
-    if ties < int(np.count_nonzero(same)):
-        best[np.flatnonzero(same)[:ties]] = True
-        last = _place(stream, [(c, int(np.count_nonzero(v == threshold))) for c, v in inside], threshold, ties)
-    else:
-        best |= same
+    if need:
+        threshold = np.partition(values, values.size - need)[values.size - need]
+        np.greater(values, threshold, out=best)
+        np.equal(values, threshold, out=same)
+        ties = need - int(np.count_nonzero(best))
+        if ties < int(np.count_nonzero(same)):
+            best[np.flatnonzero(same)[:ties]] = True
+            last = _place(stream, [(c, int(np.count_nonzero(v == threshold))) for c, v in inside], threshold, ties)
+        else:
+            best |= same
     with np.errstate(over="ignore"):
-        return float(threshold), last, float(np.multiply(values, best).sum(dtype=np.float64))
+        chosen = np.multiply(values, best, dtype=np.float64)
+        extra = float(chosen.sum())
+    counts, masses, start = list(above), [0.0] * len(above), 0
+    nonzero = list(above)
+    for chunk, some in inside:
+        mine = slice(start, start + some.size)
+        count = int(np.count_nonzero(best[mine]))
+        counts[chunk.part] += count
+        nonzero[chunk.part] += count if threshold > 0 else int(np.count_nonzero(chosen[mine]))
+        masses[chunk.part] += float(chosen[mine].sum())
+        start += some.size
+    cut = float(threshold), last
+    return *cut, extra, _Kept(counts, _masses(stream, pieces, cut, masses), nonzero)
+
+
+def _masses(stream: Stream, pieces: _Pieces, cut: tuple[float, int], extra: list[float]) -> list[float]:
+    """What each part retains of its own Σ|s|: what lies above in its pieces, and the rest given."""
+    out, start = [], 0
+    for i, part in enumerate(stream.parts):
+        mass = pieces.mass(i, extra[i])
+        if mass is None:
+            alone = Stream([part], [None], [stream.names[i]], stream.threads)
+            mass = alone._folded_share(_masked(start, cut))
+        out.append(mass)
+        start += part.size
+    return out
+
+
+def _masked(start: int, cut: tuple[float, int]) -> Keep:
+    """What makes the mask of a chunk of the part that begins at ``start``."""
+    return lambda chunk, magnitude: _mask(magnitude, start + chunk.start, *cut)
 
 
 def _place(stream: Stream, ties: list[tuple[Chunk, int]], threshold: Any, count: int) -> int:
@@ -305,29 +451,33 @@ def _by_radix(stream: Stream, k: int) -> tuple[float, int]:
     return float(threshold), last
 
 
-def _share(stream: Stream, threshold: float, last: int) -> float:
-    """Retained mass, by one more pass."""
+def _again(stream: Stream, threshold: float, last: int) -> tuple[float, _Kept]:
+    """Retained mass, and what is kept of each part, by one more pass."""
     starts = np.cumsum([0, *(part.size for part in stream.parts)]).tolist()
-    cut = Cut(0, 0.0, 0, None, 2, 0.0, 0.0, 0.0, threshold, last, 0.0, (), ())
+    pieces = _Pieces.of(stream)
 
-    def work(chunk: Chunk, buffers: Buffers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def mask(chunk: Chunk, magnitude: NDArray[Any]) -> Mask:
+        return _mask(magnitude, starts[chunk.part] + chunk.start, threshold, last)
+
+    def work(chunk: Chunk, buffers: Buffers) -> tuple[int, int]:
         magnitude = stream.load(chunk, buffers)
-        keep = cut.mask(magnitude, starts[chunk.part] + chunk.start)
+        keep = mask(chunk, magnitude)
         stream._wide(chunk, magnitude, buffers)
-        return buffers.shares(magnitude.size, keep)
+        at = pieces.first[chunk.part] + chunk.start // PIECE
+        for into, some in zip((pieces.totals, pieces.above), buffers.shares(magnitude.size, keep), strict=True):
+            into[at : at + some.size] = some
+        keep_nonzero = np.logical_and(keep, magnitude, out=buffers.flag[: magnitude.size])
+        return int(np.count_nonzero(keep)), int(np.count_nonzero(keep_nonzero))
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        found = [sums for _, sums in stream.run(work)]
-    share = share_of([total for total, _ in found], [kept for _, kept in found])
-    if share is not None:
-        return share
-    return stream._folded_share(lambda chunk, magnitude: cut.mask(magnitude, starts[chunk.part] + chunk.start))
-
-
-def _first_pieces(stream: Stream) -> list[int]:
-    """For each part the number of pieces before it."""
-    counts = [-(-part.size // PIECE) for part in stream.parts]
-    return np.cumsum([0, *counts])[:-1].tolist() if counts else []
+        found = stream.run(work)
+    k, nonzero = [0] * len(starts[1:]), [0] * len(starts[1:])
+    for chunk, (kept, some) in found:
+        k[chunk.part] += kept
+        nonzero[chunk.part] += some
+    masses = _masses(stream, pieces, (threshold, last), [0.0] * len(k))
+    share = share_of([pieces.totals], [pieces.above])
+    return stream._folded_share(mask) if share is None else share, _Kept(k, masses, nonzero)
 
 
 def _float(sums: Sums) -> float:

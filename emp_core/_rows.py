@@ -116,7 +116,7 @@ def count_rows(xp: Any, a: Any, like: Any, n: Ints, beta: Fraction, *, single: b
     )
     zero = (known.total[0] == 0) & (known.total[1] == 0)
     counted.n_eff[zero] = counted.low[zero] = counted.high[zero] = counted.k[zero] = n[zero]
-    again = np.flatnonzero(~(decided | zero))
+    again = np.flatnonzero(~(decided & (size < n) | zero))  # equal scores: only exact sums give sharp bounds there
     if again.size:
         some = xp.take(a, like(again), axis=0) if again.size < int(a.shape[0]) else a
         totals, squares = exact_rows(xp, some, like, single=single)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +19,12 @@ import numpy as np
 from emp_onnx.errors import OutputError, quote
 from emp_onnx.source import FileSource, Source
 
-__all__ = ["Stage", "check_target", "copy_part", "put", "same_file", "staged", "sync_folder", "write_whole"]
+try:
+    import fcntl
+except ImportError:  # not on this system
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Stage", "check_target", "copy_part", "put", "same_file", "staged", "sweep", "sync_folder", "write_whole"]
 
 
 def same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
@@ -61,10 +69,10 @@ def staged(target: Path) -> Iterator[Stage]:
     Raises:
         OutputError: the file system refused (no space, no permission); the message says what it said.
     """
-    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.part")
+    sweep(target)
+    temporary, held = target, -1
     try:
-        # 0o666 through the process's own mask: the mode any new file of this user would get
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666))
+        temporary, held = _begun(target)
         if target.exists():
             with suppress(OSError):
                 os.chmod(temporary, target.stat().st_mode & 0o777)
@@ -76,9 +84,63 @@ def staged(target: Path) -> Iterator[Stage]:
     except OSError as error:
         raise OutputError(f"output {quote(target)} could not be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+        if held >= 0:
+            with suppress(OSError):
+                os.unlink(temporary)
+            os.close(held)
     sync_folder(target.parent)
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed processes of this machine left half-written beside `target`.
+
+    Whoever writes a temporary file holds a lock on it, which ends with the process: a file that can be locked belongs
+    to nobody. Others are left alone, and so are those of other machines, whose locks may not be seen here.
+    """
+    if fcntl is None:
+        return
+    pattern = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{12}\.emp\.part")
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+                    try:
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        os.unlink(entry.path)
+                    finally:
+                        os.close(handle)
+
+
+def _prefix(target: Path) -> str:
+    machine = hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:6]
+    return f".{target.name[:80]}.{machine}-"
+
+
+def _begun(target: Path) -> tuple[Path, int]:
+    """A new empty file beside `target`, and a handle that holds its lock."""
+    while True:
+        temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}.emp.part")
+        # 0o666 through the process's own mask: the mode any new file of this user would get
+        held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:  # another process is just sweeping, and takes it for abandoned
+                    os.close(held)
+                    continue
+                except OSError:  # a file system without locks: then nobody can sweep there either
+                    pass
+            if os.path.exists(temporary):  # it was not swept before it was locked
+                return temporary, held
+            os.close(held)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            with suppress(OSError):
+                os.close(held)
+            raise
 
 
 def put(handle: int, at: int, data: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+from functools import partial
 
 from emp_onnx.certificate import KEY, certify
 from emp_onnx.errors import PlanError, quote
 from emp_onnx.kept import Pruned
 from emp_onnx.model_io import Model, Patch
-from emp_onnx.plan import Decision, Entry, Plan, decide
+from emp_onnx.plan import Decision, Entry, Plan, decide, hashed
 from emp_onnx.weights import Refusal, Weight, find_weights
 
 __all__ = ["applied", "apply", "decided"]
@@ -35,7 +35,7 @@ def decided(model: Model, plan: Plan, /, *, threads: int | None = None) -> Decis
     weights = {weight.name: weight for weight in found.weights}
     refused = {refusal.name: refusal for refusal in found.refusals}
     chosen = [_same(weights.get(e.name), refused.get(e.name), e) for e in plan.entries]
-    again = decide(model, chosen, plan.rule, threads=threads)
+    again = hashed(model, decide(model, chosen, plan.rule, threads=threads))
     entries = {entry.name: entry for entry in again.plan.entries}
     for planned in plan.entries:
         now = entries.get(planned.name)
@@ -56,12 +56,8 @@ def decided(model: Model, plan: Plan, /, *, threads: int | None = None) -> Decis
 
 def applied(model: Model, plan: Plan, decision: Decision, /) -> Model:
     """`apply` for what was just decided with this plan from this model; values are changed as they are written."""
-    weights = {weight.name: weight for weight in find_weights(model, embeddings=True).weights}
-    patches: dict[str, Patch] = {}
-    for e in plan.entries:
-        digest = hashlib.sha256(f"{e.sha256} {e.kept_sha256} {e.zero} {decision.left[e.name]}".encode()).hexdigest()
-        patches[e.name] = Pruned(weights[e.name], decision.kept[e.name], digest)
-    return model.replaced(patches, {KEY: certify(plan, decision.left)})
+    patches: dict[str, Patch] = {e.name: Pruned(decision.weights[e.name], decision.kept[e.name]) for e in plan.entries}
+    return model.replaced(patches, {KEY: partial(certify, plan)})
 
 
 def _same(weight: Weight | None, refusal: Refusal | None, entry: Entry) -> Weight:

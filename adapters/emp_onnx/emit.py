@@ -13,7 +13,7 @@ from emp_onnx.wire import LENGTH, VARINT, varint
 __all__ = ["CODES", "attribute", "constant", "external_entries", "field", "function", "node", "number", "tensor"]
 
 CODES = {name: code for code, (name, _, _) in DTYPES.items()}
-Attribute = int | str | bytes | NDArray[np.int64]
+Attribute = int | str | bytes | tuple[int, ...] | NDArray[np.int64]
 
 
 def field(at: int, data: bytes | str) -> bytes:
@@ -40,10 +40,14 @@ def external_entries(location: str, offset: int, length: int) -> bytes:
 
 
 def attribute(name: str, value: Attribute, *, borrowed: bool = False) -> bytes:
-    """The content of an attribute's message; `borrowed`: its value is the function's attribute `value`."""
+    """The content of an attribute's message; `borrowed`: its value, a tensor, is the function's attribute `value`, or,
+    where that ends in `…`, whole numbers.
+    """
     if borrowed:
         assert isinstance(value, str)
-        return field(1, name) + field(21, value) + number(20, 4)
+        return field(1, name) + field(21, value.rstrip("…")) + number(20, 7 if value.endswith("…") else 4)
+    if isinstance(value, tuple):
+        return field(1, name) + b"".join(number(8, item) for item in value) + number(20, 7)
     if isinstance(value, int):
         return field(1, name) + number(3, value) + number(20, 2)
     if isinstance(value, np.ndarray):

@@ -90,6 +90,8 @@ def quote(text: object) -> str:
 
 def escape(text: str) -> str:
     """`text` with every character that is not printable written as an escape."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
     )

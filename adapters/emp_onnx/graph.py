@@ -101,7 +101,8 @@ class Tensor:
     """The header of a constant tensor: no values. `storage` is raw, typed, external, segment, sparse or packed.
 
     `key` is its address, unique in the model: the plain name for initializers of the main graph and for the outputs of
-    its Constant nodes, else a path such as `then_branch of If 'x'/name`. For a sparse tensor `shape` is the dense one.
+    its Constant nodes, else a path such as `then_branch of If 'x'/name`. For a sparse tensor `shape` is the dense one,
+    and `parts` are the tensors of its values and of its indices.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Tensor:
     storage: str
     key: str = ""
     place: Place | None = field(default=None, repr=False, compare=False)
+    parts: tuple[Tensor, ...] = field(default=(), repr=False)
     recipe: Recipe | None = None
 
     @property

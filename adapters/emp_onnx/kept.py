@@ -3,9 +3,7 @@ made."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import Cut
+from emp_onnx._boxes import boxes
 from emp_onnx.model_io import Model, Values
-from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Weight
 
-__all__ = ["ByRow", "Kept", "Mask", "Pruned", "Scores", "Whole", "boxes", "mask_of", "plain", "tally"]
+__all__ = ["ByRow", "Kept", "Mask", "Pruned", "Scores", "Whole", "boxes", "mask_of"]
 
 Mask = NDArray[np.bool_]
 
@@ -93,99 +91,27 @@ class ByRow:
         return place
 
 
-def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slice, ...]]:
-    """A flat stretch of an array of this shape as rectangles, in order.
-
-    >>> list(boxes((2, 3), 1, 6))
-    [(slice(0, 1, None), slice(1, 3, None)), (slice(1, 2, None), slice(0, 3, None))]
-    """
-    if start >= stop:
-        return
-    if len(shape) < 2:
-        yield (slice(start, stop),) * len(shape)
-        return
-    inner = math.prod(shape[1:])
-    first, rest = divmod(start, inner)
-    if rest:
-        end = min(stop, (first + 1) * inner)
-        for box in boxes(shape[1:], rest, end - first * inner):
-            yield (slice(first, first + 1), *box)
-        start, first = end, first + 1
-    last, rest = divmod(stop, inner)
-    if start < last * inner:
-        yield (slice(first, last), *(slice(0, d) for d in shape[1:]))
-    if rest and start < stop:
-        for box in boxes(shape[1:], 0, rest):
-            yield (slice(last, last + 1), *box)
-
-
 @dataclass(frozen=True)
 class Pruned:
-    """The patch that prunes a weight; `digest` is a hash of its old values and of what is kept."""
+    """The patch that prunes a weight."""
 
     weight: Weight
     kept: Kept
-    digest: str
 
     def __call__(self, start: int, old: Values, /) -> Values:
-        """The new values of a flat piece; the piece itself where nothing changes."""
+        """The new values of a flat piece; the piece itself where all of it is kept."""
         zero = self.weight.zero
         keep = self.kept.mask(zero.scores(old, start), start)
         if keep.all():
             return old
         if zero.quantised:
-            new = zero.filled(old, keep, start)
-        else:
-            bits = old.view(f"u{old.dtype.itemsize}")
-            new = np.multiply(bits, keep, dtype=bits.dtype).view(old.dtype)
-        return old if np.array_equal(_bits(new), _bits(old)) else new
-
-
-@dataclass
-class Tally:
-    """What one look at a weight and its mask found."""
-
-    k: int = 0
-    nonzero: int = 0
-    kept_l1: float = 0.0
-    values: str = ""
-    mask: str = ""
-    pruned: str = ""
-
-
-def tally(model: Model, weight: Weight, kept: Kept, *, kept_l1: bool = False) -> Tally:
-    """Count and hash a weight, its mask, and what pruning leaves of it, in one pass."""
-    found, before, bits, after = Tally(), hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
-    sums = []
-    for start, stop in pieces_of(math.prod(weight.shape)):
-        old = model.piece(weight.name, start, stop)
-        scores = weight.zero.scores(old, start)
-        mask = kept.mask(scores, start)
-        nonzero = scores != 0
-        nonzero &= mask
-        found.k += int(np.count_nonzero(mask))
-        found.nonzero += int(np.count_nonzero(nonzero))
-        before.update(old.view(np.uint8).data)
-        bits.update(np.packbits(mask).data)
-        after.update(plain(old, nonzero))
-        if kept_l1:
-            sums.append(float(np.einsum("i->", np.abs(np.multiply(scores, mask, dtype=np.float64)))))
-    found.kept_l1 = math.fsum(sums)
-    found.values, found.mask, found.pruned = before.hexdigest(), bits.hexdigest(), after.hexdigest()
-    return found
-
-
-def plain(values: Values, nonzero: Mask) -> Any:
-    """The bytes of values in which whatever is zero has the bits 0."""
-    bits = values.view(f"u{values.dtype.itemsize}")
-    return np.multiply(bits, nonzero, dtype=bits.dtype).data
+            return zero.filled(old, keep, start)
+        bits = old.view(f"u{old.dtype.itemsize}")
+        new: Values = np.multiply(bits, keep, dtype=bits.dtype).view(old.dtype)
+        return new
 
 
 def mask_of(model: Model, weight: Weight, kept: Kept) -> Mask:
     """The whole mask, for weights that are small."""
     scores = Scores(model, weight)
     return kept.mask(scores[0 : scores.size], 0).reshape(weight.shape)
-
-
-def _bits(values: Values) -> Values:
-    return values.view(np.uint8)

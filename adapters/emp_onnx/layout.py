@@ -34,6 +34,7 @@ class Slot:
         along: where a scale or zero point of one dimension lies: `first` or `last` axis, `rows` (last but one), or
             `directions` (first, then last).
         quantised: whether the weight is quantised, its zero point 0 unless another is given.
+        packed: whether it is packed in blocks (see `blocks.py`, which then takes the place of all the above).
     """
 
     index: int
@@ -42,6 +43,7 @@ class Slot:
     point: int | None = None
     along: str = "last"
     quantised: bool = False
+    packed: bool = False
 
 
 def _number(attributes: Attributes, name: str, default: int = 0) -> int:
@@ -117,6 +119,10 @@ def _einsum(shape: tuple[int, ...], attributes: Attributes, slot: int) -> Layout
     return Layout(shape, axes) if axes else None
 
 
+def _experts(shape: tuple[int, ...], attributes: Attributes, slot: int) -> Layout | str | None:
+    return Layout(shape, (0, 1)) if len(shape) == 3 else f"experts have 3 dimensions, this has {len(shape)}"
+
+
 def _unknown(shape: tuple[int, ...], attributes: Attributes, slot: int) -> Layout | str | None:
     return None
 
@@ -161,21 +167,21 @@ SLOTS: Mapping[tuple[str, str], tuple[Slot, ...]] = {
     (MS, "FusedMatMul"): (Slot(0, _fused_matmul), Slot(1, _fused_matmul)),
     (MS, "FusedMatMulActivation"): (Slot(0, _fused_matmul), Slot(1, _fused_matmul)),
     (MS, "TransposeMatMul"): (Slot(0, _fused_matmul), Slot(1, _fused_matmul)),
+    (MS, "MoE"): tuple(Slot(i, _experts) for i in (2, 4, 6)),
+    (MS, "QMoE"): tuple(Slot(i, _unknown, quantised=True, packed=True) for i in (2, 5, 8)),
+    (MS, "MatMulNBits"): (Slot(1, _unknown, quantised=True, packed=True),),
+    (MS, "MatMulBnb4"): (Slot(1, _unknown, quantised=True, packed=True),),
     ("com.microsoft.nchwc", "Conv"): (Slot(1, _unknown),),
 }
 # pruned only if asked for
 EMBEDDINGS: Mapping[tuple[str, str], tuple[Slot, ...]] = {
     ("", "Gather"): (Slot(0, _embedding),),
     (MS, "EmbedLayerNormalization"): tuple(Slot(i, _embedding) for i in (2, 3, 4)),
+    (MS, "GatherBlockQuantized"): (Slot(0, _unknown, quantised=True, packed=True),),
 }
 # weights that are left alone, and why
 LEFT: Mapping[tuple[str, str], tuple[tuple[int, ...], str]] = {
-    (MS, "MatMulNBits"): ((1,), "MatMulNBits packs its weights in blocks, several to a byte: that is not supported"),
-    (MS, "MatMulBnb4"): ((1,), "MatMulBnb4 packs its weights by a table of values: that is not supported"),
     (MS, "MatMulFpQ4"): ((1,), "MatMulFpQ4 packs its weights in blocks, several to a byte: that is not supported"),
-    (MS, "GatherBlockQuantized"): ((0,), "GatherBlockQuantized packs an embedding table: that is not supported"),
-    (MS, "MoE"): ((2, 4, 6), "the experts of MoE are not supported"),
-    (MS, "QMoE"): ((2, 5, 8), "the experts of QMoE are not supported"),
     (MS, "QEmbedLayerNormalization"): ((2, 3, 4), "a quantised embedding table is not supported"),
 }
 
@@ -196,7 +202,10 @@ def layout_of(
     | DynamicQuantizeLSTM | (directions, in, gates·hidden) | direction and gate unit |
     | Attention, QAttention | (in, out) | out |
     | Einsum | as the equation says | letters that stand in the output |
+    | MoE | (experts, out, in) | expert and out |
     | Gather (embedding) | (…, entries, …) | entry |
+
+    Weights that are packed in blocks have their units from `blocks.py`.
 
     Example:
         >>> layout_of("Gemm", 1, (8, 3), {"transB": 1})

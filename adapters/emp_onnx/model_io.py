@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Tensor
+from emp_onnx.packed import Packed, Packing
 from emp_onnx.reader import Contents, read
-from emp_onnx.source import FileSource, Memory, Source
+from emp_onnx.source import FileSource, Memory, Source, keep_freed
+from emp_onnx.sparse import sparse
 from emp_onnx.storage import Stored, pieces_of, stored
 from emp_onnx.wire import Edit, Piece
 
-__all__ = ["Model", "Patch", "Sheet", "Values", "load", "save"]
+__all__ = ["Model", "Patch", "Sheet", "Values", "hash_values", "load", "save"]
 
 Values = NDArray[Any]
 
@@ -35,14 +37,12 @@ Values = NDArray[Any]
 class Patch(Protocol):
     """New values of a tensor, made from its old ones a piece at a time."""
 
-    @property
-    def digest(self) -> str:
-        """A hash of everything that decides the new values, the old ones included."""
-        ...
-
     def __call__(self, start: int, old: Values, /) -> Values:
         """The new values for the flat numbers `old`, of which the first has the index `start`."""
         ...
+
+
+Sealed = Callable[[Mapping[str, str]], str]  # a text made from the hashes of all new values: it is written after them
 
 
 class _Array:
@@ -51,12 +51,15 @@ class _Array:
     def __init__(self, values: Values) -> None:
         self.values = np.ascontiguousarray(values).reshape(-1)
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.values.view(np.uint8).data).hexdigest()
-
     def __call__(self, start: int, old: Values, /) -> Values:
         return self.values[start : start + old.size]
+
+
+def hash_values(values: Values, digest: Any = None, /) -> Any:
+    """SHA-256 of numbers as they are stored, little-endian, in order; or that of a row of pieces, carried on."""
+    digest = hashlib.sha256() if digest is None else digest
+    digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return digest
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Model:
         self.cache: dict[Any, Any] = {}
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
-        self.changes: dict[str, str | None] = dict(parent.changes) if parent else {}
+        self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
         self.sheet: Sheet | None = None
         self.source: Source = parent.source if parent else self._opened(source)
         self._contents: Contents = parent._contents if parent else read(self.source, self.origin)
@@ -125,7 +128,11 @@ class Model:
     def metadata(self) -> dict[str, str]:
         """The model's metadata_props, as a copy."""
         entries = [(key, value) for key, value, _ in self._contents.metadata]
-        for key, text in self.changes.items():
+        for key, change in self.changes.items():
+            if callable(change):
+                entries = [*((k, v) for k, v in entries if k != key), (key, change(self.digests()))]
+                continue
+            text = change
             if sum(k == key for k, _ in entries) == 1 and text is not None:
                 entries = [(k, text if k == key else v) for k, v in entries]
                 continue
@@ -146,10 +153,39 @@ class Model:
                 from emp_onnx.packing.stored import unpacking
 
                 found = unpacking(tensor, self.stored)
+            elif tensor.parts:
+                values, indices = (self.stored(part.key) for part in tensor.parts)
+                found = sparse(tensor, values, indices, self.source)
             else:
                 found = stored(tensor, self.source, self._sidecar)
             self._stored[key] = found
         return found
+
+    def unpack(self, key: str, packing: Packing, /) -> None:
+        """From now on the values of this tensor are the codes that an operation packs into its bytes.
+
+        Raises:
+            ModelError: its bytes are not that many; as `stored`.
+        """
+        where = self.stored(key)
+        under = where.under if isinstance(where, Packed) else where
+        if under.dtype != np.uint8 or under.tensor.size != packing.nbytes:
+            raise ModelError(
+                f"tensor {quote(key)} must hold {packing.nbytes} bytes of packed codes, got {under.tensor.size} "
+                f"numbers of {under.tensor.dtype}"
+            )
+        self._stored[key] = Packed(under, packing)
+
+    def unpack_like(self, other: Model, keys: Iterable[str], /) -> None:
+        """`unpack` those of these tensors that are unpacked in another model.
+
+        Raises:
+            ModelError: as `unpack`.
+        """
+        for key in keys:
+            where = other.stored(key)
+            if isinstance(where, Packed):
+                self.unpack(key, where.packing)
 
     def piece(self, key: str, start: int, stop: int, /) -> Values:
         """Values `start` to `stop` of a tensor, flat, in the type they are stored in.
@@ -163,13 +199,27 @@ class Model:
         patch = self.patches.get(key)
         return values if patch is None else patch(start, values)
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the new values of every tensor that has some."""
+        found: dict[str, str] | None = self.cache.get("digests")
+        if found is None:
+            found = {}
+            for key in self.patches:
+                digest = hashlib.sha256()
+                for start, stop in pieces_of(self.stored(key).tensor.size):
+                    hash_values(self.piece(key, start, stop), digest)
+                found[key] = digest.hexdigest()
+            self.cache["digests"] = found
+        return found
+
     def values(self, key: str, /) -> Values:
         """All values of a tensor, in its shape and the type they are stored in, read-only.
 
         Raises:
             ModelError: as `stored`.
         """
-        tensor, where = self.tensors[key], self.stored(key)
+        where = self.stored(key)
+        tensor = where.tensor
         values = np.empty(tensor.size, where.dtype)
         for start, stop in pieces_of(tensor.size):
             values[start:stop] = self.piece(key, start, stop)
@@ -177,12 +227,18 @@ class Model:
         view.flags.writeable = False
         return view
 
-    def replaced(self, values: Mapping[str, Values | Patch], metadata: Mapping[str, str | None]) -> Model:
-        """A new model that differs in these values and metadata entries (None removes one), and in nothing else."""
+    def replaced(self, values: Mapping[str, Values | Patch], metadata: Mapping[str, str | Sealed | None]) -> Model:
+        """A new model that differs in these values and metadata entries, and in nothing else.
+
+        None removes an entry; a text takes the place of the one there was; a `Sealed` one goes to the end.
+        """
         new = Model(None, self.path, parent=self)
+        if values:  # what was sealed is sealed for the values that there were
+            sealed = self.metadata if any(map(callable, self.changes.values())) else {}
+            new.changes = {name: sealed[name] if callable(text) else text for name, text in self.changes.items()}
         for key, patch in values.items():
             if isinstance(patch, np.ndarray):
-                tensor, dtype = self.tensors[key], self.stored(key).dtype
+                tensor, dtype = self.stored(key).tensor, self.stored(key).dtype
                 if tensor.shape != patch.shape or dtype != patch.dtype:
                     raise ValueError(
                         f"{key} must stay {tensor.dtype} of shape {tensor.shape}, got {patch.dtype} of {patch.shape}"
@@ -213,8 +269,8 @@ class Model:
             raise ModelError(f"model must hold its weights itself for this, got sidecar files in {self.origin}")
         return to_bytes(self)
 
-    def rest(self, keys: frozenset[str], entry: str, apart: frozenset[str] = frozenset()) -> dict[str, str]:
-        """Everything but the values of these tensors and one metadata entry, as hashes by place.
+    def rest(self, keys: frozenset[str], entry: str, apart: frozenset[str] = frozenset()) -> dict[str, object]:
+        """Everything but the values of these tensors and one metadata entry, by place: as hashes, or as parts of files.
 
         Two models are equal outside those exactly when these are equal; a differing place says where to look. The
         tensors `apart` may be stored in other forms (packed, say, or dense): of those only the values count.
@@ -289,6 +345,7 @@ def load(path: str | os.PathLike[str], /) -> Model:
         raise ModelError(f"model {quote(path)} could not be read: {reason}") from error
     if not source.size:
         raise ModelError(f"model must be an ONNX file, got {quote(path)}, which is empty")
+    keep_freed()
     return Model(source, place)
 
 

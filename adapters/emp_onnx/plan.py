@@ -6,25 +6,27 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from emp_core import Cut, PoolError, mass_lower_bound, mass_upper_bound, select_stream
+from emp_core import Cut, PoolError, mass_lower_bound, mass_upper_bound, select_each, select_stream
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
 from emp_onnx.graph import Tensor
-from emp_onnx.kept import Kept, Mask, Scores, Tally, Whole, tally
-from emp_onnx.model_io import Model, Values
+from emp_onnx.kept import Kept, Mask, Scores, Whole
+from emp_onnx.model_io import Model, hash_values
 from emp_onnx.progress import Watch
 from emp_onnx.rows import by_row
 from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Refusal, Weight, find_weights
 
-__all__ = ["Decision", "Entry", "Plan", "decide", "hash_mask", "hash_values", "plan", "watched"]
+__all__ = ["Decision", "Entry", "Plan", "decide", "hash_mask", "hashed", "plan", "watched"]
 
 FORMAT, VERSION = "effective_pruning.plan", 1
+SHORT = 1 << 14  # elements of a weight that is counted with others
+TOGETHER = 1 << 22  # elements counted together, at most
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Entry(Figures):
         worst: the smallest retained mass of any one pool.
         zeros: how many elements of the pruned weight are zero: n − k and those kept that were zero before.
         l1: Σ|w| before pruning.
-        sha256: of the weight's bytes before pruning.
-        kept_sha256: of the mask, one bit per element.
+        sha256: of the weight's bytes before pruning; empty in the plan of a report, which is not applied again.
+        kept_sha256: of the mask, one bit per element; empty likewise.
         dtype: of its elements.
         path: the operations that it passes through on the way to its use.
         zero: the zero point of a quantised weight, in words; empty for floats.
@@ -107,6 +109,9 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
         body = asdict(self)
+        for entry in body["entries"]:
+            if not entry["sha256"]:
+                del entry["sha256"], entry["kept_sha256"]
         if math.isinf(self.rule.order):
             body["rule"]["order"] = "inf"
         return {"format": FORMAT, "version": VERSION, **body}
@@ -178,7 +183,7 @@ def plan(
     found = find_weights(model, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
     rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
     watched(model, watch, "counting", 2, found.weights)
-    return decide(model, found.weights, rule, refusals=found.refusals, threads=threads).plan
+    return hashed(model, decide(model, found.weights, rule, refusals=found.refusals, threads=threads)).plan
 
 
 def watched(model: Model, watch: Watch | None, phase: str, times: int, weights: Sequence[Weight | Tensor]) -> int:
@@ -217,94 +222,127 @@ def decide(
             continue
         _refuse_unless_finite(model, weight)
         refused.append(_refusal(weight, *reason))
-    zeros: list[Weight] = []
     made = _Made()
     try:
-        pool = _decide_model(model, chosen, rule, made, zeros, threads) if rule.scope == "model" else None
-        if rule.scope != "model":
+        pool = _decide_model(model, chosen, rule, made, threads) if rule.scope == "model" else None
+        if rule.scope == "tensor":
+            _decide_each(model, chosen, rule, made, threads)
+        if rule.scope == "row":
             for weight in chosen:
-                if not _decide_one(model, weight, rule, made, threads):
-                    zeros.append(weight)
+                _decide_rows(model, weight, rule, made, threads)
     except PoolError:
         for weight in chosen:
             _refuse_unless_finite(model, weight)
         raise
-    refused += [_refusal(w, "zeros", "it holds only zeros: nothing tells one from another") for w in zeros]
-    return Decision(Plan(rule, tuple(made.entries), tuple(refused), pool), made.kept, made.left)
+    entries = [made.entries[weight.name] for weight in chosen if weight.name in made.entries]
+    refused += [
+        _refusal(w, "zeros", "it holds only zeros: nothing tells one from another")
+        for w in chosen
+        if w.name not in made.entries
+    ]
+    weights_ = {weight.name: weight for weight in chosen}
+    return Decision(Plan(rule, tuple(entries), tuple(refused), pool), made.kept, weights_)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan, what it keeps of each weight, and a hash of what it leaves of each."""
+    """A plan, what it keeps of each weight, and the weights."""
 
     plan: Plan
     kept: dict[str, Kept]
-    left: dict[str, str]
+    weights: dict[str, Weight]
+
+
+def hashed(model: Model, decision: Decision) -> Decision:
+    """The same with hashes of the weights and masks, by which another model, or a changed plan, is known."""
+    entries = []
+    for entry in decision.plan.entries:
+        weight, kept = decision.weights[entry.name], decision.kept[entry.name]
+        values, bits = hashlib.sha256(), hashlib.sha256()
+        for start, stop in pieces_of(entry.n):
+            old = model.piece(weight.name, start, stop)
+            hash_values(old, values)
+            bits.update(np.packbits(kept.mask(weight.zero.scores(old, start), start)).data)
+        entries.append(replace(entry, sha256=values.hexdigest(), kept_sha256=bits.hexdigest()))
+    return replace(decision, plan=replace(decision.plan, entries=tuple(entries)))
 
 
 @dataclass
 class _Made:
-    entries: list[Entry] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
     kept: dict[str, Kept] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
 
 
 def _decide_model(
-    model: Model, chosen: Sequence[Weight], rule: Rule, made: _Made, zeros: list[Weight], threads: int | None
+    model: Model, chosen: Sequence[Weight], rule: Rule, made: _Made, threads: int | None
 ) -> Figures | None:
-    """One pool over all weights."""
+    """One pool over all weights but those of zeros."""
     live = list(chosen)
     while live:
         cut = _cut([Scores(model, weight) for weight in live], rule, live, threads)
         if all(cut.part_l1):
             break
-        zeros += [weight for weight, l1 in zip(live, cut.part_l1, strict=True) if not l1]
         live = [weight for weight, l1 in zip(live, cut.part_l1, strict=True) if l1]
     else:
         return None
+    n = np.array([math.prod(weight.shape) for weight in live])
+    n_eff, k = np.array(cut.part_n_eff), np.array(cut.part_k)
+    some = np.maximum(k, 1)
+    bounds = [np.where(k > 0, bound(n_eff, n=n, k=some), 0.0) for bound in (mass_lower_bound, mass_upper_bound)]
     base = 0
-    for weight, l1, n_eff in zip(live, cut.part_l1, cut.part_n_eff, strict=True):
-        n, kept = math.prod(weight.shape), Whole(cut, base)
-        seen = tally(model, weight, kept, kept_l1=True)
-        mass = 1.0 if seen.k == n else min(1.0, seen.kept_l1 / l1)
-        lower, upper = (
-            float(bound(n_eff, n=n, k=seen.k)) if seen.k else 0.0 for bound in (mass_lower_bound, mass_upper_bound)
-        )
-        _note(made, weight, kept, seen, n_eff, (lower, mass, upper), 1, mass, l1)
-        base += n
+    for i, (weight, lower, upper) in enumerate(zip(live, *(b.tolist() for b in bounds), strict=True)):
+        mass, size = cut.part_mass[i], int(n[i])
+        figures = Figures(size, cut.part_n_eff[i], cut.part_k[i], lower, mass, upper)
+        _note(made, weight, Whole(cut, base), figures, cut.part_nonzero[i], 1, mass, cut.part_l1[i])
+        base += size
     return Figures(cut.n, cut.n_eff, cut.k, cut.mass_lower, cut.mass, cut.mass_upper)
 
 
-def _decide_one(model: Model, weight: Weight, rule: Rule, made: _Made, threads: int | None) -> bool:
-    """One weight by itself, whole or row by row; False if it holds only zeros."""
-    scores, kept = Scores(model, weight), None
-    if rule.scope == "row" and weight.layout is not None:
-        kept, found = by_row(scores, weight.layout, rule, threads)
-        l1 = math.fsum(found.l1)
-        if l1:
-            masses = found.weighted(found.lower), found.weighted(found.mass), found.weighted(found.upper)
-            seen, n_eff = tally(model, weight, kept), math.fsum(found.n_eff)
-            _note(made, weight, kept, seen, n_eff, masses, len(found.n_eff), min(found.mass), l1)
-        return bool(l1)
-    cut = _cut([scores], rule, [weight], threads)
+def _decide_each(model: Model, chosen: Sequence[Weight], rule: Rule, made: _Made, threads: int | None) -> None:
+    """Every weight by itself; short ones many at a time."""
+    waiting: list[Weight] = []
+    held = 0
+    for i, weight in enumerate(chosen):
+        size = math.prod(weight.shape)
+        if size <= SHORT:
+            waiting.append(weight)
+            held += size
+        else:
+            _note_cut(made, weight, _cut([Scores(model, weight)], rule, [weight], threads))
+        if i + 1 == len(chosen) or held > TOGETHER:
+            pools = [Scores(model, short)[:] for short in waiting]
+            cuts = select_each(pools, names=[f"weight {quote(w.name)}" for w in waiting], **rule.keeps())
+            for short, cut in zip(waiting, cuts, strict=True):
+                _note_cut(made, short, cut)
+            waiting, held = [], 0
+
+
+def _note_cut(made: _Made, weight: Weight, cut: Cut) -> None:
     if cut.l1:
-        whole = Whole(cut)
-        masses = cut.mass_lower, cut.mass, cut.mass_upper
-        _note(made, weight, whole, tally(model, weight, whole), cut.n_eff, masses, 1, cut.mass, cut.l1)
-    return bool(cut.l1)
+        figures = Figures(cut.n, cut.n_eff, cut.k, cut.mass_lower, cut.mass, cut.mass_upper)
+        _note(made, weight, Whole(cut), figures, cut.nonzero, 1, cut.mass, cut.l1)
+
+
+def _decide_rows(model: Model, weight: Weight, rule: Rule, made: _Made, threads: int | None) -> None:
+    """One weight, row by row."""
+    assert weight.layout is not None
+    kept, found = by_row(Scores(model, weight), weight.layout, rule, threads)
+    l1 = math.fsum(found.l1)
+    if l1:
+        n, n_eff = math.prod(weight.shape), math.fsum(found.n_eff)
+        masses = found.weighted(found.lower), found.weighted(found.mass), found.weighted(found.upper)
+        figures = Figures(n, n_eff, found.k, *masses)
+        _note(made, weight, kept, figures, found.nonzero, len(found.n_eff), min(found.mass), l1)
 
 
 def _note(
-    made: _Made, weight: Weight, kept: Kept, seen: Tally, n_eff: float,
-    masses: tuple[float, float, float], pools: int, worst: float, l1: float,
-) -> None:  # fmt: skip
-    n = math.prod(weight.shape)
-    made.kept[weight.name], made.left[weight.name] = kept, seen.pruned
-    entry = Entry(
-        n, n_eff, seen.k, *masses, weight.name, weight.op, weight.uses, weight.shape, pools, worst, n - seen.nonzero,
-        l1, seen.values, seen.mask, weight.dtype, weight.path, weight.zero.words,
+    made: _Made, weight: Weight, kept: Kept, f: Figures, nonzero: int, pools: int, worst: float, l1: float
+) -> None:
+    made.kept[weight.name] = kept
+    made.entries[weight.name] = Entry(
+        f.n, f.n_eff, f.k, f.mass_lower, f.mass, f.mass_upper, weight.name, weight.op, weight.uses, weight.shape, pools,
+        worst, f.n - nonzero, l1, "", "", weight.dtype, weight.path, weight.zero.words,
     )  # fmt: skip
-    made.entries.append(entry)
 
 
 def _cut(scores: Sequence[Scores], rule: Rule, weights: Sequence[Weight], threads: int | None) -> Cut:
@@ -324,11 +362,6 @@ def _refuse_unless_finite(model: Model, weight: Weight) -> None:
             f"weight {quote(weight.name)} must hold finite numbers, got {bad} that are NaN or infinite; "
             "leave it out with exclude to prune the others"
         )
-
-
-def hash_values(values: Values) -> str:
-    """SHA-256 of a weight's bytes, little-endian, in order."""
-    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def hash_mask(mask: Mask) -> str:

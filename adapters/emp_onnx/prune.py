@@ -17,12 +17,13 @@ from emp_onnx.certificate import KEY
 from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quote
 from emp_onnx.feeds import Feed
 from emp_onnx.figures import Rule
+from emp_onnx.isolated import Isolated
 from emp_onnx.model_io import Model, load, save
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.plan import Plan, decide, watched
 from emp_onnx.progress import Watch
-from emp_onnx.verify import Verification, alone, verify_against
+from emp_onnx.verify import Verification, verify_written, worth_running
 from emp_onnx.weights import Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
@@ -145,54 +146,54 @@ def prune(
     """
     source = model if isinstance(model, Model) else load(model)
     place = _target(source, out, in_place)
-    if plan is None:
-        rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
-        found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
-        weighed = watched(source, watch, "counting", 2, found.weights)
-        decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
-        made = decision.plan
-        if not made.entries:
-            raise nothing_to_prune(source, made.refusals)
-    else:
-        if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
-            None,
-            None,
-            2.0,
-            "tensor",
-            1,
-            False,
-        ):
-            raise UsageError("plan must come alone, got other options of the rule or of the choice of weights with it")
-        made = plan
-        if not made.entries:
-            raise PlanError("plan must name at least one weight, got none")
-        planned = [source.tensors[entry.name] for entry in plan.entries if entry.name in source.tensors]
-        weighed = watched(source, watch, "counting", 2, planned)
-        decision = decided(source, plan, threads=threads)
-    changed = _packed(applied(source, made, decision), pack, target)
-    before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
-    result: list[Verification] = []
+    with Isolated(threads=threads) as process:
+        if plan is None:
+            rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
+            found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
+            weighed = watched(source, watch, "counting", 1, found.weights)
+            if found.weights and worth_running(source, feeds):
+                process.start()  # it gets ready while the weights are counted
+            decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
+            made = decision.plan
+            if not made.entries:
+                raise nothing_to_prune(source, made.refusals)
+        else:
+            if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
+                None,
+                None,
+                2.0,
+                "tensor",
+                1,
+                False,
+            ):
+                raise UsageError(
+                    "plan must come alone, got other options of the rule or of the choice of weights with it"
+                )
+            made = plan
+            if not made.entries:
+                raise PlanError("plan must name at least one weight, got none")
+            planned = [source.tensors[entry.name] for entry in plan.entries if entry.name in source.tensors]
+            weighed = watched(source, watch, "counting", 2, planned)
+            decision = decided(source, plan, threads=threads)
+        changed = _packed(applied(source, made, decision), pack, target)
+        before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
+        result: list[Verification] = []
 
-    def check(temporary: Path) -> None:
-        written = load(temporary)
+        def check(temporary: Path) -> None:
+            written = load(temporary)
+            if watch is not None:
+                watch.phase("checking", 2 * weighed)
+                written.watch = source.watch
+            done = verify_written(written, source, decision, feeds=feeds, seed=seed, threads=threads, process=process)
+            if not done.ok:
+                raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
+            result.append(done)
+
+        notes = _notes(source, made, place, in_place)
         if watch is not None:
-            watch.phase("checking", 3 * weighed)
-            written.watch = source.watch
-        checks, certificate = alone(written)
-        if certificate is None:
-            raise VerifyError("verification failed, nothing was written: the certificate cannot be read back")
-        done = verify_against(
-            written, source, certificate, decision.kept, checks, feeds=feeds, seed=seed, threads=threads, path=temporary
-        )
-        if not done.ok:
-            raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
-        result.append(done)
-
-    notes = _notes(source, made, place, in_place)
-    if watch is not None:
-        watch.phase("writing", weighed)
-    files = save(changed, place, check=check)
-    return Report(source.path, place, files[1:], made, result[0], before, _sizes(files, gzip), notes)
+            watch.phase("writing", weighed)
+        files = save(changed, place, check=check)
+        return Report(source.path, place, files[1:], made, result[0], before, _sizes(files, gzip), notes)
 
 
 def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | ModelError:

@@ -7,7 +7,7 @@ that no version of onnx knows, are passed over, and stay in the file as they are
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Node, Place, Recipe, Run, Tensor
@@ -38,8 +38,8 @@ CONTENTS = frozenset({4, 5, 6, 7, 9, 10, 11, 13, 14})
 class Contents:
     """A model as read.
 
-    `tensors` holds every tensor anywhere; `imports` the version of each domain, `version` that of the format, `calls` the
-    local functions, each with the field that says so.
+    `tensors` holds every tensor anywhere; `imports` the version of each domain, `version` that of the format,
+    `calls` the local functions, each with the field that says so.
     """
 
     graph: Graph
@@ -250,9 +250,9 @@ class _Reader:
         numbers: dict[str, tuple[int, ...]] = {}
         for at, end in attributes:
             attribute = self._attribute(at, end)
-            if len(attribute.tensors) == 1:
+            if attribute.name != "ends" and len(attribute.tensors) == 1:
                 numbers[attribute.name] = self._whole(*attribute.tensors[0])
-        many = 2 if op.endswith("6") else 1
+        many = {"UnpackGaps6": 2, "UnpackEarly": 3}.get(op, 1)
         parts = [graph.tensors.get(name) for name in inputs[: many + 1]]
         values = parts[-1] if len(parts) == many + 1 else None
         if values is None or None in parts or "shape" not in numbers:
@@ -260,7 +260,7 @@ class _Reader:
         where = tuple(part.key for part in parts[:-1] if part)
         recipe = Recipe(op, values.key, where, numbers.get("count", (0,))[0], node)
         shape = numbers["shape"]
-        tensor = Tensor(output, values.dtype, shape, "packed", self._key(graph.path + output), None, recipe)
+        tensor = Tensor(output, values.dtype, shape, "packed", self._key(graph.path + output), None, recipe=recipe)
         self.all.append(tensor)
         return tensor
 
@@ -309,17 +309,23 @@ class _Reader:
         return found
 
     def sparse(self, start: int, stop: int, path: str, name: str | None = None) -> Tensor:
-        values, dims = None, list[int]()
+        values, indices, mine, dims = None, None, 0, list[int]()
         for number, kind, at, _, end in self.wire.fields(start, stop):
             if number == 3:
                 self._dims(dims, kind, at, end)
             elif kind == LENGTH and number == 1:
-                values = self.tensor(at, end, path, name)
+                values, mine = self.tensor(at, end, path, name), len(self.all) - 1
             elif kind == LENGTH and number == 2:
-                self.tensor(at, end, path, f"indices of {name or ''}")
-        if values is None:
+                indices = self.tensor(at, end, path, f"indices of {name or ''}")
+        if values is None or indices is None:
             return Tensor("", "", tuple(dims), "sparse")
-        return Tensor(values.name, values.dtype, tuple(dims), "sparse", values.key)
+        # the address is that of the whole; its values get one of their own
+        part = replace(values, key=self._key(f"{path}values of {values.name}"))
+        self.all[mine] = part
+        place = Place(0, LENGTH, (), (), None, (start, stop))
+        whole = Tensor(values.name, values.dtype, tuple(dims), "sparse", values.key, place, (part, indices))
+        self.all.append(whole)
+        return whole
 
     def tensor(self, start: int, stop: int, path: str, name: str | None = None) -> Tensor:
         dims: list[int] = []

@@ -4,7 +4,8 @@ change."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,35 +13,124 @@ import numpy as np
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
+from emp_onnx.packed import Packed
 from emp_onnx.reader import CONTENTS, DOMAIN
 from emp_onnx.source import Source
-from emp_onnx.storage import pieces_of
+from emp_onnx.storage import nbytes, pieces_of
 from emp_onnx.wire import LENGTH, Wire
 from emp_onnx.writer import feed
 
-__all__ = ["rest"]
+__all__ = ["rest", "same_outside"]
+
+BLOCK = 1 << 18
+ELSEWHERE = frozenset({9, 13})  # where the numbers of a tensor are kept that are in a sidecar file
 
 
-def rest(model: Model, keys: frozenset[str], entry: str, apart: frozenset[str] = frozenset()) -> dict[str, str]:
+def same_outside(one: Model, other: Model, keys: frozenset[str], entry: str) -> bool:
+    """Whether all bytes of two files but the numbers of these tensors and one metadata entry are certainly the same.
+
+    False means that they differ, or that a closer look is needed: numbers scattered over a file, or sidecars.
+    """
+    if one.patches or other.patches or any(t.storage == "external" for m in (one, other) for t in m.tensors.values()):
+        return False
+    found = []
+    for model in (one, other):
+        spans = [field[3:] for name, _, field in model.contents.metadata if name == entry]
+        for key in keys:
+            # of packed weights what fills up blocks is to be compared too
+            where = model.stored(key) if key in model.tensors else None
+            if where is None or where.decoded is not None or isinstance(where, Packed):
+                return False
+            mine = list(where.spans())
+            if sum(b - a for a, b in mine) != nbytes(where.dtype, where.tensor.size):
+                return False
+            spans += mine
+        found.append(list(_between(sorted(spans), model.source.size)))
+    sources = [Ahead(one.source), Ahead(other.source)]
+    return len(found[0]) == len(found[1]) and all(
+        Stretch(sources[0], *a) == Stretch(sources[1], *b) for a, b in zip(*found, strict=True)
+    )
+
+
+class Ahead:
+    """A source of which short parts are read in order: what follows them is read with them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.size = source, source.size
+        self._at, self._held = 0, b""
+
+    def read(self, at: int, count: int, /) -> bytes:
+        """`count` bytes from `at` on."""
+        if count > BLOCK:
+            return self.source.read(at, count)
+        if not self._at <= at <= at + count <= self._at + len(self._held):
+            self._at, self._held = at, self.source.read(at, min(BLOCK, self.size - at))
+        return self._held[at - self._at : at - self._at + count]
+
+
+def _between(spans: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What lies between the spans, where that is anything."""
+    at = 0
+    for start, stop in (*spans, (size, size)):
+        if start > at:
+            yield at, start
+        at = max(at, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """A part of a file; two are equal when their bytes are."""
+
+    source: Source | Ahead
+    start: int
+    stop: int
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stretch):
+            return NotImplemented
+        size = self.stop - self.start
+        if size != other.stop - other.start:
+            return False
+        for at in range(0, size, BLOCK):
+            count = min(BLOCK, size - at)
+            if self.source.read(self.start + at, count) != other.source.read(other.start + at, count):
+                return False
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def rest(model: Model, keys: frozenset[str], entry: str, apart: frozenset[str] = frozenset()) -> dict[str, object]:
     """See `Model.rest`."""
-    wire, out = Wire(model.source), dict[str, str]()
+    wire, out = Wire(model.source), dict[str, object]()
     gone = _stored_otherwise(model, wire, apart) if apart else set[tuple[int, int]]()
-    skip = {key: model.tensors[key] for key in keys if key in model.tensors}
     for key in sorted(apart & model.tensors.keys()):
         tensor = model.tensors[key]
         out[f"tensor {quote(key)}"] = f"{tensor.dtype} {tensor.shape} {'' if key in keys else _hash(model, key)}"
+    skip = {key: model.tensors[key] for key in keys if key in model.tensors}
+    # of a sparse tensor how many entries there are does not count, either
+    parts = [part for tensor in skip.values() for part in tensor.parts]
+    skip |= {part.key: part for part in parts}
     for tensor in model.tensors.values():
-        if tensor.storage == "external" and tensor.key not in skip and not (
-            tensor.place and tensor.place.message in gone
-        ):  # fmt: skip
+        there = tensor.place is not None and tensor.place.message not in gone
+        if tensor.storage == "external" and tensor.key not in skip and there:
             # the bytes, wherever they are kept, not the place
             skip[tensor.key] = tensor
+            out[f"external tensor {quote(tensor.key)}"] = Stretch(*_external(model, tensor))
+    for key in keys & model.tensors.keys():
+        where = model.stored(key)
+        if isinstance(where, Packed):
             digest = hashlib.sha256()
-            source, start, stop = _external(model, tensor)
-            feed(digest, source, start, stop)
-            out[f"external tensor {quote(tensor.key)}"] = digest.hexdigest()
+            for codes in where.fill():
+                digest.update(codes.tobytes())
+            out[f"what fills up the blocks of {quote(key)}"] = digest.hexdigest()
     # messages of tensors whose numbers, or whose sidecar's name, do not count
-    marked: dict[tuple[int, int], bool | None] = {t.place.message: t.key in keys for t in skip.values() if t.place}
+    marked: dict[tuple[int, int], frozenset[int] | None] = {
+        tensor.place.message: CONTENTS if tensor.key in keys else ELSEWHERE
+        for tensor in skip.values()
+        if tensor.place and not tensor.parts
+    }
+    marked |= {part.place.message: CONTENTS | {1} for part in parts if part.place}
     marked |= dict.fromkeys(gone)
     marks = sorted(marked)
     start, stop = model.contents.span
@@ -61,7 +151,7 @@ def rest(model: Model, keys: frozenset[str], entry: str, apart: frozenset[str] =
             out[f"node {count} ({quote(node.name or node.op)})"] = hasher.of(tag, end, marks)
         else:
             hasher.add(others, tag, end, marks)
-    seen = dict(model.metadata)
+    seen = {key: text for key, text in model.metadata.items() if key != entry}
     for number, kind, at, tag, end in wire.fields(0, wire.size):
         if (number, kind, at) == (7, LENGTH, start):
             others.update(b"graph")
@@ -120,7 +210,7 @@ def _hash(model: Model, key: str) -> str:
 class _Hasher:
     """Hashes of fields, without the numbers of tensors that do not count, and without the lengths around them."""
 
-    def __init__(self, wire: Wire, apart: dict[tuple[int, int], bool | None]) -> None:
+    def __init__(self, wire: Wire, apart: dict[tuple[int, int], frozenset[int] | None]) -> None:
         self.wire, self.source, self.apart = wire, wire.source, apart
 
     def of(self, start: int, stop: int, marks: Sequence[tuple[int, int]]) -> str:
@@ -139,10 +229,10 @@ class _Hasher:
             return
         for _, kind, at, tag, end in self.wire.fields(start, stop):
             if kind == LENGTH and (at, end) in self.apart:
-                how = self.apart[at, end]
-                if how is not None:
+                passed = self.apart[at, end]
+                if passed is not None:
                     digest.update(b"(")
-                    self._header(digest, at, end, how)
+                    self._header(digest, at, end, passed)
                     digest.update(b")")
             elif kind == LENGTH and any(at <= mark[0] and mark[1] <= end for mark in _near(inside, at, end)):
                 digest.update(b"[")
@@ -152,9 +242,9 @@ class _Hasher:
             else:
                 self._plain(digest, tag, end)
 
-    def _header(self, digest: Any, start: int, stop: int, numbers: bool) -> None:
+    def _header(self, digest: Any, start: int, stop: int, without: frozenset[int]) -> None:
         for number, _, _, tag, end in self.wire.fields(start, stop):
-            if number not in CONTENTS or (not numbers and number not in (13, 9)):
+            if number not in without:
                 self._plain(digest, tag, end)
 
     def _plain(self, digest: Any, start: int, stop: int) -> None:
@@ -190,7 +280,7 @@ def _external(model: Model, tensor: Tensor) -> tuple[Source, int, int]:
     return source, start, start + length
 
 
-def _free(out: dict[str, str], name: str) -> str:
+def _free(out: dict[str, object], name: str) -> str:
     i = 2
     while name in out and f"{name} ({i})" in out:
         i += 1

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from threading import Timer
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx import _ort
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, Input, check_feed, random_feeds
 from emp_onnx.model_io import Model
 
-__all__ = ["Behaviour", "Difference", "NotRunError", "Session", "compare"]
+__all__ = ["Behaviour", "CrashedError", "Difference", "NotRunError", "Session", "Sessions", "compare", "declared"]
 
 RANDOM_FEEDS = 4
 PATIENCE = 30.0  # seconds to look for made-up feeds that fit
@@ -26,6 +26,10 @@ PATIENCE = 30.0  # seconds to look for made-up feeds that fit
 
 class NotRunError(Exception):
     """The models were not run, and why; behaviour is then unknown, which is not the same as wrong."""
+
+
+class CrashedError(NotRunError):
+    """onnxruntime's process is gone, and with it every session there."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,20 @@ class Behaviour:
 LIMIT = 10.0  # seconds that one run on made-up feeds may take
 
 
+class Sessions(Protocol):
+    """A model that can be run, here or in another process."""
+
+    inputs: tuple[Input, ...]
+    overridable: tuple[Input, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feed: Feed, /, limit: float | None = None) -> dict[str, Any]:
+        """One run; see `Session.run`."""
+        ...
+
+
 class Session:
-    """A model in onnxruntime on the CPU.
+    """A model in onnxruntime on the CPU, in this process. Where the file may be anyone's, see `Isolated`.
 
     Raises:
         NotRunError: onnxruntime cannot load the model (an operation it does not have, say).
@@ -68,29 +84,20 @@ class Session:
 
     def __init__(self, model: Model | Path, /, *, threads: int | None = None) -> None:
         try:
-            import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+            source = str(model) if isinstance(model, Path) else model.to_bytes()
+            self._session: Any = _ort.open_session(source, threads)
+            facts = _ort.facts(self._session)
         except ImportError as error:
             raise MissingExtraError("onnxruntime") from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.use_deterministic_compute = True
-        if threads:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        try:
-            source = str(model) if isinstance(model, Path) else model.to_bytes()
-            self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except ModelError:
             raise
-        except Exception as error:  # onnxruntime's own errors have no common base
-            raise NotRunError(f"onnxruntime cannot load it: {_first_line(error)}") from error
-        try:
-            self.inputs = tuple(_input(item) for item in self._session.get_inputs())
-            self.overridable = tuple(_input(item) for item in self._session.get_overridable_initializers())
-            self.outputs = tuple(item.name for item in self._session.get_outputs())
         except UnicodeDecodeError as error:
             raise NotRunError("its inputs and outputs have names or sizes that are no text") from error
-        self._options: Any = onnxruntime.RunOptions
+        except Exception as error:  # onnxruntime's own errors have no common base
+            raise NotRunError(f"onnxruntime cannot load it: {_ort.first_line(error)}") from error
+        self.inputs = tuple(declared(*item) for item in facts["inputs"])
+        self.overridable = tuple(declared(*item) for item in facts["overridable"])
+        self.outputs: tuple[str, ...] = tuple(facts["outputs"])
 
     def run(self, feed: Feed, /, limit: float | None = None) -> dict[str, Any]:
         """One run, of at most `limit` seconds; outputs by name.
@@ -98,20 +105,13 @@ class Session:
         Raises:
             NotRunError: onnxruntime refused the feed.
         """
-        options = self._options()
-        timer = Timer(limit or 0, setattr, (options, "terminate", True))
         try:
-            if limit is not None:
-                timer.daemon = True
-                timer.start()
-            return dict(zip(self.outputs, self._session.run(None, dict(feed), options), strict=True))
+            return dict(zip(self.outputs, _ort.run_session(self._session, feed, limit), strict=True))
         except Exception as error:  # as above
-            raise NotRunError(f"onnxruntime cannot run it: {_first_line(error)}") from error
-        finally:
-            timer.cancel()
+            raise NotRunError(f"onnxruntime cannot run it: {_ort.first_line(error)}") from error
 
 
-def compare(original: Session, pruned: Session, feeds: Iterable[Feed] | None, /, *, seed: int = 0) -> Behaviour:
+def compare(original: Sessions, pruned: Sessions, feeds: Iterable[Feed] | None, /, *, seed: int = 0) -> Behaviour:
     """Run both on the feeds given, or on seeded random ones, and measure how far the outputs moved.
 
     Raises:
@@ -128,6 +128,8 @@ def compare(original: Session, pruned: Session, feeds: Iterable[Feed] | None, /,
             after = pruned.run(feed, 10 * LIMIT if random else None)
         except NotRunError as error:
             problems[f"the pruned model fails where the original runs: {error}"] = None
+            if isinstance(error, CrashedError):
+                break
             continue
         for name, item in tally.items():
             if problem := item.add(before[name], after.get(name)):
@@ -138,7 +140,7 @@ def compare(original: Session, pruned: Session, feeds: Iterable[Feed] | None, /,
     return Behaviour(count, random, outputs, tuple(problems))
 
 
-def _given(original: Session, feeds: Iterable[Feed]) -> Iterator[tuple[Feed, dict[str, Any]]]:
+def _given(original: Sessions, feeds: Iterable[Feed]) -> Iterator[tuple[Feed, dict[str, Any]]]:
     optional = frozenset(item.name for item in original.overridable)
     for i, feed in enumerate(feeds):
         check_feed(feed, (*original.inputs, *original.overridable), i, optional)
@@ -148,7 +150,7 @@ def _given(original: Session, feeds: Iterable[Feed]) -> Iterator[tuple[Feed, dic
             raise UsageError(f"feed {i} must be one that the original model runs on: {error}") from error
 
 
-def _random(original: Session, seed: int) -> Iterator[tuple[Feed, dict[str, Any]]]:
+def _random(original: Sessions, seed: int) -> Iterator[tuple[Feed, dict[str, Any]]]:
     try:
         attempts = random_feeds(original.inputs, seed=seed, count=RANDOM_FEEDS)
         attempts = chain([next(attempts)], attempts)
@@ -162,6 +164,8 @@ def _random(original: Session, seed: int) -> Iterator[tuple[Feed, dict[str, Any]
             break
         try:
             ran: list[tuple[Feed, dict[str, Any]]] = [(feed, original.run(feed, LIMIT)) for feed in feeds]
+        except CrashedError as error:
+            raise CrashedError(f"{error}, on made-up feeds; give feeds") from error
         except (NotRunError, MemoryError) as error:
             last = error
             continue
@@ -225,12 +229,7 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, np.ndarray) or value.dtype.kind != "f" or bool(np.isfinite(value).all())
 
 
-def _input(item: Any) -> Input:
-    dims = tuple(d if isinstance(d, str) or (isinstance(d, int) and d > 0) else None for d in item.shape or ())
-    return Input(
-        item.name, item.type, tuple(None if isinstance(d, str) and d in ("", "?", "None") else d for d in dims)
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def declared(name: str, kind: str, shape: Sequence[Any]) -> Input:
+    """An input as onnxruntime declares it; sizes that say nothing become None."""
+    dims = tuple(d if isinstance(d, str) or (isinstance(d, int) and d > 0) else None for d in shape)
+    return Input(name, kind, tuple(None if isinstance(d, str) and d in ("", "?", "None") else d for d in dims))

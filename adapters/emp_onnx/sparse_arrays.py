@@ -1,8 +1,8 @@
 """Weights as arrays of `scipy.sparse`, and back.
 
-What is stored is what differs from 0 in its bits: −0.0 and every NaN are entries of their own. So the way there and back
-keeps every bit, in each of the four formats. No sum is ever formed, where scipy's own conversions would add to 0.0.
-Of float16 and bfloat16, which scipy does not have, the arrays are of float32, which holds all their values.
+What is stored is what differs from 0 in its bits: −0.0 and every NaN are entries of their own. So the way there and
+back keeps every bit, in each of the four formats: no sum is ever formed, where scipy's own conversions would add to
+0.0. Of float16 and bfloat16, which scipy does not have, the arrays are of float32, which holds all their values.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def to_scipy(
     return out
 
 
-def from_scipy(model: Model, arrays: Mapping[str, Any], /, *, form: str = "dense", target: str = "onnxruntime") -> Model:
+def from_scipy(
+    model: Model, arrays: Mapping[str, Any], /, *, form: str = "dense", target: str = "onnxruntime"
+) -> Model:
     """The model with these weights, each written back in its own shape; `save` writes it.
 
     Args:
@@ -155,7 +157,7 @@ def _narrowed(values: Values, dtype: np.dtype[Any]) -> Values:
 
 def _sparse(dense: Values, format: str, blocksize: tuple[int, int]) -> Any:
     try:
-        import scipy.sparse as sp
+        import scipy.sparse as sp  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingExtraError("scipy") from error
     shape = dense.shape

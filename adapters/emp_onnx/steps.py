@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.blocks import Reason, blocks_of
 from emp_onnx.errors import ModelError
 from emp_onnx.graph import Node, Tensor
 from emp_onnx.layout import Layout, Slot, layout_of, separate, transposed
 from emp_onnx.model_io import Model
+from emp_onnx.packed import Packing
 from emp_onnx.trace import Frame, Step, Use, Value
 from emp_onnx.zero import Zero
 
 __all__ = ["Understood", "understand"]
 
 MOST = 1 << 22  # elements of a shape, scale or zero point that is read
+MOST_BLOCKS = 1 << 28  # and of those of blocks, of which there are many
 Shape = tuple[int, ...]
 
 
@@ -29,24 +33,21 @@ class Understood:
     layout: Layout | None = None
     zero: Zero = field(default_factory=Zero)
     against: tuple[str, str] | None = None
-
-
-class _UnfitError(Exception):
-    """The reason why a use is not one of a weight: code, and words."""
+    packing: Packing | None = None
 
 
 def understand(model: Model, tensor: Tensor, use: Use, slot: Slot) -> Understood:
     """Follow a weight from where it is stored to its use, and its units and zero back."""
     try:
         return _Way(model, tensor).along(use, slot)
-    except _UnfitError as error:
+    except Reason as error:
         return Understood(against=(error.args[0], error.args[1]))
 
 
 class _Way:
     def __init__(self, model: Model, tensor: Tensor) -> None:
         self.model, self.tensor = model, tensor
-        self.shape: Shape | None = None if tensor.storage == "sparse" else tensor.shape
+        self.shape: Shape | None = tensor.shape
         self.back: list[tuple[str, Shape]] | None = []  # None: a step on the way is not known
         self.zero: Zero | None = None
         self.fake: Value | None = None  # zero point of a QuantizeLinear on the way
@@ -55,6 +56,8 @@ class _Way:
 
     def along(self, use: Use, slot: Slot) -> Understood:
         assert use.node is not None
+        if slot.packed:
+            return self._packed(use)
         for step in use.steps:
             self._step(step)
         layout = self._layout(use.node, slot)
@@ -66,8 +69,19 @@ class _Way:
                 along = "first" if layout is not None and layout.axes == (0,) else "last"
             self._quantised(point, scale, along)
         if self.faked:
-            raise _UnfitError("quantised", "it is quantised on its way, and not dequantised again")
+            raise Reason("quantised", "it is quantised on its way, and not dequantised again")
         return Understood(self._home(layout), self.zero or Zero())
+
+    def _packed(self, use: Use) -> Understood:
+        """A use by an operation that packs its weights."""
+        assert use.node is not None
+        node, frame = use.node, use.frame
+        if any(step.node.op != "Identity" for step in use.steps) or self.tensor.storage == "sparse":
+            raise Reason("packed", "its codes are moved on their way, so their places are not known")
+        found = blocks_of(
+            self.tensor, node, use.slot, lambda slot: self._read(self._input(frame, node, slot), MOST_BLOCKS)
+        )
+        return Understood(found.layout, found.zero, packing=found.packing)
 
     def _layout(self, node: Node, slot: Slot) -> Layout | None:
         shape = self.shape
@@ -77,7 +91,7 @@ class _Way:
         if isinstance(found, str):
             if self.cut and len(shape) > 1:
                 return None
-            raise _UnfitError("rank", found)
+            raise Reason("rank", found)
         return found
 
     def _home(self, layout: Layout | None) -> Layout | None:
@@ -105,7 +119,7 @@ class _Way:
                 return
             perm = tuple(reversed(range(len(shape)))) if perm is None else perm
             if sorted(perm) != list(range(len(shape))):
-                raise _UnfitError("rank", f"{node.label} does not fit its {len(shape)} dimensions")
+                raise Reason("rank", f"{node.label} does not fit its {len(shape)} dimensions")
             self._record("transpose", perm, tuple(shape[i] for i in perm))
         elif node.op in ("Reshape", "Flatten", "Squeeze", "Unsqueeze"):
             after = None if shape is None else self._reshaped(step, shape)
@@ -116,7 +130,7 @@ class _Way:
                 if self.cut:
                     self._lost()
                     return
-                raise _UnfitError("rank", f"{node.label} does not fit its shape {shape}")
+                raise Reason("rank", f"{node.label} does not fit its shape {shape}")
             self._record("reshape", after, after)
         elif node.op in ("Slice", "Split", "Concat"):
             self._moved(step)
@@ -181,14 +195,14 @@ class _Way:
     def _dequantised(self, step: Step) -> None:
         node = step.node
         if node.open:
-            raise _UnfitError("quantised", f"the axis of {node.label} is given by the caller of a function")
+            raise Reason("quantised", f"the axis of {node.label} is given by the caller of a function")
         scale, point = self._input(step.frame, node, 1), self._input(step.frame, node, 2)
-        self._quantised(point, scale, f"{node.number('axis', 1)}")
+        self._quantised(point, scale, f"{node.number('axis', 1)}", node.number("block_size"))
 
-    def _quantised(self, point: Value | None, scale: Value | None, along: str) -> None:
+    def _quantised(self, point: Value | None, scale: Value | None, along: str, block: int = 0) -> None:
         if self.faked:
             if not self._equal(point, self.fake):
-                raise _UnfitError("quantised", "it is quantised on its way, and dequantised with another zero point")
+                raise Reason("quantised", "it is quantised on its way, and dequantised with another zero point")
             self.faked = False
             return
         if self.zero is not None:
@@ -197,23 +211,37 @@ class _Way:
         if point is not None:
             found = self._read(point)
             if found is None:
-                raise _UnfitError("point", "its zero point is computed, so which value means zero is not known")
+                raise Reason("point", "its zero point is computed, so which value means zero is not known")
             points = found.astype(np.float64).astype(np.int64)
         scales = None if scale is None else self._read(scale)
         if scales is not None and (scales.dtype.kind not in "fV" or not np.isfinite(scales.astype(np.float64)).all()):
-            raise _UnfitError("point", "its scale holds values that are not finite numbers")
+            raise Reason("point", "its scale holds values that are not finite numbers")
         if scales is not None:
             scales = scales.astype(np.float64)
             if not scales.all():
-                raise _UnfitError("point", "its scale holds zeros")
+                raise Reason("point", "its scale holds zeros")
         laid = [None if a is None else self._laid(a, along) for a in (points, scales)]
         assert laid[0] is not None
         shape, back = (), ()  # type: tuple[Shape, tuple[tuple[str, Shape], ...]]
         if any(a is not None and a.size > 1 for a in laid):
             if self.shape is None or self.back is None or self.cut:
-                raise _UnfitError("point", "it is cut or reshaped on its way, so its zero points cannot be placed")
+                raise Reason("point", "it is cut or reshaped on its way, so its zero points cannot be placed")
             shape, back = self.shape, self._inverse()
-        self.zero = Zero(laid[0], laid[1], shape, back, True)
+        groups, axis = self._blocks(laid, along, block)
+        self.zero = Zero(laid[0], laid[1], shape, back, True, groups, axis)
+
+    def _blocks(self, laid: Sequence[NDArray[Any] | None], along: str, block: int) -> tuple[NDArray[Any] | None, int]:
+        """The block of every index along the axis that has blocks, and that axis; None where none has."""
+        for array in laid:
+            if array is None or self.shape is None or array.ndim != len(self.shape):
+                continue
+            for axis, (have, want) in enumerate(zip(array.shape, self.shape, strict=True)):
+                if have not in (1, want):
+                    step = block or -(-want // have)
+                    if -(-want // step) != have:
+                        raise Reason("point", f"blocks of {step} do not divide its {want} elements into {have}")
+                    return np.arange(want) // step, axis
+        return None, -1
 
     def _inverse(self) -> tuple[tuple[str, Shape], ...]:
         """The steps so far, in order, each with what undoes it."""
@@ -243,26 +271,26 @@ class _Way:
             for have, want in zip(array.shape, shape, strict=True)
         ):  # fmt: skip
             return array
-        raise _UnfitError("point", f"its scale or zero point of shape {array.shape} does not fit its shape {shape}")
+        raise Reason("point", f"its scale or zero point of shape {array.shape} does not fit its shape {shape}")
 
     def _input(self, frame: Frame, node: Node, slot: int | None) -> Value | None:
         if slot is None or slot >= len(node.inputs) or not node.inputs[slot]:
             return None
         return frame.value(node.inputs[slot]) or Value(frame, node.inputs[slot])
 
-    def _read(self, value: Value | None) -> NDArray[Any] | None:
+    def _read(self, value: Value | None, most: int = MOST) -> NDArray[Any] | None:
         """The contents of a small constant, also behind Identity; None if it is none."""
         for _ in range(16):
             if value is None:
                 return None
             tensor, maker = value.tensor, value.maker
             if tensor is not None:
-                if tensor.size > MOST or tensor.storage in ("sparse", "segment"):
+                if tensor.size > most or tensor.storage in ("sparse", "segment"):
                     return None
                 try:
                     return self.model.values(tensor.key)
                 except ModelError as error:
-                    raise _UnfitError("point", str(error)) from error
+                    raise Reason("point", str(error)) from error
             if maker is None or maker.domain:
                 return None
             if maker.op == "Constant":

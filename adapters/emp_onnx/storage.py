@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Run, Tensor
 from emp_onnx.source import Source
-from emp_onnx.wire import VARINT, Wire, varint
+from emp_onnx.wire import VARINT, Wire
 
 __all__ = ["PIECE", "Stored", "numpy_dtype", "pieces_of", "stored"]
 
@@ -76,6 +77,10 @@ class Stored:
     shared: str = ""
     decoded: NDArray[Any] | None = None
 
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Stretches that can be written one by one."""
+        return pieces_of(self.tensor.size)
+
     def spans(self, *, dense: bool = False) -> Iterator[tuple[int, int]]:
         """The stretches of the file that the numbers take; `dense`: only those that hold nothing else."""
         for run in self.runs:
@@ -86,7 +91,7 @@ class Stored:
         """Numbers `start` to `stop`, flat, in memory of their own."""
         if self.decoded is not None:
             return self.decoded[start:stop].copy()
-        each = 8 // BITS.get(self.dtype.name, 8)
+        each = each_of(self.dtype)
         if each > 1:
             room = np.empty(-(-stop // each) - start // each, np.uint8)
             out = room
@@ -111,8 +116,9 @@ class Stored:
 
     def write(self, start: int, new: NDArray[Any], put: Callable[[int, Any], None]) -> None:
         """Call `put(at, bytes)` so that numbers from `start` on become `new`."""
-        each, done = 8 // BITS.get(self.dtype.name, 8), 0
-        data = packed(np.ascontiguousarray(new, self.dtype))
+        each, done = each_of(self.dtype), 0
+        new = np.ascontiguousarray(new, self.dtype)
+        data = packed(new) if each > 1 else new.view(np.uint8)
         first = start // each if each > 1 else start * self.dtype.itemsize
         assert start % each == 0
         for at, size, step, item in self._bytes(first, first + data.size):
@@ -141,11 +147,11 @@ class Stored:
                 return
             start = max(start, 0)
 
-    def encode(self, new: NDArray[Any]) -> bytes:
-        """Numbers as the packed varints that typed fields of small integers have."""
+    def numbers(self, new: NDArray[Any]) -> list[int]:
+        """What a typed field of small integers holds for these numbers, as the wire has it: 64 bits, no sign."""
         new = np.ascontiguousarray(new, self.dtype)
         bits = packed(new) if self.dtype.name in BITS else _bits(new)
-        return b"".join(varint(value & 0xFFFFFFFFFFFFFFFF) for value in bits.tolist())
+        return [value & 0xFFFFFFFFFFFFFFFF for value in bits.tolist()]
 
 
 def stored(tensor: Tensor, own: Source, sidecar: Callable[[str, str], Source]) -> Stored:
@@ -210,9 +216,16 @@ def _decoded(tensor: Tensor, dtype: np.dtype[Any], own: Source) -> Stored:
     return Stored(tensor, dtype, own, (), "", values)
 
 
+@cache
+def each_of(dtype: np.dtype[Any]) -> int:
+    """How many numbers a byte holds, at least one; NumPy takes long to say the name of a type."""
+    return 8 // BITS.get(dtype.name, 8)
+
+
 def nbytes(dtype: np.dtype[Any], count: int) -> int:
     """Bytes that so many numbers take."""
-    return -(-count * BITS[dtype.name] // 8) if dtype.name in BITS else dtype.itemsize * count
+    each = each_of(dtype)
+    return -(-count // each) if each > 1 else dtype.itemsize * count
 
 
 def unpacked(raw: NDArray[np.uint8], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from emp_onnx.certificate import KEY, Certificate, contradictions, miscounted, read_certificate, wrong_bounds
+from emp_onnx.certificate import (
+    KEY,
+    Certificate,
+    bounded,
+    contradictions,
+    miscounted,
+    read_certificate,
+    wrong_bounds,
+    wrong_bounds_each,
+)
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures
+from emp_onnx.isolated import Isolated
 from emp_onnx.kept import Kept, Pruned
-from emp_onnx.model_io import Model, Values, load
-from emp_onnx.plan import decide
-from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
-from emp_onnx.storage import pieces_of
-from emp_onnx.weights import find_weights
+from emp_onnx.look import Seen, look, look_each
+from emp_onnx.model_io import Model, load
+from emp_onnx.plan import Decision, decide
+from emp_onnx.rest import same_outside
+from emp_onnx.runtime import Behaviour, NotRunError, compare
+from emp_onnx.weights import Weight, find_weights
 
-__all__ = ["Check", "Verification", "alone", "verify", "verify_against", "weight_of"]
+__all__ = ["Check", "Verification", "alone", "verify", "verify_written", "weight_of", "worth_running"]
 
 NEAR = 1e-6
+EQUAL = "kept weights are bit-equal, removed ones zero"
 RUN = 1 << 28  # bytes up to which models are run without being asked: onnxruntime holds both in memory
 
 
@@ -96,60 +106,108 @@ def verify(
         raise UsageError("feeds must come with the original model to compare with, got none")
     model = pruned if isinstance(pruned, Model) else load(pruned)
     source = load(original) if isinstance(original, (str, os.PathLike)) else original
-    first, certificate = alone(model)
-    checks = list(first)
-    if source is None or certificate is None:
-        return Verification(tuple(checks), None, "there is no original to compare with" if source is None else "")
-    kept = None
-    try:
-        kept, check = _again(source, certificate, threads)
-        checks.append(check)
-    except ModelError as error:
-        checks.append(Check("the rule gives the same on the original", False, (str(error),)))
-    return verify_against(model, source, certificate, kept, checks, feeds=feeds, seed=seed, threads=threads)
+    with Isolated(threads=threads) as process:
+        if source is not None and worth_running(source, feeds):
+            process.start()
+        first, certificate = alone(model)
+        checks = list(first)
+        if source is None or certificate is None:
+            return Verification(tuple(checks), None, "there is no original to compare with" if source is None else "")
+        kept = None
+        try:
+            kept, check = _again(source, certificate, threads)
+            checks.append(check)
+        except ModelError as error:
+            checks.append(Check("the rule gives the same on the original", False, (str(error),)))
+        if kept is not None:
+            checks.append(_check(EQUAL, _bits(model, source, kept)))
+            checks.append(_check("nothing else differs", _rest(model, source, frozenset(kept))))
+        return _run(model, source, checks, process, feeds=feeds, seed=seed, threads=threads)
 
 
-def verify_against(
+def verify_written(
     pruned: Model,
     original: Model,
-    certificate: Certificate,
-    kept: Mapping[str, Kept] | None,
-    checks: Iterable[Check] = (),
+    decision: Decision,
     /,
     *,
     feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
     seed: int = 0,
     threads: int | None = None,
-    path: Path | None = None,
+    process: Isolated | None = None,
 ) -> Verification:
-    """The part of `verify` that compares with the original, for what is kept if already known; `checks` are put
-    before its own.
+    """`verify` for a file just written from the original by this decision: each weight is read once, beside the
+    original's.
 
-    `path` is where the pruned model is, if not where it says itself.
+    The certified hashes are those of the bytes handed to the file; that these bytes are there is seen by comparing
+    every one with what the decision makes of the original, so they are not hashed again. Where nothing outside the
+    weights differs, the file's weights are found where the original's were.
     """
-    done = list(checks)
-    if kept is not None:
-        done.append(_check("kept weights are bit-equal, removed ones zero", _bits(pruned, original, kept)))
-        done.append(_check("nothing else differs", _rest(pruned, original, frozenset(kept))))
+    try:
+        certificate = read_certificate(pruned)
+    except UsageError as error:
+        return Verification((Check("the certificate is whole", False, (str(error),)),))
+    names = frozenset(decision.kept)
+    pruned.unpack_like(original, names & pruned.tensors.keys())
+    rest = _check("nothing else differs", _rest(pruned, original, names))
+    found = decision.weights if rest.ok else {w.name: w for w in find_weights(pruned, embeddings=True).weights}
+    differing: list[str] = []
+    patches = {name: Pruned(decision.weights[name], kept) for name, kept in decision.kept.items()}
+    known = (
+        look_each(pruned, original, [patches[name] for name in certificate.weights if name in names]) if rest.ok else {}
+    )
+
+    def see(weight: Weight) -> Seen:
+        patch = patches[weight.name]
+        seen = known.get(weight.name) or look(pruned, weight, original=original, patch=patch)
+        differing.extend(_differences(weight.name, patch, seen))
+        return seen
+
+    certified = list(_examined(certificate, {name: found[name] for name in found if name in names}, see))
+    if certificate.weights.keys() != names:
+        certified.append("the certificate names other weights than were pruned")
+    checks = [Check("the certificate is whole", True), _check("weights and figures are as certified", certified)]
+    if certificate.rule.scope == "model":
+        checks.append(_check("the common pool's figures are as certified", _pool(certificate)))
+    done = [*checks, _check(EQUAL, differing), rest]
+    return _run(pruned, original, done, process, feeds=feeds, seed=seed, threads=threads)
+
+
+def _run(
+    pruned: Model,
+    original: Model,
+    done: list[Check],
+    process: Isolated | None,
+    /,
+    *,
+    feeds: Iterable[Feed] | str | os.PathLike[str] | None,
+    seed: int,
+    threads: int | None,
+) -> Verification:
+    """Both on the same feeds, after all other checks."""
     behaviour, not_run = None, ""
-    size = weight_of(original)
-    if feeds is None and size > RUN:
+    if not worth_running(original, feeds):
+        size = weight_of(original)
         why = f"{size / 2**20:.0f} MiB are more than the {RUN >> 20} MiB up to which models are run unasked; give feeds"
         return Verification(tuple(done), None, why)
     read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
-    try:
-        before = Session(original.path or original, threads=threads)
-    except NotRunError as error:
-        if feeds is not None:
-            raise UsageError(f"feeds must come with a model that runs: {error}") from error
-        return Verification(tuple(done), None, str(error))
-    try:
-        behaviour = compare(before, Session(path or pruned.path or pruned, threads=threads), read, seed=seed)
-        done.append(_check("the pruned model runs where the original does", behaviour.problems))
-    except NotRunError as error:
-        if "cannot load" in str(error):
-            done.append(Check("the pruned model runs where the original does", False, (f"the pruned model: {error}",)))
-        not_run = str(error)
+    what = "the pruned model runs where the original does"
+    with process or Isolated(threads=threads) as sessions:
+        try:
+            before = sessions.open(original.path or original)
+        except NotRunError as error:
+            if feeds is not None:
+                raise UsageError(f"feeds must come with a model that runs: {error}") from error
+            return Verification(tuple(done), None, str(error))
+        try:
+            after = sessions.open(pruned.path or pruned)
+        except NotRunError as error:
+            return Verification((*done, Check(what, False, (f"the pruned model: {error}",))), None, str(error))
+        try:
+            behaviour = compare(before, after, read, seed=seed)
+            done.append(_check(what, behaviour.problems))
+        except NotRunError as error:
+            not_run = str(error)
     return Verification(tuple(done), behaviour, not_run)
 
 
@@ -158,28 +216,41 @@ def weight_of(model: Model, /) -> int:
     return model.source.size + sum(file.stat().st_size for file in set(model.sidecars().values()))
 
 
+def worth_running(original: Model, feeds: object, /) -> bool:
+    """Whether both models are to be run: on feeds given always, on made-up ones if they are not too large."""
+    return feeds is not None or weight_of(original) <= RUN
+
+
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:
     """What can be checked of a pruned model by itself, and its certificate if that is whole."""
     try:
         certificate = read_certificate(model)
     except UsageError as error:
         return (Check("the certificate is whole", False, (str(error),)),), None
-    faults, known = [], {weight.name: weight for weight in find_weights(model, embeddings=True).weights}
-    for name in certificate.weights:
-        weight = known.get(name)
-        if weight is None:
-            faults.append(f"weight {quote(name)} is certified, but not among the model's weights")
-            continue
-        try:
-            with np.errstate(all="ignore"):  # whatever someone wrote there, infinities and NaN too
-                found = list(contradictions(certificate, weight, model))
-            faults += [f"weight {quote(name)} {fault}" for fault in found]
-        except (ModelError, ValueError, ArithmeticError) as error:
-            faults.append(f"weight {quote(name)} cannot be checked: {error}")
+    known = {weight.name: weight for weight in find_weights(model, embeddings=True).weights}
+    faults = _examined(certificate, known, lambda weight: look(model, weight, digest=True))
     checks = [Check("the certificate is whole", True), _check("weights and figures are as certified", faults)]
     if certificate.rule.scope == "model":
         checks.append(_check("the common pool's figures are as certified", _pool(certificate)))
     return tuple(checks), certificate
+
+
+def _examined(certificate: Certificate, known: Mapping[str, Weight], see: Callable[[Weight], Seen], /) -> Iterator[str]:
+    """What is wrong with the certified weights, after a look at each."""
+    figures = [(name, said) for name, said in certificate.weights.items() if bounded(certificate, said)]
+    for (name, _), faults in zip(figures, wrong_bounds_each([said for _, said in figures]), strict=True):
+        yield from (f"weight {quote(name)} {fault}" for fault in faults)
+    for name in certificate.weights:
+        weight = known.get(name)
+        if weight is None:
+            yield f"weight {quote(name)} is certified, but not among the model's weights"
+            continue
+        try:
+            with np.errstate(all="ignore"):  # whatever someone wrote there, infinities and NaN too
+                found = list(contradictions(certificate, weight, see(weight)))
+            yield from (f"weight {quote(name)} {fault}" for fault in found)
+        except (ModelError, ValueError, ArithmeticError) as error:
+            yield f"weight {quote(name)} cannot be checked: {error}"
 
 
 def _pool(certificate: Certificate) -> Iterator[str]:
@@ -253,28 +324,23 @@ def _bits(pruned: Model, original: Model, kept: Mapping[str, Kept]) -> Iterator[
         if name not in there or (there[name].shape, there[name].dtype) != (weight.shape, weight.dtype):
             yield f"weight {quote(name)} is missing, or of another type or shape"
             continue
-        patch, removed, changed = Pruned(weight, item, ""), 0, 0
-        for start, stop in pieces_of(math.prod(weight.shape)):
-            before = original.piece(name, start, stop)
-            wanted, after = _raw(patch(start, before)), _raw(pruned.piece(name, start, stop))
-            if np.array_equal(wanted, after):
-                continue
-            mask, wrong = item.mask(weight.zero.scores(before, start), start), wanted != after
-            removed += int(np.count_nonzero(wrong & ~mask))
-            changed += int(np.count_nonzero(wrong & mask))
-        if removed:
-            yield f"weight {quote(name)} has {removed} removed elements that are not {weight.zero.words or '+0.0'}"
-        if changed:
-            yield f"weight {quote(name)} has {changed} kept elements whose bits differ from the original's"
+        patch = Pruned(weight, item)
+        yield from _differences(name, patch, look(pruned, weight, figures=False, original=original, patch=patch))
 
 
-def _raw(values: Values) -> NDArray[Any]:
-    """The elements' bits, as whole numbers."""
-    return values.view(f"<u{values.dtype.itemsize}")
+def _differences(name: str, patch: Pruned, seen: Seen) -> Iterator[str]:
+    """Where a weight is not the original's, pruned."""
+    if seen.removed:
+        zero = patch.weight.zero.words or "+0.0"
+        yield f"weight {quote(name)} has {seen.removed} removed elements that are not {zero}"
+    if seen.changed:
+        yield f"weight {quote(name)} has {seen.changed} kept elements whose bits differ from the original's"
 
 
 def _rest(pruned: Model, original: Model, names: frozenset[str]) -> Iterator[str]:
     apart = frozenset(key for model in (pruned, original) for key, tensor in model.tensors.items() if tensor.recipe)
+    if not apart and same_outside(pruned, original, names, KEY):
+        return
     after, before = pruned.rest(names, KEY, apart), original.rest(names, KEY, apart)
     for place in sorted(after.keys() | before.keys()):
         if after.get(place) != before.get(place):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from emp_onnx.errors import UsageError, quote
+from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.graph import Tensor
 from emp_onnx.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
 from emp_onnx.model_io import Model
@@ -31,7 +31,7 @@ class Weight:
         name: its key, unique in the model (see `Tensor`).
         op: the operation that uses it (the first one, if several do).
         uses: every use, in words.
-        shape: its shape, as stored; of a sparse tensor the number of stored values.
+        shape: its shape, as stored; of a packed weight that of its codes, of a sparse one that of the dense tensor.
         layout: its output units in the stored axes, or None when its uses disagree about them or they are not known.
         nodes: names of the nodes that use it.
         dtype: of its elements.
@@ -205,12 +205,17 @@ def _judge(model: Model, item: _Candidate) -> Weight | Refusal | None:
     shape, layout = tensor.shape, layouts[0] if whole else None
     path = tuple(step.node.op for step in item.uses[0][0].steps)
     if tensor.storage == "sparse":
-        shape, layout = model.values(tensor.key).shape, None
         path = ("sparse tensor", *path)
-    zero = seen[0].zero
+    zero, dtype, packing = seen[0].zero, tensor.dtype, seen[0].packing
+    if packing is not None:
+        try:
+            model.unpack(tensor.key, packing)
+        except ModelError as error:
+            return Refusal(tensor.key, op, tensor.shape, "packed", str(error), words, nodes, tensor.name)
+        shape, dtype = packing.shape, packing.dtype
     if tensor.dtype in INTEGERS and not zero.quantised:
         zero = Zero(quantised=True)
-    return Weight(tensor.key, op, words, shape, layout, nodes, tensor.dtype, path, zero, tensor.name)
+    return Weight(tensor.key, op, words, shape, layout, nodes, dtype, path, zero, tensor.name)
 
 
 def _left(item: _Candidate) -> Refusal | None:
@@ -243,6 +248,11 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
         yield "rank", f"its shape {tensor.shape} is none"
     if tensor.size == 0:
         yield "empty", "it has no elements"
+    if tensor.storage == "sparse":
+        if not tensor.parts:
+            yield "sparse", "it has no values, or no indices"
+        elif not tensor.parts[0].size:
+            yield "empty", "it stores no elements"
     for use in item.others:
         if use.node is None:
             yield "output", f"it is also an output of {use.words}"
@@ -261,13 +271,17 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
         for one, (use, _) in zip(seen, item.uses, strict=True):
             if not one.zero.quantised and not any(step.node.op == "Cast" for step in use.steps):
                 yield "dtype", f"{tensor.dtype} weights of {use.node.op if use.node else ''} are not pruned"
+    if any(one.packing != seen[0].packing for one in seen[1:]):
+        yield "packed", "its uses disagree about how its codes are packed"
     if any(not one.zero.same(seen[0].zero) for one in seen[1:]):
         yield "point", "its uses disagree about its zero point or scale"
     if tensor.storage == "sparse":
         if seen[0].zero.quantised:
             yield "sparse", "it is stored sparse and quantised, so what is not stored is not its zero"
-        if 0 in model.values(tensor.key).shape:
-            yield "empty", "it stores no elements"
+        try:
+            model.stored(tensor.key)
+        except ModelError as error:
+            yield "sparse", str(error)
 
 
 def _matches(pattern: str, item: Weight | Refusal) -> bool:

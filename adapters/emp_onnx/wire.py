@@ -15,7 +15,8 @@ from emp_onnx.errors import ModelError
 from emp_onnx.source import Source
 
 __all__ = [
-    "FIXED32", "FIXED64", "LENGTH", "VARINT", "Blob", "Edit", "Field", "Piece", "Wire", "WireError", "length_of", "varint",
+    "FIXED32", "FIXED64", "LENGTH", "VARINT", "Blob", "Edit", "Field", "Piece", "Wire", "WireError", "length_of",
+    "varint",
 ]  # fmt: skip
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
@@ -48,12 +49,13 @@ Piece = tuple[int, int] | bytes | Blob  # bytes to copy, to write, or to make
 class Edit:
     """Replace what lies from `start` to `stop`: the whole content of a field, or a whole field with its tag.
 
-    If both are where a field begins, insert before it.
+    With `insert` nothing is replaced: what is given comes before the field that begins at `start`.
     """
 
     start: int
     stop: int
     data: bytes | tuple[Piece, ...]
+    insert: bool = False
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -180,11 +182,11 @@ class Wire:
             if not waiting:
                 break
             inside = []
-            while waiting and waiting[0].start == waiting[0].stop == tag:
+            while waiting and waiting[0].insert and waiting[0].start == tag:
                 pieces += [(done, tag), *waiting[0].pieces]
                 length += tag - done + waiting.pop(0).length
                 done = tag
-            while waiting and waiting[0].stop <= end and waiting[0].start < end:
+            while waiting and waiting[0].stop <= end and not (waiting[0].insert and waiting[0].start == end):
                 inside.append(waiting.pop(0))
             if not inside:
                 continue

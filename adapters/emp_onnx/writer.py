@@ -11,8 +11,9 @@ import hashlib
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ import numpy as np
 
 from emp_onnx._files import check_target, copy_part, put, same_file, staged, sync_folder
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
-from emp_onnx.model_io import Model, load
+from emp_onnx.model_io import Model, hash_values, load
 from emp_onnx.source import FileSource, Source
+from emp_onnx.sparse import Sparse
 from emp_onnx.storage import Stored, pieces_of
-from emp_onnx.wire import Blob, Edit, Piece, Wire, length_of, varint
+from emp_onnx.typed import respelled
+from emp_onnx.wire import Blob, Edit, Field, Piece, Wire, length_of, varint
 
 __all__ = ["save", "to_bytes"]
 
 Put = Callable[[int, Any], None]
+CLOSE = 2**31 - 2**28  # bytes from which what comes last is measured before it is known
 
 
 def save(
@@ -42,21 +46,22 @@ def save(
     if sources and Path(path).is_symlink():
         raise OutputError(f"output must not be a symbolic link when a model has sidecar files, got {quote(path)}")
     refuse_overlaps(model)
-    made, names = list[Path](), dict[str, str]()
+    made, names, hashes = list[Path](), dict[str, str](), dict[str, str]()
     old = _own_sidecars(target)
     try:
         for location in sources:
-            file, new = _copy_sidecar(model, location, target)
+            file, new = _copy_sidecar(model, location, target, hashes)
             names[location] = file.name
             made += [file] if new else []
         if sources:
             sync_folder(target.parent)
-        pieces, length = _layout(model, names)
-        if length >= 2**31:
+        layout = _layout(model, names, hashes)
+        if layout.most >= 2**31:
             raise ModelError(f"model {quote(path)} cannot be written as one file: it would be larger than 2 GiB")
         with staged(target) as stage:
             with open(stage.path, "rb+") as out:
-                _write(model, "", model.source, pieces, out.fileno())
+                _write(model, "", model.source, layout.pieces, out.fileno(), hashes)
+                put(out.fileno(), layout.length, _tail(model, hashes))
             if check:
                 check(stage.path)
     except BaseException:
@@ -74,27 +79,31 @@ def save(
 
 def to_bytes(model: Model) -> bytes:
     """The whole model in memory."""
-    pieces, length = _layout(model, {})
-    if length >= 2**31:
+    hashes: dict[str, str] = {}
+    layout = _layout(model, {}, hashes)
+    if layout.most >= 2**31:
         raise ModelError(f"model {model.origin} cannot be written as one file: it would be larger than 2 GiB")
-    out = bytearray(length)
+    out = bytearray(layout.length)
 
     def into(at: int, data: Any) -> None:
         view = memoryview(data).cast("B")
         out[at : at + len(view)] = view
 
     at = 0
-    for piece in pieces:
+    for piece in layout.pieces:
         if isinstance(piece, Blob):
             piece.write(_shifted(into, at))
         else:
             into(at, piece if isinstance(piece, bytes) else model.source.read(piece[0], piece[1] - piece[0]))
         at += length_of(piece)
-    _patch(model, "", _moved(pieces, into))
-    return bytes(out)
+    _patch(model, "", _moved(layout.pieces, into), hashes)
+    return bytes(out + _tail(model, hashes))
 
 
-def _write(model: Model, location: str, source: Source, pieces: Sequence[Piece], handle: int) -> None:
+def _write(
+    model: Model, location: str, source: Source, pieces: Sequence[Piece], handle: int, hashes: dict[str, str]
+) -> None:
+    """Fill a file: the model's own, or the sidecar of this location."""
     os.ftruncate(handle, sum(map(length_of, pieces)))
     at = 0
     for piece in pieces:
@@ -106,7 +115,7 @@ def _write(model: Model, location: str, source: Source, pieces: Sequence[Piece],
             for start, stop in _gaps(model, location, *piece):
                 copy_part(source, start, stop, handle, at + start - piece[0])
         at += length_of(piece)
-    _patch(model, location, _moved(pieces, lambda where, data: _fill(handle, where, data)))
+    _patch(model, location, _moved(pieces, lambda where, data: _fill(handle, where, data)), hashes)
 
 
 def _shifted(into: Put, at: int) -> Put:
@@ -160,22 +169,43 @@ def _patched(model: Model) -> list[str]:
     return [key for key in model.patches if key not in made]
 
 
-def _patch(model: Model, location: str, into: Put) -> None:
-    """Write the values of all patched tensors that one file holds; zeros are there already, as holes."""
+def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> None:
+    """Write the values of all patched tensors that one file holds, and note their hashes on the way.
+
+    Zeros are there already, as holes.
+    """
     for key in _patched(model):
         where, patch = model.stored(key), model.patches[key]
-        if where.shared != location or where.decoded is not None:
+        if where.shared != location or not where.runs:
             continue
-        for start, stop in pieces_of(where.tensor.size):
+        digest = hashlib.sha256()
+        for start, stop in where.pieces():
             old = where.read(start, stop)
             if model.watch is not None:
                 model.watch(old.nbytes)
-            where.write(start, patch(start, old), into)
+            new = patch(start, old)
+            hash_values(new, digest)
+            where.write(start, new, into)
+        hashes[key] = digest.hexdigest()
 
 
-def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
-    """What of the loaded file is copied, and what is written between."""
+@dataclass(frozen=True)
+class _Layout:
+    """What of the loaded file is copied, and what is written between; and bytes without and with what comes last."""
+
+    pieces: list[Piece]
+    length: int
+    most: int
+
+
+def _layout(model: Model, names: dict[str, str], hashes: dict[str, str]) -> _Layout:
+    """How the new file is made of the loaded one; numbers that it holds as varints are hashed and encoded here."""
     edits: list[Edit] = [] if model.sheet is None else model.sheet.edits(names)
+    for key in model.patches.keys() & (model.sheet.made if model.sheet else ()):
+        digest = hashlib.sha256()
+        for start, stop in pieces_of(model.tensors[key].size):
+            hash_values(model.piece(key, start, stop), digest)
+        hashes[key] = digest.hexdigest()
     for tensor in model.tensors.values() if model.sheet is None else ():
         if tensor.storage == "external" and tensor.place and tensor.place.location:
             location = dict(tensor.place.external).get("location", "")
@@ -183,24 +213,40 @@ def _layout(model: Model, names: dict[str, str]) -> tuple[list[Piece], int]:
                 edits.append(Edit(tensor.place.location[0], tensor.place.location[1], names[location].encode()))
     for key in _patched(model):
         where, patch = model.stored(key), model.patches[key]
-        if where.decoded is not None and where.tensor.size:
-            runs = where.tensor.place.runs if where.tensor.place else ()
-            if len(runs) != 1 or runs[0].many < 0:
-                raise ModelError(f"weight {quote(key)} is stored number by number in an old form that is not supported")
-            edits.append(Edit(runs[0].at, runs[0].at + runs[0].many, where.encode(patch(0, where.decoded.copy()))))
+        if isinstance(where, Sparse) and not where.runs:
+            digest = hashlib.sha256()
+            for start, stop in where.pieces():
+                hash_values(patch(start, where.read(start, stop)), digest)
+            hashes[key] = digest.hexdigest()
+            edits += where.edits(patch)
+        elif where.decoded is not None:
+            new = patch(0, where.decoded.copy())
+            hashes[key] = hash_values(new).hexdigest()
+            edits += respelled(model.source, where, new)
+    for key, change in model.changes.items():
+        fields = _fields(model, key)
+        if len(fields) == 1 and not callable(change):
+            edits.append(Edit(fields[0][3], fields[0][4], b"" if change is None else _entry(key, change)))
+        else:
+            edits += [Edit(field[3], field[4], b"") for field in fields]
+    pieces, length = Wire(model.source).edited(0, model.source.size, sorted(edits, key=lambda e: (e.start, e.stop)))
+    most = length + len(_tail(model, dict.fromkeys(model.patches, "0" * 64))) if length > CLOSE else length
+    return _Layout(pieces, length, most)
+
+
+def _tail(model: Model, hashes: Mapping[str, str]) -> bytes:
+    """Entries of the metadata that have no place in the loaded file: they come last."""
     tail = b""
-    for key, text in model.changes.items():
-        fields = [field for name, _, field in model.contents.metadata if name == key]
-        entry = b"" if text is None else _entry(key, text)
-        if len(fields) == 1:
-            edits.append(Edit(fields[0][3], fields[0][4], entry))
-            continue
-        edits += [Edit(field[3], field[4], b"") for field in fields]
-        tail += entry
-    pieces, length = Wire(model.source).edited(
-        0, model.source.size, sorted(edits, key=lambda edit: (edit.start, edit.stop))
-    )
-    return [*pieces, tail], length + len(tail)
+    for key, change in model.changes.items():
+        if callable(change):
+            tail += _entry(key, change(hashes))
+        elif change is not None and len(_fields(model, key)) != 1:
+            tail += _entry(key, change)
+    return tail
+
+
+def _fields(model: Model, key: str) -> list[Field]:
+    return [field for name, _, field in model.contents.metadata if name == key]
 
 
 def _entry(key: str, text: str) -> bytes:
@@ -210,32 +256,28 @@ def _entry(key: str, text: str) -> bytes:
     return b"\x72" + varint(len(body)) + body
 
 
-def _copy_sidecar(model: Model, location: str, target: Path) -> tuple[Path, bool]:
+def _copy_sidecar(model: Model, location: str, target: Path, hashes: dict[str, str]) -> tuple[Path, bool]:
     """Copy a sidecar with its pruned weights, under a name with a hash of its contents; and whether it is new."""
     source = model.sidecar(location)
-    sheet = model.sheet.sidecars.get(location) if model.sheet else None
+    pieces = model.sheet.sidecars.get(location) if model.sheet else None
     with staged(target.with_name(f"{target.name}.data")) as stage:
-        if sheet is None:
-            stage.target = _named(target, _digest(model, location, source))
         with open(stage.path, "rb+") as out:
-            _write(model, location, source, [(0, source.size)] if sheet is None else sheet, out.fileno())
-        if sheet is not None:
-            made, digest = FileSource(stage.path), hashlib.sha256()
-            feed(digest, made, 0, made.size)
-            stage.target = _named(target, digest.hexdigest())
-        name, new = stage.target, not stage.target.exists()
+            _write(model, location, source, [(0, source.size)] if pieces is None else pieces, out.fileno(), hashes)
+        if pieces is None:
+            digest = _digest(model, location, source, hashes)
+        else:
+            made, found = FileSource(stage.path), hashlib.sha256()
+            feed(found, made, 0, made.size)
+            digest = found.hexdigest()
+        name = target.with_name(f"{target.name}.{digest[:12]}.data")
+        new = not name.exists()
+        stage.target = name
     return name, new
 
 
-def _named(target: Path, digest: str) -> Path:
-    return target.with_name(f"{target.name}.{digest[:12]}.data")
-
-
-def _digest(model: Model, location: str, source: FileSource) -> str:
-    """A hash that two sidecars share only if they are equal: of the bytes that stay, and of what makes the others."""
-    spans = sorted(
-        (span, model.patches[key].digest) for key in _patched(model) for span in _spans(model, key, location)
-    )
+def _digest(model: Model, location: str, source: FileSource, hashes: Mapping[str, str]) -> str:
+    """A hash that two sidecars share only if they are equal: of the bytes that stay, and of the new values' hashes."""
+    spans = sorted((span, hashes[key]) for key in _patched(model) for span in _spans(model, key, location))
     digest, at = hashlib.sha256(str(source.size).encode()), 0
     for (start, stop), made in spans:
         feed(digest, source, at, start)
@@ -263,6 +305,7 @@ def _spans(model: Model, key: str, location: str, dense: bool = False) -> Iterat
 def refuse_overlaps(model: Model) -> None:
     """Raise a ModelError when bytes that are to change belong to another tensor as well."""
     files = {model.stored(key).shared for key in model.patches} - {""}
+    changing = {part.key for key in model.patches for part in (model.tensors[key], *model.tensors[key].parts)}
     for location in files:
         spans = []
         for key, tensor in model.tensors.items():
@@ -276,7 +319,7 @@ def refuse_overlaps(model: Model) -> None:
         spans.sort()
         end, owner = 0, ""
         for start, stop, key in spans:
-            if start < end and (key in model.patches or owner in model.patches):
+            if start < end and (key in changing or owner in changing):
                 raise ModelError(
                     f"weight {quote(key)} must have its bytes to itself, got some that {quote(owner)} has too; "
                     "leave it out with exclude to prune the others"
@@ -287,9 +330,11 @@ def refuse_overlaps(model: Model) -> None:
 
 def _own_sidecars(target: Path) -> set[Path]:
     """Sidecar files that an earlier `save` to the same place made and that the model there now refers to."""
+    pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{12}\.data")
     try:
+        if not any(pattern.fullmatch(name) for name in os.listdir(target.parent)):
+            return set()
         old = load(target)
-        pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{12}\.data")
         return {file for location, file in old.sidecars().items() if pattern.fullmatch(location)}
-    except ModelError:
+    except (ModelError, OSError):
         return set()

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx._boxes import boxes
+
 __all__ = ["Zero"]
 
 Values = NDArray[Any]
@@ -27,6 +29,11 @@ class Zero:
         scale: likewise; None where it is not known, which counts as 1.
         shape: the shape in which the zero point and the scale lie along their axes.
         back: the way from there to the shape as stored: axes of a transposition to undo, or a shape to return to.
+        quantised: whether it is a quantised weight.
+        groups: where zero point or scale have one number per block along `axis`: the block of each index there, as
+            an array or anything that gives slices of one.
+        axis: that axis.
+        table: what each code stands for, where codes are no numbers; the zero point is then the code of 0.
     """
 
     point: Values = field(default_factory=lambda: np.zeros((), np.int64))
@@ -34,6 +41,9 @@ class Zero:
     shape: tuple[int, ...] = ()
     back: tuple[tuple[str, tuple[int, ...]], ...] = ()
     quantised: bool = False
+    groups: Any = None
+    axis: int = -1
+    table: Values | None = None
 
     @property
     def words(self) -> str:
@@ -51,6 +61,12 @@ class Zero:
         pairs = [(self.point, other.point)]
         if self.scale is not None and other.scale is not None:
             pairs.append((self.scale, other.scale))
+        for one, two in ((self.groups, other.groups), (self.table, other.table)):
+            if one is None or two is None:
+                if one is not two:
+                    return False
+            elif not np.array_equal(one[:], two[:]):
+                return False
         whole = all(a.size == b.size == 1 for a, b in pairs) or (self.shape, self.back) == (other.shape, other.back)
         return whole and all(a.shape == b.shape or a.size == b.size == 1 for a, b in pairs) and all(
             np.array_equal(a.reshape(-1), b.reshape(-1)) for a, b in pairs
@@ -60,7 +76,10 @@ class Zero:
         """The scores of `values`: the whole weight in its stored shape, or a flat piece of it beginning at `start`."""
         if not self.quantised:
             return values if values.dtype in PLAIN else values.astype(np.float32)
-        moved = values.astype(np.float64) - self._over(self.point, values, start).astype(np.float64)
+        if self.table is not None:
+            moved = self.table[values]
+        else:
+            moved = values.astype(np.float64) - self._over(self.point, values, start).astype(np.float64)
         if self.scale is not None:
             moved *= self._over(self.scale, values, start).astype(np.float64)
         return moved
@@ -86,7 +105,8 @@ class Zero:
 
     def _laid(self, array: Values) -> Values:
         """`array` in the stored shape: a view, unless a reshape on the way forbids one."""
-        full: Values = np.broadcast_to(_blocks(array, self.shape), self.shape)
+        box = tuple(slice(0, size) for size in self.shape)
+        full: Values = np.broadcast_to(self._box(array, box), self.shape)
         for kind, numbers in reversed(self.back):
             full = full.transpose(np.argsort(numbers)) if kind == "transpose" else full.reshape(numbers)
         return full
@@ -95,17 +115,23 @@ class Zero:
         """`array` laid over the elements of `values`."""
         if array.size == 1:
             return array.reshape(())
+        if self.groups is not None and not self.back and values.ndim == 1:
+            parts = [self._box(array, box).reshape(-1) for box in boxes(self.shape, start, start + values.size)]
+            return parts[0] if len(parts) == 1 else np.concatenate([array.reshape(-1)[:0], *parts])
         full = self._points if array is self.point else self._scales
         if values.ndim == 1:
             piece: Values = full.flat[start : start + values.size]
             return piece
         return full
 
-
-def _blocks(array: Values, shape: tuple[int, ...]) -> Values:
-    """One number per block along an axis becomes one per element."""
-    if array.ndim == len(shape):
-        for axis, (have, want) in enumerate(zip(array.shape, shape, strict=True)):
-            if have not in (1, want):
-                array = np.repeat(array, -(-want // have), axis)[(slice(None),) * axis + (slice(0, want),)]
-    return array
+    def _box(self, array: Values, box: tuple[slice, ...]) -> Values:
+        """`array` laid over a rectangle of the shape."""
+        if self.groups is None:
+            return array
+        axis = self.axis % len(self.shape)
+        for i, part in enumerate(box):
+            if i == axis and array.shape[i] != 1:
+                array = array.take(self.groups[part], axis=i)
+            elif array.shape[i] != 1:
+                array = array[(slice(None),) * i + (part,)]
+        return np.broadcast_to(array, tuple(part.stop - part.start for part in box))

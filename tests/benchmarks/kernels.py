@@ -1,4 +1,4 @@
-"""Kernels for packed weights against onnxruntime's dense ones: `python -m tests.benchmarks.kernels [--write docs/kernels.md]`.
+"""Kernels for packed weights beside dense ones: `python -m tests.benchmarks.kernels [--write docs/kernels.md]`.
 
 One thread, processor time (wall time says little on a machine that others use), medians of interleaved runs.
 """

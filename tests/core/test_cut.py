@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -112,3 +113,30 @@ def test_pools_that_cannot_be_counted() -> None:
         select_stream([Lazy(bad)], names=["w"])
     with pytest.raises(emp_core.ArgumentError, match="sparsity fixes the count"):
         select_stream([bad], sparsity=0.5, order=1)
+
+
+class Made:
+    """Scores that are made when they are looked at: a few values, each many times."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __getitem__(self, stretch: slice, /) -> Any:
+        start, stop, _ = stretch.indices(self.size)
+        return (np.arange(start, stop) % 7).astype(np.float32)
+
+
+def test_ties_throughout_take_no_memory() -> None:
+    """No bracket holds: the threshold is counted out, digit by digit, and what was counted is not kept."""
+    peaks = []
+    for size in (1 << 20, 1 << 23):
+        tracemalloc.start()
+        cut = emp_core.select_stream([Made(size)], threads=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        n = np.bincount(np.arange(size) % 7, minlength=7)
+        l1, squares = int(n @ np.arange(7)), int(n @ np.arange(7) ** 2)
+        assert (cut.k, cut.threshold) == (l1 * l1 // squares, 2.0)
+    assert peaks[1] < peaks[0] + (16 << 20)

@@ -85,14 +85,14 @@ def read_packed(path: Path) -> dict[str, bytes]:
 
 def decoded(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bytes:
     """One packed tensor."""
-    attributes = {a.name: numpy_helper.to_array(a.t) for a in node.attribute}
+    attributes = {a.name: numpy_helper.to_array(a.t) for a in node.attribute if a.name != "ends"}
     size = int(np.prod(attributes["shape"]))
     inputs = [tensors[name] for name in node.input if name in tensors and "stage" not in name]
     values, where = inputs[-1], [numpy_helper.to_array(t).tolist() for t in inputs[:-1]]
     width = values.dims[1] if len(values.dims) > 1 else 1
     item = len(values.raw_data) // (values.dims[0] * width) * width
     stored = [values.raw_data[i : i + item] for i in range(0, len(values.raw_data), item)]
-    if "Mask" in node.op_type or "Blocks" in node.op_type:
+    if "Gaps" not in node.op_type:
         out, rank = [], 0
         for i in range(size // width):
             bit = where[0][i // 8] >> i % 8 & 1

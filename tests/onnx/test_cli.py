@@ -192,7 +192,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["emp_onnx.prune"], "verify_against", interrupted)
+    monkeypatch.setattr(sys.modules["emp_onnx.prune"], "verify_written", interrupted)
     assert main(["prune", "m.onnx"]) == 130
     assert "interrupted; no half-written file" in capsys.readouterr().err
     assert names(folder) == before
@@ -256,14 +256,39 @@ def test_help_is_fast_and_loads_neither_onnx_nor_onnxruntime() -> None:
 def test_an_interrupt_from_outside(folder: Path) -> None:
     code = (
         "import sys, os, signal; from emp_onnx.cli import main; m = sys.modules['emp_onnx.prune']\n"
-        "real = m.verify_against\n"
+        "real = m.verify_written\n"
         "def slow(*a, **k):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    return real(*a, **k)\n"
-        "m.verify_against = slow\n"
+        "m.verify_written = slow\n"
         "sys.exit(main(['prune', 'm.onnx']))"
     )
     before = names(folder)
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=60)
     assert done.returncode == 130
     assert names(folder) == before
+
+
+def test_pack_and_unpack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out, back = tmp_path / "m.onnx", tmp_path / "p.onnx", tmp_path / "u.onnx"
+    write(two_layers(np.random.default_rng(0), 80).model, path)
+    assert main(["prune", str(path), str(out), "--pack", "auto", "--json"]) == 0
+    before = json.loads(capsys.readouterr().out)["bytes"]
+    assert before["after"]["plain"] < before["before"]["plain"]
+    assert main(["unpack", str(out), str(back)]) == 0
+    text = capsys.readouterr().out
+    assert "asked for" in text
+    assert f"Wrote '{back}'" in text
+    assert main(["pack", str(back)]) == 0
+    text = capsys.readouterr().out
+    assert "smallest; next is" in text
+    assert (tmp_path / "u.packed.onnx").stat().st_size == out.stat().st_size
+    assert main(["verify", str(tmp_path / "u.packed.onnx"), str(path), "--quiet"]) == 0
+    assert main(["pack", str(back), "--in-place", "--json", "--form", "packed"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes"]["after"] == back.stat().st_size
+    assert main(["pack", str(back), str(back)]) == 2
+    assert main(["pack", str(back), str(out), "--in-place"]) == 2
+    assert main(["pack", str(back), "--compact-indices", "--target", "checker-strict"]) == 2
+    assert "--compact-indices must come without" in capsys.readouterr().err
+    assert main(["pack", str(tmp_path / "none.onnx")]) == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.corpus import FAILED, KEPT, PRUNED, SHARED, corpora, main, outcome
+from tests.benchmarks.corpus import FAILED, KEPT, PRUNED, SHARED, corpora, main, operations, outcome
 
 FILES = corpora()
 # odd ones always, and a few of the rest
@@ -29,6 +29,15 @@ def test_a_sample_of_onnx_s_own_models(tmp_path: Path) -> None:
     assert found
 
 
+def test_a_sample_of_onnx_s_tests_of_operations(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    files = operations(tmp_path / "made")
+    assert len(files) > 1000
+    some = [*files[::60], *(path for path in files if "sparse" in path.name)]
+    found = {path.name: outcome(path, tmp_path) for path in some}
+    assert {name: o.reason for name, o in found.items() if o.kind == FAILED} == {}
+
+
 def test_the_table_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +45,7 @@ def test_the_table_is_written(
     page.write_text("<!-- corpus: begin -->\n\n<!-- corpus: end -->\n")
     files = {name: paths[:2] for name, paths in FILES.items()}
     monkeypatch.setattr("tests.benchmarks.corpus.corpora", lambda: files)
+    monkeypatch.setattr("tests.benchmarks.corpus.operations", lambda folder: [])
     assert main(["--write", str(page)]) == 0
     assert "| onnx backend tests | 2 |" in page.read_text()
     assert "pruned and verified" in capsys.readouterr().out

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from emp_onnx import Model, ModelError, Plan, PlanError, Rule, UsageError, find_weights, plan
 from emp_onnx.figures import SCOPES
 from emp_onnx.kept import mask_of
-from emp_onnx.plan import decide, hash_mask, hash_values
+from emp_onnx.model_io import hash_values
+from emp_onnx.plan import decide, hash_mask, hashed
 from tests.onnx.builders import Case, cases, expected_masks, gemm, model, tensor, two_layers, value
 
 scopes = st.sampled_from(SCOPES)
@@ -45,14 +46,14 @@ def test_sparsity_overrides_the_count_and_nothing_else(case: Case, scope: str, s
 def test_figures_agree_with_masks_and_bounds_hold(case: Case, scope: str, beta: float) -> None:
     model_ = Model(case.model)
     weights = find_weights(model_).weights
-    decision = decide(model_, weights, Rule(beta, scope=scope))
+    decision = hashed(model_, decide(model_, weights, Rule(beta, scope=scope)))
     made = decision.plan
     masks = {w.name: mask_of(model_, w, decision.kept[w.name]) for w in weights if w.name in decision.kept}
     for e in made.entries:
         w, mask = case.weights[e.name].astype(np.float64), masks[e.name]
         assert (e.n, e.k, e.shape) == (w.size, mask.sum(), w.shape)
         assert e.zeros == np.count_nonzero(np.where(mask, w, 0) == 0)
-        assert e.sha256 == hash_values(case.weights[e.name])
+        assert e.sha256 == hash_values(case.weights[e.name]).hexdigest()
         assert e.l1 == pytest.approx(np.abs(w).sum())
         assert e.mass == pytest.approx(np.abs(w[mask]).sum() / np.abs(w).sum())
         assert e.mass_lower <= e.mass * (1 + 1e-9)

@@ -23,7 +23,9 @@ FORMATS = ("coo", "csr", "csc", "bsr")
 def holder(array: Any) -> onnx.ModelProto:
     kind = proto_of("w", array)
     op = "MatMul" if array.ndim == 2 else "Conv"
-    x = helper.make_tensor_value_info("x", kind.data_type, [1, array.shape[0 if op == "MatMul" else 1], *[9] * (array.ndim - 2)])
+    x = helper.make_tensor_value_info(
+        "x", kind.data_type, [1, array.shape[0 if op == "MatMul" else 1], *[9] * (array.ndim - 2)]
+    )
     graph = helper.make_graph(
         [helper.make_node(op, ["x", "w"], ["y"])], "g", [x],
         [helper.make_tensor_value_info("y", kind.data_type, None)], [kind],
@@ -39,8 +41,8 @@ def holder(array: Any) -> onnx.ModelProto:
     st.sampled_from(["dense", "coo", "packed", "auto"]),
 )  # fmt: skip
 def test_there_and_back(
-    tmp_path_factory: pytest.TempPathFactory, dtype: str, shape: tuple[int, ...], density: float, format: str, seed: int,
-    form: str,
+    tmp_path_factory: pytest.TempPathFactory, dtype: str, shape: tuple[int, ...], density: float, format: str,
+    seed: int, form: str,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     array = awkward(rng, shape, dtype, density)

@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.model_io import Model
+from emp_onnx.packing.codes import Counts
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
-from emp_onnx.packing.functions import LEAST_OPSET, STAGE, function_bytes
+from emp_onnx.packing.functions import DOMAIN, EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.packing.rewrite import FREE_SINCE, Chosen, graphs
+from emp_onnx.storage import PLAIN, pieces_of
 
 __all__ = ["Row", "choose"]
 
@@ -58,6 +62,7 @@ def choose(
     form: str = "auto",
     target: str = "onnxruntime",
     index: int = 64,
+    half: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keys: frozenset[str] | None = None,
@@ -69,20 +74,22 @@ def choose(
         form: auto (the smallest), or dense, coo, packed: the smallest of that kind, where it is smaller than dense.
         target: what must be able to run the result.
         index: bits of an index of the coo form.
+        half: store the values of float32 tensors as float16: they are rounded.
         include, exclude: patterns of names.
         keys: only these tensors, if given.
 
     Raises:
         UsageError: a form or target that does not exist, or a pattern that matches nothing.
     """
-    for option, given, allowed in (("form", form, FORMS), ("target", target, TARGETS)):
-        if given not in allowed:
-            raise UsageError(f"{option} must be one of {', '.join(allowed)}, got {quote(given)}")
+    for option, given, known in (("form", form, FORMS), ("target", target, TARGETS)):
+        if given not in known:
+            raise UsageError(f"{option} must be one of {', '.join(known)}, got {quote(given)}")
     candidates = list(_candidates(model))
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(_matches(item.tensor, [pattern]) for item in candidates):
                 raise UsageError(f"{option} must match a tensor of the model, got {quote(pattern)}")
+    opset = next((version for name, (version, _) in model.contents.imports.items() if not name), 1)
     looked: list[_Candidate] = []
     for item in candidates:
         if (keys is not None and item.tensor.key not in keys) or item.tensor.size == 0:
@@ -92,11 +99,13 @@ def choose(
         elif exclude and _matches(item.tensor, exclude):
             item.against = "excluded"
         if not item.against:
-            item.found = survey(model, item.tensor)
-            allowed = [f for f in forms(item.tensor, item.found, target, index=index) if _fits(f, form, item)]
-            item.forms = allowed
+            floats = item.tensor.dtype == "float32" and item.tensor.recipe is None
+            rounds = half and floats and _within(model, item.tensor)
+            said = _known(model, item.tensor) if form == "dense" else None
+            item.found = said or survey(model, item.tensor, half=rounds)
+            possible = forms(item.tensor, item.found, target, index=index, opset=opset)
+            item.forms = [f for f in possible if _fits(f, form) and not (rounds and f.kind == "coo")]
         looked.append(item)
-    opset = next((version for name, (version, _) in model.contents.imports.items() if not name), 1)
     return _decided(looked, opset, form, forced=keys is not None)
 
 
@@ -122,6 +131,13 @@ def _candidates(model: Model) -> Iterator[_Candidate]:
                 inner = [model.stored(key) for key in (tensor.recipe.values, *tensor.recipe.where)]
                 before, now = sum(s.tensor.size * s.dtype.itemsize for s in inner), tensor.recipe.function
             yield _Candidate(tensor, before, now, _against(model, graph, tensor, opset))
+    for (domain, _), function in model.functions.items():
+        for node in function.nodes:
+            held = node.constant
+            if held is not None and domain != DOMAIN and held.dtype in DTYPES and held.recipe is None:
+                size = held.size * np.dtype(PLAIN.get(held.dtype, "<u2")).itemsize
+                if size >= SMALL:
+                    yield _Candidate(held, size, "dense", "it is in a local function, which has no initializers")
 
 
 def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
@@ -131,14 +147,30 @@ def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
         return "it is also an output of the graph"
     if tensor.name in graph.inputs and (model.contents.version[0] >= FREE_SINCE or graph is not model.graph):
         return "it is also an input of the graph: another value may be given for it"
-    if opset < LEAST_OPSET:
-        return f"packed forms need opset {LEAST_OPSET}, the model has {opset}"
+    if opset < EARLY_OPSET:
+        return f"packed forms need opset {EARLY_OPSET}, the model has {opset}"
     if tensor.size > FOLDED:
         return "onnxruntime does not fold what is larger than 1 GiB"
     return ""
 
 
-def _fits(form: Form, asked: str, item: _Candidate) -> bool:
+def _known(model: Model, tensor: Tensor) -> Survey | None:
+    """What a packed tensor says itself, which is enough to make it dense."""
+    if tensor.recipe is None:
+        return None
+    dtype, values = model.stored(tensor.key).dtype, model.stored(tensor.recipe.values).tensor
+    stored = values.size - values.size // values.shape[0]
+    return Survey(np.zeros((), dtype), Counts(tensor.size, stored))
+
+
+def _within(model: Model, tensor: Tensor) -> bool:
+    """Whether float16 holds all values, finite and not beyond its range."""
+    limit = np.finfo(np.float16).max
+    pieces = (model.piece(tensor.key, start, stop) for start, stop in pieces_of(tensor.size))
+    return all(bool((np.abs(values) <= limit).all()) for values in pieces)
+
+
+def _fits(form: Form, asked: str) -> bool:
     if asked == "auto" or form.kind == "dense":
         return asked in ("auto", "dense") or form.kind == "dense"
     if form.kind == "coo":
@@ -168,9 +200,10 @@ def _decided(looked: Sequence[_Candidate], opset: int, asked: str, forced: bool)
                 Row(tensor.name, tensor.dtype, tensor.shape, 1.0, item.before, item.before, "dense", item.against)
             )
             continue
-        if form.kind != item.now or forced or form.bytes != item.before:
-            chosen.append(Chosen(tensor, form, item.found))
-        why = _why(item, form, asked, kinds)
+        one = Chosen(tensor, form, item.found)
+        if form.kind != item.now or forced or form.bytes != item.before or one.half:
+            chosen.append(one)
+        why = _why(item, form, asked, kinds) + ("; values ROUNDED to float16" if one.half else "")
         rows.append(
             Row(tensor.name, tensor.dtype, tensor.shape, item.found.density, item.before, form.bytes, form.words, why)
         )

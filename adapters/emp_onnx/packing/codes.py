@@ -21,7 +21,8 @@ Values = NDArray[Any]
 def stored_mask(values: Values, fill: Values) -> Bits:
     """Which elements differ from the fill in their bits: −0.0 does, and every NaN."""
     plain = bits_of(values)
-    return np.not_equal(plain, bits_of(fill.reshape(1))[0])
+    mask: Bits = np.not_equal(plain, bits_of(fill.reshape(1))[0])
+    return mask
 
 
 def bits_of(values: Values) -> Values:
@@ -93,24 +94,24 @@ def split(codes: NDArray[np.uint8], bits: int) -> tuple[NDArray[np.uint8], ...]:
     low = codes & 15
     if low.size % 2:
         low = np.append(low, np.uint8(0))
-    halves = low[::2] | low[1::2] << 4
+    halves = (low[::2] | low[1::2] << 4).astype(np.uint8)
     if bits == 4:
         return (halves,)
     high = codes >> 4
     high = np.concatenate([high, np.zeros(-high.size % 4, np.uint8)])
-    return halves, high[::4] | high[1::4] << 2 | high[2::4] << 4 | high[3::4] << 6
+    return halves, (high[::4] | high[1::4] << 2 | high[2::4] << 4 | high[3::4] << 6).astype(np.uint8)
 
 
 def join(planes: tuple[NDArray[np.uint8], ...], bits: int) -> NDArray[np.uint8]:
     """The codes of some bytes."""
     if bits == 8:
         return planes[0]
-    low = np.stack([planes[0] & 15, planes[0] >> 4], axis=1).reshape(-1)
+    low: NDArray[np.uint8] = np.stack([planes[0] & 15, planes[0] >> 4], axis=1).reshape(-1)
     if bits == 4:
         return low
     high = np.stack([planes[1] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)
     count = min(low.size, high.size)
-    return low[:count] | high[:count] << 4
+    return (low[:count] | high[:count] << 4).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 
 from emp_onnx.model_io import Model
 from emp_onnx.packing.codes import gap_codes, split, stored_mask
-from emp_onnx.packing.forms import Form, Survey
+from emp_onnx.packing.forms import Form, Survey, rounded
+from emp_onnx.packing.functions import EARLY, GROUP
 from emp_onnx.storage import pieces_of
 
 __all__ = ["fill_parts"]
@@ -20,7 +21,7 @@ Put = Callable[[int, Any], None]
 def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[int], put: Put) -> None:
     """Call `put` with all bytes of all parts, of which each begins where `at` says."""
     size, item = found.counts.size, found.fill.dtype.itemsize
-    pieces = ((start, model.piece(key, start, stop)) for start, stop in pieces_of(size))
+    pieces = ((start, rounded(model.piece(key, start, stop), found.fill)) for start, stop in pieces_of(size))
     if form.kind == "dense":
         for start, values in pieces:
             put(at[0] + start * item, values.view(np.uint8).data)
@@ -28,18 +29,25 @@ def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[i
     if form.kind == "coo":
         _coo(form, found, at, put, pieces)
         return
-    width = form.width
+    width, stored = form.width, 0
     place = at[-1] + width * item
     put(at[-1], np.full(width, found.fill).view(np.uint8).data)
+    if form.kind == EARLY:
+        put(at[2], np.array(model.tensors[key].shape, "<i8").view(np.uint8).data)
     codes = _Codes(form, at, put) if form.kind.startswith("UnpackGaps") else None
     for start, values in pieces:
         mask = stored_mask(values, found.fill)
         if width > 1:
-            mask, values = mask.reshape(-1, width).any(axis=1), values.reshape(-1, width)
+            mask, values = np.asarray(mask.reshape(-1, width).any(axis=1)), values.reshape(-1, width)
         if codes is not None:
             codes.add(mask, start)
         else:
             put(at[0] + start // width // 8, np.packbits(mask, bitorder="little").data)
+        if form.kind == EARLY:
+            groups = np.add.reduceat(mask, np.arange(0, mask.size, 8 * GROUP), dtype=np.int64)
+            starts = (stored + np.cumsum(groups) - groups).astype("<i4")
+            put(at[1] + start // (8 * GROUP) * 4, starts.view(np.uint8).data)
+            stored += int(groups.sum())
         some = values[mask]
         put(place, some.reshape(-1).view(np.uint8).data)
         place += some.nbytes

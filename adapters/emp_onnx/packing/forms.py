@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
 from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
+from emp_onnx.packing.functions import EARLY, GROUP, LEAST_OPSET
 from emp_onnx.storage import pieces_of
 
-__all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "survey"]
+__all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "rounded", "survey"]
 
 FORMS = ("auto", "dense", "coo", "packed")
 TARGETS = ("onnxruntime", "onnxruntime-web", "checker-strict")
@@ -58,14 +59,14 @@ class Form:
             return f"gaps of {self.kind[-1]} bits"
         if self.kind == "coo":
             return f"coo, int{self.width}"
-        return "mask" if self.kind.startswith("UnpackMask") else self.kind
+        return "mask" if self.kind.startswith(("UnpackMask", EARLY)) else self.kind
 
 
 @dataclass(frozen=True)
 class Survey:
     """What was found out about a tensor: the fill (what most elements are, or 0), and the counts."""
 
-    fill: NDArray[np.generic]
+    fill: NDArray[Any]
     counts: Counts
 
     @property
@@ -74,30 +75,39 @@ class Survey:
         return self.counts.stored / self.counts.size if self.counts.size else 1.0
 
 
-def survey(model: Model, tensor: Tensor) -> Survey:
-    """Look at every element once (twice, of integers: for those the fill is what occurs most)."""
+def survey(model: Model, tensor: Tensor, *, half: bool = False) -> Survey:
+    """Look at every element once (twice, of integers: for those the fill is what occurs most); `half`: as float16."""
     dtype, size = model.stored(tensor.key).dtype, tensor.size
-    fill = np.zeros((), dtype)
-    if dtype.kind in "iu" and size:
-        seen: Counter[int] = Counter()
+    fill = np.zeros((), np.float16 if half else dtype)
+    if dtype in (np.int8, np.uint8) and size:
+        seen = np.zeros(256, np.int64)
         for start, stop in pieces_of(size):
-            found, many = np.unique(model.piece(tensor.key, start, stop), return_counts=True)
-            seen.update(dict(zip(found.tolist(), many.tolist(), strict=True)))
-        fill = np.array(seen.most_common(1)[0][0], dtype)
+            seen += np.bincount(model.piece(tensor.key, start, stop).view(np.uint8), minlength=256)
+        fill = seen.argmax().astype(np.uint8).view(dtype)
     counts = Counts()
     for start, stop in pieces_of(size):
-        counts.add(stored_mask(model.piece(tensor.key, start, stop), fill))
-    return Survey(fill, counts)
+        counts.add(stored_mask(rounded(model.piece(tensor.key, start, stop), fill), fill))
+    return Survey(np.asarray(fill), counts)
 
 
-def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64) -> Iterator[Form]:
-    """Every form that can hold this tensor and that the target runs; the dense one first."""
+def rounded(values: NDArray[Any], fill: NDArray[Any]) -> NDArray[Any]:
+    """The values in the type of the fill, which is theirs, or float16 where they are rounded to that."""
+    return values if values.dtype == fill.dtype else values.astype(fill.dtype)
+
+
+def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64, opset: int = 17) -> Iterator[Form]:
+    """Every form that can hold this tensor, in a model of this opset, and that the target runs; the dense one first."""
     n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
     yield Form("dense", 1, (n * item,))
-    if target == "onnxruntime":  # the full checker misreads sparse initializers, and the web build has none
-        if not found.fill.view(f"u{item}").any():
-            yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
+    # the full checker misreads sparse initializers, and the web build has none
+    if target == "onnxruntime" and not found.fill.view(f"u{item}").any():
+        yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
     if not n or n > FOLDED or tensor.dtype not in DTYPES:
+        return
+    if opset < LEAST_OPSET:
+        groups = -(-n // (8 * GROUP))
+        early = (groups * GROUP, groups * 4, 8 * len(tensor.shape), (counts.stored + 1) * item)
+        yield Form(EARLY, 1, early, 0, counts.stored)
         return
     parted = n >= PARTED and n % 32 == 0 and tensor.shape[0] % 4 == 0
     values = (counts.stored + 1) * item

@@ -7,12 +7,13 @@ the stored values in flat order. In which places they stand is said in one of th
 | function | input | meaning |
 |---|---|---|
 | UnpackMask, UnpackMask4 | mask: uint8 | one bit per element, the lowest bit of a byte first; 1 = stored |
+| UnpackEarly | mask: uint8, starts: int32 | the same for opsets 7 to 10: the mask is filled up to whole groups of 64 bytes, `starts` says how many values are stored before each; `size`: int64 is the shape once more |
 | UnpackBlocks | mask: uint8 | one bit per block of neighbouring elements; `values` has a row for each stored block |
 | UnpackGaps4 | codes: uint8 | for each stored value the number of elements skipped before it, in 4 bits, the lower half of a byte first; the code 15 skips 15 elements and stores nothing |
 | UnpackGaps6 | codes, high: uint8 | the same in 6 bits: lower 4 bits as above, upper 2 bits four to a byte; the code 63 skips 63 |
 | UnpackGaps8 | codes: uint8 | the same in 8 bits; the code 255 skips 255 |
 
-`count` is the number of codes. The last inputs, `after`, are 0.0: see `Stage`, which delays the unpacking.
+`count` is the number of codes, `ends` that of elements. The last inputs, `after`, are 0.0: see `Stage`, which delays the unpacking.
 
 Why the bodies are as they are: onnxruntime folds them when it loads the model, and keeps every intermediate result until
 the pass over the whole graph has ended. So intermediates are few and short, a large tensor is unpacked in four parts,
@@ -29,14 +30,15 @@ import numpy as np
 from emp_onnx.emit import constant, function, node
 from emp_onnx.reader import DOMAIN
 
-__all__ = ["DOMAIN", "LEAST_OPSET", "PARTS", "STAGE", "VERSION", "function_bytes"]
+__all__ = ["DOMAIN", "EARLY", "EARLY_OPSET", "GROUP", "LEAST_OPSET", "PARTS", "STAGE", "VERSION", "function_bytes"]
 
 VERSION = 1
 LEAST_OPSET = 11  # the first with CumSum
-PARTS = {"UnpackMask4": 4}
+EARLY, EARLY_OPSET, GROUP = "UnpackEarly", 7, 64  # without it; and how many bytes of a mask have a start of their own
+PARTS = {"UnpackMask4": 4, EARLY: 0}  # how many inputs `after` a function has, if not 1
 STAGE = "Stage"
 BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.int32)
-FLOAT, INT32, BOOL = 1, 6, 9
+FLOAT, INT32, INT64 = 1, 6, 7
 
 
 def function_bytes(name: str, opset: int) -> bytes:
@@ -62,11 +64,13 @@ def _positive(opset: int, given: str, out: str) -> list[bytes]:
 
 
 def _mask_constants(parts: int) -> list[bytes]:
-    """Tables from a byte of the mask: how many bits are set; for each bit its rank among them, from 1, or far below 0."""
+    """Tables from a byte of the mask: how many bits are set; for each its rank among them, from 1, or far below 0."""
+    count = BITS.sum(axis=1).astype(np.int8)
     rank = np.where(BITS == 1, np.cumsum(BITS, axis=1), -1).astype(np.int8)
     out = [
-        constant("zero", np.array(0, np.int32)), constant("small_count", BITS.sum(axis=1).astype(np.int8)), constant("small_rank", rank),
-        node("Cast", ["small_count"], ["table_count"], {"to": INT32}), node("Cast", ["small_rank"], ["wide"], {"to": INT32}),
+        constant("zero", np.array(0, np.int32)), constant("small_count", count), constant("small_rank", rank),
+        node("Cast", ["small_count"], ["table_count"], {"to": INT32}),
+        node("Cast", ["small_rank"], ["wide"], {"to": INT32}),
         constant("below", np.array(-(2**30), np.int32)), node("Less", ["wide", "zero"], ["unset"]),
         node("Where", ["unset", "below", "wide"], ["table_rank"]),
         constant("axis", np.array(0, np.int32)),
@@ -141,6 +145,33 @@ def _blocks(opset: int) -> list[bytes]:
     ]  # fmt: skip
 
 
+def _early(opset: int) -> list[bytes]:
+    upper = np.triu(np.ones((GROUP, GROUP), np.float32), 1)
+    rank = (np.cumsum(BITS, axis=1) * BITS).astype(np.int8)
+    # Constant has floats only before opset 9
+    small = [
+        ("counts", BITS.sum(axis=1), FLOAT), ("ranks", rank, INT32), ("bits", BITS, INT32), ("upper", upper, FLOAT),
+        ("group", np.array([-1, GROUP]), INT64), ("column", np.array([-1, 1]), INT64), ("flat", np.array([-1]), INT64),
+    ]  # fmt: skip
+    out = [
+        *(constant(f"small_{name}", array.astype(np.float16)) for name, array, _ in small),
+        *(node("Cast", [f"small_{name}"], [name], {"to": kind}) for name, _, kind in small),
+        node("Cast", ["mask"], ["byte"], {"to": INT32}), node("Gather", ["counts", "byte"], ["count"]),
+        node("Reshape", ["count", "group"], ["grouped"]), node("MatMul", ["grouped", "upper"], ["before"]),
+        node("Cast", ["before"], ["inner"], {"to": INT32}), node("Reshape", ["starts", "column"], ["outer"]),
+        node("Add", ["inner", "outer"], ["base"]), node("Reshape", ["base", "column"], ["bases"]),
+        node("Gather", ["ranks", "byte"], ["rank"]), node("Gather", ["bits", "byte"], ["bit"]),
+        node("Mul", ["bit", "bases"], ["set"]), node("Add", ["set", "rank"], ["place"]),
+        node("Reshape", ["place", "flat"], ["line"]),
+    ]  # fmt: skip
+    if opset < 10:
+        out += [node("Slice", ["line"], ["exact"], {"starts": (0,)}, borrowed={"ends": "ends…"})]
+    else:
+        out += [constant("first", np.array([0], np.int64)), node("ReduceProd", ["size"], ["many"], {"keepdims": 1})]
+        out += [node("Slice", ["line", "first", "many"], ["exact"])]
+    return [*out, node("Reshape", ["exact", "size"], ["index"]), node("Gather", ["values", "index"], ["dense"])]
+
+
 def _fields(source: str, bits: int, out: str, i: int) -> list[bytes]:
     """Numbers of so many bits, out of the bytes that hold several, the lowest bits first."""
     table = np.arange(256)[:, None] >> np.arange(0, 8, bits)[None, :] & (1 << bits) - 1
@@ -148,7 +179,8 @@ def _fields(source: str, bits: int, out: str, i: int) -> list[bytes]:
     if bits == 8:
         return [*wide, node("Add", [f"plain_{i}", "delay"], [out])]
     return [
-        *wide, constant(f"small_{i}", table.astype(np.int8)), node("Cast", [f"small_{i}"], [f"table_{i}"], {"to": INT32}),
+        *wide, constant(f"small_{i}", table.astype(np.int8)),
+        node("Cast", [f"small_{i}"], [f"table_{i}"], {"to": INT32}),
         node("Add", [f"plain_{i}", "delay"], [f"byte_{i}"]),
         node("Gather", [f"table_{i}", f"byte_{i}"], [f"several_{i}"]),
         node("Reshape", [f"several_{i}", "flat"], [f"line_{i}"]),
@@ -163,7 +195,8 @@ def _gaps(bits: int) -> Callable[[int], list[bytes]]:
             constant("flat", np.array([-1], np.int64)), constant("first", np.array([0], np.int64)),
             constant("axis", np.array(0, np.int32)), constant("one", np.array(1, np.int32)),
             constant("escape", escape), node("Constant", [], ["size"], borrowed={"value": "shape"}),
-            node("Constant", [], ["many"], borrowed={"value": "count"}), node("Cast", ["after"], ["delay"], {"to": INT32}),
+            node("Constant", [], ["many"], borrowed={"value": "count"}),
+            node("Cast", ["after"], ["delay"], {"to": INT32}),
         ]  # fmt: skip
         if bits == 6:
             out += [*_fields("codes", 4, "low", 0), *_fields("high", 2, "top", 1), constant("sixteen", escape // 4 + 1)]
@@ -199,6 +232,7 @@ Made = tuple[list[str], list[str], Callable[[int], list[bytes]]]
 FUNCTIONS: dict[str, Made] = {
     "UnpackMask": (["mask", "values", "after"], ["shape"], _mask),
     "UnpackMask4": (["mask", "values", "after_0", "after_1", "after_2", "after_3"], ["shape"], _mask4),
+    EARLY: (["mask", "starts", "size", "values"], ["shape", "ends"], _early),
     "UnpackBlocks": (["mask", "values", "after"], ["shape"], _blocks),
     "UnpackGaps4": (["codes", "values", "after"], ["shape", "count"], _gaps(4)),
     "UnpackGaps6": (["codes", "high", "values", "after"], ["shape", "count"], _gaps(6)),

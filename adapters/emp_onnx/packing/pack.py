@@ -1,20 +1,22 @@
-"""The verbs `pack` and `unpack`: a model in smaller forms, or in plain ones again, checked before it takes its place."""
+"""The verbs `pack` and `unpack`: a model in smaller forms, or in plain ones, checked before it takes its place."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emp_onnx._files import check_target, same_file
+from emp_onnx.certificate import KEY
 from emp_onnx.errors import UsageError, VerifyError, quote
 from emp_onnx.model_io import Model, load, save
 from emp_onnx.packing.choose import Row, choose
-from emp_onnx.packing.rewrite import Chosen, rewritten
+from emp_onnx.packing.forms import rounded
+from emp_onnx.packing.rewrite import Chosen, half_name, rewritten
 from emp_onnx.progress import Watch
 from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
 from emp_onnx.storage import pieces_of
@@ -67,6 +69,7 @@ def pack(
     form: str = "auto",
     target: str = "onnxruntime",
     compact_indices: bool = False,
+    values: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     in_place: bool = False,
@@ -81,6 +84,8 @@ def pack(
         form: auto, or dense, coo, packed: of these the smallest, and dense where that is smaller still.
         target: onnxruntime; onnxruntime-web (no sparse initializers); checker-strict (what `onnx.checker` accepts).
         compact_indices: in the coo form, indices of 32 bits: onnxruntime takes them, `onnx.checker` does not.
+        values: float16 to round the values of float32 tensors to that type, which is LOSSY: outputs are compared and
+            the difference is reported, not judged; a certificate no longer holds and is removed.
         include, exclude: patterns of names of tensors.
         in_place: replace the input.
         threads: for onnxruntime, when the result is run.
@@ -103,21 +108,28 @@ def pack(
     source = model if isinstance(model, Model) else load(model)
     if compact_indices and target == "checker-strict":
         raise UsageError("compact_indices must come without the target checker-strict, which takes no such indices")
+    if values not in (None, "float16"):
+        raise UsageError(f"values must be float16, or not be given, got {quote(values)}")
     place = _target(source, out, in_place, "packed")
     index = 32 if compact_indices else 64
     if watch is not None:
         total = sum(t.size * 4 for t in source.tensors.values())
         source.watch = watch.add
         watch.phase("looking", total)
-    chosen, rows = choose(source, form=form, target=target, index=index, include=include, exclude=exclude)
+    chosen, rows = choose(
+        source, form=form, target=target, index=index, half=values is not None, include=include, exclude=exclude
+    )
     notes = []
+    if lossy := sum(item.half for item in chosen):
+        notes.append(f"LOSSY: the values of {lossy} tensors were rounded to float16.")
+        if KEY in source.metadata:
+            notes.append("The certificate of the pruning no longer holds, and was removed.")
     if any(item.form.kind == "coo" and item.form.width != 64 for item in chosen):
         notes.append("onnx.checker does not accept indices of 32 bits; onnxruntime does.")
     done = _written(source, place, chosen, rows, notes, threads, watch)
     if form in ("dense", "coo") or done.after < done.before or not chosen:
         return done
-    rows = [Row(*(asdict(row) | {"after": row.before, "form": "dense", "why": "the file would not be smaller"}).values())
-            for row in rows]  # fmt: skip
+    rows = [replace(row, after=row.before, form="dense", why="the file would not be smaller") for row in rows]
     return _written(source, place, [], rows, notes, threads, watch)
 
 
@@ -179,7 +191,8 @@ def _written(
 
     if watch is not None:
         watch.phase("writing", sum(row.before for row in rows))
-    files = save(rewritten(source, chosen) if chosen else source, target, check=check)
+    changed = source.replaced({}, {KEY: None}) if any(item.half for item in chosen) else source
+    files = save(rewritten(changed, chosen) if chosen else source, target, check=check)
     after = sum(file.stat().st_size for file in files)
     return Packing(source.path, target, files[1:], tuple(rows), before, after, result[0], tuple(notes))
 
@@ -188,21 +201,24 @@ def checked(written: Model, source: Model, chosen: Sequence[Chosen], path: Path,
     """Whether the written model is the same as its source, but for the forms."""
     faults = []
     sparse = {item.tensor.key for item in chosen if item.form.kind == "coo"}
+    lossy = any(item.half for item in chosen)
     for item in chosen:
-        key = item.tensor.key
+        key, dtype = item.tensor.key, "float16" if item.half else item.tensor.dtype
         if key in sparse:
             continue
-        tensor = written.tensors.get(key)
-        if tensor is None or (tensor.dtype, tensor.shape) != (item.tensor.dtype, item.tensor.shape):
+        name = half_name(key) if item.half else key
+        tensor = written.tensors.get(name)
+        if tensor is None or (tensor.dtype, tensor.shape) != (dtype, item.tensor.shape):
             faults.append(f"tensor {quote(key)} is missing, or of another type or shape")
             continue
         for start, stop in pieces_of(tensor.size):
-            one, other = source.piece(key, start, stop), written.piece(key, start, stop)
+            one, other = rounded(source.piece(key, start, stop), item.found.fill), written.piece(name, start, stop)
             if not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
                 faults.append(f"tensor {quote(key)} has other bits than before, at {start} to {stop}")
                 break
-    checks = [Check("every tensor is as before, bit for bit", not faults, tuple(faults))]
-    if not sparse:
+    what = "every tensor is as before, bit for bit"
+    checks = [Check(f"{what}, or rounded to float16" if lossy else what, not faults, tuple(faults))]
+    if not sparse and not lossy:
         apart = frozenset(key for model in (written, source) for key, t in model.tensors.items() if t.recipe)
         keys = frozenset(item.tensor.key for item in chosen)
         after, was = written.rest(keys, "", apart), source.rest(keys, "", apart)
@@ -219,8 +235,14 @@ def checked(written: Model, source: Model, chosen: Sequence[Chosen], path: Path,
     try:
         behaviour = compare(original, Session(path, threads=threads), None)
         wrong = list(behaviour.problems)
-        wrong += [f"output {quote(o.name)} moved by {o.max_abs:.3g}" for o in behaviour.outputs if o.max_abs]
-        checks.append(Check("outputs are the same", not wrong, tuple(wrong)))
+        wrong += (
+            []
+            if lossy
+            else [f"output {quote(o.name)} moved by {o.max_abs:.3g}" for o in behaviour.outputs if o.max_abs]
+        )
+        checks.append(
+            Check("it runs where the original does" if lossy else "outputs are the same", not wrong, tuple(wrong))
+        )
     except NotRunError as error:
         why = str(error)
         if "cannot load" in why:

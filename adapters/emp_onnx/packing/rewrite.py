@@ -21,10 +21,10 @@ from emp_onnx.graph import Graph, Node, Tensor
 from emp_onnx.model_io import Model, Sheet
 from emp_onnx.packing.fill import fill_parts
 from emp_onnx.packing.forms import Form, Survey
-from emp_onnx.packing.functions import DOMAIN, PARTS, STAGE, VERSION, function_bytes
+from emp_onnx.packing.functions import DOMAIN, EARLY, PARTS, STAGE, VERSION, function_bytes
 from emp_onnx.wire import LENGTH, Blob, Edit, Piece, Wire, varint
 
-__all__ = ["Chosen", "graphs", "rewritten"]
+__all__ = ["Chosen", "graphs", "half_name", "rewritten"]
 
 FUNCTIONS_SINCE = 8  # version of the format
 FREE_SINCE = 4  # version from which initializers need not be inputs
@@ -40,6 +40,11 @@ class Chosen:
     tensor: Tensor
     form: Form
     found: Survey
+
+    @property
+    def half(self) -> bool:
+        """Whether its values are rounded to float16."""
+        return self.tensor.dtype == "float32" and self.found.fill.dtype == np.float16
 
 
 @dataclass
@@ -99,14 +104,14 @@ class _Rewrite:
                 if tensor.place is not None and tensor.place.message[0] in fields:
                     found[tensor.key] = _Place(graph, [fields[tensor.place.message[0]]], False, _location(tensor))
             for node, span in zip(graph.nodes, nodes, strict=True):
-                tensor = node.constant
-                if tensor is None:
+                held = node.constant
+                if held is None:
                     continue
-                if tensor.recipe is None:
-                    found[tensor.key] = _Place(graph, [span], True, _location(tensor), node)
+                if held.recipe is None:
+                    found[held.key] = _Place(graph, [span], True, _location(held), node)
                     continue
-                parts = [found[key] for key in (*tensor.recipe.where, tensor.recipe.values)]
-                found[tensor.key] = _Place(graph, [parts[0].fields[0], span, *(p.fields[0] for p in parts[1:])], False,
+                parts = [found[key] for key in (*held.recipe.where, held.recipe.values)]
+                found[held.key] = _Place(graph, [parts[0].fields[0], span, *(p.fields[0] for p in parts[1:])], False,
                                            parts[-1].location, node)  # fmt: skip
         return found
 
@@ -172,13 +177,13 @@ class _Rewrite:
         stages = self._stages()
         for item in self.chosen:
             place = self.places[item.tensor.key]
-            pieces, node = self._made(item, place, names, stages)
-            if node:
+            pieces, made = self._made(item, place, names, stages)
+            if item.form.kind not in ("dense", "coo"):
                 needed.add(item.form.kind)
-                nodes.setdefault(place.graph.path, []).append(node)
+            nodes.setdefault(place.graph.path, []).extend(made)
             if place.is_node:  # a Constant node
                 tag = next(self.wire.fields(*place.graph.span))[3]
-                edits.append(Edit(tag, tag, tuple(pieces)))
+                edits.append(Edit(tag, tag, tuple(pieces), insert=True))
                 pieces = []
             edits.append(Edit(*place.fields[0], tuple(pieces)))
             edits += [Edit(*span, b"") for span in place.fields[1:]]
@@ -187,41 +192,47 @@ class _Rewrite:
                 needed.add(tensor.recipe.function)
             if tensor.storage == "external" and tensor.place and tensor.key not in gone | self.of.keys():
                 edits += self._moved(tensor, names)
-        edits += self._staging(bool(needed))
+        staged = bool(needed - {EARLY})
+        edits += self._staging(staged)
         for graph in graphs(self.model):
             new = nodes.get(graph.path, [])
-            if graph is self.model.graph and needed:
+            if graph is self.model.graph and staged:
                 new = [*_stage_nodes(self._count(stages)), *new]
             if new:
                 tag = next(self.wire.fields(*graph.span))[3]
-                edits.append(Edit(tag, tag, b"".join(emit.field(1, node) for node in new)))
+                edits.append(Edit(tag, tag, b"".join(emit.field(1, node) for node in new), insert=True))
         edits += self._header(needed)
         return _merged(edits)
 
     def _made(
         self, item: Chosen, place: _Place, names: Mapping[str, str], stages: Mapping[str, list[int]]
-    ) -> tuple[list[Piece], bytes]:
-        """The fields with a tensor's parts, and the content of the node that unpacks it, if one does."""
-        tensor, form, dtype = item.tensor, item.form, item.tensor.dtype
+    ) -> tuple[list[Piece], list[bytes]]:
+        """The fields with a tensor's parts, and the contents of the nodes that make it of them."""
+        tensor, form, dtype = item.tensor, item.form, "float16" if item.half else item.tensor.dtype
+        output = self._free(half_name(tensor.name)) if item.half else tensor.name
+        cast = [emit.node("Cast", [output], [tensor.name], {"to": emit.CODES[tensor.dtype]})] if item.half else []
         if form.kind == "dense":
-            return self._initializers(item, [(tensor.name, dtype, tensor.shape)], names, place), b""
+            return self._initializers(item, [(output, dtype, tensor.shape)], names, place), cast
         if form.kind == "coo":
-            return self._sparse(item), b""
+            return self._sparse(item), []
         width, stored = form.width, form.stored + 1
         values = (stored,) if width == 1 else (stored, width)
         gaps = form.kind.startswith("UnpackGaps")
-        where = ["codes", "high"][: len(form.parts) - 1] if gaps else ["mask"]
+        where = (["codes", "high"] if gaps else ["mask", "starts", "size"])[: len(form.parts) - 1]
         called = [self._free(f"{tensor.name}.{part}") for part in (*where, "values")]
-        heads: list[tuple[str, str, Sequence[int]]] = [
-            (name, "uint8", (size,)) for name, size in zip(called[:-1], form.parts[:-1], strict=True)
-        ]
+        heads: list[tuple[str, str, Sequence[int]]] = []
+        for part, name, size in zip(where, called, form.parts, strict=False):
+            kind, item_size = {"starts": ("int32", 4), "size": ("int64", 8)}.get(part, ("uint8", 1))
+            heads.append((name, kind, (size // item_size,)))
         heads.append((called[-1], dtype, values))
         made = self._initializers(item, heads, names, place)
         attributes: dict[str, Any] = {"shape": np.array(tensor.shape, np.int64)}
         if gaps:
             attributes["count"] = np.array([form.codes], np.int64)
+        if form.kind == EARLY:
+            attributes["ends"] = (tensor.size,)
         after = [_stage_name(i) for i in stages[tensor.key]]
-        return made, emit.node(form.kind, [*called, *after], [tensor.name], attributes, domain=DOMAIN)
+        return made, [emit.node(form.kind, [*called, *after], [output], attributes, domain=DOMAIN), *cast]
 
     def _initializers(
         self, item: Chosen, heads: Sequence[tuple[str, str, Sequence[int]]], names: Mapping[str, str], place: _Place
@@ -300,7 +311,7 @@ class _Rewrite:
         done, out = 0, dict[str, list[int]]()
         for item in packed:
             many, size = PARTS.get(item.form.kind, 1), _dense_bytes(item)
-            steps = [done + size * i // many for i in range(many)]
+            steps = [done + size * i // max(many, 1) for i in range(many)]
             out[item.tensor.key] = [step * STAGES // total if total >= STAGED else 0 for step in steps]
             done += size
         return out
@@ -324,7 +335,7 @@ class _Rewrite:
         if needed:
             tag = next(self.wire.fields(*graph.span))[3]
             body = emit.tensor(_stage_name(0), "float32", (), np.zeros((), np.float32).tobytes())
-            edits.append(Edit(tag, tag, emit.field(5, body)))
+            edits.append(Edit(tag, tag, emit.field(5, body), insert=True))
         return edits
 
     # the model around it
@@ -343,13 +354,16 @@ class _Rewrite:
         if not needed:
             return edits
         added = emit.field(8, emit.field(1, DOMAIN) + emit.number(2, VERSION))
-        added += b"".join(emit.field(25, function_bytes(name, opset)) for name in (*sorted(needed), STAGE))
-        version, item = contents.version
+        added += b"".join(
+            emit.field(25, function_bytes(name, opset))
+            for name in sorted(needed | ({STAGE} if needed - {EARLY} else set()))
+        )
+        version, written = contents.version
         if version < FUNCTIONS_SINCE:
-            if item is not None:
-                edits.append(Edit(item[3], item[4], b""))
+            if written is not None:
+                edits.append(Edit(written[3], written[4], b""))
             added = emit.number(1, FUNCTIONS_SINCE) + added
-        edits.append(Edit(first, first, added))
+        edits.append(Edit(first, first, added, insert=True))
         if version < FREE_SINCE:
             edits += self._inputs()
         return edits
@@ -365,6 +379,11 @@ class _Rewrite:
                         name = self.wire.text(start, stop)
                 if name in graph.tensors or name in graph.sparse:
                     yield Edit(tag, end, b"")
+
+
+def half_name(name: str) -> str:
+    """What a tensor of float16 is called, of which a Cast makes the one of this name."""
+    return f"{name}.float16"
 
 
 def _dense_bytes(item: Chosen) -> int:
@@ -388,8 +407,8 @@ def _merged(edits: Sequence[Edit]) -> list[Edit]:
     """In order; those that insert at one place become one, in the order given."""
     out: list[Edit] = []
     for edit in sorted(edits, key=lambda edit: (edit.start, edit.stop)):
-        if out and edit.start == edit.stop and (out[-1].start, out[-1].stop) == (edit.start, edit.stop):
-            out[-1] = Edit(edit.start, edit.stop, (*out[-1].pieces, *edit.pieces))
+        if out and edit.insert and out[-1].insert and out[-1].start == edit.start:
+            out[-1] = Edit(edit.start, edit.stop, (*out[-1].pieces, *edit.pieces), insert=True)
         else:
             out.append(edit)
     return out

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Recipe, Tensor
 from emp_onnx.packing.codes import GapDecoder, join
+from emp_onnx.packing.functions import EARLY, GROUP
 from emp_onnx.storage import Stored
 
 __all__ = ["PackedStored", "unpacking"]
 
+KNOWN = {"UnpackMask", "UnpackMask4", "UnpackBlocks", "UnpackGaps4", "UnpackGaps6", "UnpackGaps8", EARLY}
 CHUNK = 1 << 16  # bits or codes between two places that are known without counting
 COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 Values = NDArray[Any]
@@ -124,15 +126,28 @@ class PackedStored(Stored):
             rank = self._index[-1][0]
         else:
             bits = size // shape[1] if blocks else size
-            if self.where[0].tensor.shape != (-(-bits // 8),):
-                raise ModelError(self._wrong(f"its mask must have {-(-bits // 8)} bytes"))
-            for start in range(0, -(-bits // 8), CHUNK // 8):
+            groups = -(-bits // (8 * GROUP))
+            early = recipe.function == EARLY
+            many = groups * GROUP if early else -(-bits // 8)
+            if self.where[0].tensor.shape != (many,) or (early and self.where[1].tensor.shape != (groups,)):
+                raise ModelError(self._wrong(f"its mask must have {many} bytes"))
+            for start in range(0, many, CHUNK // 8):
                 self._index.append((rank, -1))
-                raw = self.where[0].read(start, min(start + CHUNK // 8, -(-bits // 8)))
-                rank += int(COUNT[raw].sum(dtype=np.int64))
+                raw = self.where[0].read(start, min(start + CHUNK // 8, many))
+                found = COUNT[raw]
+                if early:
+                    each = found.reshape(-1, GROUP).sum(axis=1, dtype=np.int64)
+                    said = self.where[1].read(start // GROUP, start // GROUP + each.size)
+                    if not np.array_equal(said, rank + np.cumsum(each) - each):
+                        raise ModelError(self._wrong("its starts are not those of its mask"))
+                rank += int(found.sum(dtype=np.int64))
             self._index = self._index or [(0, -1)]
-            if bits % 8 and int(self.where[0].read(bits // 8, bits // 8 + 1)[0]) >> bits % 8:
+            last = self.where[0].read(bits // 8, many)
+            if bits < 8 * many and (int(last[0]) >> bits % 8 or last[1:].any()):
                 raise ModelError(self._wrong("its mask has bits beyond its end"))
+        again = self.where[2].tensor.size if recipe.function == EARLY else 0
+        if again and tuple(self.where[2].read(0, again)) != self.tensor.shape:
+            raise ModelError(self._wrong("its size is given twice, and differently"))
         if rank != shape[0] - 1:
             raise ModelError(self._wrong(f"it stores {shape[0] - 1} values, and places for {rank}"))
         return self
@@ -167,15 +182,10 @@ def unpacking(tensor: Tensor, part: Callable[[str], Stored]) -> PackedStored:
     recipe = tensor.recipe
     assert recipe is not None
     values, where = part(recipe.values), tuple(part(key) for key in recipe.where)
-    if any(size < 0 for size in tensor.shape) or any(s.dtype != np.uint8 or len(s.tensor.shape) != 1 for s in where):
+    types = [np.uint8, np.int32, np.int64] if recipe.function == EARLY else [np.uint8, np.uint8]
+    fits = all(s.dtype == dtype and len(s.tensor.shape) == 1 for s, dtype in zip(where, types, strict=False))
+    if any(size < 0 for size in tensor.shape) or not fits:
         raise ModelError(f"packed tensor {quote(tensor.name)} must have sizes ≥ 0 and parts of bytes")
-    if recipe.function not in (
-        "UnpackMask",
-        "UnpackMask4",
-        "UnpackBlocks",
-        "UnpackGaps4",
-        "UnpackGaps6",
-        "UnpackGaps8",
-    ):
+    if recipe.function not in KNOWN:
         raise ModelError(f"packed tensor {quote(tensor.name)} is unpacked by {quote(recipe.function)}, not known here")
     return PackedStored(tensor, values.dtype, values.source, (), "", None, values, where).checked()

@@ -1,0 +1,208 @@
+"""Sizes, speed, load and latency of packed files against what else there is.
+
+    python -m tests.benchmarks.packing [--write docs/packing.md]
+
+Each load is a process of its own, in turn with those of the dense file; the machine's other work hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from emp_onnx import load, pack, save, unpack
+from emp_onnx.packing.choose import choose
+from emp_onnx.packing.forms import entropy_bound
+from emp_onnx.packing.rewrite import rewritten
+from tests.benchmarks._report import machine, table, write
+
+LEVELS = ((0.6366, "36 %, β = 1"), (0.5, "50 %"), (0.4, "60 %"), (0.2, "80 %"), (0.1, "90 %"), (0.05, "95 %"))
+FLOORS = (0.68, 0.54, 0.44, 0.24, 0.14, 0.09)
+ROUNDS = 3
+
+LOADER = """
+import json, sys, time, resource
+import numpy as np, onnxruntime
+def line(name):
+    return int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1]) * 1024
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+before, cpu, wall = line("VmRSS"), time.process_time(), time.perf_counter()
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+print(json.dumps({"cpu": cpu, "wall": wall, "peak": line("VmHWM") - before, "rest": line("VmRSS") - before}))
+"""
+
+
+def network(layers: int, size: int, density: float, path: Path) -> Path:
+    """Layers of Gaussian weights, of which only the largest are kept."""
+    rng, tensors, nodes = np.random.default_rng(0), [], []
+    for i in range(layers):
+        weight = rng.standard_normal((size, size), dtype=np.float32) / np.float32(np.sqrt(size))
+        sample = np.abs(weight.reshape(-1)[:: max(1, size * size // 100_000)])
+        weight[np.abs(weight) < np.quantile(sample, 1 - density)] = 0
+        tensors.append(numpy_helper.from_array(weight, f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]))
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x0", 1, ["n", size])], [value(f"x{layers}", 1, ["n", size])], tensors
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def zstd(path: Path) -> int | None:
+    """Bytes that `zstd -19` leaves, where there is a zstd."""
+    try:
+        import zstandard
+    except ImportError:
+        if shutil.which("zstd") is None:
+            return None
+        return len(subprocess.run(["zstd", "-19", "-c", "-q", str(path)], capture_output=True, check=True).stdout)
+    return len(zstandard.ZstdCompressor(level=19).compress(path.read_bytes()))
+
+
+def coo(path: Path, index: int) -> int:
+    """Bytes of the same model with a sparse initializer, whether that is smaller or not."""
+    model = load(path)
+    stored = int(np.count_nonzero(model.values("w0")))
+    return path.stat().st_size - model.tensors["w0"].size * 4 + stored * (4 + index // 8)
+
+
+def sizes(folder: Path) -> str:
+    """The table of sizes."""
+    rows = []
+    for (density, name), floor in zip(LEVELS, FLOORS, strict=True):
+        path = network(1, 1024, density, folder / "one.onnx")
+        done = pack(path, folder / "packed.onnx")
+        row, dense = done.rows[0], path.stat().st_size
+        bound = entropy_bound(1024**2, round(row.density * 1024**2), 4)
+        plain = path.read_bytes()
+        small = (folder / "packed.onnx").read_bytes()
+        again, both = zstd(path), zstd(folder / "packed.onnx")
+        rows.append([
+            name, row.form, f"**{done.after / dense:.4f}**", f"{floor:.2f}", f"{row.after / bound:.4f}",
+            f"{len(gzip.compress(plain, 6)) / dense:.4f}", f"{again / dense:.4f}" if again else "-",
+            f"{coo(path, 64) / dense:.3f}", f"{coo(path, 32) / dense:.3f}",
+            f"{len(gzip.compress(small, 6)) / dense:.4f}", f"{both / dense:.4f}" if both else "-",
+        ])  # fmt: skip
+    head = ["sparsity", "form", "packed", "must be ≤", "× bound", "gzip -6", "zstd -19", "coo int64", "coo int32",
+            "packed + gzip -6", "packed + zstd -19"]  # fmt: skip
+    return table(head, rows)
+
+
+def loads(folder: Path) -> str:
+    """The table of load time, memory and latency: 4 × 4096²."""
+    rows = []
+    for density, name in ((0.5, "50 %"), (0.1, "90 %")):
+        dense = network(4, 4096, density, folder / "dense.onnx")
+        done = pack(dense, folder / "packed.onnx")
+        seen: dict[str, list[dict[str, float]]] = {"dense": [], "packed": []}
+        for _ in range(ROUNDS):
+            for which, path in (("dense", dense), ("packed", done.out)):
+                told = subprocess.run(
+                    [sys.executable, "-c", LOADER, str(path)], capture_output=True, text=True, check=True
+                )
+                seen[which].append(json.loads(told.stdout))
+        least = {w: {k: min(s[k] for s in some) for k in ("cpu", "wall", "peak", "rest")} for w, some in seen.items()}
+        ratio = latency(dense, done.out)
+        for which, path in (("dense", dense), ("packed", done.out)):
+            one = least[which]
+            rows.append([
+                f"{name}, {which}", f"{path.stat().st_size / 1e6:.1f}", f"{one['cpu']:.2f}",
+                f"{one['cpu'] / least['dense']['cpu']:.2f}", f"{one['peak'] / 1e6:.0f}",
+                f"{one['peak'] / least['dense']['peak']:.2f}", f"{one['rest'] / 1e6:.0f}",
+                "1" if which == "dense" else f"{ratio:.3f}",
+            ])  # fmt: skip
+    head = ["4 × 4096²", "file, MB", "load, CPU s", "× dense", "peak while loading, MB", "× dense", "after, MB",
+            "latency, × dense"]  # fmt: skip
+    return table(head, rows)
+
+
+def latency(one: Path, other: Path) -> float:
+    """The median of ratios of latencies, runs in turn, one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    both = [onnxruntime.InferenceSession(str(p), options, providers=["CPUExecutionProvider"]) for p in (one, other)]
+    x = {"x0": np.random.default_rng(1).standard_normal((1, both[0].get_inputs()[0].shape[1])).astype(np.float32)}
+    assert both[0].run(None, x)[0].tobytes() == both[1].run(None, x)[0].tobytes()
+    ratios = []
+    for i in range(200):
+        taken = [0.0, 0.0]
+        for which in (0, 1) if i % 2 else (1, 0):
+            start = time.process_time()
+            both[which].run(None, x)
+            taken[which] = time.process_time() - start
+        ratios.append(taken[1] / taken[0])
+    return statistics.median(ratios)
+
+
+def speed(folder: Path) -> str:
+    """The table of the speed of packing and unpacking, without and with the checks."""
+    rows = []
+    for density, name in ((0.5, "50 %"), (0.1, "90 %")):
+        dense = network(2, 4096, density, folder / "dense.onnx")
+        size = dense.stat().st_size
+        taken: dict[str, float] = {}
+
+        def timed(what: str, run: Any) -> None:
+            start = time.process_time()
+            run()
+            taken[what] = min(taken.get(what, np.inf), time.process_time() - start)  # noqa: B023
+
+        for _ in range(2):
+            model = load(dense)
+            timed("pack", lambda: save(rewritten(model, choose(model)[0]), folder / "p.onnx"))  # noqa: B023
+            packed = load(folder / "p.onnx")
+            keys = frozenset(k for k, t in packed.tensors.items() if t.recipe)
+            back = lambda: save(rewritten(packed, choose(packed, form="dense", keys=keys)[0]), folder / "u.onnx")  # noqa: B023, E731
+            timed("unpack", back)
+            timed("pack, checked", lambda: pack(dense, folder / "p.onnx"))  # noqa: B023
+            timed("unpack, checked", lambda: unpack(folder / "p.onnx", folder / "u.onnx"))
+        rows.append(
+            [name, *(f"{size / 1e6 / taken[k]:.0f}" for k in ("pack", "unpack", "pack, checked", "unpack, checked"))]
+        )
+    return table(
+        ["MB of dense weights per second of one core", "pack", "unpack", "pack and check", "unpack and check"], rows
+    )
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--only", choices=["loads", "speed", "sizes"], help="this table alone")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    about: dict[str, Callable[[Path], str]] = {
+        "loads": loads, "speed": speed, "sizes": sizes, "machine": lambda _: machine("onnxruntime", "onnx", "numpy"),
+    }  # fmt: skip
+    for marker, measure in about.items():
+        if options.only not in (None, marker):
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            text = measure(Path(name))
+        print(text, end="\n\n", flush=True)
+        if options.write:
+            write(options.write, f"packing {marker}", text)
+
+
+if __name__ == "__main__":
+    main()
