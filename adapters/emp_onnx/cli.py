@@ -374,7 +374,7 @@ def _parser() -> _Parser:
     _common_options(one, verbose=True)
 
     one = command("fuse", _fuse, "put packed weights into the nodes that use them, where kernels find them")
-    one.add_argument("model", metavar="IN.onnx", help="a model that `emp pack` or `emp prune --pack` wrote")
+    one.add_argument("model", metavar="IN.onnx", help="a model with packed weights, as `emp pack` writes it")
     one.add_argument(
         "out", metavar="OUT.onnx", nargs="?",
         help="where the result goes (default: IN.fused.onnx); a file there is replaced, the input never",
