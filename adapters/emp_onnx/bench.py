@@ -222,7 +222,7 @@ engine = open_engine(model, kernels=kernels, threads=threads)
 load = time.perf_counter() - start
 feed = dict(np.load(feeds)) if feeds else feeds_for(engine, batch or 1)
 engine.session.run(None, feed)
-print(json.dumps([load * 1e3, resident_bytes() - before]))
+sys.stdout.write(json.dumps([load * 1e3, resident_bytes() - before]))
 """
 
 
