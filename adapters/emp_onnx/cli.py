@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from emp_core import EmpError, __version__
 from emp_onnx._files import same_file, write_whole
-from emp_onnx.errors import OnnxError, UsageError, escape, quote
+from emp_onnx.errors import ModelError, OnnxError, UsageError, escape, quote
 from emp_onnx.figures import SCOPES
 from emp_onnx.model_io import Model, load
 from emp_onnx.packing.forms import FORMS, TARGETS
@@ -22,7 +26,17 @@ from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Plan, plan
 from emp_onnx.progress import Meter
 from emp_onnx.prune import nothing_to_prune, prune
-from emp_onnx.report import Style, packing_text, plan_text, report_text, uses_text, verification_text
+from emp_onnx.report import (
+    Style,
+    bench_text,
+    fused_text,
+    packing_text,
+    plan_text,
+    report_text,
+    run_text,
+    uses_text,
+    verification_text,
+)
 from emp_onnx.shrink.options import add_options
 from emp_onnx.verify import verify
 
@@ -48,6 +62,7 @@ _OPTIONS = {
     "plan",
     "threads",
     "out",
+    "kernels",
     "pack",
     "target",
     "form",
@@ -198,11 +213,98 @@ def _unpack(options: argparse.Namespace) -> int:
     return _shown(options, done)
 
 
+def _fuse(options: argparse.Namespace) -> int:
+    from emp_onnx.fuse import fused_model
+
+    _check_out(options)
+    source = load(options.model)
+    out = Path(options.out or f"{options.model.removesuffix('.onnx')}.fused.onnx")
+    if source.sidecars() and out.resolve().parent != Path(options.model).resolve().parent:
+        raise UsageError(f"OUT must be in the folder of the model, whose sidecars it shares, got {quote(out)}")
+    model, fused = fused_model(options.model, every=options.every)
+    if not any(item.op for item in fused):
+        raise ModelError(f"the model has no packed weight that kernels can take, got {quote(options.model)}")
+    write_whole(out, model.SerializeToString(), "OUT")
+    if options.json:
+        _print_json({"out": str(out), "uses": [vars(item) for item in fused]})
+    elif not options.quiet:
+        print(fused_text(fused, out, Style.of(sys.stdout)))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from emp_onnx.bench import feeds_for, inputs_of
+    from emp_onnx.engine import open_engine
+    from emp_onnx.feeds import check_feed, read_feeds
+
+    engine = open_engine(options.model, kernels=options.kernels, threads=_threads(options))
+    seed = _seed(options)
+    feeds = read_feeds(options.feeds) if options.feeds else iter([feeds_for(engine, 1, seed=seed)])
+    names = [item.name for item in engine.session.get_outputs()]
+    runs: list[dict[str, Any]] = []
+    for i, feed in enumerate(feeds):
+        check_feed(feed, inputs_of(engine), i)
+        start = time.perf_counter()
+        try:
+            values = engine.session.run(None, feed)
+        except Exception as error:  # onnxruntime's own errors have no common base
+            raise ModelError(f"onnxruntime cannot run the model on feed {i}: {str(error).splitlines()[0]}") from error
+        runs.append({"seconds": time.perf_counter() - start, "outputs": dict(zip(names, values, strict=True))})
+    if options.output is not None:
+        stream = io.BytesIO()
+        many = len(runs) > 1
+        np.savez(
+            stream,
+            allow_pickle=False,
+            **{n: np.stack([r["outputs"][n] for r in runs]) if many else runs[0]["outputs"][n] for n in names},
+        )
+        write_whole(options.output, stream.getvalue(), "-o")
+    if options.json:
+        outputs = [{"name": n, "dtype": v.dtype.name, "shape": list(v.shape)} for n, v in runs[0]["outputs"].items()]
+        _print_json(
+            {
+                "path": engine.note,
+                "kernels": engine.kernels,
+                "seconds": [r["seconds"] for r in runs],
+                "outputs": outputs,
+            }
+        )
+    elif not options.quiet:
+        for run in runs:
+            print(run_text(engine, list(run["outputs"].items()), run["seconds"], Style.of(sys.stdout)))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from emp_onnx.bench import SECONDS, bench
+    from emp_onnx.feeds import read_feeds
+
+    if options.feeds is not None and options.batch is not None:
+        raise UsageError("--feeds must come without --batch, which is for made-up feeds")
+    feed = next(iter(read_feeds(options.feeds))) if options.feeds else None
+    seconds = _number("--seconds", options.seconds, "> 0", lambda x: 0 < x < float("inf"))
+    measured = bench(
+        options.models, feed=feed, batch=_list("--batch", options.batch), threads=_list("--threads", options.threads),
+        kernels=options.kernels, seconds=SECONDS if seconds is None else seconds, seed=_seed(options),
+    )  # fmt: skip
+    if options.json:
+        _print_json({"models": [item.to_dict() for item in measured]})
+    elif not options.quiet:
+        print(bench_text(measured, Style.of(sys.stdout)))
+    return 0
+
+
+def _list(option: str, text: str | None) -> list[int]:
+    """Whole numbers with commas between them."""
+    return [int(_whole(option, part, 1, 1)) for part in text.split(",")] if text is not None else [1]
+
+
 def _check_out(options: argparse.Namespace) -> None:
-    if options.in_place and options.out is not None:
+    if getattr(options, "in_place", False) and options.out is not None:
         raise UsageError(f"--in-place must come without OUT, got {quote(options.out)}")
     if options.out is not None and same_file(options.out, options.model):
-        raise UsageError(f"OUT must not be the input {quote(options.model)}; to replace that, give --in-place instead")
+        instead = "; to replace that, give --in-place instead" if hasattr(options, "in_place") else ""
+        raise UsageError(f"OUT must not be the input {quote(options.model)}{instead}")
 
 
 def _shown(options: argparse.Namespace, done: Packing) -> int:
@@ -493,6 +595,37 @@ def _parser() -> _Parser:
     add_options(one)
     _common_options(one)
 
+    one = command("fuse", _fuse, "put packed weights into the nodes that use them, where kernels find them")
+    one.add_argument("model", metavar="IN.onnx", help="a model with packed weights, as `emp pack` writes it")
+    one.add_argument(
+        "out", metavar="OUT.onnx", nargs="?",
+        help="where the result goes (default: IN.fused.onnx); a file there is replaced, the input never",
+    )  # fmt: skip
+    one.add_argument(
+        "--every", action="store_true", help="also weights for which dense kernels are expected to be faster"
+    )
+    one.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on standard output")
+    one.add_argument("--quiet", action="store_true", help="print only errors")
+
+    one = command("run", _run, "run a model in onnxruntime, with the kernels where they are installed")
+    one.add_argument("model", metavar="MODEL.onnx", help="the model, packed or not")
+    one.add_argument("-o", "--output", metavar="OUT.npz", help="save the outputs there, by name")
+    _kernels_option(one, ("auto", "on", "off"), "auto", "auto: where they are installed and of use (default)")
+    _feed_options(one)
+    _common_options(one)
+
+    one = command("bench", _bench, "measure models side by side: latency, time to load, memory")
+    one.add_argument(
+        "models", metavar="MODEL.onnx", nargs="+", help="the models; the first is what the others are compared with"
+    )
+    one.add_argument("--batch", metavar="N,N…", help="sizes of the first axis of made-up feeds (default: 1)")
+    one.add_argument("--threads", metavar="N,N…", help="numbers of threads (default: 1)")
+    one.add_argument("--seconds", metavar="S", help="for each model, batch and number of threads (default: 1)")
+    _kernels_option(one, ("both", "auto", "on", "off"), "both", "both: each packed model with and without (default)")
+    _feed_options(one)
+    one.add_argument("--json", action="store_true", help="print one JSON object, and nothing else, on standard output")
+    one.add_argument("--quiet", action="store_true", help="print only errors")
+
     one = command("demo", _demo, "prune a small network trained on real data, and show its accuracy before and after")
     one.add_argument("--scope", choices=SCOPES, help="which weights compete (default: tensor)")
     _common_options(one)
@@ -559,6 +692,10 @@ def _choice_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these; may be repeated")
     group.add_argument("--min-size", metavar="N", help="only weights of at least N elements")
     group.add_argument("--embeddings", action="store_true", help="also embedding tables (which Gather reads)")
+
+
+def _kernels_option(parser: argparse.ArgumentParser, choices: Sequence[str], default: str, text: str) -> None:
+    parser.add_argument("--kernels", choices=choices, default=default, help=text)
 
 
 def _feed_options(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 from emp_onnx.errors import MissingExtraError, escape, quote
 from emp_onnx.figures import Figures
@@ -16,7 +19,22 @@ from emp_onnx.runtime import Behaviour
 from emp_onnx.verify import Verification
 from emp_onnx.weights import Refusal
 
-__all__ = ["Style", "packing_text", "plan_text", "report_text", "uses_text", "verification_text"]
+if TYPE_CHECKING:
+    from emp_onnx.bench import Measured
+    from emp_onnx.engine import Engine
+    from emp_onnx.fuse import Fused
+
+__all__ = [
+    "Style",
+    "bench_text",
+    "fused_text",
+    "packing_text",
+    "plan_text",
+    "report_text",
+    "run_text",
+    "uses_text",
+    "verification_text",
+]
 
 NO_FASTER = (
     "Zeros alone do not make onnxruntime faster: it computes with them as with any number. "
@@ -43,7 +61,6 @@ class Style:
     @classmethod
     def of(cls, stream: IO[str]) -> Style:
         """The style for a stream: full contents without colours unless it is a terminal."""
-        import os
         import shutil
 
         try:
@@ -130,6 +147,57 @@ def packing_text(packing: Packing, style: Style | None = None) -> str:
     parts += map(escape, packing.notes)
     beside = f", with {', '.join(quote(file.name) for file in packing.sidecars)} beside it" if packing.sidecars else ""
     parts.append(f"Wrote {quote(packing.out)}{beside}.")
+    return _finish(parts, style)
+
+
+def fused_text(fused: Sequence[Fused], out: str | os.PathLike[str], style: Style | None = None) -> str:
+    """What `fuse` did with each use of a packed weight."""
+    style = style or Style()
+    lines = [[escape(item.weight), item.op or "-", escape(item.reason) or "-"] for item in fused]
+    parts = [_table(["packed weight", "part of", "left because"], lines, None, 3, style)] if lines else []
+    count = sum(bool(item.op) for item in fused)
+    parts.append(f"{count} of {_many(len(lines), 'use')} of packed weights can run with kernels.")
+    parts.append(f"Wrote {quote(out)}.")
+    return _finish(parts, style)
+
+
+def bench_text(measured: Sequence[Measured], style: Style | None = None) -> str:
+    """Latency of each model beside the first one, then what each costs to load and to hold."""
+    style = style or Style()
+    lines = [
+        [
+            escape(item.model), item.path, "as given" if timing.batch is None else str(timing.batch),
+            str(timing.threads), f"{timing.median:.3f}", f"{timing.low:.3f}–{timing.high:.3f}", f"{timing.runs:,}",
+            f"{timing.speed:.2f}×",
+        ]
+        for item in measured
+        for timing in item.timings
+    ]  # fmt: skip
+    headers = ["model", "path", "batch", "threads", "median ms", "quartiles", "runs", "speed"]
+    parts = [_table(headers, lines, None, 2, style)]
+    lines = [
+        [
+            escape(item.model), item.path, f"{item.file / 1e6:.1f}", f"{item.load:.0f}",
+            f"{item.resident / 1e6:.1f}" if item.resident else "?",
+        ]
+        for item in measured
+    ]  # fmt: skip
+    parts.append(_table(["model", "path", "file MB", "load ms", "resident MB"], lines, None, 2, style))
+    parts.append("Speed: the first row's median of the same batch and threads divided by this one's.")
+    return _finish(parts, style)
+
+
+def run_text(engine: Engine, outputs: Sequence[tuple[str, Any]], seconds: float, style: Style | None = None) -> str:
+    """Which path was taken, and what came out."""
+    style = style or Style()
+    lines = []
+    for name, value in outputs:
+        numbers = value.size and value.dtype.kind in "fiub"
+        figures = [f"{float(f(value)):.6g}" for f in (np.min, np.mean, np.max)] if numbers else ["-"] * 3
+        lines.append([escape(name), value.dtype.name, "×".join(map(str, value.shape)) or "scalar", *figures])
+    parts = [f"Path: {escape(engine.note)}."]
+    parts.append(_table(["output", "dtype", "shape", "least", "mean", "largest"], lines, None, 3, style))
+    parts.append(f"Ran in {seconds * 1e3:.3f} ms.")
     return _finish(parts, style)
 
 

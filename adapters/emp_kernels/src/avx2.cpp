@@ -1,0 +1,68 @@
+// AVX2 with FMA: 8 floats.
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+
+#include "bits.hpp"
+#include "kernels.hpp"
+
+namespace emp {
+namespace avx2 {
+
+constexpr int kWidth = 8;
+
+// For each mask byte 8 bytes: for a lane that is set, 0x80 + the index of its value among the packed ones; for one that is not, 0.
+struct Table {
+    alignas(64) uint64_t entry[256];
+    constexpr Table() : entry() {
+        for (int m = 0; m < 256; m++) {
+            uint64_t packed = 0, next = 0x80;
+            for (int j = 0; j < 8; j++)
+                if (m >> j & 1) packed |= next++ << (8 * j);
+            entry[m] = packed;
+        }
+    }
+};
+constexpr Table kTable;
+
+struct F8 {
+    __m256 v;
+    static F8 zero() { return {_mm256_setzero_ps()}; }
+    static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F8 load_once(const float* p) {
+        F8 r = load(p);
+        asm("" : "+x"(r.v));
+        return r;
+    }
+    static F8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    static F8 decode(uint8_t mask, const float* packed) {
+        // the sign bit of an index says whether the lane is set; the permutation looks at its three lowest bits only
+        const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kTable.entry[mask])));
+        const __m256 spread = _mm256_permutevar8x32_ps(_mm256_loadu_ps(packed), index);
+        return {_mm256_and_ps(spread, _mm256_castsi256_ps(_mm256_srai_epi32(index, 31)))};
+    }
+    float sum() const {
+        __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+        return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+    }
+};
+inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN
+using F = F8;
+
+#include "transpose_x86.hpp"
+
+#include "kernels_impl.hpp"
+
+bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt"); }
+
+}  // namespace avx2
+
+extern const Kernels kAvx2;
+const Kernels kAvx2 = {"avx2", 6,        avx2::supported,  avx2::dot,    avx2::gather, avx2::tile,
+                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::finite};
+
+}  // namespace emp
+#endif

@@ -1,0 +1,79 @@
+// AVX-512 (F, VL, DQ, BW): 16 floats; a permutation table decodes, because vexpandps is slow on AMD processors.
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+
+#include "bits.hpp"
+#include "kernels.hpp"
+
+namespace emp {
+namespace avx512 {
+
+constexpr int kWidth = 16;
+
+// For each mask byte 8 bytes: for a lane that is set, 8 + the index of its value among the packed ones; for one that is not, 0.
+struct Table {
+    alignas(64) uint64_t entry[256];
+    constexpr Table() : entry() {
+        for (int m = 0; m < 256; m++) {
+            uint64_t packed = 0, next = 8;
+            for (int j = 0; j < 8; j++)
+                if (m >> j & 1) packed |= next++ << (8 * j);
+            entry[m] = packed;
+        }
+    }
+};
+constexpr Table kTable;
+
+struct F8 {
+    __m256 v;
+    static F8 zero() { return {_mm256_setzero_ps()}; }
+    static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    static F8 decode(uint8_t mask, const float* packed) {
+        const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kTable.entry[mask])));
+        return {_mm256_permutex2var_ps(_mm256_setzero_ps(), index, _mm256_loadu_ps(packed))};
+    }
+    float sum() const {
+        __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+        return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+    }
+};
+inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN
+
+struct F {
+    __m512 v;
+    static F zero() { return {_mm512_setzero_ps()}; }
+    static F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    // A load that stays one: two multiplications that use it must not each read memory.
+    static F load_once(const float* p) {
+        F r = load(p);
+        asm("" : "+v"(r.v));
+        return r;
+    }
+    static F broadcast(float x) { return {_mm512_set1_ps(x)}; }
+    void store(float* p) const { _mm512_storeu_ps(p, v); }
+};
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F relu(F a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
+
+#include "transpose_x86.hpp"
+
+#include "kernels_impl.hpp"
+
+bool supported() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+}  // namespace avx512
+
+extern const Kernels kAvx512;
+const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot,        avx512::gather, avx512::tile,
+                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::finite};
+
+}  // namespace emp
+#endif

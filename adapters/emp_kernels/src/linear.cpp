@@ -1,0 +1,102 @@
+#include "linear.hpp"
+
+#include <cmath>
+#include <limits>
+
+namespace emp {
+
+Way Linear::way(const Kernels&, int64_t items) const {
+    if (!weight.can_list()) return Way::dot;
+    const double density = weight.density();
+    if (items == 1) return density < 0.18 ? Way::gather : Way::dot;
+    return density < 0.25 || items > 5 ? Way::tile : Way::dot;
+}
+
+void Linear::run(const Kernels& kernels, const float* x, int64_t items, const float* bias, Activation activation, float* y,
+                 const Threads& threads) const {
+    if (items == 0 || weight.view().rows == 0) return;
+    const Output out = {y, weight.view().rows, bias, activation};
+    switch (way(kernels, items)) {
+        case Way::gather: run_gather(kernels, x, out, threads); break;
+        case Way::tile: run_tile(kernels, x, items, out, threads); break;
+        case Way::dot: run_dot(kernels, x, items, out, threads); break;
+    }
+    if (!kernels.finite(x, items * weight.view().columns)) spread_non_finite(x, items, y, threads);
+}
+
+void Linear::run_gather(const Kernels& kernels, const float* x, const Output& out, const Threads& threads) const {
+    const View& w = weight.listed();
+    const int64_t least = std::max<int64_t>(16, 16384 * w.rows / std::max<int64_t>(w.nonzeros, 1));
+    threads.ranges(w.rows, least, 64, [&](int64_t row, int64_t end) { kernels.gather(w, row, end, x, out); });
+}
+
+void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
+    const View& w = weight.view();
+    const int64_t stride = (w.columns + 63) / 64 * 64;
+    const float* padded = x;
+    if (stride != w.columns) {
+        float* copy = scratch(Scratch::input, size_t(stride * items));
+        for (int64_t i = 0; i < items; i++) {
+            std::copy(x + i * w.columns, x + (i + 1) * w.columns, copy + i * stride);
+            std::fill(copy + i * stride + w.columns, copy + (i + 1) * stride, 0.0f);
+        }
+        padded = copy;
+    }
+    const int64_t least = std::max<int64_t>(16, 65536 / std::max<int64_t>(w.columns, 1));
+    threads.ranges(w.rows, least, 64, [&](int64_t row, int64_t end) {
+        for (int64_t i = 0; i < items; i += kMaxItems) {
+            const int count = int(std::min<int64_t>(kMaxItems, items - i));
+            const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
+            kernels.dot(w, row, end, padded + i * stride, stride, count, part);
+        }
+    });
+}
+
+const Tiles& Linear::tiles(int64_t items) const {
+    // sparse weights are arranged in the same way for few and for many items
+    const bool narrow = items <= 2 * kLanes || weight.density() < 0.3;
+    std::call_once(once_[narrow], [&] { tiles_[narrow].arrange(weight, std::max<int64_t>(1, weight.view().rows), narrow); });
+    return tiles_[narrow];
+}
+
+void Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
+    const Tiles& w = tiles(items);
+    const int64_t columns = weight.view().columns;
+    const Cut cut(items, std::min(kernels.max_groups, w.max_groups));
+    float* input = scratch(Scratch::input, size_t(columns * cut.widest() * kLanes));
+    for (int64_t tile = 0; tile < cut.tiles; tile++) {
+        const int64_t i = cut.begin(tile) * kLanes;
+        const int groups = cut.width(tile), lanes = groups * kLanes;
+        const int count = int(std::min<int64_t>(lanes, items - i));
+        const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
+        threads.ranges(columns, 256, 16, [&](int64_t from, int64_t to) {
+            kernels.to_lanes(x + i * columns, columns, count, lanes, from, to, input + from * lanes);
+        });
+        threads.each(int64_t(w.chunks.size()), [&](int64_t chunk) {
+            const auto [row, end] = w.chunks[size_t(chunk)];
+            float* sums = scratch(Scratch::sums, size_t((end - row + 1) * lanes));
+            if (w.blocks() == 0) std::fill(sums, sums + (end - row) * lanes, 0.0f);
+            for (int64_t b = 0; b < w.blocks(); b++)
+                kernels.tile(w.segment(size_t(chunk), b), end - row, w.pairs, input + b * w.block * lanes, sums, groups, b > 0);
+            kernels.from_lanes(sums, lanes, count, row, end, part);
+        });
+    }
+}
+
+// The kernels leave out pruned weights, or multiply them, as it suits them. Where x is NaN or infinite it makes a difference: 0 * inf is NaN.
+void Linear::spread_non_finite(const float* x, int64_t items, float* y, const Threads& threads) const {
+    const int64_t rows = weight.view().rows, columns = weight.view().columns;
+    threads.each(items, [&](int64_t i) {
+        std::vector<int64_t> found;
+        for (int64_t c = 0; c < columns; c++)
+            if (!std::isfinite(x[i * columns + c])) found.push_back(c);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c : found)
+                if (!weight.bit(r, c)) {
+                    y[i * rows + r] = std::numeric_limits<float>::quiet_NaN();
+                    break;
+                }
+    });
+}
+
+}  // namespace emp

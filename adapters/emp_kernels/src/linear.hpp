@@ -1,0 +1,35 @@
+// Y = activation(X * transposed(W) + bias) for a packed W.
+#pragma once
+#include "kernels.hpp"
+#include "parallel.hpp"
+#include "tiles.hpp"
+
+namespace emp {
+
+// How a product is done; chosen by density and number of items from measurements (docs/kernels.md).
+enum class Way { dot, gather, tile };
+
+class Linear {
+  public:
+    Matrix weight;
+
+    // x[items, columns] -> y[items, rows], both dense and row by row. `bias` holds `rows` floats, or is null.
+    //
+    // The result is that of the dense product, but for the order of addition; also where x holds NaN or infinities: a pruned weight times one of
+    // these is NaN.
+    void run(const Kernels&, const float* x, int64_t items, const float* bias, Activation, float* y, const Threads&) const;
+
+    Way way(const Kernels&, int64_t items) const;
+
+  private:
+    void run_dot(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
+    void run_gather(const Kernels&, const float* x, const Output&, const Threads&) const;
+    void run_tile(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
+    const Tiles& tiles(int64_t items) const;
+    void spread_non_finite(const float* x, int64_t items, float* y, const Threads&) const;
+
+    mutable std::once_flag once_[2];
+    mutable Tiles tiles_[2];  // for few items, and for many
+};
+
+}  // namespace emp

@@ -1,0 +1,84 @@
+// NEON (every aarch64 processor): 4 floats.
+#if defined(__aarch64__) || defined(_M_ARM64)
+#include <arm_neon.h>
+
+#include "bits.hpp"
+#include "kernels.hpp"
+
+namespace emp {
+namespace neon {
+
+constexpr int kWidth = 4;
+
+// For each half of a mask byte 16 bytes: for a lane that is set, the 4 bytes of its value among the packed ones; for one that is not, 0xff,
+// for which the table look-up gives zero.
+struct Table {
+    alignas(64) uint8_t entry[16][16];
+    constexpr Table() : entry() {
+        for (int m = 0; m < 16; m++) {
+            int next = 0;
+            for (int j = 0; j < 4; j++) {
+                const bool set = m >> j & 1;
+                for (int b = 0; b < 4; b++) entry[m][4 * j + b] = set ? uint8_t(4 * next + b) : uint8_t(0xff);
+                next += set;
+            }
+        }
+    }
+};
+constexpr Table kTable;
+
+inline float32x4_t decode4(unsigned mask, const float* packed) {
+    const uint8x16_t bytes = vreinterpretq_u8_f32(vld1q_f32(packed));
+    return vreinterpretq_f32_u8(vqtbl1q_u8(bytes, vld1q_u8(kTable.entry[mask])));
+}
+
+struct F8 {
+    float32x4_t lo, hi;
+    static F8 zero() { return {vdupq_n_f32(0), vdupq_n_f32(0)}; }
+    static F8 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
+    void store(float* p) const { vst1q_f32(p, lo), vst1q_f32(p + 4, hi); }
+    static F8 decode(uint8_t mask, const float* packed) {
+        return {decode4(mask & 15, packed), decode4(mask >> 4, packed + count_bits(mask & 15))};
+    }
+    float sum() const { return vaddvq_f32(vaddq_f32(lo, hi)); }
+};
+inline F8 fma(F8 a, F8 b, F8 c) { return {vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi)}; }
+inline F8 add(F8 a, F8 b) { return {vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)}; }
+inline F8 relu(F8 a) { return {vmaxq_f32(a.lo, vdupq_n_f32(0)), vmaxq_f32(a.hi, vdupq_n_f32(0))}; }  // NaN stays NaN
+
+struct F {
+    float32x4_t v;
+    static F zero() { return {vdupq_n_f32(0)}; }
+    static F load(const float* p) { return {vld1q_f32(p)}; }
+    static F load_once(const float* p) { return load(p); }
+    static F broadcast(float x) { return {vdupq_n_f32(x)}; }
+    void store(float* p) const { vst1q_f32(p, v); }
+};
+inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
+inline F relu(F a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }
+
+inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 8; j += 4) {
+            const float32x4x2_t a = vtrnq_f32(vld1q_f32(in + i * in_stride + j), vld1q_f32(in + (i + 1) * in_stride + j));
+            const float32x4x2_t b = vtrnq_f32(vld1q_f32(in + (i + 2) * in_stride + j), vld1q_f32(in + (i + 3) * in_stride + j));
+            vst1q_f32(out + j * out_stride + i, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
+            vst1q_f32(out + (j + 1) * out_stride + i, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
+            vst1q_f32(out + (j + 2) * out_stride + i, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
+            vst1q_f32(out + (j + 3) * out_stride + i, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+        }
+}
+
+#include "kernels_impl.hpp"
+
+bool supported() { return true; }
+
+}  // namespace neon
+
+extern const Kernels kNeon;
+const Kernels kNeon = {"neon", 6,        neon::supported,  neon::dot,    neon::gather, neon::tile,
+                       neon::to_lanes, neon::from_lanes, neon::finish, neon::finite};
+
+}  // namespace emp
+#endif

@@ -1,0 +1,20 @@
+// Plain C++: what every processor runs.
+#include "bits.hpp"
+#include "kernels.hpp"
+
+namespace emp {
+namespace portable {
+
+#include "portable.hpp"
+
+#include "kernels_impl.hpp"
+
+bool supported() { return true; }
+
+}  // namespace portable
+
+extern const Kernels kPortable;
+const Kernels kPortable = {"portable", 2,         portable::supported,  portable::dot,    portable::gather, portable::tile,
+                           portable::to_lanes, portable::from_lanes, portable::finish, portable::finite};
+
+}  // namespace emp

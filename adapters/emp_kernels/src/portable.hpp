@@ -1,0 +1,38 @@
+// 8 floats in plain C++, for processors without a file of their own; compilers turn the loops into vectors where they can.
+struct F8 {
+    float v[8];
+    static F8 zero() { return {}; }
+    static F8 load(const float* p) {
+        F8 r;
+        std::memcpy(r.v, p, sizeof r.v);
+        return r;
+    }
+    static F8 load_once(const float* p) { return load(p); }
+    static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
+    void store(float* p) const { std::memcpy(p, v, sizeof v); }
+    static F8 decode(uint8_t mask, const float* packed) {
+        F8 r = zero();
+        for (unsigned m = mask; m; m &= m - 1) r.v[first_bit(m)] = *packed++;
+        return r;
+    }
+    float sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+};
+inline F8 fma(F8 a, F8 b, F8 c) {
+    for (int i = 0; i < 8; i++) c.v[i] += a.v[i] * b.v[i];
+    return c;
+}
+inline F8 add(F8 a, F8 b) {
+    for (int i = 0; i < 8; i++) a.v[i] += b.v[i];
+    return a;
+}
+inline F8 relu(F8 a) {
+    for (float& x : a.v) x = x < 0.0f ? 0.0f : x;
+    return a;
+}
+using F = F8;
+constexpr int kWidth = 8;
+
+inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 8; j++) out[j * out_stride + i] = in[i * in_stride + j];
+}

@@ -1,0 +1,40 @@
+// A matrix arranged in segments, for products with many items at once.
+#pragma once
+#include "matrix.hpp"
+
+namespace emp {
+
+class Tiles {
+  public:
+    // `group_rows`: a segment's rows never cross a multiple of it. `narrow`: for tiles of one or two groups.
+    void arrange(const Matrix& matrix, int64_t group_rows, bool narrow);
+
+    struct Chunk {
+        int64_t row, end;
+    };
+    int64_t block = 0;   // columns of a segment
+    int max_groups = 0;  // of 16 items, so that a block of their tile stays in the first-level cache
+    bool pairs = false;
+    std::vector<Chunk> chunks;
+    // Segment of a chunk and of the columns from `block * index` on.
+    Segment segment(size_t chunk, int64_t index) const { return segments_[chunk * size_t(blocks_) + size_t(index)]; }
+    int64_t blocks() const { return blocks_; }
+
+  private:
+    int64_t blocks_ = 0;
+    std::vector<Segment> segments_;
+    Buffer<uint16_t> head_, column_;
+    Buffer<float> value_;
+};
+
+// Items cut into tiles of at most `most` groups of 16, as equal as can be.
+struct Cut {
+    int64_t groups, tiles;
+    Cut(int64_t items, int most) : groups((items + 15) / 16), tiles((groups + most - 1) / most) {}
+    // The first group of a tile; of `tiles`, the end.
+    int64_t begin(int64_t tile) const { return tile * groups / tiles; }
+    int width(int64_t tile) const { return int(begin(tile + 1) - begin(tile)); }
+    int widest() const { return tiles ? int((groups + tiles - 1) / tiles) : 0; }
+};
+
+}  // namespace emp

@@ -1,0 +1,157 @@
+"""The kernels' library, built once from the sources at hand, and its plain C functions as Python ones."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+SOURCES = Path(__file__).resolve().parents[2] / "adapters" / "emp_kernels"
+Floats = NDArray[np.float32]
+
+
+@functools.cache
+def build(*, sanitize: str = "", compiler: str = "", target: str = "emp_kernels") -> Path:
+    """The folder with the built library; skips the test, with the reason, where there is no compiler."""
+    for tool in ("cmake", compiler or "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed, and the kernels are built from source")
+    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".hpp", ".txt"})
+    files.append(Path(__file__).with_name("stress.cpp"))
+    digest = hashlib.sha256(f"{sanitize} {compiler} {target}".encode())
+    for path in files:
+        digest.update(path.name.encode() + path.read_bytes())
+    place = Path(tempfile.gettempdir()) / f"emp-kernels-{os.getuid()}-{digest.hexdigest()[:16]}"
+    if not place.exists():
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+            chosen = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
+            subprocess.run(
+                ["cmake", "-S", str(SOURCES), "-B", scratch, f"-DEMP_SANITIZE={sanitize}", "-DEMP_TESTS=ON", *chosen],
+                check=True,
+                capture_output=True,
+            )
+            done = subprocess.run(
+                ["cmake", "--build", scratch, "--parallel", "2", "--target", target], capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "warning:" not in done.stdout + done.stderr, done.stdout + done.stderr
+            shutil.copytree(scratch, place, dirs_exist_ok=True)
+    return place
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The library with the types of its functions set."""
+    found = ctypes.CDLL(str(next(build().glob("libemp_kernels.*"))))
+    found.emp_kernels_isa.restype = ctypes.c_char_p
+    found.emp_linear_way.restype = ctypes.c_char_p
+    for name in ("emp_linear_new", "emp_conv_new"):
+        getattr(found, name).restype = ctypes.c_void_p
+    return found
+
+
+def instruction_sets() -> list[str]:
+    """Those that this processor has, the best one first."""
+    return [name for name in ("avx512", "avx2", "neon", "portable") if library().emp_kernels_has(name.encode())]
+
+
+def pack(dense: Floats) -> tuple[NDArray[np.uint8], Floats]:
+    """Mask and values of a dense array."""
+    bits = dense.view(np.uint32) != 0
+    return np.packbits(bits.ravel(), bitorder="little"), dense.ravel()[bits.ravel()].copy()
+
+
+def _pointer(array: NDArray[Any] | None) -> Any:
+    return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+
+
+class Linear:
+    """A packed weight [rows, columns], or the same from its transposed layout."""
+
+    def __init__(
+        self, rows: int, columns: int, mask: NDArray[np.uint8], values: Floats, *, transposed: bool = False
+    ) -> None:
+        self.rows, self.columns, self._kept = rows, columns, (mask, values)
+        message = ctypes.create_string_buffer(500)
+        self._handle = library().emp_linear_new(
+            ctypes.c_int64(rows), ctypes.c_int64(columns), int(transposed), _pointer(mask),
+            ctypes.c_size_t(mask.size), _pointer(values), ctypes.c_size_t(values.size), message, ctypes.c_size_t(500),
+        )  # fmt: skip
+        if not self._handle:
+            raise ValueError(message.value.decode())
+
+    @classmethod
+    def of(cls, dense: Floats, *, transposed: bool = False) -> Linear:
+        mask, values = pack(np.ascontiguousarray(dense.T) if transposed else dense)
+        return cls(*dense.shape, mask, values, transposed=transposed)
+
+    def way(self, items: int, isa: str = "") -> str:
+        name: bytes = library().emp_linear_way(ctypes.c_void_p(self._handle), isa.encode(), ctypes.c_int64(items))
+        return name.decode()
+
+    def __call__(
+        self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
+        out: Floats | None = None,
+    ) -> Floats:  # fmt: skip
+        y = np.full((len(x), self.rows), 7.0, np.float32) if out is None else out
+        done = library().emp_linear_run(
+            ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(len(x)), _pointer(bias),
+            int(relu), _pointer(y),
+        )  # fmt: skip
+        assert done == 0, isa
+        return y
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library().emp_linear_free(ctypes.c_void_p(self._handle))
+
+
+class Conv:
+    """A packed convolution; `dense` is [outputs, channels of a group, height, width]."""
+
+    def __init__(
+        self, dense: Floats, *, group: int = 1, stride: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1),
+        pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> None:  # fmt: skip
+        mask, values = pack(dense)
+        self._kept = (mask, values)
+        self.outputs, channels, *kernel = dense.shape
+        self.kernel, self.stride, self.dilation, self.pads = kernel, stride, dilation, pads
+        geometry = np.array([self.outputs, channels, group, *kernel, *stride, *dilation, *pads], np.int64)
+        message = ctypes.create_string_buffer(500)
+        self._handle = library().emp_conv_new(
+            _pointer(geometry), _pointer(mask), ctypes.c_size_t(mask.size), _pointer(values),
+            ctypes.c_size_t(values.size), message, ctypes.c_size_t(500),
+        )  # fmt: skip
+        if not self._handle:
+            raise ValueError(message.value.decode())
+
+    def out_size(self, axis: int, size: int) -> int:
+        reach = size + self.pads[axis] + self.pads[axis + 2] - self.dilation[axis] * (self.kernel[axis] - 1) - 1
+        return reach // self.stride[axis] + 1
+
+    def __call__(
+        self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1
+    ) -> Floats:
+        images, _, height, width = x.shape
+        y = np.full((images, self.outputs, self.out_size(0, height), self.out_size(1, width)), 7.0, np.float32)
+        done = library().emp_conv_run(
+            ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(images),
+            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), int(relu), _pointer(y),
+        )  # fmt: skip
+        assert done == 0, isa
+        return y
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library().emp_conv_free(ctypes.c_void_p(self._handle))

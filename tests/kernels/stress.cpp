@@ -1,0 +1,168 @@
+// Made to be run under sanitizers: weights of any shape, well-formed or not, in arrays of exactly their size, used by several threads at once.
+// Arguments: seed, rounds. Exit code 0 if every well-formed one gave the right result, and every other one was refused.
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "conv.hpp"
+#include "form.hpp"
+#include "linear.hpp"
+
+using namespace emp;
+
+namespace {
+
+std::mt19937 source;
+int64_t below(int64_t limit) { return int64_t(source() % uint64_t(limit)); }
+
+// Exactly `size` elements on the heap: one more, and the sanitizer says so.
+template <typename T>
+struct Exact {
+    explicit Exact(size_t size) : data(new T[size]), size(size) {}
+    ~Exact() { delete[] data; }
+    T* data;
+    size_t size;
+};
+
+void run_threads(void* lender, void (*piece)(void*, size_t), size_t count, void* data) {
+    std::atomic<size_t> next{0};
+    auto work = [&] {
+        for (size_t i = next++; i < count; i = next++) piece(data, i);
+    };
+    std::vector<std::thread> others;
+    for (int t = 1; t < *static_cast<int*>(lender); t++) others.emplace_back(work);
+    work();
+    for (std::thread& one : others) one.join();
+}
+
+[[noreturn]] void fail(const char* what) {
+    std::fprintf(stderr, "FAILED: %s\n", what);
+    std::exit(1);
+}
+
+const Kernels& any_kernels() {
+    const char* const names[] = {"avx512", "avx2", "neon", "portable"};
+    for (;;)
+        if (const Kernels* found = kernels(names[below(4)])) return *found;
+}
+
+// A product, by four threads that share the weight, each with threads of its own.
+void linear_round() {
+    const int64_t rows = below(200), columns = below(400), items = below(3) ? below(6) : below(140);
+    const double density = double(below(11)) / 10;
+    std::vector<float> dense(size_t(rows * columns));
+    std::vector<float> kept;
+    Exact<uint8_t> mask(size_t(rows * columns + 7) / 8);
+    std::memset(mask.data, 0, mask.size);
+    for (size_t i = 0; i < dense.size(); i++)
+        if (double(below(1000)) < 1000 * density) {
+            dense[i] = float(below(2000)) / 1000 - 1;
+            kept.push_back(dense[i]);
+            mask.data[i / 8] |= uint8_t(1 << (i % 8));
+        }
+    const bool transposed = below(2);
+    Exact<float> values(kept.size());
+    std::copy(kept.begin(), kept.end(), values.data);
+    Linear linear;
+    const std::string wrong = transposed ? linear.weight.bind_transposed(columns, rows, mask.data, mask.size, values.data, values.size)
+                                         : linear.weight.bind(rows, columns, mask.data, mask.size, values.data, values.size);
+    if (!wrong.empty()) fail(wrong.c_str());
+    const int64_t n = transposed ? columns : rows, k = transposed ? rows : columns;
+    Exact<float> x(size_t(items * k)), bias(static_cast<size_t>(n));
+    for (size_t i = 0; i < x.size; i++) x.data[i] = float(below(2000)) / 1000 - 1;
+    for (size_t i = 0; i < bias.size; i++) bias.data[i] = float(i);
+    const Kernels& chosen = any_kernels();
+    std::vector<std::thread> users;
+    for (int user = 0; user < 4; user++)
+        users.emplace_back([&, user] {
+            int threads = 1 + user;
+            Exact<float> y(size_t(items * n));
+            linear.run(chosen, x.data, items, bias.data, Activation::none, y.data, {&threads, run_threads});
+            for (int64_t i = 0; i < items; i++)
+                for (int64_t r = 0; r < n; r++) {
+                    double sum = bias.data[r], scale = std::fabs(sum) + 1e-20;
+                    for (int64_t c = 0; c < k; c++) {
+                        const double w = transposed ? dense[size_t(c * n + r)] : dense[size_t(r * k + c)];
+                        sum += w * x.data[i * k + c], scale += std::fabs(w * x.data[i * k + c]);
+                    }
+                    if (!(std::fabs(y.data[i * n + r] - sum) <= 1e-5 * scale)) fail("a product is wrong");
+                }
+        });
+    for (std::thread& user : users) user.join();
+}
+
+void conv_round() {
+    Conv conv;
+    ConvShape& s = conv.shape;
+    s.group = 1 + below(2), s.outputs = s.group * (1 + below(140)), s.channels = 1 + below(8);
+    for (int i = 0; i < 2; i++) {
+        s.kernel[i] = 1 + below(3), s.stride[i] = 1 + below(3), s.dilation[i] = 1 + below(2);
+        s.pad_begin[i] = below(3), s.pad_end[i] = below(3);
+    }
+    const int64_t columns = s.channels * s.kernel[0] * s.kernel[1], height = 1 + below(20), width = 1 + below(20);
+    if (s.out(0, height) < 0 || s.out(1, width) < 0) return;
+    Exact<uint8_t> mask(size_t(s.outputs * columns + 7) / 8);
+    size_t count = 0;
+    for (size_t i = 0; i < mask.size; i++) mask.data[i] = uint8_t(below(256) & below(256));
+    if (s.outputs * columns % 8) mask.data[mask.size - 1] &= uint8_t((1 << (s.outputs * columns % 8)) - 1);
+    for (size_t i = 0; i < mask.size; i++) count += size_t(__builtin_popcount(mask.data[i]));
+    Exact<float> values(count), x(size_t(2 * s.group * s.channels * height * width));
+    for (size_t i = 0; i < count; i++) values.data[i] = float(below(7)) - 3;
+    for (size_t i = 0; i < x.size; i++) x.data[i] = float(below(7)) - 3;
+    if (!conv.weight.bind(s.outputs, columns, mask.data, mask.size, values.data, count).empty()) fail("a convolution was refused");
+    Exact<float> first(size_t(2 * s.outputs * s.out(0, height) * s.out(1, width))), second(first.size);
+    int threads = 4, alone = 1;
+    conv.run(any_kernels(), x.data, 2, height, width, nullptr, Activation::relu, first.data, {&threads, run_threads});
+    conv.run(*kernels("portable"), x.data, 2, height, width, nullptr, Activation::relu, second.data, {&alone, run_threads});
+    // whole numbers: every order of additions gives the same
+    for (size_t i = 0; i < first.size; i++)
+        if (first.data[i] != second.data[i]) fail("instruction sets disagree on a convolution");
+}
+
+// Sizes and contents that need not agree: either refused, or used without leaving the arrays.
+void hostile_round() {
+    const int64_t shapes[] = {-1, 0, 1, 3, 8, 17, 64, 100, int64_t(1) << 33, INT64_MAX};
+    const int64_t rows = shapes[below(below(4) ? 8 : 10)], columns = shapes[below(below(4) ? 8 : 10)];
+    const bool sane = rows >= 0 && columns >= 0 && rows <= 100 && columns <= 100;
+    const size_t honest = sane ? size_t(rows * columns + 7) / 8 : 0;
+    Exact<uint8_t> mask(below(3) ? honest : size_t(below(1300)));
+    size_t bits = 0;
+    for (size_t i = 0; i < mask.size; i++) mask.data[i] = uint8_t(source());
+    for (size_t i = 0; i < mask.size; i++) bits += size_t(__builtin_popcount(mask.data[i]));
+    Exact<float> values(below(3) ? bits : size_t(below(1300)));
+    std::fill(values.data, values.data + values.size, 1.0f);
+    Linear linear;
+    const std::string wrong = below(2) ? linear.weight.bind(rows, columns, mask.data, mask.size, values.data, values.size)
+                                       : linear.weight.bind_transposed(rows, columns, mask.data, mask.size, values.data, values.size);
+    if (wrong.empty() && sane) {
+        int threads = 2;
+        const int64_t items = 1 + below(20);
+        Exact<float> x(size_t(items * columns)), y(size_t(items * rows));
+        std::fill(x.data, x.data + x.size, 1.0f);
+        linear.run(any_kernels(), x.data, items, nullptr, Activation::none, y.data, {&threads, run_threads});
+    }
+    const int widths[] = {4, 6, 8};
+    Codes codes = {mask.data, values.size ? reinterpret_cast<uint8_t*>(values.data) : nullptr, mask.size, values.size * sizeof(float), 0, widths[below(3)]};
+    codes.count = below(4) ? int64_t(codes.bits == 8 ? mask.size : 2 * mask.size) - below(2) : shapes[below(10)];
+    if (codes.bits == 6 && below(2)) codes.high_bytes = std::min(codes.high_bytes, size_t(std::max<int64_t>(0, std::min<int64_t>(codes.count, 1 << 20)) + 3) / 4);
+    if (codes.bits != 6) codes.high_bytes = 0;
+    Buffer<uint8_t> made;
+    mask_of(codes, sane ? rows * columns : below(20000), size_t(below(1300)), made);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    source.seed(count > 1 ? unsigned(std::atoi(arguments[1])) : 0);
+    const int rounds = count > 2 ? std::atoi(arguments[2]) : 100;
+    for (int i = 0; i < rounds; i++) {
+        linear_round();
+        conv_round();
+        for (int j = 0; j < 20; j++) hostile_round();
+    }
+    std::printf("%d rounds\n", rounds);
+}

@@ -1,0 +1,111 @@
+"""Convolutions with packed weights against a slow and obvious one in double precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.native import Conv, Floats, instruction_sets
+
+
+def convolve(x: Any, weight: Any, group: int, stride: Any, dilation: Any, pads: Any) -> Any:
+    """The definition, tap by tap."""
+    x = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    images, _, height, width = x.shape
+    outputs, channels, kernel_h, kernel_w = weight.shape
+    out_h = (height - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    out_w = (width - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    y = np.zeros((images, outputs, out_h, out_w))
+    for g in range(group):
+        rows = slice(g * outputs // group, (g + 1) * outputs // group)
+        for ky in range(kernel_h):
+            for kx in range(kernel_w):
+                top, left = ky * dilation[0], kx * dilation[1]
+                part = x[
+                    :, g * channels : (g + 1) * channels, top : top + stride[0] * (out_h - 1) + 1 : stride[0],
+                    left : left + stride[1] * (out_w - 1) + 1 : stride[1],
+                ]  # fmt: skip
+                y[:, rows] += np.einsum("oc,nchw->nohw", weight[rows, :, ky, kx], part)
+    return y
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> dict[str, Any]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    group = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    channels, rows = draw(st.integers(1, 20)), draw(st.integers(1, 40))
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (2, 5), (1, 7), (4, 1)]))
+    stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (3, 1), (1, 2)]))
+    dilation = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+    pads = draw(st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (0, 1, 2, 0), (3, 2, 1, 5)]))
+    size = [
+        max(1, dilation[i] * (kernel[i] - 1) + 1 - pads[i] - pads[i + 2]) + draw(st.integers(0, 25)) for i in range(2)
+    ]
+    weight = rng.standard_normal((group * rows, channels, *kernel)).astype(np.float32)
+    weight[rng.random(weight.shape) >= draw(st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0]))] = 0
+    return {
+        "x": rng.standard_normal((draw(st.integers(0, 3)), group * channels, *size)).astype(np.float32),
+        "weight": weight, "bias": rng.standard_normal(group * rows).astype(np.float32) if draw(st.booleans()) else None,
+        "relu": draw(st.booleans()),
+        "geometry": {"group": group, "stride": stride, "dilation": dilation, "pads": pads},
+    }  # fmt: skip
+
+
+def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
+    x, weight, bias, geometry = (problem[name] for name in ("x", "weight", "bias", "geometry"))
+    got = Conv(weight, **geometry)(x, bias, relu=problem["relu"], isa=isa, threads=threads)
+    offset = 0.0 if bias is None else bias[:, None, None].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        exact = convolve(x.astype(np.float64), weight.astype(np.float64), **geometry) + offset
+        scale = convolve(np.abs(x).astype(np.float64), np.abs(weight).astype(np.float64), **geometry) + np.abs(offset)
+    if problem["relu"]:
+        exact = np.where(exact < 0, 0, exact)
+    assert got.shape == exact.shape
+    assert np.array_equal(np.isnan(got), np.isnan(exact))
+    finite = np.isfinite(exact)
+    rest = ~finite & ~np.isnan(exact)
+    assert np.array_equal(got[rest], exact[rest])
+    assert np.all(np.abs(got[finite] - exact[finite]) <= 1e-5 * scale[finite] + 1e-30)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@settings(max_examples=150, deadline=None)
+@given(problem=problems(), threads=st.integers(1, 8))
+def test_equal_to_the_dense_convolution(isa: str, problem: dict[str, Any], threads: int) -> None:
+    check(problem, isa, threads)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), seed=st.integers(0, 2**32))
+def test_what_is_not_finite_spreads_as_in_the_dense_convolution(isa: str, problem: dict[str, Any], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x: Floats = problem["x"]
+    for value in (np.nan, np.inf, -np.inf):
+        x[rng.random(x.shape) < 0.003] = value
+    check(problem, isa)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_shapes_of_real_networks(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    for channels, outputs, size, kernel, stride in [
+        (3, 64, 45, 7, 2), (64, 64, 28, 3, 1), (64, 128, 28, 3, 2), (256, 64, 14, 1, 1), (256, 512, 14, 1, 2),
+        (160, 160, 7, 3, 1), (192, 64, 1, 1, 1),
+    ]:  # fmt: skip
+        weight = rng.standard_normal((outputs, channels, kernel, kernel)).astype(np.float32)
+        weight[rng.random(weight.shape) < 0.6] = 0
+        pad = kernel // 2
+        check(
+            {
+                "x": rng.standard_normal((1, channels, size, size)).astype(np.float32), "weight": weight,
+                "bias": rng.standard_normal(outputs).astype(np.float32), "relu": True,
+                "geometry": {"group": 1, "stride": (stride, stride), "dilation": (1, 1), "pads": (pad,) * 4},
+            },
+            isa,
+            2,
+        )  # fmt: skip
