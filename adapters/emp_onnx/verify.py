@@ -370,7 +370,12 @@ def _differences(name: str, patch: Pruned, seen: Seen) -> Iterator[str]:
 
 
 def _rest(pruned: Model, original: Model, names: frozenset[str]) -> Iterator[str]:
-    apart = frozenset(key for model in (pruned, original) for key, tensor in model.tensors.items() if tensor.recipe)
+    apart = frozenset(
+        key
+        for one, other in ((pruned, original), (original, pruned))
+        for key, tensor in one.tensors.items()
+        if tensor.recipe or (key in other.tensors and bool(tensor.parts) != bool(other.tensors[key].parts))
+    )
     if not apart and same_outside(pruned, original, names, KEY):
         return
     after, before = pruned.rest(names, KEY, apart), original.rest(names, KEY, apart)

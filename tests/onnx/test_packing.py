@@ -344,6 +344,9 @@ def test_the_sparse_form(tmp_path: Path) -> None:
         indices = np.frombuffer(stored.indices.raw_data, f"<i{bits // 8}")
         dense[indices] = np.frombuffer(stored.values.raw_data, np.float32)
         assert dense.tobytes() == load(path).values("w").tobytes()
+    both = prune(path, tmp_path / "both.onnx", pack="coo", gzip=False)
+    assert len(onnx.load(both.out).graph.sparse_initializer) == 1
+    assert verify(both.out, path).ok
     with pytest.raises(UsageError, match="compact_indices must come without"):
         pack(path, tmp_path / "x.onnx", compact_indices=True, target="checker-strict")
 
