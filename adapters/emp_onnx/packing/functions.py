@@ -4,22 +4,24 @@ A packed tensor is one node of this domain that makes it. The node's attribute `
 are initializers. `values` begins with the fill (what stands wherever nothing is stored: 0, or a zero point), then come
 the stored values in flat order. In which places they stand is said in one of these ways:
 
-| function | input | meaning |
-|---|---|---|
-| UnpackMask, UnpackMask4 | mask: uint8 | one bit per element, the lowest bit of a byte first; 1 = stored |
-| UnpackEarly | mask: uint8, starts: int32 | the same for opsets 7 to 10: the mask is filled up to whole groups of 64 bytes, `starts` says how many values are stored before each; `size`: int64 is the shape once more |
-| UnpackBlocks | mask: uint8 | one bit per block of neighbouring elements; `values` has a row for each stored block |
-| UnpackGaps4 | codes: uint8 | for each stored value the number of elements skipped before it, in 4 bits, the lower half of a byte first; the code 15 skips 15 elements and stores nothing |
-| UnpackGaps6 | codes, high: uint8 | the same in 6 bits: lower 4 bits as above, upper 2 bits four to a byte; the code 63 skips 63 |
-| UnpackGaps8 | codes: uint8 | the same in 8 bits; the code 255 skips 255 |
+- `UnpackMask`, `UnpackMask4` (mask: uint8): one bit per element, the lowest bit of a byte first; 1 = stored.
+- `UnpackEarly` (mask: uint8, starts: int32, size: int64): the same for opsets 7 to 10: the mask is filled up to whole
+  groups of 64 bytes, `starts` says how many values are stored before each; `size` is the shape once more.
+- `UnpackBlocks` (mask: uint8): one bit per block of neighbouring elements; `values` has a row for each stored block.
+- `UnpackGaps4` (codes: uint8): for each stored value the number of elements skipped before it, in 4 bits, the lower
+  half of a byte first; the code 15 skips 15 elements and stores nothing.
+- `UnpackGaps6` (codes, high: uint8): the same in 6 bits: lower 4 bits as above, upper 2 bits four to a byte; the code
+  63 skips 63.
+- `UnpackGaps8` (codes: uint8): the same in 8 bits; the code 255 skips 255.
 
-`count` is the number of codes, `ends` that of elements. The last inputs, `after`, are 0.0: see `Stage`, which delays the unpacking.
+`count` is the number of codes, `ends` that of elements. The last inputs, `after`, are 0.0: see `Stage`,
+which delays the unpacking.
 
 Why the bodies are as they are: onnxruntime folds them when it loads the model, and keeps every intermediate result until
 the pass over the whole graph has ended. So intermediates are few and short, a large tensor is unpacked in four parts,
 and a `Stage` makes one pass wait for the one before: its Add becomes a constant only after the rule that removes
 additions of 0 has run, which is once per pass. Where nothing is folded all of this computes the same.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
