@@ -17,9 +17,9 @@ the stored values in flat order. In which places they stand is said in one of th
 `count` is the number of codes, `ends` that of elements. The last inputs, `after`, are 0.0: see `Stage`,
 which delays the unpacking.
 
-Why the bodies are as they are: onnxruntime folds them when it loads the model, and keeps every intermediate result until
-the pass over the whole graph has ended. So intermediates are few and short, a large tensor is unpacked in four parts,
-and a `Stage` makes one pass wait for the one before: its Add becomes a constant only after the rule that removes
+Why the bodies are as they are: onnxruntime folds them when it loads the model, and keeps every intermediate result
+until the pass over the whole graph has ended. So intermediates are few and short, a large tensor is unpacked in four
+parts, and a `Stage` makes one pass wait for the one before: its Add becomes a constant only after the rule that removes
 additions of 0 has run, which is once per pass. Where nothing is folded all of this computes the same.
 """
 
