@@ -31,6 +31,24 @@ def test_levels_give_what_one_run_gives(monkeypatch: pytest.MonkeyPatch) -> None
         np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("large", [room.LARGE, 0])
+def test_what_follows_a_layer_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    monkeypatch.setattr(room, "LARGE", large)
+    made = prepared()
+    answers, dense, probe = Answers(made), made.runner(), [1, 4]
+    some = [made.feeds[i] for i in probe]
+    says = answers(None, some)
+    for level in range(made.levels):
+        dense.level(level, made.wanted(level))
+        after = answers.beyond(level, dense, probe, says)
+        for site in made.at(level + 1):
+            changed = {key: made.value(key) * np.float32(0.5) for key in site.keys}
+            one, other = answers(changed, some), after(changed)
+            assert distance(one, says) > 1e-6
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_allclose(a[0], b[0], rtol=1e-6)
+
+
 def test_what_does_not_fit_goes_to_files() -> None:
     made = prepared()
     outs: list[Any] = []
