@@ -1,4 +1,4 @@
-"""Positions before a mean as samples: the same where the layer is linear, and only where the mean is what is measured."""
+"""Positions before a mean as samples: the same to a linear layer, and taken only where they are what is behind it."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ import pytest
 from emp_onnx import find_weights
 from emp_onnx.calibration import outputs as room
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, distance, top1
+from emp_onnx.calibration.outputs import Answers, distance, rows_of, top1
 from emp_onnx.calibration.runner import Runner, Values
 from emp_onnx.model_io import Model
+from emp_onnx.refit.curves import enough
 from tests.onnx.test_refit import feeds, network
 
 
@@ -85,3 +86,12 @@ def test_distance_and_agreement() -> None:
     assert top1(one, same) == 0.5
     assert distance(one, [[np.zeros((2, 3), np.float32)]] * 2) == float("inf")
     assert top1([[np.zeros(3, np.float32)]], [[np.zeros(3, np.float32)]]) is None
+
+
+def test_sequences_need_fewer_feeds() -> None:
+    assert [enough([1] * 64), enough([0] * 3), enough([])] == [64, 3, 0]
+    assert enough([2000] * 64) == 16
+    assert enough([2000] * 10) == 10
+    assert rows_of([np.zeros((1, 7, 15)), np.zeros((1, 3))]) == 7
+    assert rows_of([np.zeros(4)]) == 1
+    assert rows_of([np.zeros((0, 5))]) == 0

@@ -19,7 +19,7 @@ from emp_onnx.errors import ModelError
 from emp_onnx.feeds import Feed
 from emp_onnx.weights import Weight
 
-__all__ = ["Answers", "distance", "top1"]
+__all__ = ["Answers", "distance", "rows_of", "top1"]
 
 Array = NDArray[Any]
 LARGE = 1 << 28  # bytes of weights beyond which a network is run level by level
@@ -163,6 +163,11 @@ def top1(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> fl
                 if q is not None and p.shape == q.shape:
                     same += int((p.argmax(1) == q.argmax(1)).sum())
     return same / rows if rows else None
+
+
+def rows_of(answer: Sequence[Array], /) -> int:
+    """How many answers one feed got: places along all axes but the last, of the largest output."""
+    return max((math.prod(x.shape[:-1]) if x.size else 0 for x in answer), default=0)
 
 
 def _size(weight: Weight) -> int:

@@ -8,9 +8,10 @@ many inputs fits anything, and looks as if it could lose everything.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, distance
+from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.solve import Quadratic, descend, effort
 
-__all__ = ["Curve", "curves", "quadratic"]
+__all__ = ["Curve", "curves", "enough", "quadratic"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -32,6 +33,7 @@ DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
 RIDGES = (1e-3, 1e-2, 1e-1)
 LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
+FEW, ROWS = 16, 1280  # or where each holds many answers, as a sequence does: so few, if they hold so many
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,8 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
     looks = int(min(LOOKS, max(LEAST, WORK / max(weights, 1))))
     probe = range(len(network.feeds))[1::2][:looks] or range(1)
     says = answers(None, [network.feeds[i] for i in probe])
+    says = says[: enough([rows_of(found) for found in says])]
+    probe = probe[: len(says)]
     dense = network.runner()
     for level in range(network.levels + 1):
         dense.level(level, network.wanted(level))
@@ -88,6 +92,20 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                     test = fit
                 assert after is not None
                 yield _curve(network, site, problem, fit, test, partial(_cost, says, after))
+
+
+def enough(rows: Sequence[int], /) -> int:
+    """How many feeds to look at, given how many answers each holds.
+
+    All of them, unless fewer hold `ROWS` answers; never fewer than `FEW`.
+
+    >>> enough([1] * 64), enough([300] * 64), enough([64] * 64)
+    (64, 16, 20)
+    """
+    for i, total in enumerate(accumulate(rows), 1):
+        if i >= FEW and total >= ROWS:
+            return i
+    return len(rows)
 
 
 def _curve(
