@@ -10,9 +10,10 @@ import pytest
 from emp_onnx import find_weights
 from emp_onnx.calibration import outputs as room
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, distance, top1
+from emp_onnx.calibration.outputs import Answers, distance, rows_of, top1
 from emp_onnx.calibration.runner import Runner, Values
 from emp_onnx.model_io import Model
+from emp_onnx.refit.curves import enough
 from tests.onnx.test_refit import feeds, network
 
 
@@ -29,6 +30,24 @@ def test_levels_give_what_one_run_gives(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(levels.cut) == made.levels + 1 == 4
     for one, other in zip(whole, levels(None, made.feeds), strict=True):
         np.testing.assert_allclose(one[0], other[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("large", [room.LARGE, 0])
+def test_what_follows_a_layer_gives_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    monkeypatch.setattr(room, "LARGE", large)
+    made = prepared()
+    answers, dense, probe = Answers(made), made.runner(), [1, 4]
+    some = [made.feeds[i] for i in probe]
+    says = answers(None, some)
+    for level in range(made.levels):
+        dense.level(level, made.wanted(level))
+        after = answers.beyond(level, dense, probe, says)
+        for site in made.at(level + 1):
+            changed = {key: made.value(key) * np.float32(0.5) for key in site.keys}
+            one, other = answers(changed, some), after(changed)
+            assert distance(one, says) > 1e-6
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_allclose(a[0], b[0], rtol=1e-6)
 
 
 def test_what_does_not_fit_goes_to_files() -> None:
@@ -67,3 +86,12 @@ def test_distance_and_agreement() -> None:
     assert top1(one, same) == 0.5
     assert distance(one, [[np.zeros((2, 3), np.float32)]] * 2) == float("inf")
     assert top1([[np.zeros(3, np.float32)]], [[np.zeros(3, np.float32)]]) is None
+
+
+def test_sequences_need_fewer_feeds() -> None:
+    assert [enough([1] * 64), enough([0] * 3), enough([])] == [64, 3, 0]
+    assert enough([2000] * 64) == 16
+    assert enough([2000] * 10) == 10
+    assert rows_of([np.zeros((1, 7, 15)), np.zeros((1, 3))]) == 7
+    assert rows_of([np.zeros(4)]) == 1
+    assert rows_of([np.zeros((0, 5))]) == 0

@@ -81,7 +81,7 @@ def test_rows_times_matrix_is_the_output(name: str) -> None:
     (site,) = network.sites
     (problem,) = site.problems
     run = network.runner()
-    run.level(0, network.wanted)
+    run.level(0, network.wanted())
     rows = problem.rows(lambda key: run.values.get(key, 0), 0, 10**9)
     y = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[
         0
@@ -178,7 +178,7 @@ def test_the_branch_that_is_taken() -> None:
     assert len(network.sites) == 2
     run = network.runner()
     for level in range(network.levels + 1):
-        run.level(level, network.wanted)
+        run.level(level, network.wanted())
         for site in network.at(level + 1):
             ((sums,),) = network.moments(site, run)
             assert sums.count == (10 if "then" in site.keys[0] else 5)

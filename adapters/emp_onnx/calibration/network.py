@@ -3,17 +3,18 @@ weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.pooled import before_mean, pick, unpool
 from emp_onnx.calibration.program import Step, flatten
 from emp_onnx.calibration.recurrent import HIDDEN
 from emp_onnx.calibration.runner import Runner, chunks, holds, open_session
-from emp_onnx.calibration.sites import Problem, Site, find_sites
+from emp_onnx.calibration.sites import Get, Problem, Site, find_sites
 from emp_onnx.errors import ModelError
 from emp_onnx.feeds import Feed
 from emp_onnx.graph import Graph
@@ -47,9 +48,11 @@ class Network:
         mine = {id(site.step) for site in found}
         self.levels = self.program.rank(lambda step: id(step) in mine)
         self.sites = sorted(found, key=lambda site: site.step.level)
-        self.cut = chunks(self.program, self.levels)
         for site in self.sites:
             site.skip = self._skip(site)
+            if len(site.problems) == len(site.reads) == 1 and not site.hidden:
+                site.pooled = before_mean(self.program, site.reads[0])
+        self.cut = chunks(self.program, self.levels, {site.pooled for site in self.sites if site.pooled})
         self._cache: dict[str, Array] = {}
         self._held = 0
 
@@ -76,10 +79,10 @@ class Network:
         made.start(self.feeds if feeds is None else feeds)
         return made
 
-    @property
-    def wanted(self) -> set[str]:
-        """Values that the rows of some site are made from."""
-        return {name for site in self.sites for name in (*site.reads, site.skip) if name}
+    def wanted(self, after: int = -1, /) -> set[str]:
+        """Values that the rows of sites are made from, of those beyond a level."""
+        later = (site for site in self.sites if site.step.level > after)
+        return {name for site in later for name in (*site.reads, site.skip, site.pooled) if name}
 
     def at(self, level: int, /) -> list[Site]:
         """The sites of one level."""
@@ -91,12 +94,13 @@ class Network:
 
     def moments(
         self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,
-        part: Callable[[int], int] = lambda feed: 0, parts: int = 1,
+        part: Callable[[int], int] = lambda feed: 0, parts: int = 1, positions: bool = True,
     ) -> list[list[Moments]]:  # fmt: skip
         """For each problem the moments of its inputs and of what should come out, over each part of the feeds.
 
         Inputs are those of `thin`, the pruned network with `changed` tensors, if given; what should come out is what
-        the dense weights make of the dense inputs, and what is missing on the way past the site.
+        the dense weights make of the dense inputs, and what is missing on the way past the site. Behind a mean over
+        positions, where feeds are few, each position counts as a sample of its own, unless `positions` is false.
 
         Raises:
             ModelError: NaN or infinities, with the node's name.
@@ -105,9 +109,10 @@ class Network:
         found = [[Moments.empty(*problem.shape) for _ in range(parts)] for problem in site.problems]
         before = self._getter(site, dense, None)
         after = before if thin is None else self._getter(site, thin, changed)
+        ways = (dense,) if thin is None else (dense, thin)
+        apart = positions and self._apart(site, zip(ways, (before, after), strict=False))
         for i in range(dense.feeds):
             one, two = before(i), after(i)
-            ways = (dense,) if thin is None else (dense, thin)
             reached = all(holds(run.values.get(name, i), wanted) for run in ways for name, wanted in site.step.guard)
             if not reached or any(get(name) is None for get in (one, two) for name in site.reads[:1]):
                 continue
@@ -117,10 +122,13 @@ class Network:
                 have = want if thin is None else problem.rows(two, i, limit)
                 if have.shape != want.shape:
                     continue
+                past: Any = 0.0
+                if site.skip and thin is not None and problem.outs is not None:
+                    past = self._missing(site, problem, dense, thin, i, limit)
+                if apart:
+                    want, have, past = self._spread(site, (one, two), (want, have, past), i, limit)
                 with np.errstate(all="ignore"):
-                    y = want.astype(np.float64) @ w.swapaxes(1, 2)
-                    if site.skip and thin is not None and problem.outs is not None:
-                        y += self._missing(site, problem, dense, thin, i, limit)
+                    y = want.astype(np.float64) @ w.swapaxes(1, 2) + past
                     good = bool(np.isfinite(have).all()) and bool(np.isfinite(y).all())
                 if not good:
                     raise ModelError(
@@ -129,17 +137,49 @@ class Network:
                 sums[part(i)].add(have, y)
         return found
 
+    def _apart(self, site: Site, ways: Iterable[tuple[Runner, Callable[[int], Get]]]) -> bool:
+        """Whether a site's samples are few, and are the mean over positions on every feed, in every network."""
+        if not site.pooled:
+            return False
+        problem, found = site.problems[0], 0
+        for run, at in ways:
+            found = 0
+            for i in range(run.feeds):
+                x = run.values.get(site.pooled, i)
+                if run.values.get(site.reads[0], i) is None:
+                    continue
+                rows = problem.rows(at(i), i, self.limit(problem))
+                if x is None or unpool(x, rows) is None:
+                    return False
+                found += rows.shape[1]
+        return 0 < found < PER_INPUT * problem.shape[2]
+
+    @staticmethod
+    def _spread(site: Site, gets: tuple[Get, Get], rows: tuple[Array, Array, Any], feed: int, limit: int) -> Any:
+        """Inputs, dense and thin, and what is missing, at the positions behind them."""
+        out = []
+        for get, some in zip(gets, rows, strict=False):
+            x = get(site.pooled)
+            flat = None if x is None else unpool(x, some)
+            assert flat is not None
+            out.append(flat)
+        past = rows[2]
+        if np.ndim(past):
+            past = np.broadcast_to(past[0][:, None], (*out[0].shape[:2], past.shape[2]))
+            past = pick(past, feed, limit)
+        return pick(out[0], feed, limit), pick(out[1], feed, limit), past
+
     def _missing(self, site: Site, problem: Problem, dense: Runner, thin: Runner, feed: int, limit: int) -> Any:
         one, two = dense.values.get(site.skip, feed), thin.values.get(site.skip, feed)
         if one is None or two is None or one.shape != two.shape or problem.outs is None:
             return 0.0
         return problem.outs(one.astype(np.float64) - two, feed, limit)
 
-    def _getter(self, site: Site, run: Runner, changed: Mapping[str, Array] | None) -> Callable[[int], Any]:
+    def _getter(self, site: Site, run: Runner, changed: Mapping[str, Array] | None) -> Callable[[int], Get]:
         """Values of one feed, the hidden states of a cell among them: these are made by running it."""
         session: Any = None
 
-        def at(feed: int) -> Callable[[str], Array | None]:
+        def at(feed: int) -> Get:
             seen: dict[str, Array] = {}
 
             def get(name: str) -> Array | None:

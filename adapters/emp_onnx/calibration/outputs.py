@@ -7,19 +7,19 @@ followed back to the floats that decided it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.runner import Runner, chunks
+from emp_onnx.calibration.runner import Chunk, Runner, chunks
 from emp_onnx.errors import ModelError
 from emp_onnx.feeds import Feed
 from emp_onnx.weights import Weight
 
-__all__ = ["Answers", "distance", "top1"]
+__all__ = ["Answers", "distance", "rows_of", "top1"]
 
 Array = NDArray[Any]
 LARGE = 1 << 28  # bytes of weights beyond which a network is run level by level
@@ -48,7 +48,8 @@ class Answers:
         finally:
             for step in program.steps:
                 step.level = levels[id(step)]
-        if sum(4 * weight for weight in map(_size, network.weights)) > LARGE:  # level by level, not as one session
+        self.large = sum(4 * weight for weight in map(_size, network.weights)) > LARGE
+        if self.large:  # level by level, not as one session
             self.cut = chunks(program, network.levels, self.names)
         if not self.names:
             raise ModelError(f"model must have outputs that follow from floats, got none in {network.model.origin}")
@@ -76,6 +77,51 @@ class Answers:
         for level in range(len(self.cut)):
             run.level(level, self.names)
         return [[self._one(run, name, i) for name in self.names] for i in range(len(feeds))]
+
+    def beyond(
+        self, level: int, dense: Runner, feeds: Sequence[int], says: Sequence[Sequence[Array]], /
+    ) -> Callable[[Mapping[str, Array]], list[list[Array]]]:
+        """The same for changes of weights beyond a level alone, so that only what follows has to run.
+
+        Args:
+            level: the last one whose weights are as they were.
+            dense: the dense network, run up to that level.
+            feeds: which of its feeds.
+            says: what the dense network answers on these.
+        """
+        network = self.network
+        cut = self.cut[level + 1 :] if self.large else self._later(level)
+        made = {n for part in cut for chunk in part for step in chunk.steps for n in step.outputs}
+        reads = {n for part in cut for chunk in part for n in (*chunk.reads, *(g for g, _ in chunk.guard))} - made
+
+        def answers(changed: Mapping[str, Array]) -> list[list[Array]]:
+            run = Runner(network.program, cut, lambda key: network.value(key, changed), threads=network.threads)
+            run.feeds = len(feeds)
+            for at, feed in enumerate(feeds):
+                for name in reads:
+                    value = dense.values.get(name, feed)
+                    if value is not None:
+                        run.values.put(name, at, value)
+            for part in range(len(cut)):
+                run.level(part, self.names)
+            return [
+                [self._one(run, name, i) if name in made else says[i][j] for j, name in enumerate(self.names)]
+                for i in range(len(feeds))
+            ]
+
+        return answers
+
+    def _later(self, level: int) -> list[list[Chunk]]:
+        """What lies beyond a level, in as few chunks as can be."""
+        program = self.network.program
+        levels = [step.level for step in program.steps]
+        try:
+            for step in program.steps:
+                step.level = int(step.level > level)
+            return chunks(program, 1, self.names)[1:]
+        finally:
+            for step, was in zip(program.steps, levels, strict=True):
+                step.level = was
 
     @staticmethod
     def _one(run: Runner, name: str, feed: int) -> Array:
@@ -117,6 +163,11 @@ def top1(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> fl
                 if q is not None and p.shape == q.shape:
                     same += int((p.argmax(1) == q.argmax(1)).sum())
     return same / rows if rows else None
+
+
+def rows_of(answer: Sequence[Array], /) -> int:
+    """How many answers one feed got: places along all axes but the last, of the largest output."""
+    return max((math.prod(x.shape[:-1]) if x.size else 0 for x in answer), default=0)
 
 
 def _size(weight: Weight) -> int:

@@ -15,7 +15,7 @@ from emp_onnx.calibration.program import Guard, Program, Step
 from emp_onnx.errors import MissingExtraError, ModelError, quote
 from emp_onnx.feeds import Feed
 
-__all__ = ["Runner", "Values", "chunks", "holds", "open_session"]
+__all__ = ["Chunk", "Runner", "Values", "chunks", "holds", "open_session"]
 
 Array = NDArray[Any]
 Overrides = Mapping[str, Array]

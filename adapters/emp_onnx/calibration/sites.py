@@ -22,7 +22,7 @@ from emp_onnx.layout import SLOTS
 from emp_onnx.model_io import Model
 from emp_onnx.weights import Weight
 
-__all__ = ["Bias", "Problem", "Site", "find_sites"]
+__all__ = ["Bias", "Get", "Problem", "Site", "find_sites"]
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
@@ -72,6 +72,7 @@ class Site:
         reads: values that its rows are made from.
         hidden: whether its own output is one of these: then it must be run for the rows.
         skip: a value that is added to its output, so an error already in it can be made good here.
+        pooled: a value whose mean over positions its input may be.
     """
 
     step: Step
@@ -80,6 +81,7 @@ class Site:
     problems: list[Problem]
     hidden: str = ""
     skip: str = ""
+    pooled: str = ""
 
 
 @dataclass

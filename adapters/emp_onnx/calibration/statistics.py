@@ -192,11 +192,11 @@ def calibrate(
     network = Network(source, weights, given, threads)
     if watch is not None:
         watch.phase("calibrating", sum(4 * p.parts[0][1].size for site in network.sites for p in site.problems))
-    dense, wanted, found = network.runner(), network.wanted, list[Inputs]()
+    dense, found = network.runner(), list[Inputs]()
     for level in range(network.levels + 1):
-        dense.level(level, wanted)
+        dense.level(level, network.wanted(level))
         for site in network.at(level + 1):
-            for problem, (sums,) in zip(site.problems, network.moments(site, dense), strict=True):
+            for problem, (sums,) in zip(site.problems, network.moments(site, dense, positions=False), strict=True):
                 squares = np.diagonal(sums.xx, axis1=1, axis2=2).copy()
                 keys = tuple(key for key, _ in problem.parts)
                 found.append(

@@ -8,8 +8,10 @@ many inputs fits anything, and looks as if it could lose everything.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,20 +19,21 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, distance
+from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
-from emp_onnx.feeds import Feed
 from emp_onnx.progress import Watch
 from emp_onnx.refit.solve import Quadratic, descend, effort
 
-__all__ = ["Curve", "curves", "quadratic"]
+__all__ = ["Curve", "curves", "enough", "quadratic"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
+Says = list[list[Array]]
 DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01)
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
 RIDGES = (1e-3, 1e-2, 1e-1)
 LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
+FEW, ROWS = 16, 1280  # or where each holds many answers, as a sequence does: so few, if they hold so many
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,25 +74,43 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
     """The curve of every problem, one level after the other, on the dense network."""
     weights = sum(math.prod(weight.shape) for weight in network.weights)
     looks = int(min(LOOKS, max(LEAST, WORK / max(weights, 1))))
-    probe = network.feeds[1::2][:looks] or network.feeds[:1]
-    dense_says = answers(None, probe)
+    probe = range(len(network.feeds))[1::2][:looks] or range(1)
+    says = answers(None, [network.feeds[i] for i in probe])
+    says = says[: enough([rows_of(found) for found in says])]
+    probe = probe[: len(says)]
     dense = network.runner()
-    wanted = network.wanted
     for level in range(network.levels + 1):
-        dense.level(level, wanted)
-        for site in network.at(level + 1):
+        dense.level(level, network.wanted(level))
+        sites = network.at(level + 1)
+        after = answers.beyond(level, dense, probe, says) if sites else None
+        for site in sites:
             found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2)
             for problem, (fit, test) in zip(site.problems, found, strict=True):
                 if watch is not None:
                     watch.add(problem.parts[0][1].size * 4)
                 if fit.count and not test.count:
                     test = fit
-                yield _curve(network, answers, site, problem, fit, test, (probe, dense_says))
+                assert after is not None
+                yield _curve(network, site, problem, fit, test, partial(_cost, says, after))
+
+
+def enough(rows: Sequence[int], /) -> int:
+    """How many feeds to look at, given how many answers each holds.
+
+    All of them, unless fewer hold `ROWS` answers; never fewer than `FEW`.
+
+    >>> enough([1] * 64), enough([300] * 64), enough([64] * 64)
+    (64, 16, 20)
+    """
+    for i, total in enumerate(accumulate(rows), 1):
+        if i >= FEW and total >= ROWS:
+            return i
+    return len(rows)
 
 
 def _curve(
-    network: Network, answers: Answers, site: Site, problem: Problem, fit: Moments, test: Moments,
-    dense: tuple[Sequence[Feed], list[list[Array]]],
+    network: Network, site: Site, problem: Problem, fit: Moments, test: Moments,
+    cost: Callable[[Mapping[str, Array]], float],
 ) -> Curve:  # fmt: skip
     n = int(np.prod(problem.shape))
     if not fit.count:
@@ -103,17 +124,22 @@ def _curve(
     steps, rounds = effort(problem.shape)
     every = max(1, -(-len(DENSITIES) // steps))
     counts = sorted({max(1, round(d * n)) for d in DENSITIES[::-1][::every]} - {n}, reverse=True)
-    errors, price = [0.0], 0.0
+    errors, price, looked = [0.0], 0.0, False
     for count, _, thin in descend(loss, counts, rounds=rounds):
         errors.append(max(real.loss(thin), errors[-1]))
-        if not price and (errors[-1] >= PROBE * variance or count == counts[-1]):
+        last = count == counts[-1]
+        if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
+            looked = True
             mean = fit.x / fit.count
             shift = ((w - thin) @ mean[..., None])[..., 0]
-            says = answers(dict(network.changed_by(problem, thin, shift, {})), dense[0])
-            price = distance(dense[1], says) / max(errors[-1], 1e-300)
+            price = cost(dict(network.changed_by(problem, thin, shift, {}))) / max(errors[-1], 1e-300)
     scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None]
     outliers = float((scores > 5 * scores.mean()).mean())
     return Curve(site, problem, (n, *counts), tuple(errors), price, ridge, fit.count, outliers)
+
+
+def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mapping[str, Array]) -> float:
+    return distance(says, after(thin))
 
 
 def _trial(loss: Quadratic, real: Quadratic, n: int) -> float:

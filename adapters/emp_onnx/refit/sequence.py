@@ -56,10 +56,10 @@ def fit(
     done = Fitted(dict(start or {}))
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
     dense, thin = network.runner(), network.runner(done.changed)
-    wanted, seen = network.wanted, set[str]()
+    seen = set[str]()
     for level in range(network.levels + 1):
-        dense.level(level, wanted)
-        thin.level(level, wanted)
+        for run in (dense, thin):
+            run.level(level, network.wanted(level))
         for site in network.at(level + 1):
             mine = [problem for problem in site.problems if id(problem) in counts]
             if not mine or seen & set(site.keys):
