@@ -155,7 +155,7 @@ def _pack(options: argparse.Namespace) -> int:
         done = pack(
             options.model, options.out, form=options.form, target=options.target, include=options.include,
             exclude=options.exclude, compact_indices=options.compact_indices, values=options.values,
-            in_place=options.in_place,
+            in_place=options.in_place, feeds=options.feeds, seed=_seed(options),
             threads=_threads(options), watch=meter,
         )  # fmt: skip
     return _shown(options, done)
@@ -165,7 +165,8 @@ def _unpack(options: argparse.Namespace) -> int:
     _check_out(options)
     with _metered(options) as meter:
         done = unpack(
-            options.model, options.out, in_place=options.in_place, threads=_threads(options), watch=meter
+            options.model, options.out, in_place=options.in_place, feeds=options.feeds, seed=_seed(options),
+            threads=_threads(options), watch=meter,
         )  # fmt: skip
     return _shown(options, done)
 
@@ -175,6 +176,9 @@ def _check_out(options: argparse.Namespace) -> None:
         raise UsageError(f"--in-place must come without OUT, got {quote(options.out)}")
     if options.out is not None and same_file(options.out, options.model):
         raise UsageError(f"OUT must not be the input {quote(options.model)}; to replace that, give --in-place instead")
+    target = options.model if options.in_place else options.out
+    if options.feeds is not None and target is not None and same_file(options.feeds, target):
+        raise UsageError(f"OUT must not be a file that is read, got {quote(options.feeds)}")
 
 
 def _shown(options: argparse.Namespace, done: Packing) -> int:
@@ -264,11 +268,13 @@ def _parser() -> _Parser:
     one.add_argument("--values", choices=["float16"], help="LOSSY: round float32 values to float16")
     one.add_argument("--include", metavar="GLOB", action="append", default=[], help="only these; may be repeated")
     one.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these; may be repeated")
+    _feed_options(one)
     _common_options(one, verbose=True)
 
-    one = command("unpack", _unpack, "store packed tensors as plain dense ones again")
-    one.add_argument("model", metavar="IN.onnx", help="a model that is packed")
+    one = command("unpack", _unpack, "store packed and sparse tensors as plain dense ones again")
+    one.add_argument("model", metavar="IN.onnx", help="a model that is packed, or has sparse tensors")
     _out_options(one, "unpacked")
+    _feed_options(one)
     _common_options(one, verbose=True)
 
     one = command("demo", _demo, "prune a small network trained on real data, and show its accuracy before and after")
