@@ -198,7 +198,7 @@ def _pack(options: argparse.Namespace) -> int:
         done = pack(
             options.model, options.out, form=options.form, target=options.target, include=options.include,
             exclude=options.exclude, compact_indices=options.compact_indices, values=options.values,
-            in_place=options.in_place,
+            in_place=options.in_place, feeds=options.feeds, seed=_seed(options),
             threads=_threads(options), watch=meter,
         )  # fmt: skip
     return _shown(options, done)
@@ -208,7 +208,8 @@ def _unpack(options: argparse.Namespace) -> int:
     _check_out(options)
     with _metered(options) as meter:
         done = unpack(
-            options.model, options.out, in_place=options.in_place, threads=_threads(options), watch=meter
+            options.model, options.out, in_place=options.in_place, feeds=options.feeds, seed=_seed(options),
+            threads=_threads(options), watch=meter,
         )  # fmt: skip
     return _shown(options, done)
 
@@ -305,6 +306,10 @@ def _check_out(options: argparse.Namespace) -> None:
     if options.out is not None and same_file(options.out, options.model):
         instead = "; to replace that, give --in-place instead" if hasattr(options, "in_place") else ""
         raise UsageError(f"OUT must not be the input {quote(options.model)}{instead}")
+    target = options.model if getattr(options, "in_place", False) else options.out
+    feeds = getattr(options, "feeds", None)
+    if feeds is not None and target is not None and same_file(feeds, target):
+        raise UsageError(f"OUT must not be a file that is read, got {quote(feeds)}")
 
 
 def _shown(options: argparse.Namespace, done: Packing) -> int:
@@ -582,11 +587,13 @@ def _parser() -> _Parser:
     one.add_argument("--values", choices=["float16"], help="LOSSY: round float32 values to float16")
     one.add_argument("--include", metavar="GLOB", action="append", default=[], help="only these; may be repeated")
     one.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these; may be repeated")
+    _feed_options(one)
     _common_options(one, verbose=True)
 
-    one = command("unpack", _unpack, "store packed tensors as plain dense ones again")
-    one.add_argument("model", metavar="IN.onnx", help="a model that is packed")
+    one = command("unpack", _unpack, "store packed and sparse tensors as plain dense ones again")
+    one.add_argument("model", metavar="IN.onnx", help="a model that is packed, or has sparse tensors")
     _out_options(one, "unpacked")
+    _feed_options(one)
     _common_options(one, verbose=True)
 
     one = command(

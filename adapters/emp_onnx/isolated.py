@@ -48,9 +48,10 @@ class Isolated:
     def __init__(self, *, threads: int | None = None) -> None:
         self.threads = threads
         self._process: subprocess.Popen[bytes] | None = None
-        self._greeted = self._late = False
+        self._greeted = self._late = self._ended = False
         self._gone = ""
         self._lock = threading.RLock()  # one request at a time
+        self._life = threading.Lock()  # of the process: what still loads ahead begins no other when all is over
         self._ahead: dict[Path, Future[Sessions]] = {}
 
     def __enter__(self) -> Isolated:
@@ -59,6 +60,7 @@ class Isolated:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended = True
         self.close()
 
     @property
@@ -73,7 +75,9 @@ class Isolated:
             return
         paths = [os.path.abspath(path) for path in sys.path]
         flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-        with suppress(OSError):
+        with self._life, suppress(OSError):
+            if self._process is not None or self._ended:
+                return
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-c", BEGIN, str(script), *paths],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, creationflags=flags,
@@ -117,8 +121,8 @@ class Isolated:
         if self._process is not None and not self._greeted:
             self._greet()
         if self._process is None:
-            if self._gone:
-                raise CrashedError(self._gone)
+            if self._gone or self._ended:
+                raise CrashedError(self._gone or "onnxruntime's process has ended")
             return Session(model, threads=self.threads, plain=plain)
         if isinstance(model, Path):
             source: str | bytes = os.path.abspath(model)
@@ -149,7 +153,8 @@ class Isolated:
 
     def close(self) -> None:
         """End the process."""
-        process, self._process = self._process, None
+        with self._life:
+            process, self._process = self._process, None
         if process is None:
             return
         process.kill()

@@ -128,7 +128,7 @@ def packing_text(packing: Packing, style: Style | None = None) -> str:
     lines = [
         [
             escape(row.name), row.dtype, "×".join(map(str, row.shape)), row.form, escape(row.why), f"{row.density:.2%}",
-            f"{row.before:,}", f"{row.after:,}", f"{row.after / row.before:.1%}",
+            f"{row.before:,}", f"{row.after:,}", f"{row.after / row.before:.1%}" if row.before else "-",
         ]
         for row in packing.rows
     ]  # fmt: skip

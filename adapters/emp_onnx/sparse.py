@@ -21,12 +21,22 @@ from emp_onnx.source import Source
 from emp_onnx.storage import BITS, Stored
 from emp_onnx.wire import LENGTH, Edit, Wire, varint
 
-__all__ = ["Sparse", "sparse"]
+__all__ = ["Sparse", "fits", "sparse"]
 
 LARGEST, EACH, SMALL = 1 << 33, 1 << 12, 1 << 24  # dense elements at most: in all, for each stored one, and always
+INDICES = frozenset({"int8", "int16", "int32", "int64"})  # onnx has 64 bits alone; onnxruntime reads all of these
 DATA = frozenset({4, 5, 7, 9, 10, 11})  # fields of a TensorProto that hold numbers
 
 Values = NDArray[Any]
+
+
+def fits(size: int, count: int) -> bool:
+    """Whether a sparse tensor of so many entries is read as one of so many elements.
+
+    >>> fits(1 << 20, 1), fits(1 << 40, 1)
+    (True, False)
+    """
+    return size <= min(LARGEST, SMALL + EACH * count)
 
 
 def sparse(tensor: Tensor, values: Stored, indices: Stored, own: Source) -> Sparse:
@@ -36,12 +46,13 @@ def sparse(tensor: Tensor, values: Stored, indices: Stored, own: Source) -> Spar
         ModelError: its entries are not in ascending order, or not within its shape; or it is far larger than they are.
     """
     size, count = math.prod(tensor.shape), values.tensor.size
-    if size > min(LARGEST, SMALL + EACH * count):
+    if not fits(size, count):
         raise ModelError(f"it stands for {size} elements and stores {count}: so sparse a weight is not pruned further")
     shape = indices.tensor.shape
-    if indices.dtype != np.int64 or shape not in ((count,), (count, len(tensor.shape))):
+    if indices.dtype.name not in INDICES or shape not in ((count,), (count, len(tensor.shape))):
         raise ModelError(
-            f"its indices must be int64 of shape ({count},) or ({count}, {len(tensor.shape)}), got {shape}"
+            f"its indices must be int64 (or int32, int16, int8) of shape ({count},) or ({count}, {len(tensor.shape)}), "
+            f"got {indices.tensor.dtype} of {shape}"
         )
     if values.dtype.name in BITS or len(values.tensor.shape) != 1:
         raise ModelError(f"its values must be one row of whole bytes, got {values.tensor.dtype}")

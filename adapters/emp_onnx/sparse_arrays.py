@@ -114,7 +114,7 @@ def from_scipy(
             raise UsageError(f"array {quote(name)} must be {wide} of {view}, got {array.dtype} of {tuple(array.shape)}")
         values[name] = _narrowed(_dense(array, view), dtype).reshape(weights[name].shape)
     changed = model.replaced(values, {})
-    if form == "dense" and not any(model.tensors[name].recipe for name in values):
+    if form == "dense" and all(model.tensors[name].storage not in ("packed", "sparse") for name in values):
         return changed
     chosen, _ = choose(changed, form=form, target=target, keys=frozenset(values))
     return rewritten(changed, chosen)

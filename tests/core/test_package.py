@@ -10,7 +10,8 @@ import pytest
 
 import emp_core
 
-APART = ("attention", "certificates", "kan", "plans", "signals")  # rooms that are imported by their own names
+# rooms that are imported by their own names
+APART = ("attention", "certificates", "checksum", "kan", "plans", "signals")
 HEAVY = ["scipy", "onnx", "onnxruntime", "torch", "jax", "hypothesis", "emp_onnx"]
 
 

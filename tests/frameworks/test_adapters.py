@@ -23,7 +23,8 @@ else:
     tomllib = pytest.importorskip("tomli", reason="tomli is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
-ADAPTERS = sorted(p.name for p in (ROOT / "adapters").glob("emp_*"))
+# a folder with a pyproject.toml is a distribution of its own
+ADAPTERS = sorted(p.name for p in (ROOT / "adapters").glob("emp_*") if not (p / "pyproject.toml").exists())
 # what an adapter stands on, and what each of these brings
 NEEDS = {
     "emp_torch": {"torch"},

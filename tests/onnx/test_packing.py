@@ -384,6 +384,24 @@ def test_rounding_to_float16_is_lossy_and_says_so(tmp_path: Path) -> None:
     session(unpack(large.out, tmp_path / "u.onnx").out)
 
 
+def test_feeds_decide_on_what_both_are_run(tmp_path: Path) -> None:
+    path = write(sparse_matmul(np.random.default_rng(1)), tmp_path / "m.onnx")
+    feed = {"x": np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)}
+    np.savez(tmp_path / "feeds.npz", x=feed["x"][None])
+    for source in ([feed], tmp_path / "feeds.npz"):
+        done = pack(path, tmp_path / "p.onnx", values="float16", feeds=source)
+        behaviour = done.verification.behaviour
+        assert behaviour is not None
+        assert (behaviour.random, behaviour.feeds) == (False, 1)
+        one, two = (session(file).run(None, feed)[0] for file in (path, done.out))
+        assert behaviour.outputs[0].max_abs == pytest.approx(float(np.abs(one.astype(float) - two).max()), rel=1e-6)
+        assert behaviour.outputs[0].max_abs > 0
+    assert unpack(done.out, tmp_path / "u.onnx", feeds=[feed]).verification.ok
+    with pytest.raises(UsageError, match="feed 0"):
+        pack(path, tmp_path / "q.onnx", feeds=[{"x": feed["x"][:, :5]}])
+    assert not (tmp_path / "q.onnx").exists()
+
+
 def test_values_beyond_float16_are_not_rounded(tmp_path: Path) -> None:
     weight = np.zeros((64, 64), np.float32)
     weight[::2] = 1e6

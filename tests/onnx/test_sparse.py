@@ -154,7 +154,7 @@ def test_values_in_a_sidecar_become_stored_zeros(tmp_path: Path) -> None:
         ([1, 1, 2], (4, 2), "must ascend"),
         ([1, 2, 8], (4, 2), "must ascend"),
         ([-1, 2, 3], (4, 2), "must ascend"),
-        ([1, 2], (4, 2), r"indices must be int64 of shape \(3,\)"),
+        ([1, 2], (4, 2), r"indices must be int64 .*of shape \(3,\)"),
         ([[0, 0], [1, 3], [2, 0]], (4, 2), "must lie within"),
         ([1, 2, 3], (1 << 20, 1 << 20), "so sparse a weight"),
         ([1, 2, 3], (1 << 62, 1 << 62), "so sparse a weight"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 
-from emp_onnx.errors import UsageError, quote
+from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.model_io import Model
 from emp_onnx.packing.codes import Counts
@@ -34,6 +34,7 @@ class Row:
         before, after: bytes of the numbers, masks, codes and indices.
         form: what it is stored as.
         why: the reason for that.
+        was: what it was stored as.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     after: int
     form: str
     why: str
+    was: str
 
 
 @dataclass
@@ -52,8 +54,14 @@ class _Candidate:
     before: int
     now: str
     against: str = ""
+    kept: int = 64
     found: Survey | None = None
     forms: list[Form] = field(default_factory=list)
+
+    @property
+    def words(self) -> str:
+        """The form that it has."""
+        return Form(self.now, self.kept, ()).words
 
 
 def choose(
@@ -105,6 +113,7 @@ def choose(
             item.found = said or survey(model, item.tensor, half=rounds)
             possible = forms(item.tensor, item.found, target, index=index, opset=opset)
             item.forms = [f for f in possible if _fits(f, form) and not (rounds and f.kind == "coo")]
+            item.forms += [_as_it_is(item, f) for f in item.forms if f.kind == item.now == "coo" and form == "auto"]
         looked.append(item)
     return _decided(looked, opset, form, forced=keys is not None)
 
@@ -117,10 +126,13 @@ def _candidates(model: Model) -> Iterator[_Candidate]:
         parts = {key for node in graph.nodes if node.constant and node.constant.recipe
                  for key in (*node.constant.recipe.where, node.constant.recipe.values)}  # fmt: skip
         nodes = [node.constant for node in graph.nodes if node.constant is not None]
-        for tensor in (*(t for t in graph.tensors.values() if t.key not in parts), *nodes):
-            if tensor.storage not in ("raw", "typed", "external", "packed"):
+        for tensor in (*(t for t in graph.tensors.values() if t.key not in parts), *graph.sparse.values(), *nodes):
+            if tensor.storage not in ("raw", "typed", "external", "packed", "sparse"):
                 continue
             if tensor.dtype not in DTYPES or any(size < 0 for size in tensor.shape):
+                continue
+            if tensor.storage == "sparse":
+                yield _sparse(model, graph, tensor)
                 continue
             dtype = model.stored(tensor.key).dtype
             size = tensor.size * dtype.itemsize
@@ -130,7 +142,7 @@ def _candidates(model: Model) -> Iterator[_Candidate]:
             if tensor.recipe is not None:
                 inner = [model.stored(key) for key in (tensor.recipe.values, *tensor.recipe.where)]
                 before, now = sum(s.tensor.size * s.dtype.itemsize for s in inner), tensor.recipe.function
-            yield _Candidate(tensor, before, now, _against(model, graph, tensor, opset))
+            yield _Candidate(tensor, before, now, _against(model, graph, tensor) or _too_old_or_large(tensor, opset))
     for (domain, _), function in model.functions.items():
         for node in function.nodes:
             held = node.constant
@@ -140,13 +152,39 @@ def _candidates(model: Model) -> Iterator[_Candidate]:
                     yield _Candidate(held, size, "dense", "it is in a local function, which has no initializers")
 
 
-def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
+def _sparse(model: Model, graph: Graph, tensor: Tensor) -> _Candidate:
+    """A sparse initializer, or the sparse value of a Constant node."""
+    values, indices = tensor.parts
+    if any(part.storage == "external" for part in tensor.parts):
+        return _Candidate(tensor, 0, "coo", "it is sparse with numbers in a sidecar file")
+    try:
+        found = model.stored(tensor.key)
+        places = model.stored(indices.key).dtype
+    except ModelError as error:
+        return _Candidate(tensor, 0, "coo", str(error))
+    before = values.size * found.dtype.itemsize + indices.size * places.itemsize
+    # indices of one number each may stay as they are, whatever their width
+    kept = 8 * places.itemsize if len(indices.shape) == 1 else 64
+    return _Candidate(tensor, before, "coo", _against(model, graph, tensor), kept=kept)
+
+
+def _as_it_is(item: _Candidate, form: Form) -> Form:
+    """The sparse form with indices as wide as those that are there."""
+    return replace(form, width=item.kept, parts=(form.stored * item.kept // 8, form.parts[1]))
+
+
+def _against(model: Model, graph: Graph, tensor: Tensor) -> str:
     if tensor.name in graph.repeated:
         return "several constants have this name"
     if tensor.name in graph.outputs:
         return "it is also an output of the graph"
     if tensor.name in graph.inputs and (model.contents.version[0] >= FREE_SINCE or graph is not model.graph):
         return "it is also an input of the graph: another value may be given for it"
+    return ""
+
+
+def _too_old_or_large(tensor: Tensor, opset: int) -> str:
+    """Why a packed form would not be unpacked when the model is loaded."""
     if opset < EARLY_OPSET:
         return f"packed forms need opset {EARLY_OPSET}, the model has {opset}"
     if tensor.size > FOLDED:
@@ -155,7 +193,9 @@ def _against(model: Model, graph: Graph, tensor: Tensor, opset: int) -> str:
 
 
 def _known(model: Model, tensor: Tensor) -> Survey | None:
-    """What a packed tensor says itself, which is enough to make it dense."""
+    """What a packed or sparse tensor says itself, which is enough to make it dense."""
+    if tensor.storage == "sparse":
+        return Survey(np.zeros((), model.stored(tensor.key).dtype), Counts(tensor.size, tensor.parts[0].size))
     if tensor.recipe is None:
         return None
     dtype, values = model.stored(tensor.key).dtype, model.stored(tensor.recipe.values).tensor
@@ -197,16 +237,18 @@ def _decided(looked: Sequence[_Candidate], opset: int, asked: str, forced: bool)
         tensor = item.tensor
         if form is None or item.found is None:
             rows.append(
-                Row(tensor.name, tensor.dtype, tensor.shape, 1.0, item.before, item.before, "dense", item.against)
-            )
+                Row(tensor.name, tensor.dtype, tensor.shape, 1.0, item.before, item.before, item.words, item.against,
+                    item.words)
+            )  # fmt: skip
             continue
         one = Chosen(tensor, form, item.found)
         if form.kind != item.now or forced or form.bytes != item.before or one.half:
             chosen.append(one)
         why = _why(item, form, asked, kinds) + ("; values ROUNDED to float16" if one.half else "")
         rows.append(
-            Row(tensor.name, tensor.dtype, tensor.shape, item.found.density, item.before, form.bytes, form.words, why)
-        )
+            Row(tensor.name, tensor.dtype, tensor.shape, item.found.density, item.before, form.bytes, form.words, why,
+                item.words)
+        )  # fmt: skip
     return chosen, rows
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from emp_onnx.graph import Tensor
 from emp_onnx.model_io import Model
 from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
-from emp_onnx.packing.functions import EARLY, GROUP, LEAST_OPSET
+from emp_onnx.packing.functions import EARLY, EARLY_OPSET, GROUP, LEAST_OPSET
+from emp_onnx.sparse import fits
 from emp_onnx.storage import pieces_of
 
 __all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "rounded", "survey"]
@@ -100,9 +101,9 @@ def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64, opset:
     n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
     yield Form("dense", 1, (n * item,))
     # the full checker misreads sparse initializers, and the web build has none
-    if target == "onnxruntime" and not found.fill.view(f"u{item}").any():
+    if target == "onnxruntime" and not found.fill.view(f"u{item}").any() and fits(n, counts.stored):
         yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
-    if not n or n > FOLDED or tensor.dtype not in DTYPES:
+    if not n or n > FOLDED or tensor.dtype not in DTYPES or opset < EARLY_OPSET:
         return
     if opset < LEAST_OPSET:
         groups = -(-n // (8 * GROUP))

@@ -8,19 +8,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emp_onnx._files import check_target, same_file
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.isolated import Isolated
 from emp_onnx.model_io import Model, load, save
+from emp_onnx.packing.check import Feeds, checked
 from emp_onnx.packing.choose import Row, choose
-from emp_onnx.packing.forms import rounded
-from emp_onnx.packing.rewrite import Chosen, half_name, rewritten
+from emp_onnx.packing.rewrite import Chosen, rewritten
 from emp_onnx.progress import Watch
-from emp_onnx.runtime import Behaviour, NotRunError, Session, compare
-from emp_onnx.storage import pieces_of
-from emp_onnx.verify import RUN, Check, Verification, weight_of
+from emp_onnx.verify import Verification, weight_of, worth_running
 
 __all__ = ["Packing", "pack", "unpack"]
 
@@ -73,6 +70,8 @@ def pack(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     in_place: bool = False,
+    feeds: Feeds = None,
+    seed: int = 0,
     threads: int | None = None,
     watch: Watch | None = None,
 ) -> Packing:
@@ -88,6 +87,9 @@ def pack(
             the difference is reported, not judged; a certificate no longer holds and is removed.
         include, exclude: patterns of names of tensors.
         in_place: replace the input.
+        feeds: on which both are run: a folder of `.npz`, one `.npz`, or dicts of arrays. Without them models of up to
+            256 MiB are run on made-up ones.
+        seed: of the made-up feeds.
         threads: for onnxruntime, when the result is run.
         watch: told how far the work is, in bytes.
 
@@ -106,12 +108,14 @@ def pack(
         emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
     """
     source = model if isinstance(model, Model) else load(model)
+    given = feeds if feeds is None or isinstance(feeds, (str, os.PathLike)) else list(feeds)
     if compact_indices and target == "checker-strict":
         raise UsageError("compact_indices must come without the target checker-strict, which takes no such indices")
     if values not in (None, "float16"):
         raise UsageError(f"values must be float16, or not be given, got {quote(values)}")
     place = _target(source, out, in_place, "packed")
     index = 32 if compact_indices else 64
+    run = _Run(given, seed, threads, watch)
     if watch is not None:
         total = sum(t.size * 4 for t in source.tensors.values())
         source.watch = watch.add
@@ -126,11 +130,15 @@ def pack(
             notes.append("The certificate of the pruning no longer holds, and was removed.")
     if any(item.form.kind == "coo" and item.form.width != 64 for item in chosen):
         notes.append("onnx.checker does not accept indices of 32 bits; onnxruntime does.")
-    done = _written(source, place, chosen, rows, notes, threads, watch)
+    done = _written(source, place, chosen, rows, notes, run)
     if form in ("dense", "coo") or done.after < done.before or not chosen:
         return done
-    rows = [replace(row, after=row.before, form="dense", why="the file would not be smaller") for row in rows]
-    return _written(source, place, [], rows, notes, threads, watch)
+    # what the target does not read is stored otherwise even where that takes more bytes
+    if target != "onnxruntime" and any(item.tensor.storage == "sparse" for item in chosen):
+        note = f"The file is larger than before: {target} reads no sparse initializers."
+        return replace(done, notes=(*done.notes, note))
+    rows = [replace(row, after=row.before, form=row.was, why="the file would not be smaller") for row in rows]
+    return _written(source, place, [], rows, notes, run)
 
 
 def unpack(
@@ -139,10 +147,12 @@ def unpack(
     /,
     *,
     in_place: bool = False,
+    feeds: Feeds = None,
+    seed: int = 0,
     threads: int | None = None,
     watch: Watch | None = None,
 ) -> Packing:
-    """Store every packed tensor as plain dense numbers again; for the rest as `pack`.
+    """Store every packed or sparse tensor as plain dense numbers again; for the rest as `pack`.
 
     Example:
         >>> unpack("missing.onnx")
@@ -152,9 +162,9 @@ def unpack(
     """
     source = model if isinstance(model, Model) else load(model)
     place = _target(source, out, in_place, "unpacked")
-    packed = frozenset(key for key, tensor in source.tensors.items() if tensor.recipe)
+    packed = frozenset(key for key, tensor in source.tensors.items() if tensor.recipe or tensor.storage == "sparse")
     chosen, rows = choose(source, form="dense", keys=packed)
-    return _written(source, place, chosen, rows, [], threads, watch)
+    return _written(source, place, chosen, rows, [], _Run(feeds, seed, threads, watch))
 
 
 def _target(source: Model, out: str | os.PathLike[str] | None, in_place: bool, word: str) -> Path:
@@ -174,77 +184,36 @@ def _target(source: Model, out: str | os.PathLike[str] | None, in_place: bool, w
     return target
 
 
+@dataclass(frozen=True)
+class _Run:
+    """How the result is run, and who is told of the work."""
+
+    feeds: Feeds
+    seed: int
+    threads: int | None
+    watch: Watch | None
+
+
 def _written(
-    source: Model, target: Path, chosen: Sequence[Chosen], rows: Sequence[Row], notes: Sequence[str],
-    threads: int | None, watch: Watch | None,
-) -> Packing:  # fmt: skip
-    before = weight_of(source)
+    source: Model, target: Path, chosen: Sequence[Chosen], rows: Sequence[Row], notes: Sequence[str], run: _Run
+) -> Packing:
+    before, watch = weight_of(source), run.watch
     result: list[Verification] = []
+    with Isolated(threads=run.threads) as process:
+        if worth_running(source, run.feeds):
+            process.start()  # it gets ready while the result is written
 
-    def check(temporary: Path) -> None:
+        def check(temporary: Path) -> None:
+            if watch is not None:
+                watch.phase("checking", sum(2 * row.before for row in rows))
+            done = checked(load(temporary), source, chosen, temporary, process, run.feeds, run.seed)
+            if not done.ok:
+                raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
+            result.append(done)
+
         if watch is not None:
-            watch.phase("checking", sum(2 * row.before for row in rows))
-        done = checked(load(temporary), source, chosen, temporary, threads)
-        if not done.ok:
-            raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
-        result.append(done)
-
-    if watch is not None:
-        watch.phase("writing", sum(row.before for row in rows))
-    changed = source.replaced({}, {KEY: None}) if any(item.half for item in chosen) else source
-    files = save(rewritten(changed, chosen) if chosen else source, target, check=check)
+            watch.phase("writing", sum(row.before for row in rows))
+        changed = source.replaced({}, {KEY: None}) if any(item.half for item in chosen) else source
+        files = save(rewritten(changed, chosen) if chosen else source, target, check=check)
     after = sum(file.stat().st_size for file in files)
     return Packing(source.path, target, files[1:], tuple(rows), before, after, result[0], tuple(notes))
-
-
-def checked(written: Model, source: Model, chosen: Sequence[Chosen], path: Path, threads: int | None) -> Verification:
-    """Whether the written model is the same as its source, but for the forms."""
-    faults = []
-    sparse = {item.tensor.key for item in chosen if item.form.kind == "coo"}
-    lossy = any(item.half for item in chosen)
-    for item in chosen:
-        key, dtype = item.tensor.key, "float16" if item.half else item.tensor.dtype
-        if key in sparse:
-            continue
-        name = half_name(key) if item.half else key
-        tensor = written.tensors.get(name)
-        if tensor is None or (tensor.dtype, tensor.shape) != (dtype, item.tensor.shape):
-            faults.append(f"tensor {quote(key)} is missing, or of another type or shape")
-            continue
-        for start, stop in pieces_of(tensor.size):
-            one, other = rounded(source.piece(key, start, stop), item.found.fill), written.piece(name, start, stop)
-            if not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
-                faults.append(f"tensor {quote(key)} has other bits than before, at {start} to {stop}")
-                break
-    what = "every tensor is as before, bit for bit"
-    checks = [Check(f"{what}, or rounded to float16" if lossy else what, not faults, tuple(faults))]
-    if not sparse and not lossy:
-        apart = frozenset(key for model in (written, source) for key, t in model.tensors.items() if t.recipe)
-        keys = frozenset(item.tensor.key for item in chosen)
-        after, was = written.rest(keys, "", apart), source.rest(keys, "", apart)
-        rest = [f"{place} differs" for place in sorted(after.keys() | was.keys()) if after.get(place) != was.get(place)]
-        checks.append(Check("nothing else differs", not rest, tuple(rest)))
-    if weight_of(source) > RUN:
-        return Verification(tuple(checks), None, f"models of more than {RUN >> 20} MiB are not run unasked")
-    try:
-        original = Session(source.path or source, threads=threads)
-    except NotRunError as error:
-        return Verification(tuple(checks), None, str(error))
-    behaviour: Behaviour | None = None
-    why = ""
-    try:
-        behaviour = compare(original, Session(path, threads=threads), None)
-        wrong = list(behaviour.problems)
-        wrong += (
-            []
-            if lossy
-            else [f"output {quote(o.name)} moved by {o.max_abs:.3g}" for o in behaviour.outputs if o.max_abs]
-        )
-        checks.append(
-            Check("it runs where the original does" if lossy else "outputs are the same", not wrong, tuple(wrong))
-        )
-    except NotRunError as error:
-        why = str(error)
-        if "cannot load" in why:
-            checks.append(Check("outputs are the same", False, (f"the packed model: {why}",)))
-    return Verification(tuple(checks), behaviour, why)

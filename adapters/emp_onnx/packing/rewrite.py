@@ -97,10 +97,10 @@ class _Rewrite:
             fields: dict[int, tuple[int, int]] = {}
             nodes: list[tuple[int, int]] = []
             for number, kind, at, tag, end in self.wire.fields(*graph.span):
-                if kind == LENGTH and number in (1, 5):
+                if kind == LENGTH and number in (1, 5, 15):
                     fields[at] = (tag, end)
                     nodes += [(tag, end)] if number == 1 else []
-            for tensor in graph.tensors.values():
+            for tensor in (*graph.tensors.values(), *graph.sparse.values()):
                 if tensor.place is not None and tensor.place.message[0] in fields:
                     found[tensor.key] = _Place(graph, [fields[tensor.place.message[0]]], False, _location(tensor))
             for node, span in zip(graph.nodes, nodes, strict=True):
