@@ -93,5 +93,7 @@ def test_sequences_need_fewer_feeds() -> None:
     assert enough([2000] * 64) == 16
     assert enough([2000] * 10) == 10
     assert rows_of([np.zeros((1, 7, 15)), np.zeros((1, 3))]) == 7
-    assert rows_of([np.zeros(4)]) == 1
+    assert rows_of([np.zeros(4)]) == 4
+    assert rows_of([np.zeros((1, 1000, 1, 1))]) == 1
+    assert rows_of([np.zeros(())]) == 1
     assert rows_of([np.zeros((0, 5))]) == 0

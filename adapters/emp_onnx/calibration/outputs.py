@@ -166,8 +166,9 @@ def top1(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> fl
 
 
 def rows_of(answer: Sequence[Array], /) -> int:
-    """How many answers one feed got: places along all axes but the last, of the largest output."""
-    return max((math.prod(x.shape[:-1]) if x.size else 0 for x in answer), default=0)
+    """How many answers one feed got: rows of class scores, else entries of the first axis; of the largest output."""
+    found = [(classes(x), x) for x in answer]
+    return max((len(x if rows is None else rows) if x.ndim else 1 for rows, x in found), default=0)
 
 
 def _size(weight: Weight) -> int:
