@@ -388,8 +388,8 @@ def test_feeds_decide_on_what_both_are_run(tmp_path: Path) -> None:
     path = write(sparse_matmul(np.random.default_rng(1)), tmp_path / "m.onnx")
     feed = {"x": np.random.default_rng(2).standard_normal((3, 64)).astype(np.float32)}
     np.savez(tmp_path / "feeds.npz", x=feed["x"][None])
-    for source in ([feed], tmp_path / "feeds.npz"):
-        done = pack(path, tmp_path / "p.onnx", values="float16", feeds=source)
+    for feeds in ([feed], tmp_path / "feeds.npz"):
+        done = pack(path, tmp_path / "p.onnx", values="float16", feeds=feeds)
         behaviour = done.verification.behaviour
         assert behaviour is not None
         assert (behaviour.random, behaviour.feeds) == (False, 1)
