@@ -22,7 +22,7 @@ from emp_onnx.layout import SLOTS
 from emp_onnx.model_io import Model
 from emp_onnx.weights import Weight
 
-__all__ = ["Bias", "Get", "Problem", "Site", "find_sites"]
+__all__ = ["Bias", "Problem", "Site", "find_sites"]
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
