@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
+from emp_core.certificates import FORMAT, KEY, NEAR, VERSION, Certified
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
 from emp_onnx.look import Seen
@@ -50,22 +51,6 @@ __all__ = [
     "wrong_bounds",
     "wrong_bounds_each",
 ]
-
-KEY = "effective_pruning.certificate"
-FORMAT, VERSION = "effective_pruning.certificate", 3
-NEAR = 1e-6  # relative room for sums of float64 taken in another order
-
-
-@dataclass(frozen=True)
-class Certified(Figures):
-    """What the certificate says of one weight (see `Entry`); `kept` is the checksum of its values."""
-
-    shape: tuple[int, ...]
-    pools: int
-    zeros: int
-    l1: float
-    kept: str
-    dtype: str
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
+from emp_core.plans import SCOPES, Figures
 from emp_onnx.errors import UsageError, quote
 
 __all__ = ["SCOPES", "Figures", "Rule", "typed"]
-
-SCOPES = ("tensor", "row", "model")
 
 
 @dataclass(frozen=True)
@@ -55,28 +54,6 @@ class Rule:
         if self.sparsity is not None:
             return {"sparsity": self.sparsity}
         return {"order": self.order, "beta": self.beta}
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The figures of some scores: how many, effective size, how many kept, and the mass kept with its bounds."""
-
-    n: int
-    n_eff: float
-    k: int
-    mass_lower: float
-    mass: float
-    mass_upper: float
-
-    @property
-    def density(self) -> float:
-        """k / n."""
-        return self.k / self.n
-
-    @property
-    def sparsity(self) -> float:
-        """1 − k / n."""
-        return 1 - self.density
 
 
 def _number(name: str, value: Any) -> float:
