@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.moments import Moments, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
@@ -64,10 +64,10 @@ class Curve:
         return int(np.prod(self.problem.shape))
 
 
-def quadratic(network: Network, problem: Problem, sums: Moments, ridge: float) -> tuple[Quadratic, Float, Float]:
-    """The loss of a problem, and its moments: covariances where a bias takes up the means."""
-    xx, yx, yy = sums.centred() if problem.bias is not None else sums.raw()
-    return Quadratic.ridge(xx, yx, network.matrix(problem), ridge), xx, yy
+def quadratic(network: Network, problem: Problem, sums: Moments, ridge: float) -> tuple[Quadratic, Float]:
+    """The loss of a problem, and the moments of its inputs: covariances where a bias takes up the means."""
+    xx, yx = sums.centred() if problem.bias is not None else sums.raw()
+    return Quadratic.ridge(xx, yx, network.matrix(problem), ridge), xx
 
 
 def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
@@ -83,11 +83,12 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
         dense.level(level, network.wanted(level))
         sites = network.at(level + 1)
         after = answers.beyond(level, dense, probe, says) if sites else None
+        shared: dict[object, list[Sums]] = {}
         for site in sites:
-            found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2)
+            found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2, shared=shared)
             for problem, (fit, test) in zip(site.problems, found, strict=True):
                 if watch is not None:
-                    watch.add(problem.parts[0][1].size * 4)
+                    watch.add(problem.size * 4)
                 if fit.count and not test.count:
                     test = fit
                 assert after is not None
@@ -119,8 +120,8 @@ def _curve(
     seen = test.centred()[0] if problem.bias is not None else test.raw()[0]
     real = Quadratic(seen, w)
     ridge = min(RIDGES, key=lambda r: _trial(quadratic(network, problem, fit, r)[0], real, n))
-    loss, xx, _ = quadratic(network, problem, fit, ridge)
-    variance = float((test.centred() if problem.bias is not None else test.raw())[2].sum())
+    loss, xx = quadratic(network, problem, fit, ridge)
+    variance = test.variance(problem.bias is not None)
     steps, rounds = effort(problem.shape)
     every = max(1, -(-len(DENSITIES) // steps))
     counts = sorted({max(1, round(d * n)) for d in DENSITIES[::-1][::every]} - {n}, reverse=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.moments import Moments, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
@@ -60,12 +60,13 @@ def fit(
     for level in range(network.levels + 1):
         for run in (dense, thin):
             run.level(level, network.wanted(level))
+        shared: dict[object, list[Sums]] = {}
         for site in network.at(level + 1):
             mine = [problem for problem in site.problems if id(problem) in counts]
             if not mine or seen & set(site.keys):
                 continue
             for again in range(2 if site.hidden and update else 1):
-                sums = network.moments(site, dense, thin, done.changed)
+                sums = network.moments(site, dense, thin, done.changed, shared=shared)
                 new = dict(done.changed)
                 for problem, (moments,) in zip(site.problems, sums, strict=True):
                     if id(problem) in counts and moments.count:
@@ -73,7 +74,7 @@ def fit(
                         _one(network, site, problem, moments, counts[id(problem)], criterion, update, new, done, again)
                 done.changed.update(new)
             if watch is not None:
-                watch.add(sum(problem.parts[0][1].size * 4 for problem in mine))
+                watch.add(sum(problem.size * 4 for problem in mine))
     return done
 
 
@@ -84,7 +85,7 @@ def _one(
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    loss, xx, _ = quadratic(network, problem, sums, ridge)
+    loss, xx = quadratic(network, problem, sums, ridge)
     w0 = network.matrix(problem)
     count = min(count, n)
     if criterion == "obs" and update:
@@ -102,11 +103,11 @@ def _one(
         shift = y - (w @ x[..., None])[..., 0]
     new.update(network.changed_by(problem, w, shift, new))
     start = 0
-    for key, index in problem.parts:
+    for key, places in problem.parts:
         kept = done.masks.setdefault(key, np.ones(network.model.tensors[key].shape, bool))
-        kept.reshape(-1)[index.reshape(-1)] = mask[..., start : start + index.shape[2]].reshape(-1)
+        places.put(kept.reshape(-1), mask[..., start : start + places.shape[2]])
         _zero(new, key, kept)
-        start += index.shape[2]
+        start += places.shape[2]
     if sums.count < d and not again:
         done.few.append((site.keys[0], sums.count, d))
 
