@@ -44,7 +44,7 @@ class Places:
         if min(steps, default=0) < 0:
             return None
         axes = [np.arange(n) * step for n, step in zip(index.shape[1:], steps[1:], strict=True)]
-        plane: Any = sum((a.reshape(-1, *[1] * (len(axes) - 1 - i)) for i, a in enumerate(axes)), np.zeros(1, np.int64))
+        plane: Any = sum((a.reshape(-1, *[1] * (len(axes) - 1 - i)) for i, a in enumerate(axes)), np.zeros((), np.int64))
         for i, layer in enumerate(index):  # one after the other: the whole would take as much memory as the index
             if not np.array_equal(layer, np.broadcast_to(self._start + i * steps[0] + plane, layer.shape)):
                 return None
