@@ -8,7 +8,7 @@ work.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,11 @@ class Moments:
         return Moments(
             self.count + other.count, self.x + other.x, self.y + other.y, self.xx + other.xx, self.yx + other.yx, yy
         )
+
+    def rows(self, some: NDArray[np.intp]) -> Moments:
+        """The same of some outputs alone."""
+        yy = None if self.yy is None else self.yy[:, some]
+        return replace(self, y=self.y[:, some], yx=self.yx[:, some], yy=yy)
 
     def centred(self) -> tuple[Float, Float]:
         """Covariances per sample: of X (groups, d, d), and of Y with X (groups, out, d)."""

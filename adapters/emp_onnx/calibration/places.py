@@ -43,8 +43,9 @@ class Places:
             steps.append(int(index[tuple(one)]) - self._start if size > 1 else 0)
         if min(steps, default=0) < 0:
             return None
-        axes = [np.arange(n) * step for n, step in zip(index.shape[1:], steps[1:], strict=True)]
-        plane: Any = sum((a.reshape(-1, *[1] * (len(axes) - 1 - i)) for i, a in enumerate(axes)), np.zeros((), np.int64))
+        plane: Any = np.zeros((), np.int64)
+        for size, step in zip(index.shape[1:], steps[1:], strict=True):
+            plane = plane[..., None] + np.arange(size) * step
         for i, layer in enumerate(index):  # one after the other: the whole would take as much memory as the index
             if not np.array_equal(layer, np.broadcast_to(self._start + i * steps[0] + plane, layer.shape)):
                 return None

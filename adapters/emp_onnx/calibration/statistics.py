@@ -194,7 +194,7 @@ def calibrate(
     if watch is not None:
         watch.phase("calibrating", sum(4 * p.size for site in network.sites for p in site.problems))
     dense, found = network.runner(), list[Inputs]()
-    for level in range(network.levels + 1):
+    for level in range(network.levels):
         dense.level(level, network.wanted(level))
         shared: dict[object, list[Sums]] = {}
         for site in network.at(level + 1):

@@ -19,7 +19,7 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import Curve, quadratic
-from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, solve
+from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, polish, solve
 
 __all__ = ["Fitted", "fit"]
 
@@ -57,7 +57,7 @@ def fit(
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
     dense, thin = network.runner(), network.runner(done.changed)
     seen = set[str]()
-    for level in range(network.levels + 1):
+    for level in range(network.levels):
         for run in (dense, thin):
             run.level(level, network.wanted(level))
         shared: dict[object, list[Sums]] = {}
@@ -85,15 +85,15 @@ def _one(
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    loss, xx = quadratic(network, problem, sums, ridge)
     w0 = network.matrix(problem)
+    loss, xx = quadratic(problem, w0, sums, ridge)
     count = min(count, n)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
             steps, rounds = effort(problem.shape)
             *_, (_, mask, w) = descend(loss, ladder(n, count, steps), rounds=rounds)
-            w = solve(loss, mask, w, rounds=60)
+            w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
         mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
         w = solve(loss, mask, w0, rounds=100) if update else w0 * mask
@@ -124,7 +124,7 @@ def _choose(criterion: str, loss: Quadratic, w: Float, xx: Float, count: int) ->
         return largest(np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None], count)
     if criterion == "sparsegpt":
         return _by_blocks(loss, count)
-    return largest(w * w * loss.rise()[:, None], count)
+    return largest(w * w * loss.rise[:, None], count)
 
 
 def _by_blocks(loss: Quadratic, count: int, width: int = 128) -> Mask:
