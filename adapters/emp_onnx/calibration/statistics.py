@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -115,6 +116,21 @@ class Statistics:
             )
         merged = tuple(a.merge(b) for a, b in zip(self.inputs, other.inputs, strict=True))
         return Statistics(merged, self.feeds + other.feeds, self.missing, self.random or other.random)
+
+    @property
+    def norms_only(self) -> bool:
+        """Whether there are no second moments."""
+        return any(item.second is None for item in self.inputs)
+
+    def digest(self) -> str:
+        """A hash of all sums."""
+        hashed = hashlib.sha256()
+        for item in self.inputs:
+            hashed.update(f"{item.keys} {item.shape} {item.count}".encode())
+            for sums in (item.total, item.squares, item.outputs, item.second):
+                if sums is not None:
+                    hashed.update(np.ascontiguousarray(sums).data)
+        return hashed.hexdigest()
 
     def save(self, path: str | os.PathLike[str], /) -> None:
         """Write them to an `.npz` file, complete or not at all."""

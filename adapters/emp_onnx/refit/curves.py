@@ -24,7 +24,7 @@ from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.solve import Quadratic, descend, effort
 
-__all__ = ["Curve", "curves", "enough", "quadratic"]
+__all__ = ["Curve", "curve", "curves", "enough", "quadratic"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -94,7 +94,7 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                 if fit.count and not test.count:
                     test = fit
                 assert after is not None
-                yield _curve(network, site, problem, fit, test, partial(_cost, says, after))
+                yield curve(network, site, problem, fit, test, partial(_cost, says, after))
 
 
 def enough(rows: Sequence[int], /) -> int:
@@ -111,10 +111,11 @@ def enough(rows: Sequence[int], /) -> int:
     return len(rows)
 
 
-def _curve(
+def curve(
     network: Network, site: Site, problem: Problem, fit: Moments, test: Moments,
     cost: Callable[[Mapping[str, Array]], float],
 ) -> Curve:  # fmt: skip
+    """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs."""
     n = problem.size
     if not fit.count:
         return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[1], 0, 0.0)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.feeds import read_arrays
-from emp_onnx.weights import Weight
+from emp_onnx.runtime.feeds import read_arrays
+from emp_onnx.weights.find import Weight
 
 __all__ = ["Gradients", "checked", "read_gradients"]
 

@@ -58,7 +58,7 @@ def read_feeds(path: str | os.PathLike[str], /) -> Iterator[dict[str, NDArray[An
     files = sorted(place.glob("*.npz"))
     columns = sorted(place.glob("*.npy"))
     if files and columns:
-        raise UsageError(f"feeds must be a folder of .npz files or one of .npy files, got {quote(path)}, which has both")
+        raise UsageError(f"feeds must be a folder of .npz files, or of .npy files, got {quote(path)}, which has both")
     if columns:
         return _samples({file.stem: _column(file) for file in columns}, place)
     if not files:
