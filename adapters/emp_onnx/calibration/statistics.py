@@ -183,6 +183,8 @@ def calibrate(
     second: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    min_size: int = 1,
+    embeddings: bool = False,
     seed: int = 0,
     threads: int | None = None,
     watch: Watch | None = None,
@@ -195,7 +197,7 @@ def calibrate(
         model: a path, or a model from `load`.
         feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given (`Statistics.random` says so).
         second: also second moments, which `obs` and `error` need; else norms only.
-        include, exclude: see `find_weights`.
+        include, exclude, min_size, embeddings: see `find_weights`.
         seed: of random feeds.
         threads: for onnxruntime.
         watch: told how far the work is.
@@ -204,7 +206,8 @@ def calibrate(
         UsageError: feeds that do not fit. ModelError: NaN activations, with the node's name.
     """
     source = model if isinstance(model, Model) else load(model)
-    weights = find_weights(source, include=include, exclude=exclude).weights
+    chosen = {"include": include, "exclude": exclude, "min_size": min_size, "embeddings": embeddings}
+    weights = find_weights(source, **chosen).weights  # type: ignore[arg-type]
     given, random = gather(source, feeds, seed, threads)
     network = Network(source, weights, given, threads)
     if watch is not None:

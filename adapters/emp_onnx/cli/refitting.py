@@ -19,7 +19,7 @@ from emp_onnx.cli.options import (
     spread_options,
 )
 from emp_onnx.cli.show import complain, metered, show
-from emp_onnx.cli.values import positive, seed, share, size, sparsity, threads
+from emp_onnx.cli.values import positive, seed, share, size, sparsity
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
@@ -167,8 +167,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     before = [Statistics.load(path) for path in options.merge]
     with metered(options) as meter:
         found = calibrate(
-            model, options.feeds, second=not options.norms, include=options.include, exclude=options.exclude,
-            seed=seed(options), threads=threads(options), watch=meter,
+            model, options.feeds, second=not options.norms, seed=seed(options), watch=meter, **choice(options)
         )  # fmt: skip
     for other in before:
         found = other.merge(found)

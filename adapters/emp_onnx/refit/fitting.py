@@ -68,7 +68,7 @@ class Fitting:
         held: share of the feeds that is kept back for `agreement` and `moved`, 0 ≤ held < 1.
         threads: for onnxruntime.
         watch: told how far the work is.
-        gradients: of a loss, by name of weight, for the criterion `gradient`; they then also count, as |w·g|.
+        gradients: of a loss, by name of weight, for the criterion `gradient`; they then also count, as ``|w·g|``.
 
     Raises:
         UsageError: feeds or gradients that do not fit the model (which, what is expected, what came), an option out of
@@ -162,7 +162,7 @@ class Fitting:
             raise UsageError("criterion 'gradient' must come with gradients, got none")
 
     def count(self, *, beta: float | None = None, sparsity: float | None = None) -> int:
-        """How many weights a rule keeps: Σ ⌊β·N_eff⌋ over the weights (of |w·g| where there are gradients), or what
+        """How many weights a rule keeps: Σ ⌊β·N_eff⌋ over the weights (of ``|w·g|`` where there are gradients), or what
         `sparsity` leaves of them all.
 
         Raises:

@@ -114,7 +114,7 @@ def refit(
             A tenth of them, under a budget a quarter, is kept back and measured on.
         stats: in place of feeds, statistics from `calibrate`, or their file. Each layer is then solved by itself;
             feeds, if given too, are only measured on.
-        gradients: of a loss, by name of weight, or their `.npz` file: for the criterion `gradient`, |w·g|.
+        gradients: of a loss, by name of weight, or their `.npz` file: for the criterion `gradient`, ``|w·g|``.
         update: whether kept weights are solved again; without, they keep their values.
         beta, sparsity, budget: the amount; at most one of them.
         allocate: how the amount is spread over the layers: `error` (measured, the default), `emp` (the default where
