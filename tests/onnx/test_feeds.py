@@ -157,5 +157,5 @@ def test_npy_files_that_do_not_fit_together(tmp_path: Path) -> None:
         read_feeds(tmp_path)
     (tmp_path / "a.npz").unlink()
     (tmp_path / "y.npy").write_bytes(b"junk")
-    with pytest.raises(UsageError, match="feeds must be .npy files of plain arrays, got .*y.npy"):
+    with pytest.raises(UsageError, match=r"feeds must be .npy files of plain arrays, got .*y.npy"):
         read_feeds(tmp_path)
