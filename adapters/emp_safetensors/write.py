@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -104,7 +103,7 @@ def _write(pruned: Pruned, file: File, path: Path) -> None:
     worst = {p.name: _certified(entries[p.name], entries[p.name].n, "f" * 64) for p in here}
     others = {key: text for key, text in header.metadata.items() if key != KEY}
     room = len(dump(header, {**others, KEY: _text(pruned, worst)} if here else others))
-    left, sums = dict[str, Certified](), dict[str, int]()
+    left, sums = dict[str, Certified](), dict[str, str]()
     with open(path, "xb+") as stream:
         stream.seek(room)
         for place in header.places:
@@ -115,8 +114,8 @@ def _write(pruned: Pruned, file: File, path: Path) -> None:
         stream.truncate(room + header.end - header.data)
         for place in here:
             moved = replace(place, start=place.start - header.data + room, stop=place.stop - header.data + room)
-            zeros, digest = _read_back(stream.fileno(), moved, sums[place.name])
-            left[place.name] = _certified(entries[place.name], zeros, digest)
+            zeros = _read_back(stream.fileno(), moved, sums[place.name])
+            left[place.name] = _certified(entries[place.name], zeros, sums[place.name])
         stream.seek(0)
         stream.write(dump(header, {**others, KEY: _text(pruned, left)} if here else others, room))
         stream.flush()
@@ -130,21 +129,21 @@ def _copy(file: File, place: Place, stream: Any) -> None:
         stream.write(buffer)
 
 
-def _prune(pruned: Pruned, tensor: Stored, stream: Any) -> int:
-    """Write one tensor without what is removed; returns a sum of what was written."""
-    kept, total = pruned.plan.kept[tensor.name], 0
+def _prune(pruned: Pruned, tensor: Stored, stream: Any) -> str:
+    """Write one tensor without what is removed; returns the checksum of what was written."""
+    kept, digest = pruned.plan.kept[tensor.name], Checksum()
     for start, raw in tensor.pieces():
         bits = raw.view(f"u{raw.dtype.itemsize}")
-        out = np.multiply(bits, kept.mask(tensor.scores(raw), start), dtype=bits.dtype)
+        out = np.multiply(bits, kept.mask(raw, start), dtype=bits.dtype)
         stream.write(out.data)
-        total = zlib.crc32(out.data, total)
+        digest.update(out)
     stream.flush()
-    return total
+    return digest.hexdigest()
 
 
-def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
-    """What the file really holds now, compared with what was written: zeros, and the checksum for the certificate."""
-    digest, zeros, found = Checksum(), 0, 0
+def _read_back(handle: int, place: Place, written: str) -> int:
+    """The zeros of what the file really holds now, after it was compared with what was written."""
+    digest, zeros = Checksum(), 0
     held = DTYPES[place.dtype][1]
     assert held is not None
     width = held.itemsize
@@ -156,13 +155,12 @@ def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
             if not done:
                 raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it is too short")
             view, at = view[done:], at + done
-        found = zlib.crc32(bits.data, found)
         digest.update(bits)
         bits &= (1 << (8 * width - 1)) - 1  # without the sign: a kept −0 is a zero too
         zeros += bits.size - int(np.count_nonzero(bits))
-    if found != total:
+    if digest.hexdigest() != written:
         raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it reads back otherwise")
-    return zeros, digest.hexdigest()
+    return zeros
 
 
 def _certified(e: Entry, zeros: int, left: str) -> Certified:

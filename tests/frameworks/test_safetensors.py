@@ -101,19 +101,23 @@ def test_what_is_written_is_what_the_core_selects(tmp_path, scope, amount):
 @settings(max_examples=40)
 def test_masks_of_pieces_are_those_of_the_whole(tmp_path_factory, data):
     """Rows longer and shorter than a piece, ties across their borders."""
-    checkpoint, plan = (importlib.import_module(f"emp_safetensors.{room}") for room in ("checkpoint", "plan"))
+    checkpoint, rows = (importlib.import_module(room) for room in ("emp_safetensors.checkpoint", "emp_core._row_cuts"))
     shape = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 40)))
     values = np.array(data.draw(st.lists(st.sampled_from([0.0, 0.5, -0.5, 1.0, -2.0]), min_size=shape[0] * shape[1],
                                          max_size=shape[0] * shape[1])), np.float32).reshape(shape)  # fmt: skip
     folder = tmp_path_factory.mktemp("pieces")
     (folder / "in.safetensors").write_bytes(dump({"w": values}))
     scope = data.draw(st.sampled_from(["tensor", "row", "model"]))
-    before = checkpoint.PIECE, plan.LONG, plan.BLOCK
-    checkpoint.PIECE, plan.LONG, plan.BLOCK = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 6)), 20
+    if not values.any():
+        with pytest.raises(emp_safetensors.CheckpointError, match="'w': it holds only zeros"):
+            emp_safetensors.prune(folder / "in.safetensors", folder / "out.safetensors", scope=scope)
+        return
+    before = checkpoint.PIECE, rows.CHUNK, rows.SLAB
+    checkpoint.PIECE, rows.CHUNK, rows.SLAB = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 60)), 20
     try:
         emp_safetensors.prune(folder / "in.safetensors", folder / "out.safetensors", scope=scope)
     finally:
-        checkpoint.PIECE, plan.LONG, plan.BLOCK = before
+        checkpoint.PIECE, rows.CHUNK, rows.SLAB = before
     mask = emp_core.select(values, scope="rows" if scope == "row" else "whole").mask
     assert np.array_equal(parse(folder / "out.safetensors")[0]["w"], np.where(mask, values, 0))
     assert emp_safetensors.verify(folder / "out.safetensors", folder / "in.safetensors") == ()
