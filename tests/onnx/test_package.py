@@ -80,7 +80,7 @@ def test_importing_pulls_in_nothing_heavy_and_this_test_can_fail() -> None:
 
 def test_only_the_command_line_prints_or_exits() -> None:
     for file in (ROOT / "adapters" / "emp_onnx").rglob("*.py"):
-        if file.name not in ("cli.py", "__main__.py", "train.py"):
+        if file.parent.name != "cli" and file.name not in ("__main__.py", "train.py"):
             text = file.read_text(encoding="utf-8")
             assert "print(" not in text.replace("console.print(", "")
             assert "sys.exit" not in text

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_silent_when_piped_and_told_when_verbose(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(two_layers(np.random.default_rng(0), 6).model, tmp_path / "m.onnx")
-    monkeypatch.setattr("emp_onnx.cli.Meter", lambda stream: Meter(stream, after=0.0, every=0.0))
+    monkeypatch.setattr("emp_onnx.cli.show.Meter", lambda stream: Meter(stream, after=0.0, every=0.0))
     assert main(["prune", str(path)]) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
@@ -119,13 +120,27 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     path = write(made, tmp_path / "m.onnx")
     data = path.read_bytes()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters")])}
-    for wait in ("", ".part"):
+
+    def opened(pid: int) -> bool:  # where the system does not tell, it will have been by then
+        time.sleep(0.005)
+        folder = Path(f"/proc/{pid}/fd")
+        if not folder.is_dir():
+            time.sleep(2)
+            return True
+        with suppress(OSError):
+            return any(os.path.realpath(item) == str(path) for item in folder.iterdir())
+        return False
+
+    def begun(_: int) -> bool:
+        time.sleep(0.005)
+        return any(name.endswith(".part") for name in os.listdir(tmp_path))
+
+    for reached in (opened, begun):
         command = [sys.executable, "-m", "emp_onnx", "prune", str(path), "--threads", "1"]
         with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
             until = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < until:
-                time.sleep(0.6 if not wait else 0.005)
-                if not wait or any(name.endswith(wait) for name in os.listdir(tmp_path)):
+                if reached(process.pid):
                     process.send_signal(signal.SIGINT)
                     break
             said = process.communicate(timeout=60)[1].decode()

@@ -198,7 +198,7 @@ def test_the_command_line(path: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert data["random"] is True
     assert data["proof"]["problem"] == ""
     assert main(["shrink", str(path), "--round-to", "many"]) == 2
-    assert "--round-to must be a whole number, got 'many'" in capsys.readouterr().err
+    assert "--round-to must be a whole number ≥ 1, got 'many'" in capsys.readouterr().err
     assert main(["shrink", str(tmp_path / "missing.onnx")]) == 3
     assert main(["shrink", str(path), str(path)]) == 2
 

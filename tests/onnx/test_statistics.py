@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ def test_the_commands(path: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["calibrate", *common, "-o", str(tmp_path / "a.npz")]) == 0
     assert main(["calibrate", *common, "-o", str(tmp_path / "b.npz"), "--merge", str(tmp_path / "a.npz")]) == 0
     assert Statistics.load(tmp_path / "b.npz").feeds == 80
+    capsys.readouterr()
+    assert main(["calibrate", *common, "-o", str(tmp_path / "a.npz"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["feeds"], told["random_feeds"], len(told["maps"])) == (40, False, len(calibrate(path, feeds()).inputs))
     files = [str(tmp_path / f"c.{kind}") for kind in ("csv", "json", "png")]
     assert main(["sweep", *common, "--at", "0.3,0.6", *(w for f in files for w in ("-o", f))]) == 0
     assert len(Path(files[0]).read_text().splitlines()) == 3

@@ -1,0 +1,132 @@
+"""`emp fuse`, `emp run`, `emp bench`: models at work, with the kernels where they are installed."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emp_onnx.cli.options import (
+    Commands,
+    check_out,
+    common_options,
+    feed_options,
+    kernels_option,
+    model_option,
+    out_options,
+)
+from emp_onnx.cli.show import show
+from emp_onnx.cli.values import listed, positive, seed, threads
+from emp_onnx.errors import ModelError, UsageError, quote
+from emp_onnx.files.model_io import load
+from emp_onnx.files.whole import write_whole
+from emp_onnx.report import bench_text, fused_text, run_text
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of this room."""
+    one = commands.add("fuse", _fuse, "put packed weights into the nodes that use them, where kernels find them")
+    model_option(one, "a model with packed weights, as `emp pack` writes it")
+    out_options(one, "fused", in_place=False)
+    one.add_argument(
+        "--every", action="store_true", help="also weights for which dense kernels are expected to be faster"
+    )
+    common_options(one, threads=False)
+
+    one = commands.add("run", _run, "run a model in onnxruntime, with the kernels where they are installed")
+    one.add_argument("model", metavar="MODEL.onnx", help="the model, packed or not")
+    one.add_argument("-o", "--output", metavar="OUT.npz", help="save the outputs there, by name")
+    kernels_option(one, ("auto", "on", "off"), "auto", "auto: where they are installed and of use (default)")
+    feed_options(one)
+    common_options(one)
+
+    one = commands.add("bench", _bench, "measure models side by side: latency, time to load, memory")
+    one.add_argument(
+        "models", metavar="MODEL.onnx", nargs="+", help="the models; the first is what the others are compared with"
+    )
+    one.add_argument("--batch", metavar="N,N…", help="sizes of the first axis of made-up feeds (default: 1)")
+    one.add_argument("--threads", metavar="N,N…", help="numbers of threads (default: 1)")
+    one.add_argument("--seconds", metavar="S", help="for each model, batch and number of threads (default: 1)")
+    kernels_option(one, ("both", "auto", "on", "off"), "both", "both: each packed model with and without (default)")
+    feed_options(one)
+    common_options(one, threads=False)
+
+
+def _fuse(options: argparse.Namespace) -> int:
+    from emp_onnx.runtime.fuse import fused_model
+
+    check_out(options)
+    source = load(options.model)
+    out = Path(options.out or f"{options.model.removesuffix('.onnx')}.fused.onnx")
+    if source.sidecars() and out.resolve().parent != Path(options.model).resolve().parent:
+        raise UsageError(f"OUT must be in the folder of the model, whose sidecars it shares, got {quote(out)}")
+    model, fused = fused_model(options.model, every=options.every)
+    if not any(item.op for item in fused):
+        raise ModelError(f"the model has no packed weight that kernels can take, got {quote(options.model)}")
+    write_whole(out, model.SerializeToString(), "OUT")
+    show(
+        options,
+        lambda: {"out": str(out), "uses": [vars(item) for item in fused]},
+        lambda style: fused_text(fused, out, style),
+    )
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from emp_onnx.runtime.bench import feeds_for, inputs_of
+    from emp_onnx.runtime.engine import open_engine
+    from emp_onnx.runtime.feeds import check_feed, read_feeds
+
+    engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
+    feeds = read_feeds(options.feeds) if options.feeds else iter([feeds_for(engine, 1, seed=seed(options))])
+    names = [item.name for item in engine.session.get_outputs()]
+    runs: list[tuple[float, dict[str, Any]]] = []
+    for i, feed in enumerate(feeds):
+        check_feed(feed, inputs_of(engine), i)
+        start = time.perf_counter()
+        try:
+            values = engine.session.run(None, feed)
+        except Exception as error:  # onnxruntime's own errors have no common base
+            raise ModelError(f"onnxruntime cannot run the model on feed {i}: {str(error).splitlines()[0]}") from error
+        runs.append((time.perf_counter() - start, dict(zip(names, values, strict=True))))
+    if options.output is not None:
+        stream = io.BytesIO()
+        many = len(runs) > 1
+        arrays = {n: np.stack([outputs[n] for _, outputs in runs]) if many else runs[0][1][n] for n in names}
+        np.savez(stream, allow_pickle=False, **arrays)
+        write_whole(options.output, stream.getvalue(), "-o")
+    show(
+        options,
+        lambda: {
+            "path": engine.note, "kernels": engine.kernels, "seconds": [seconds for seconds, _ in runs],
+            "outputs": [{"name": n, "dtype": v.dtype.name, "shape": list(v.shape)} for n, v in runs[0][1].items()],
+        },
+        lambda style: "\n".join(run_text(engine, list(outputs.items()), seconds, style) for seconds, outputs in runs),
+    )  # fmt: skip
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from emp_onnx.runtime.bench import SECONDS, bench
+    from emp_onnx.runtime.feeds import read_feeds
+
+    if options.feeds is not None and options.batch is not None:
+        raise UsageError("--feeds must come without --batch, which is for made-up feeds")
+    feed = next(iter(read_feeds(options.feeds))) if options.feeds else None
+    seconds = positive("--seconds", options.seconds)
+    measured = bench(
+        options.models, feed=feed, batch=listed("--batch", options.batch), threads=listed("--threads", options.threads),
+        kernels=options.kernels, seconds=SECONDS if seconds is None else seconds, seed=seed(options),
+    )  # fmt: skip
+    show(
+        options,
+        lambda: {"models": [item.to_dict() for item in measured]},
+        lambda style: bench_text(measured, style),
+    )
+    return 0
