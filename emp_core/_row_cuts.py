@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ._chunks import PIECE, Part, dots
 from ._cut import RuleOf, rule_of, select_stream
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK
@@ -23,7 +24,7 @@ from ._namespace import BFLOAT16
 from ._pools import HostPools, share_rows
 from ._rows import Counted, count_rows, parts
 from ._select import bounds
-from ._stream import PIECE, Part, Stream, dots
+from ._stream import Stream
 
 SLAB = 1 << 17  # scores taken together: of fewer, beginning each step takes longer than the step
 

@@ -12,14 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_core.direct import DirectReader
 from emp_safetensors.errors import CheckpointError, quote
 from emp_safetensors.header import DTYPES, Header, Place, open_plain, read_header
 
-__all__ = ["PIECE", "Checkpoint", "File", "Stored", "load"]
+__all__ = ["PIECE", "Bytes", "Checkpoint", "File", "Stored", "load"]
 
 INDEX = "model.safetensors.index.json"
 PIECE = 1 << 17  # elements read at once: what fits a cache
 LARGEST_INDEX = 1 << 28
+
+
+class Bytes:
+    """The bytes of an open file by position; with `direct`, long stretches from the disk itself."""
+
+    def __init__(self, path: Path, handle: int, *, direct: bool = False) -> None:
+        self._handle, self._direct = handle, DirectReader(path) if direct else None
+
+    def into(self, at: int, buffer: Any, /) -> bool:
+        """Fill a writable buffer from a place of the file on; False if the file is too short."""
+        view = memoryview(buffer).cast("B")
+        while view:
+            done = self._direct.into(at, view) if self._direct is not None else 0
+            done = done or os.preadv(self._handle, [view], at)
+            if not done:
+                return False
+            view, at = view[done:], at + done
+        return True
 
 
 class File:
@@ -29,20 +48,17 @@ class File:
     def __init__(self, path: Path) -> None:
         self.path, self._handle = path, -1
         self._handle = open_plain(path)
+        self._bytes = Bytes(path, self._handle)
         self.header: Header = read_header(self._handle, path)
 
     def __del__(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)
 
-    def into(self, at: int, buffer: Any) -> None:
+    def into(self, at: int, buffer: Any, /) -> None:
         """Fill a writable buffer from a place of the file on."""
-        view = memoryview(buffer).cast("B")
-        while view:
-            done = os.preadv(self._handle, [view], at)
-            if not done:
-                raise CheckpointError(f"checkpoint {quote(self.path)} became shorter while it was read")
-            view, at = view[done:], at + done
+        if not self._bytes.into(at, buffer):
+            raise CheckpointError(f"checkpoint {quote(self.path)} became shorter while it was read")
 
 
 @dataclass(frozen=True)
