@@ -23,9 +23,9 @@ from ._effective import effective_size
 from ._errors import ArgumentError, PoolError
 from ._mask import retained_mass
 from ._namespace import given, to_host
-from ._planned import SCOPES, Figures, Framed, Planned, Rule, framed, misread, typed
 from ._scope import Rows
 from ._select import Selection, select
+from .figures import SCOPES, Figures, Framed, Planned, Rule, framed, misread, typed
 
 __all__ = ["SCOPES", "Entry", "Figures", "Framed", "Plan", "Planned", "Rule", "decide", "framed", "misread", "typed"]
 

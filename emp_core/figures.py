@@ -13,6 +13,8 @@ from ._errors import ArgumentError
 from ._hill import checked_order
 from ._select import checked_sparsity
 
+__all__ = ["SCOPES", "Figures", "Framed", "Planned", "Rule", "framed", "misread", "typed"]
+
 SCOPES = ("tensor", "row", "model")
 
 
