@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.places import Places
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.recurrent import recurrent
 from emp_onnx.calibration.unroll import Window, positions, stuffed, unroll
@@ -43,24 +44,31 @@ class Problem:
     """One linear map.
 
     Attributes:
-        parts: tensors by key, each with the indices (groups, out, its share of d) of its numbers.
+        parts: tensors by key, each with the places (groups, out, its share of d) of its numbers.
         rows: from values and a seed for the choice of samples, X of shape (groups, samples, d).
         outs: the same samples of something that has the shape of the step's output, as (groups, samples, out).
         bias: where its bias is, or None.
-        norm: a batch normalisation behind it that takes over the part of the bias.
+        spread: the variance of a batch normalisation behind it, whose mean is the bias.
+        same: problems for which this is equal, and not None, have the same rows.
     """
 
-    parts: list[tuple[str, Index]]
+    parts: list[tuple[str, Places]]
     rows: Callable[[Get, int, int], Array]
     outs: Callable[[Array, int, int], Array] | None = None
     bias: Bias | None = None
     spread: Bias | None = None
+    same: object = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(groups, out, d)."""
         groups, out = self.parts[0][1].shape[:2]
-        return groups, out, sum(index.shape[2] for _, index in self.parts)
+        return groups, out, sum(places.shape[2] for _, places in self.parts)
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return sum(places.size for _, places in self.parts)
 
 
 @dataclass(eq=False)
@@ -300,7 +308,10 @@ def _conv(finder: _Finder, step: Step, found: Found) -> Site | str:
         if bias is None:
             mean, variance = _behind(finder, step, out)
             bias, spread = _grouped(mean, groups), _grouped(variance, groups)
-    return Site(step, (key,), (name,), [Problem([(key, matrix)], rows, _channels(groups), bias, spread)])
+    same = ("Conv", name, given, str(auto), groups)
+    return Site(
+        step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias, spread, same)]
+    )
 
 
 def _conv_transpose(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -334,7 +345,7 @@ def _conv_transpose(finder: _Finder, step: Step, found: Found) -> Site | str:
     bias = _grouped(
         _given_bias(finder, step, 2, out) if _has(step, 2) else _later_bias(finder, step, out, 1 - index.ndim), groups
     )
-    return Site(step, (key,), (name,), [Problem([(key, matrix)], rows, _channels(groups), bias)])
+    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias)])
 
 
 def _channels(groups: int) -> Callable[[Array, int, int], Array]:
@@ -373,10 +384,10 @@ def _gemm(finder: _Finder, step: Step, found: Found) -> Site | str:
     flags = step.node.number("transA"), step.node.number("transB")
     name = step.inputs[1 - slot]
     if slot == 1:
-        matrix, rows = (index if flags[1] else index.T), _matrix(name, bool(flags[0]))
+        matrix, turned = (index if flags[1] else index.T), bool(flags[0])
         outs: Any = _last
     else:  # (W·X)ᵀ = Xᵀ·Wᵀ
-        matrix, rows = (index.T if flags[0] else index), _matrix(name, not flags[1])
+        matrix, turned = (index.T if flags[0] else index), not flags[1]
         outs = None
     bias = None
     if slot == 1:
@@ -386,7 +397,7 @@ def _gemm(finder: _Finder, step: Step, found: Found) -> Site | str:
                 bias = Bias(hit[0], hit[1].reshape(1, -1))
         else:
             bias = _later_bias(finder, step, len(matrix), -1)
-    return Site(step, (key,), (name,), [Problem([(key, matrix[None])], rows, outs, bias)])
+    return Site(step, (key,), (name,), [_matrix_problem(key, matrix, name, turned, outs, bias)])
 
 
 def _matmul(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -395,16 +406,15 @@ def _matmul(finder: _Finder, step: Step, found: Found) -> Site | str:
     slot, (key, index) = next(iter(found.items()))
     if index.ndim != 2:
         return "a batch of matrices is not refitted"
-    name = step.inputs[1 - slot]
-    if slot == 1:
-        problem = Problem(
-            [(key, index.T[None])], _matrix(name, False), _last, _later_bias(finder, step, index.shape[1], -1)
-        )
-    else:
-        problem = Problem(
-            [(key, index[None])], _matrix(name, True), None, _later_bias(finder, step, index.shape[0], -2)
-        )
-    return Site(step, (key,), (name,), [problem])
+    name, mine = step.inputs[1 - slot], slot == 1
+    matrix = index.T if mine else index
+    bias = _later_bias(finder, step, len(matrix), -1 if mine else -2)
+    return Site(step, (key,), (name,), [_matrix_problem(key, matrix, name, not mine, _last if mine else None, bias)])
+
+
+def _matrix_problem(key: str, matrix: Index, name: str, turned: bool, outs: Any, bias: Bias | None) -> Problem:
+    rows = _matrix(name, turned)
+    return Problem([(key, Places(matrix[None]))], rows, outs, bias, same=("matrix", name, turned))
 
 
 def _einsum(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -435,7 +445,7 @@ def _einsum(finder: _Finder, step: Step, found: Found) -> Site | str:
         some = positions(x.shape[1], limit, seed)
         return x if some is None else x[:, some]
 
-    return Site(step, (key,), (name,), [Problem([(key, matrix)], rows)])
+    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows)])
 
 
 def _cell(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -449,7 +459,11 @@ def _cell(finder: _Finder, step: Step, found: Found) -> Site | str:
     reads = tuple(step.inputs[i] for i in (0, 4, 5) if _has(step, i))
     return Site(
         step, (found[1][0], found[2][0]), reads,
-        [Problem(p.parts, p.rows, None, b) for p, b in zip(problems, bias, strict=True)], hidden,
+        [
+            Problem([(key, Places(index)) for key, index in p.parts], p.rows, None, b)
+            for p, b in zip(problems, bias, strict=True)
+        ],
+        hidden,
     )  # fmt: skip
 
 

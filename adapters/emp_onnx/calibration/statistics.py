@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from emp_core.criteria import obs, output_error, wanda
 from emp_onnx.calibration.feeding import gather
+from emp_onnx.calibration.moments import Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
@@ -191,17 +192,20 @@ def calibrate(
     given, random = gather(source, feeds, seed, threads)
     network = Network(source, weights, given, threads)
     if watch is not None:
-        watch.phase("calibrating", sum(4 * p.parts[0][1].size for site in network.sites for p in site.problems))
+        watch.phase("calibrating", sum(4 * p.size for site in network.sites for p in site.problems))
     dense, found = network.runner(), list[Inputs]()
-    for level in range(network.levels + 1):
+    for level in range(network.levels):
         dense.level(level, network.wanted(level))
+        shared: dict[object, list[Sums]] = {}
         for site in network.at(level + 1):
-            for problem, (sums,) in zip(site.problems, network.moments(site, dense, positions=False), strict=True):
+            done = network.moments(site, dense, positions=False, shared=shared)
+            for problem, (sums,) in zip(site.problems, done, strict=True):
+                yy = np.zeros(0) if sums.yy is None else sums.yy
                 squares = np.diagonal(sums.xx, axis1=1, axis2=2).copy()
                 keys = tuple(key for key, _ in problem.parts)
                 found.append(
-                    Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, sums.yy)
+                    Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, yy)
                 )
                 if watch is not None:
-                    watch.add(4 * problem.parts[0][1].size)
+                    watch.add(4 * problem.size)
     return Statistics(tuple(found), len(given), tuple(sorted(network.why.items())), random)
