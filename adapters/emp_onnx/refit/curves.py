@@ -22,16 +22,16 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.solve import Quadratic, descend, effort
+from emp_onnx.refit.solve import LEAN, Quadratic, descend, effort
 
-__all__ = ["Curve", "curves", "enough", "quadratic"]
+__all__ = ["RIDGES", "Curve", "curves", "enough", "quadratic"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Says = list[list[Array]]
-DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01)
+DENSITIES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06, 0.03, 0.01)
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
-RIDGES = (1e-3, 1e-2, 1e-1)
+RIDGES = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)  # tried in turn, as long as the next does better
 LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
 BUDGET, FEWEST = 8e9, 64  # multiplications of one round over all layers; outputs of a layer that are looked at anyway
 FEW, ROWS = 16, 1280  # or where each holds many answers, as a sequence does: so few, if they hold so many
@@ -45,7 +45,7 @@ class Curve:
         counts: weights kept, from all of them down.
         errors: of the layer's outputs on feeds not used to choose them, squared, per sample; 0 for the dense layer.
         price: what one unit of that error costs at the answers.
-        ridge: the strength that did best.
+        ridge, lean: those that did best (see `Quadratic`).
         samples: in the half that was fitted; 0 where no feed reaches the layer, and then nothing is known.
         outliers: share of the scores |w|·‖x‖ above five times their mean.
     """
@@ -56,6 +56,7 @@ class Curve:
     errors: tuple[float, ...]
     price: float
     ridge: float
+    lean: float
     samples: int
     outliers: float
 
@@ -117,7 +118,7 @@ def _curve(
 ) -> Curve:  # fmt: skip
     n = problem.size
     if not fit.count:
-        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[1], 0, 0.0)
+        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], LEAN, 0, 0.0)
     dense = w = network.matrix(problem)
     some = _some(network, problem)
     share = 1.0 if some is None else some.size / w.shape[1]
@@ -125,16 +126,16 @@ def _curve(
         w, fit, test = w[:, some], fit.rows(some), test.rows(some)
     seen = test.centred()[0] if problem.bias is not None else test.raw()[0]
     real = Quadratic(seen, w)
-    ridge = min(RIDGES, key=lambda r: _trial(quadratic(problem, w, fit, r)[0], real, w.size))
-    loss, xx = quadratic(problem, w, fit, ridge)
+    ridge, lean, loss = _tuned(problem, w, fit, real)
+    xx = fit.xx / fit.count
     variance = test.variance(problem.bias is not None)
-    steps, rounds = effort((w.shape[0], w.shape[1], w.shape[2]))
+    steps, _ = effort((w.shape[0], w.shape[1], w.shape[2]))
     every = max(1, -(-len(DENSITIES) // steps))
     densities = DENSITIES[::-1][::every]
     points = {max(1, round(d * w.size)): max(1, round(d * n)) for d in densities}
     points = {count: points[count] for count in sorted(points, reverse=True) if count < w.size and points[count] < n}
     errors, price, looked = [0.0], 0.0, False
-    for count, _, thin in descend(loss, list(points), rounds=rounds):
+    for count, _, thin in descend(loss, list(points), lean=lean):
         errors.append(max(real.loss(thin), errors[-1]))
         last = count == min(points)
         if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
@@ -147,7 +148,7 @@ def _curve(
     scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None]
     outliers = float((scores > 5 * scores.mean()).mean())
     errors = [error / share for error in errors]
-    return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, fit.count, outliers)
+    return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, lean, fit.count, outliers)
 
 
 def _some(network: Network, problem: Problem) -> NDArray[np.intp] | None:
@@ -169,6 +170,23 @@ def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mappin
     return distance(says, after(thin))
 
 
-def _trial(loss: Quadratic, real: Quadratic, n: int) -> float:
-    *_, (_, _, w) = descend(loss, [max(1, round(d * n)) for d in (0.75, 0.5)], rounds=6)
+def _tuned(problem: Problem, w: Float, fit: Moments, real: Quadratic) -> tuple[float, float, Quadratic]:
+    """The ridge and the lean that do best on the other half, and the loss with that ridge."""
+    best, found = math.inf, (RIDGES[2], 1.0, None)
+    for ridge in RIDGES[1:]:
+        loss, _ = quadratic(problem, w, fit, ridge)
+        error = _trial(loss, real, 1.0)
+        if error >= best:
+            break
+        best, found = error, (ridge, 1.0, loss)
+    ridge, lean, chosen = found
+    if chosen is None:
+        chosen, _ = quadratic(problem, w, fit, ridge)
+    if _trial(chosen, real, LEAN) < best:
+        lean = LEAN
+    return ridge, lean, chosen
+
+
+def _trial(loss: Quadratic, real: Quadratic, lean: float) -> float:
+    *_, (_, _, w) = descend(loss, [max(1, round(d * real.best.size)) for d in (0.7, 0.5, 0.35)], lean=lean)
     return real.loss(w)

@@ -18,14 +18,17 @@ from emp_onnx.calibration.moments import Moments, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.curves import Curve, quadratic
-from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, polish, solve
+from emp_onnx.refit.curves import RIDGES, Curve, quadratic
+from emp_onnx.refit.solve import Quadratic, descend, effort, exchange, ladder, largest, polish, solve
 
 __all__ = ["Fitted", "fit"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 
 
 @dataclass
@@ -54,7 +57,7 @@ def fit(
         watch: told how many bytes of weights are done.
     """
     done = Fitted(dict(start or {}))
-    counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
+    counts = {id(curve.problem): (k, curve.ridge, curve.lean) for curve, k in zip(curves, keep, strict=True)}
     dense, thin = network.runner(), network.runner(done.changed)
     seen = set[str]()
     for level in range(network.levels):
@@ -66,12 +69,14 @@ def fit(
             if not mine or seen & set(site.keys):
                 continue
             for again in range(2 if site.hidden and update else 1):
-                sums = network.moments(site, dense, thin, done.changed, shared=shared)
+                sums = network.moments(
+                    site, dense, thin, done.changed, part=lambda feed: feed % 2, parts=2, shared=shared
+                )
                 new = dict(done.changed)
-                for problem, (moments,) in zip(site.problems, sums, strict=True):
-                    if id(problem) in counts and moments.count:
+                for problem, halves in zip(site.problems, sums, strict=True):
+                    if id(problem) in counts and any(half.count for half in halves):
                         seen.update(key for key, _ in problem.parts)
-                        _one(network, site, problem, moments, counts[id(problem)], criterion, update, new, done, again)
+                        _one(network, site, problem, halves, counts[id(problem)], criterion, update, new, done, again)
                 done.changed.update(new)
             if watch is not None:
                 watch.add(sum(problem.size * 4 for problem in mine))
@@ -79,20 +84,22 @@ def fit(
 
 
 def _one(
-    network: Network, site: Site, problem: Problem, sums: Moments, asked: tuple[int, float],
+    network: Network, site: Site, problem: Problem, halves: Sequence[Moments], asked: tuple[int, float, float],
     criterion: str, update: bool,
     new: dict[str, Array], done: Fitted, again: int,
 ) -> None:  # fmt: skip
-    count, ridge = asked
+    count, ridge, lean = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    w0 = network.matrix(problem)
+    w0, sums, count = network.matrix(problem), halves[0].merge(halves[1]), min(count, n)
+    if update and sums.count < MANY * d and all(half.count for half in halves):
+        ridge = _tuned(problem, w0, halves, count)
     loss, xx = quadratic(problem, w0, sums, ridge)
-    count = min(count, n)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
-            steps, rounds = effort(problem.shape)
-            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), rounds=rounds)
+            steps, sweeps = effort(problem.shape)
+            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), lean=lean)
+            mask, w = exchange(loss, mask, w, sweeps=sweeps, lean=lean)
             w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
         mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
@@ -110,6 +117,25 @@ def _one(
         start += places.shape[2]
     if sums.count < d and not again:
         done.few.append((site.keys[0], sums.count, d))
+
+
+def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments], count: int) -> float:
+    """The ridge with which one half of the feeds foretells best what the dense network wants on the other half.
+
+    It is looked for again here, since what the layers before got wrong is noise that the dense network did not have.
+    """
+    fit, test = halves
+    xx, yx = test.centred() if problem.bias is not None else test.raw()
+    mask = largest(w0 * w0 * np.diagonal(xx, axis1=1, axis2=2)[:, None], count)
+    least, best = np.inf, RIDGES[0]
+    for ridge in RIDGES:
+        loss, _ = quadratic(problem, w0, fit, ridge)
+        w = solve(loss, mask, loss.best, rounds=12)
+        miss = float(np.einsum("god,god->", w @ xx - 2 * yx, w))
+        if miss >= least:
+            break
+        least, best = miss, ridge
+    return best
 
 
 def _zero(new: dict[str, Array], key: str, kept: Mask) -> None:

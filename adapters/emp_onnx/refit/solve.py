@@ -5,8 +5,12 @@ the outputs when A is the second moment of the inputs and W₀ the best dense so
 every product below is one matrix product over all rows, whatever their masks.
 
 Removing one weight and re-solving the rest of its row raises the loss by `w² / [A⁻¹]ⱼⱼ` (optimal brain surgeon: Hassibi
-and Stork, NeurIPS 1992). Removing many at once is no sum of these, since they can stand in for one another. So
-weights go a few at a time; after each step the others are solved again.
+and Stork, NeurIPS 1992), if all the others can make good for it. The more of them are gone, and the fewer samples A was
+seen on, the less they can; where none can, it costs `w²·Aⱼⱼ`. So the two are mixed, as `lean` says.
+
+Removing many at once is no sum of these either, since they can stand in for one another. So weights go a few at a
+time; after each step the others are solved again. In the end some of those that went come back for some that stayed,
+as long as that helps.
 """
 
 from __future__ import annotations
@@ -19,17 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Quadratic", "descend", "effort", "ladder", "largest", "polish", "solve"]
+__all__ = ["LEAN", "Quadratic", "descend", "effort", "exchange", "ladder", "largest", "polish", "solve"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SMALL = 48  # inputs up to which rows are solved one by one, exactly
-STEPS = 24  # steps from dense to empty in which weights go
+STEPS, ROUNDS = 16, 4  # steps from dense to empty in which weights go, and rounds of conjugate gradients after each
+LEAN = 0.5  # 0: a removed weight costs what it does where all others make good for it; 1: where none does
+SWEEPS, SHARE = 6, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
 WORK = 6e11  # multiplications and additions that one way down may take
-EXACT = 1e-10  # relative squared residual at which an iterative solution counts as one
 FACTORED = 256  # inputs from which a matrix is factored once for all that is asked of it
-SINGLE = 1 << 28  # multiplications of one product from which iterations are in single precision
-NEAR = 1e-8  # and their residual that is near enough, far above that precision
+NEAR = 1e-8  # relative squared residual at which an iterative solution, in single precision, counts as one
 BLOCK = 1 << 20  # numbers of the rows that are iterated together
 
 
@@ -110,6 +114,11 @@ class Quadratic:
         inverses = (dtrtri(factor, lower=1)[0] for factor in self._factors)
         return np.stack([1 / np.einsum("ij,ij->j", inverse, inverse) for inverse in inverses])
 
+    def worth(self, lean: float) -> Float:
+        """What a weight is worth per unit of its square, of shape (groups, d): `rise`, leaning towards Aⱼⱼ."""
+        diagonal = np.diagonal(self.a, axis1=1, axis2=2)
+        return diagonal if lean == 1 else self.rise ** (1 - lean) * diagonal**lean
+
 
 def largest(scores: Float, count: int) -> Mask:
     """The mask of the `count` largest; of equal ones the first stay."""
@@ -134,11 +143,10 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
     if loss.a.shape[-1] <= SMALL:
         return _rows(loss, mask)
     groups, out, d = mask.shape
-    single = out * d * d >= SINGLE
-    found = np.empty(mask.shape, np.float32 if single else np.float64)
+    found = np.empty(mask.shape, np.float32)
     step = max(1, BLOCK // d) if out * d > BLOCK else out
     for g in range(groups):
-        a = loss.single[g] if single else loss.a[g]
+        a = loss.single[g]
         for i in range(0, out, step):
             some = np.s_[g, i : i + step]
             target, first = (part[some].astype(found.dtype, copy=False) for part in (loss.target, start))
@@ -167,8 +175,7 @@ def _gradients(a: Any, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
     scaled = residual / diagonal
     way = scaled.copy()
     now = np.einsum("od,od->o", residual, scaled)
-    near = EXACT if a.dtype == np.float64 else NEAR
-    enough = near * np.einsum("od,od->o", target * target / diagonal, mask.astype(a.dtype))
+    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask.astype(a.dtype))
     for _ in range(rounds):
         if (now <= enough).all():
             break
@@ -191,8 +198,9 @@ Choose = Callable[[Float, int], Mask]
 
 
 def descend(
-    loss: Quadratic, counts: Sequence[int], choose: Callable[[Float, int], Mask] = largest, *, rounds: int = 8
-) -> Iterator[tuple[int, Mask, Float]]:
+    loss: Quadratic, counts: Sequence[int], choose: Callable[[Float, int], Mask] = largest, *,
+    rounds: int = ROUNDS, lean: float = LEAN,
+) -> Iterator[tuple[int, Mask, Float]]:  # fmt: skip
     """Remove weights step by step until `counts` stay, one count after the other, each smaller than the one before.
 
     Args:
@@ -200,27 +208,54 @@ def descend(
         counts: how many stay after each step.
         choose: from scores and a count to the mask that is kept; scores of what is already gone are −1.
         rounds: of conjugate gradients after each step; where rows are small they are solved exactly.
+        lean: see `Quadratic.worth`.
 
     Yields:
         count, mask and weights after each step.
     """
     w, mask = loss.best, np.ones(loss.best.shape, bool)
+    worth = loss.worth(lean)[:, None, :]
     for count in counts:
         scores = w * w
-        scores *= loss.rise[:, None, :].astype(w.dtype, copy=False)
+        scores *= worth.astype(w.dtype, copy=False)
         scores[~mask] = -1
         mask = choose(scores, count)
         w = solve(loss, mask, w, rounds=rounds)
         yield count, mask, w
 
 
+def exchange(
+    loss: Quadratic, mask: Mask, w: Float, *, sweeps: int = SWEEPS, rounds: int = ROUNDS, lean: float = LEAN
+) -> tuple[Mask, Float]:
+    """Let some weights that were removed come back, and as many others go: as many stay as before.
+
+    Those come back that would lower the loss most by themselves, `g² / worth` with the gradient g; then those go that
+    are worth least. Fewer with each sweep; the best that was seen is returned, so nothing gets worse.
+    """
+    count, worth = int(np.count_nonzero(mask)), loss.worth(lean)[:, None, :]
+    most = SHARE * 2 * min(count, mask.size - count)
+    best = loss.loss(w), mask, w
+    for i in range(sweeps):
+        back = int(most * (sweeps - i) / sweeps)
+        if not back:
+            break
+        pull = loss.target - w @ loss.a
+        more = mask | largest(np.where(mask, -1.0, pull * pull / worth), back)
+        w = solve(loss, more, w, rounds=rounds)
+        mask = largest(np.where(more, w * w * worth, -1.0), count)
+        w = solve(loss, mask, w, rounds=rounds)
+        now = loss.loss(w)
+        if now < best[0]:
+            best = now, mask, w
+    return best[1], best[2]
+
+
 def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Into how many steps to cut the way down, and how many rounds of conjugate gradients to take after each: as many
-    as help, and fewer for a layer so large that they would take minutes."""
+    """Into how many steps to cut the way down, and how many sweeps of exchange to follow: as many as help, and fewer
+    for a layer so large that they would take minutes."""
     groups, out, d = shape
     rounds = WORK / (2.0 * groups * out * d * d)
-    each = 8 if rounds >= 8 * STEPS else 4
-    return int(min(STEPS, max(6, rounds // each))), each
+    return int(min(STEPS, max(6, rounds // ROUNDS))), int(min(SWEEPS, rounds // (4 * ROUNDS)))
 
 
 def polish(shape: tuple[int, int, int]) -> int:
