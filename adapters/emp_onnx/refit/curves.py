@@ -22,7 +22,7 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.solve import LEAN, Quadratic, descend, effort
+from emp_onnx.refit.solve import Quadratic, descend, effort
 
 __all__ = ["RIDGES", "Curve", "curves", "enough", "quadratic"]
 
@@ -45,7 +45,7 @@ class Curve:
         counts: weights kept, from all of them down.
         errors: of the layer's outputs on feeds not used to choose them, squared, per sample; 0 for the dense layer.
         price: what one unit of that error costs at the answers.
-        ridge, lean: those that did best (see `Quadratic`).
+        ridge: the strength that did best.
         samples: in the half that was fitted; 0 where no feed reaches the layer, and then nothing is known.
         outliers: share of the scores |w|·‖x‖ above five times their mean.
     """
@@ -56,7 +56,6 @@ class Curve:
     errors: tuple[float, ...]
     price: float
     ridge: float
-    lean: float
     samples: int
     outliers: float
 
@@ -118,7 +117,7 @@ def _curve(
 ) -> Curve:  # fmt: skip
     n = problem.size
     if not fit.count:
-        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], LEAN, 0, 0.0)
+        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], 0, 0.0)
     dense = w = network.matrix(problem)
     some = _some(network, problem)
     share = 1.0 if some is None else some.size / w.shape[1]
@@ -126,7 +125,7 @@ def _curve(
         w, fit, test = w[:, some], fit.rows(some), test.rows(some)
     seen = test.centred()[0] if problem.bias is not None else test.raw()[0]
     real = Quadratic(seen, w)
-    ridge, lean, loss = _tuned(problem, w, fit, real)
+    ridge, loss = _tuned(problem, w, fit, real)
     xx = fit.xx / fit.count
     variance = test.variance(problem.bias is not None)
     steps, _ = effort((w.shape[0], w.shape[1], w.shape[2]))
@@ -135,7 +134,7 @@ def _curve(
     points = {max(1, round(d * w.size)): max(1, round(d * n)) for d in densities}
     points = {count: points[count] for count in sorted(points, reverse=True) if count < w.size and points[count] < n}
     errors, price, looked = [0.0], 0.0, False
-    for count, _, thin in descend(loss, list(points), lean=lean):
+    for count, _, thin in descend(loss, list(points)):
         errors.append(max(real.loss(thin), errors[-1]))
         last = count == min(points)
         if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
@@ -148,7 +147,7 @@ def _curve(
     scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None]
     outliers = float((scores > 5 * scores.mean()).mean())
     errors = [error / share for error in errors]
-    return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, lean, fit.count, outliers)
+    return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, fit.count, outliers)
 
 
 def _some(network: Network, problem: Problem) -> NDArray[np.intp] | None:
@@ -170,23 +169,19 @@ def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mappin
     return distance(says, after(thin))
 
 
-def _tuned(problem: Problem, w: Float, fit: Moments, real: Quadratic) -> tuple[float, float, Quadratic]:
-    """The ridge and the lean that do best on the other half, and the loss with that ridge."""
-    best, found = math.inf, (RIDGES[2], 1.0, None)
-    for ridge in RIDGES[1:]:
+def _tuned(problem: Problem, w: Float, fit: Moments, real: Quadratic) -> tuple[float, Quadratic]:
+    """The ridge that does best on the other half, and the loss with it."""
+    least, best, chosen = math.inf, RIDGES[0], None
+    for ridge in RIDGES:
         loss, _ = quadratic(problem, w, fit, ridge)
-        error = _trial(loss, real, 1.0)
-        if error >= best:
+        error = _trial(loss, real)
+        if chosen is not None and error >= least:
             break
-        best, found = error, (ridge, 1.0, loss)
-    ridge, lean, chosen = found
-    if chosen is None:
-        chosen, _ = quadratic(problem, w, fit, ridge)
-    if _trial(chosen, real, LEAN) < best:
-        lean = LEAN
-    return ridge, lean, chosen
+        least, best, chosen = error, ridge, loss
+    assert chosen is not None
+    return best, chosen
 
 
-def _trial(loss: Quadratic, real: Quadratic, lean: float) -> float:
-    *_, (_, _, w) = descend(loss, [max(1, round(d * real.best.size)) for d in (0.7, 0.5, 0.35)], lean=lean)
+def _trial(loss: Quadratic, real: Quadratic) -> float:
+    *_, (_, _, w) = descend(loss, [max(1, round(d * real.best.size)) for d in (0.7, 0.5, 0.35)])
     return real.loss(w)

@@ -57,7 +57,7 @@ def fit(
         watch: told how many bytes of weights are done.
     """
     done = Fitted(dict(start or {}))
-    counts = {id(curve.problem): (k, curve.ridge, curve.lean) for curve, k in zip(curves, keep, strict=True)}
+    counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
     dense, thin = network.runner(), network.runner(done.changed)
     seen = set[str]()
     for level in range(network.levels):
@@ -84,11 +84,11 @@ def fit(
 
 
 def _one(
-    network: Network, site: Site, problem: Problem, halves: Sequence[Moments], asked: tuple[int, float, float],
+    network: Network, site: Site, problem: Problem, halves: Sequence[Moments], asked: tuple[int, float],
     criterion: str, update: bool,
     new: dict[str, Array], done: Fitted, again: int,
 ) -> None:  # fmt: skip
-    count, ridge, lean = asked
+    count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
     w0, sums, count = network.matrix(problem), halves[0].merge(halves[1]), min(count, n)
     if update and sums.count < MANY * d and all(half.count for half in halves):
@@ -98,8 +98,8 @@ def _one(
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
             steps, sweeps = effort(problem.shape)
-            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), lean=lean)
-            mask, w = exchange(loss, mask, w, sweeps=sweeps, lean=lean)
+            *_, (_, mask, w) = descend(loss, ladder(n, count, steps))
+            mask, w = exchange(loss, mask, w, sweeps=sweeps)
             w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
         mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
