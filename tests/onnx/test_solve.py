@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emp_onnx.refit import solve as room
-from emp_onnx.refit.solve import Quadratic, descend, effort, exchange, ladder, largest, solve
+from emp_onnx.refit.loss import Few, Quadratic
+from emp_onnx.refit import loss as losses
+from emp_onnx.refit.solve import descend, effort, exchange, ladder, largest, solve
 
 
 @st.composite
@@ -56,7 +58,7 @@ def test_a_factored_matrix_says_the_same(groups: int, out: int, d: int, seed: in
     xx, yx = x.swapaxes(1, 2) @ x, w @ x.swapaxes(1, 2) @ x
     plain = Quadratic.ridge(xx, yx, w, 1e-2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "FACTORED", 0)
+        patch.setattr(losses, "FACTORED", 0)
         factored = Quadratic.ridge(xx, yx, w, 1e-2)
         np.testing.assert_allclose(factored.rise, plain.rise, rtol=1e-8)
         # not positive definite: the strength is raised until it is
@@ -179,3 +181,20 @@ def test_ladder_goes_down_to_the_count(n: int, k: int, steps: int) -> None:
     assert rungs[-1] == k
     assert rungs == sorted(set(rungs), reverse=True)
     assert all(k <= rung <= n for rung in rungs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 12), st.sampled_from([1e-3, 1e-1, 1.0]), st.integers(0, 999))
+def test_few_samples_say_what_their_moments_say(n: int, out: int, d: int, ridge: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y, prior = rng.standard_normal((n, d)), rng.standard_normal((n, out)), rng.standard_normal((1, out, d))
+    few = Few.fit(x, y, prior, ridge)
+    plain = Quadratic.ridge((x.T @ x)[None], (y.T @ x)[None], prior, ridge)
+    np.testing.assert_allclose(few.a, plain.a, rtol=1e-9)
+    np.testing.assert_allclose(few.best, plain.best, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(few.rise, plain.rise, rtol=1e-6)
+    np.testing.assert_allclose(few.diagonal, plain.diagonal, rtol=1e-9)
+    w = rng.standard_normal((1, out, d))
+    np.testing.assert_allclose(few.whole(w), plain.whole(w), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(few.whole(w.astype(np.float32)), plain.whole(w), rtol=1e-3, atol=1e-3)
+    assert few.loss(w) == pytest.approx(plain.loss(w), rel=1e-6)

@@ -7,7 +7,7 @@ followed back to the floats that decided it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,13 @@ class Answers:
         self.network, self.kept = network, Kept()
         program = network.program
         self.large = sum(4 * weight for weight in map(_size, network.weights)) > LARGE
-        everything = [n for step in program.steps for n in step.outputs if n and n not in program.fixed]
+        everything = {n for step in program.steps for n in step.outputs if n and n not in program.fixed}
         levels = [step.level for step in program.steps]
         try:
             if not self.large:  # one session, where a large network is run level by level
                 program.rank(lambda step: False)
             # mostly the outputs are floats themselves, and nothing else has to be looked at
-            names = self._floats(list(program.outputs)) or self._floats(everything) or []
+            names = self._floats(set(program.outputs)) or self._floats(everything) or []
             self.names = names
             self.cut = self._cut(names)
         finally:
@@ -51,10 +51,10 @@ class Answers:
         if not self.names:
             raise ModelError(f"model must have outputs that follow from floats, got none in {network.model.origin}")
 
-    def _cut(self, names: Sequence[str]) -> list[list[Chunk]]:
+    def _cut(self, names: Iterable[str]) -> list[list[Chunk]]:
         return chunks(self.network.program, self.network.levels if self.large else 0, names)
 
-    def _floats(self, wanted: Sequence[str]) -> list[str] | None:
+    def _floats(self, wanted: set[str]) -> list[str] | None:
         """The last floats on the way to the outputs; None if they are not among the values that are `wanted`."""
         program, found = self.network.program, dict[str, None]()
         cut = self._cut(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -116,6 +117,21 @@ class Statistics:
         merged = tuple(a.merge(b) for a, b in zip(self.inputs, other.inputs, strict=True))
         return Statistics(merged, self.feeds + other.feeds, self.missing, self.random or other.random)
 
+    @property
+    def norms_only(self) -> bool:
+        """Whether there are no second moments."""
+        return any(item.second is None for item in self.inputs)
+
+    def digest(self) -> str:
+        """A hash of all sums."""
+        hashed = hashlib.sha256()
+        for item in self.inputs:
+            hashed.update(f"{item.keys} {item.shape} {item.count}".encode())
+            for sums in (item.total, item.squares, item.outputs, item.second):
+                if sums is not None:
+                    hashed.update(np.ascontiguousarray(sums).data)
+        return hashed.hexdigest()
+
     def save(self, path: str | os.PathLike[str], /) -> None:
         """Write them to an `.npz` file, complete or not at all."""
         arrays: dict[str, Any] = {}
@@ -167,6 +183,8 @@ def calibrate(
     second: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    min_size: int = 1,
+    embeddings: bool = False,
     seed: int = 0,
     threads: int | None = None,
     watch: Watch | None = None,
@@ -179,7 +197,7 @@ def calibrate(
         model: a path, or a model from `load`.
         feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given (`Statistics.random` says so).
         second: also second moments, which `obs` and `error` need; else norms only.
-        include, exclude: see `find_weights`.
+        include, exclude, min_size, embeddings: see `find_weights`.
         seed: of random feeds.
         threads: for onnxruntime.
         watch: told how far the work is.
@@ -188,7 +206,8 @@ def calibrate(
         UsageError: feeds that do not fit. ModelError: NaN activations, with the node's name.
     """
     source = model if isinstance(model, Model) else load(model)
-    weights = find_weights(source, include=include, exclude=exclude).weights
+    chosen = {"include": include, "exclude": exclude, "min_size": min_size, "embeddings": embeddings}
+    weights = find_weights(source, **chosen).weights  # type: ignore[arg-type]
     given, random = gather(source, feeds, seed, threads)
     network = Network(source, weights, given, threads)
     if watch is not None:

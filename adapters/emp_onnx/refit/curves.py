@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments, Sums
+from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.solve import Quadratic, descend, effort
+from emp_onnx.refit.loss import Few, Quadratic
+from emp_onnx.refit.solve import descend, effort
 
-__all__ = ["RIDGES", "Curve", "curves", "enough", "quadratic"]
+__all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -65,11 +66,21 @@ class Curve:
         return int(np.prod(self.problem.shape))
 
 
-def quadratic(problem: Problem, w: Float, sums: Moments, ridge: float) -> tuple[Quadratic, Float]:
-    """The loss of a problem with weights w (or of some of its outputs), and the moments of its inputs: covariances
-    where a bias takes up the means."""
-    xx, yx = sums.centred() if problem.bias is not None else sums.raw()
-    return Quadratic.ridge(xx, yx, w, ridge), xx
+def quadratic(problem: Problem, w: Float, sums: Moments | Samples, ridge: float) -> Quadratic:
+    """The loss of a problem with weights w (or of some of its outputs): of covariances where a bias takes up the
+    means."""
+    centred = problem.bias is not None
+    if isinstance(sums, Samples):
+        return Few.fit(*sums.scaled(centred), w, ridge)
+    return Quadratic.ridge(*(sums.centred() if centred else sums.raw()), w, ridge)
+
+
+def _seen(problem: Problem, w: Float, sums: Moments | Samples) -> Quadratic:
+    """What the outputs are off by on these samples, when the weights are other ones than w."""
+    centred = problem.bias is not None
+    if isinstance(sums, Samples):
+        return Few(sums.scaled(centred)[0], np.zeros(w.shape[2]), w)
+    return Quadratic((sums.centred() if centred else sums.raw())[0], w)
 
 
 def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
@@ -94,7 +105,7 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                 if fit.count and not test.count:
                     test = fit
                 assert after is not None
-                yield _curve(network, site, problem, fit, test, partial(_cost, says, after))
+                yield curve(network, site, problem, fit, test, partial(_cost, says, after))
 
 
 def enough(rows: Sequence[int], /) -> int:
@@ -111,10 +122,11 @@ def enough(rows: Sequence[int], /) -> int:
     return len(rows)
 
 
-def _curve(
-    network: Network, site: Site, problem: Problem, fit: Moments, test: Moments,
+def curve(
+    network: Network, site: Site, problem: Problem, fit: Moments | Samples, test: Moments | Samples,
     cost: Callable[[Mapping[str, Array]], float],
 ) -> Curve:  # fmt: skip
+    """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs."""
     n = problem.size
     if not fit.count:
         return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], 0, 0.0)
@@ -123,10 +135,8 @@ def _curve(
     share = 1.0 if some is None else some.size / w.shape[1]
     if some is not None:
         w, fit, test = w[:, some], fit.rows(some), test.rows(some)
-    seen = test.centred()[0] if problem.bias is not None else test.raw()[0]
-    real = Quadratic(seen, w)
+    real = _seen(problem, w, test)
     ridge, loss = _tuned(problem, w, fit, real)
-    xx = fit.xx / fit.count
     variance = test.variance(problem.bias is not None)
     steps, _ = effort((w.shape[0], w.shape[1], w.shape[2]))
     every = max(1, -(-len(DENSITIES) // steps))
@@ -144,7 +154,7 @@ def _curve(
             if some is not None:
                 thin, shift = _whole(dense, some, thin, shift)
             price = cost(dict(network.changed_by(problem, thin, shift, {}))) / max(errors[-1], 1e-300)
-    scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None]
+    scores = np.abs(w) * np.sqrt(loss.diagonal)[:, None]
     outliers = float((scores > 5 * scores.mean()).mean())
     errors = [error / share for error in errors]
     return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, fit.count, outliers)
@@ -169,11 +179,11 @@ def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mappin
     return distance(says, after(thin))
 
 
-def _tuned(problem: Problem, w: Float, fit: Moments, real: Quadratic) -> tuple[float, Quadratic]:
+def _tuned(problem: Problem, w: Float, fit: Moments | Samples, real: Quadratic) -> tuple[float, Quadratic]:
     """The ridge that does best on the other half, and the loss with it."""
     least, best, chosen = math.inf, RIDGES[0], None
     for ridge in RIDGES:
-        loss, _ = quadratic(problem, w, fit, ridge)
+        loss = quadratic(problem, w, fit, ridge)
         error = _trial(loss, real)
         if chosen is not None and error >= least:
             break

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments, Sums
+from emp_core.criteria import gradient
+from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import RIDGES, Curve, quadratic
-from emp_onnx.refit.solve import Quadratic, descend, effort, exchange, ladder, largest, polish, solve
+from emp_onnx.refit.loss import Quadratic
+from emp_onnx.refit.solve import descend, effort, exchange, ladder, largest, polish, solve
 
 __all__ = ["Fitted", "fit"]
 
@@ -43,6 +45,7 @@ class Fitted:
 def fit(
     network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
     criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
+    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Moments] | None = None,
 ) -> Fitted:  # fmt: skip
     """Choose and solve every layer in turn.
 
@@ -51,32 +54,41 @@ def fit(
         curves: its layers, with the ridge of each.
         keep: how many weights each keeps.
         criterion: `obs` (in steps, each followed by a new solution), or once by `magnitude`, `wanda`, or block by block
-            as `sparsegpt` does.
+            as `sparsegpt` does, or by |w·g| as `gradient`.
         update: whether kept weights and biases are solved again.
         start: tensors changed before.
         watch: told how many bytes of weights are done.
+        gradients: by key of weight.
+        known: moments by the id of their problem: then the network is not run, and each layer is solved by itself.
     """
     done = Fitted(dict(start or {}))
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
     dense, thin = network.runner(), network.runner(done.changed)
     seen = set[str]()
     for level in range(network.levels):
-        for run in (dense, thin):
+        for run in (dense, thin) if known is None else ():
             run.level(level, network.wanted(level))
         shared: dict[object, list[Sums]] = {}
         for site in network.at(level + 1):
             mine = [problem for problem in site.problems if id(problem) in counts]
             if not mine or seen & set(site.keys):
                 continue
-            for again in range(2 if site.hidden and update else 1):
-                sums = network.moments(
-                    site, dense, thin, done.changed, part=lambda feed: feed % 2, parts=2, shared=shared
-                )
+            for again in range(2 if site.hidden and update and known is None else 1):
+                sums: list[list[Moments | Samples]]
+                if known is not None:
+                    sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]
+                else:
+                    sums = network.moments(
+                        site, dense, thin, done.changed, part=lambda feed: feed % 2, parts=2, shared=shared
+                    )
                 new = dict(done.changed)
-                for problem, halves in zip(site.problems, sums, strict=True):
-                    if id(problem) in counts and any(half.count for half in halves):
+                for problem, parts in zip(site.problems, sums, strict=True):
+                    found = [part for part in parts if part.count]
+                    if id(problem) in counts and found:
+                        g = None if gradients is None else network.matrix(problem, gradients)
                         seen.update(key for key, _ in problem.parts)
-                        _one(network, site, problem, halves, counts[id(problem)], criterion, update, new, done, again)
+                        asked = counts[id(problem)]
+                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g)
                 done.changed.update(new)
             if watch is not None:
                 watch.add(sum(problem.size * 4 for problem in mine))
@@ -84,16 +96,16 @@ def fit(
 
 
 def _one(
-    network: Network, site: Site, problem: Problem, halves: Sequence[Moments], asked: tuple[int, float],
+    network: Network, site: Site, problem: Problem, parts: Sequence[Moments | Samples], asked: tuple[int, float],
     criterion: str, update: bool,
-    new: dict[str, Array], done: Fitted, again: int,
+    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    w0, sums, count = network.matrix(problem), halves[0].merge(halves[1]), min(count, n)
-    if update and sums.count < MANY * d and all(half.count for half in halves):
-        ridge = _tuned(problem, w0, halves, count)
-    loss, xx = quadratic(problem, w0, sums, ridge)
+    w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else parts[0].merge(parts[1]), min(count, n)
+    if update and sums.count < MANY * d and len(parts) > 1:
+        ridge = _tuned(problem, w0, parts, count)
+    loss = quadratic(problem, w0, sums, ridge)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
@@ -102,7 +114,10 @@ def _one(
             mask, w = exchange(loss, mask, w, sweeps=sweeps)
             w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
-        mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
+        if criterion == "gradient" and gradients is not None:
+            mask = largest(gradient(w0, gradients), count)
+        else:
+            mask = _choose(criterion, Quadratic(loss.a, w0), w0, count)
         w = solve(loss, mask, w0, rounds=100) if update else w0 * mask
     shift = None
     if update and problem.bias is not None:
@@ -119,19 +134,28 @@ def _one(
         done.few.append((site.keys[0], sums.count, d))
 
 
-def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments], count: int) -> float:
+def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int) -> float:
     """The ridge with which one half of the feeds foretells best what the dense network wants on the other half.
 
     It is looked for again here, since what the layers before got wrong is noise that the dense network did not have.
     """
     fit, test = halves
-    xx, yx = test.centred() if problem.bias is not None else test.raw()
-    mask = largest(w0 * w0 * np.diagonal(xx, axis1=1, axis2=2)[:, None], count)
-    least, best = np.inf, RIDGES[0]
+    centred = problem.bias is not None
+    if isinstance(test, Samples):
+        x, y = test.scaled(centred)
+        xx = yx = None
+    else:
+        xx, yx = test.centred() if centred else test.raw()
+    least, best, mask = np.inf, RIDGES[0], None
     for ridge in RIDGES:
-        loss, _ = quadratic(problem, w0, fit, ridge)
+        loss = quadratic(problem, w0, fit, ridge)
+        if mask is None:
+            mask = largest(w0 * w0 * loss.diagonal[:, None], count)
         w = solve(loss, mask, loss.best, rounds=12)
-        miss = float(np.einsum("god,god->", w @ xx - 2 * yx, w))
+        if xx is None:
+            miss = float(np.square(x @ w[0].T - y).sum())
+        else:
+            miss = float(np.einsum("god,god->", w @ xx - 2 * yx, w))
         if miss >= least:
             break
         least, best = miss, ridge
@@ -143,11 +167,11 @@ def _zero(new: dict[str, Array], key: str, kept: Mask) -> None:
     new[key][~kept] = 0
 
 
-def _choose(criterion: str, loss: Quadratic, w: Float, xx: Float, count: int) -> Mask:
+def _choose(criterion: str, loss: Quadratic, w: Float, count: int) -> Mask:
     if criterion == "magnitude":
         return largest(np.abs(w), count)
     if criterion == "wanda":
-        return largest(np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None], count)
+        return largest(np.abs(w) * np.sqrt(loss.diagonal)[:, None], count)
     if criterion == "sparsegpt":
         return _by_blocks(loss, count)
     return largest(w * w * loss.rise[:, None], count)

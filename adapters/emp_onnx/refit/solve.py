@@ -1,8 +1,7 @@
 """Least squares with few nonzero weights: arrays in, arrays out.
 
-The loss of weights W of shape (groups, out, d) is `Σ (W − W₀) A (W − W₀)ᵀ`, summed over groups and rows: the error of
-the outputs when A is the second moment of the inputs and W₀ the best dense solution. All rows of a group share A, so
-every product below is one matrix product over all rows, whatever their masks.
+All rows of a group share the matrix A of the loss (see `loss.py`), so every product below is one matrix product over
+all rows, whatever their masks.
 
 Removing one weight and re-solving the rest of its row raises the loss by `w² / [A⁻¹]ⱼⱼ` (optimal brain surgeon: Hassibi
 and Stork, NeurIPS 1992), if all the others can make good for it. The more of them are gone, and the fewer samples A was
@@ -16,14 +15,14 @@ as long as that helps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAN", "Quadratic", "descend", "effort", "exchange", "ladder", "largest", "polish", "solve"]
+from emp_onnx.refit.loss import Quadratic
+
+__all__ = ["LEAN", "descend", "effort", "exchange", "ladder", "largest", "polish", "solve"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -32,92 +31,8 @@ STEPS, ROUNDS = 16, 4  # steps from dense to empty in which weights go, and roun
 LEAN = 0.5  # 0: a removed weight costs what it does where all others make good for it; 1: where none does
 SWEEPS, SHARE = 6, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
 WORK = 6e11  # multiplications and additions that one way down may take
-FACTORED = 256  # inputs from which a matrix is factored once for all that is asked of it
 NEAR = 1e-8  # relative squared residual at which an iterative solution, in single precision, counts as one
 BLOCK = 1 << 20  # numbers of the rows that are iterated together
-
-
-@dataclass(eq=False)
-class Quadratic:
-    """The loss: A of shape (groups, d, d), positive definite, and its minimiser W₀ of shape (groups, out, d)."""
-
-    a: Float
-    best: Float
-
-    @classmethod
-    def ridge(cls, xx: Float, yx: Float, prior: Float, strength: float) -> Quadratic:
-        """From moments: least squares of Y on X, pulled towards `prior`.
-
-        The pull on each input is `strength` times its own second moment (and a tenth of the mean one): as if inputs had
-        been seen that many more times, without what links them to each other. Inputs that are never there keep their
-        prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is
-        not.
-        """
-        diagonal = np.diagonal(xx, axis1=1, axis2=2)
-        pull = 0.9 * diagonal + 0.1 * diagonal.mean(1, keepdims=True)
-        pull = np.where(pull > 0, pull, 1.0)
-        for _ in range(12):
-            a = xx.copy()
-            np.einsum("gii->gi", a)[...] += strength * pull
-            try:
-                made = cls(a, prior)
-                made.best = made._solved(yx + strength * prior * pull[:, None])
-            except np.linalg.LinAlgError:
-                strength = max(strength * 10, 1e-8)
-                continue
-            return made
-        return cls(np.broadcast_to(np.eye(xx.shape[-1]), xx.shape).copy(), prior)
-
-    def _solved(self, target: Float) -> Float:
-        """X of X·A = target.
-
-        Raises:
-            LinAlgError: A is not positive definite.
-        """
-        if self.a.shape[-1] < FACTORED:
-            np.linalg.cholesky(self.a)
-            return np.asarray(np.linalg.solve(self.a, target.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
-        from scipy.linalg import cho_solve
-
-        pairs = zip(self._factors, target, strict=True)
-        return np.stack([cho_solve((factor, True), t.T, check_finite=False).T for factor, t in pairs])
-
-    @cached_property
-    def _factors(self) -> list[Float]:
-        """The lower Cholesky factor of each group."""
-        from scipy.linalg import cholesky
-
-        return [cholesky(a, lower=True, check_finite=False) for a in self.a]
-
-    @cached_property
-    def target(self) -> Float:
-        """W₀·A."""
-        return self.best @ self.a
-
-    @cached_property
-    def single(self) -> NDArray[np.float32]:
-        """A in single precision."""
-        return self.a.astype(np.float32)
-
-    def loss(self, w: Float) -> float:
-        """Of weights."""
-        gap = w - self.best
-        return float(np.einsum("god,god->", gap @ self.a, gap))
-
-    @cached_property
-    def rise(self) -> Float:
-        """What removing a weight costs, per unit of its square: 1 / [A⁻¹]ⱼⱼ, of shape (groups, d)."""
-        if self.a.shape[-1] < FACTORED:
-            return 1 / np.diagonal(np.linalg.inv(self.a), axis1=1, axis2=2)
-        from scipy.linalg.lapack import dtrtri
-
-        inverses = (dtrtri(factor, lower=1)[0] for factor in self._factors)
-        return np.stack([1 / np.einsum("ij,ij->j", inverse, inverse) for inverse in inverses])
-
-    def worth(self, lean: float) -> Float:
-        """What a weight is worth per unit of its square, of shape (groups, d): `rise`, leaning towards Aⱼⱼ."""
-        diagonal = np.diagonal(self.a, axis1=1, axis2=2)
-        return diagonal if lean == 1 else self.rise ** (1 - lean) * diagonal**lean
 
 
 def largest(scores: Float, count: int) -> Mask:
@@ -140,17 +55,16 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
     Rows of few inputs are solved exactly; others by conjugate gradients from `start`, all rows together, until the
     residual is nothing or `rounds` are over (then they are better than `start`, and short of the best).
     """
-    if loss.a.shape[-1] <= SMALL:
+    if loss.best.shape[-1] <= SMALL:
         return _rows(loss, mask)
     groups, out, d = mask.shape
     found = np.empty(mask.shape, np.float32)
     step = max(1, BLOCK // d) if out * d > BLOCK else out
     for g in range(groups):
-        a = loss.single[g]
         for i in range(0, out, step):
             some = np.s_[g, i : i + step]
             target, first = (part[some].astype(found.dtype, copy=False) for part in (loss.target, start))
-            found[some] = _gradients(a, target, first, mask[some], rounds)
+            found[some] = _gradients(loss, g, target, first, mask[some], rounds)
     return found
 
 
@@ -168,18 +82,18 @@ def _rows(loss: Quadratic, mask: Mask) -> Float:
     return np.where(mask, found, 0)
 
 
-def _gradients(a: Any, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
-    w = np.where(mask, start, a.dtype.type(0))
-    diagonal = np.diagonal(a)
-    residual = (target - w @ a) * mask
+def _gradients(loss: Quadratic, group: int, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
+    w = np.where(mask, start, target.dtype.type(0))
+    diagonal = loss.diagonal[group].astype(w.dtype)
+    residual = (target - loss.times(w, group)) * mask
     scaled = residual / diagonal
     way = scaled.copy()
     now = np.einsum("od,od->o", residual, scaled)
-    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask.astype(a.dtype))
+    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask.astype(w.dtype))
     for _ in range(rounds):
         if (now <= enough).all():
             break
-        pull = way @ a
+        pull = loss.times(way, group)
         pull *= mask
         bend = np.einsum("od,od->o", way, pull)
         length = np.divide(now, bend, out=np.zeros_like(now), where=bend > 0)[:, None]
@@ -239,7 +153,7 @@ def exchange(
         back = int(most * (sweeps - i) / sweeps)
         if not back:
             break
-        pull = loss.target - w @ loss.a
+        pull = loss.target - loss.whole(w)
         more = mask | largest(np.where(mask, -1.0, pull * pull / worth), back)
         w = solve(loss, more, w, rounds=rounds)
         mask = largest(np.where(more, w * w * worth, -1.0), count)
