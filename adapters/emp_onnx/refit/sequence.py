@@ -140,22 +140,13 @@ def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments | Samples], cou
     It is looked for again here, since what the layers before got wrong is noise that the dense network did not have.
     """
     fit, test = halves
-    centred = problem.bias is not None
-    if isinstance(test, Samples):
-        x, y = test.scaled(centred)
-        xx = yx = None
-    else:
-        xx, yx = test.centred() if centred else test.raw()
-    least, best, mask = np.inf, RIDGES[0], None
+    least, best = np.inf, RIDGES[0]
+    mask: Mask | None = None
     for ridge in RIDGES:
         loss = quadratic(problem, w0, fit, ridge)
         if mask is None:
             mask = largest(w0 * w0 * loss.diagonal[:, None], count)
-        w = solve(loss, mask, loss.best, rounds=12)
-        if xx is None:
-            miss = float(np.square(x @ w[0].T - y).sum())
-        else:
-            miss = float(np.einsum("god,god->", w @ xx - 2 * yx, w))
+        miss = test.miss(solve(loss, mask, loss.best, rounds=12), problem.bias is not None)
         if miss >= least:
             break
         least, best = miss, ridge
