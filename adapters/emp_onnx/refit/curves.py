@@ -25,7 +25,7 @@ from emp_onnx.progress import Watch
 from emp_onnx.refit.loss import Few, Quadratic
 from emp_onnx.refit.solve import descend, effort
 
-__all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic"]
+__all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic", "unmeasured"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -106,6 +106,14 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                     test = fit
                 assert after is not None
                 yield curve(network, site, problem, fit, test, partial(_cost, says, after))
+
+
+def unmeasured(network: Network) -> list[Curve]:
+    """The layers alone, for allocations that look at nothing but weights: no feed is run."""
+    return [
+        Curve(site, problem, (problem.size,), (0.0,), 0.0, RIDGES[2], 1, 0.0)
+        for site in network.sites for problem in site.problems
+    ]  # fmt: skip
 
 
 def enough(rows: Sequence[int], /) -> int:
