@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emp_onnx.refit import loss as losses
 from emp_onnx.refit import solve as room
 from emp_onnx.refit.loss import Few, Quadratic
-from emp_onnx.refit import loss as losses
 from emp_onnx.refit.solve import descend, effort, exchange, ladder, largest, solve
 
 
@@ -184,7 +184,7 @@ def test_ladder_goes_down_to_the_count(n: int, k: int, steps: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 12), st.sampled_from([1e-3, 1e-1, 1.0]), st.integers(0, 999))
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 12), st.sampled_from([1e-3, 1e-1, 1.0]), st.integers(0))
 def test_few_samples_say_what_their_moments_say(n: int, out: int, d: int, ridge: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, y, prior = rng.standard_normal((n, d)), rng.standard_normal((n, out)), rng.standard_normal((1, out, d))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.outputs import classes
 
-__all__ = ["doubt"]
+__all__ = ["Doubt", "doubt"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -26,14 +27,29 @@ ROWS = 512  # answers that are looked at; more are thinned out evenly
 LEAST = 1e-12  # of a probability
 
 
-def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> tuple[float, float] | None:
-    """The share of answers that is expected to change, and its standard error.
+@dataclass(frozen=True)
+class Doubt:
+    """What to expect on other inputs, each with its standard error.
+
+    Attributes:
+        changed: share of answers that change.
+        cost: what that costs in accuracy, if the first model is right as often as it says: each changed answer costs
+            the probability that it gave its own answer, less the one that it gave the other. (A model that is surer
+            than it should be makes this too large.)
+    """
+
+    changed: tuple[float, float]
+    cost: tuple[float, float]
+
+
+def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> Doubt | None:
+    """How many answers are expected to change, and what that costs.
 
     Args:
         one, other: answers of two models to the same feeds: per feed, per output.
 
     Returns:
-        From 0 to 1, and ≥ 0; None where no output is class scores.
+        None where no output is class scores.
     """
     shares: list[Float] = []
     feeds: list[NDArray[np.intp]] = []
@@ -43,7 +59,7 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
             continue
         pairs = [(i, p, q) for i, (p, q) in enumerate(rows) if p is not None and q is not None and p.shape == q.shape]
         if len(pairs) < len(rows) or len({p.shape[1] for _, p, _ in pairs}) > 1:
-            return 1.0, 0.0
+            return Doubt((1.0, 0.0), (1.0, 0.0))
         owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
         some = np.unique(np.linspace(0, len(owner) - 1, ROWS).astype(int))
         before = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
@@ -52,28 +68,36 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         feeds.append(owner[some])
     if not shares:
         return None
-    share, owner = np.concatenate(shares), np.concatenate(feeds)
-    each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
-    return float(share.mean()), math.sqrt(float(each @ each)) / share.size
+    found, owner = np.concatenate(shares), np.concatenate(feeds)
+    means = []
+    for share in found.T:
+        each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
+        means.append((float(share.mean()), math.sqrt(float(each @ each)) / share.size))
+    return Doubt(*means)
 
 
 def _each(before: Float, after: Float) -> Float:
-    """Of each row (rows, classes): the share of the movements like its own that would turn it over."""
+    """Of each row (rows, classes): the share of the movements like its own that would turn it over, and their cost."""
     n, count = before.shape
     ranks = np.argsort(-before, axis=1, kind="stable")[:, : min(RIVALS, count - 1) + 1]
     first, then = (np.take_along_axis(x, ranks, 1) for x in (before, after))
     lead = first[:, :1] - first[:, 1:]
     moved = lead - (then[:, :1] - then[:, 1:])
-    away = after.argmax(1) != ranks[:, 0]
+    odds = np.exp(before - before.max(1, keepdims=True))
+    sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
+    loss = sure[:, :1] - sure[:, 1:]
+    beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
     order = np.argsort(lead[:, 0], kind="stable")
-    lead, moved = lead[order], moved[order]
+    ordered = moved[order]
     wide = min(n, max(1, math.ceil(ALIKE * n)))
-    out = np.empty(n)
-    for i in range(n):
-        start = min(max(0, i - wide // 2), n - wide)
-        out[order[i]] = (moved[start : start + wide] > lead[i]).any(1).mean()
-    # one that did change by a class beyond the rivals counts as such
-    out[away] = np.maximum(out[away], 1 / wide)
+    out = np.empty((n, 2))
+    for at, i in enumerate(order):
+        start = min(max(0, at - wide // 2), n - wide)
+        over = ordered[start : start + wide] - lead[i]
+        turned = (over > 0).any(1)
+        out[i] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
+        if beyond[i]:
+            out[i] = np.maximum(out[i], (1 / wide, sure[i, 0] / wide))
     return out
 
 

@@ -67,6 +67,11 @@ class Moments:
         n = max(self.count, 1)
         return self.xx / n, self.yx / n
 
+    def miss(self, w: Float, centred: bool) -> float:
+        """How far W·x is from y, squared, per sample, up to a constant: to compare weights by."""
+        xx, yx = self.centred() if centred else self.raw()
+        return float(np.einsum("god,god->", w @ xx - 2 * yx, w))
+
     def variance(self, centred: bool) -> float:
         """Of Y per sample, over all outputs; its mean square if not `centred`."""
         assert self.yy is not None
@@ -129,6 +134,11 @@ class Samples:
     def raw(self) -> tuple[Float, Float]:
         """See `Moments.raw`."""
         return self.xx / self.count, self.yx / self.count
+
+    def miss(self, w: Float, centred: bool) -> float:
+        """See `Moments.miss`."""
+        x, y = self.scaled(centred)
+        return float(np.square(x @ w[0].T - y).sum())
 
     def variance(self, centred: bool) -> float:
         """See `Moments.variance`."""
@@ -195,7 +205,10 @@ class Sums:
             second = np.concatenate([two[0] for _, two in self.early], dtype=np.float64)
             return Samples(x, second if self.made else second @ w[0].T)
         groups, d, _ = self.shape
-        xx = np.zeros((groups, d, d)) if self.xx is None else self.xx.sum()
+        if self.xx is None:
+            zeros = np.zeros(w.shape)
+            return Moments(0, self.x, zeros[..., 0], np.zeros((groups, d, d)), zeros, zeros[..., 0])
+        xx = self.xx.sum()
         if self.other is None:
             yx = w @ xx
             yy = np.maximum(np.einsum("god,god->go", yx, w), 0)

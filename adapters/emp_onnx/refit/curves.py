@@ -25,7 +25,7 @@ from emp_onnx.progress import Watch
 from emp_onnx.refit.loss import Few, Quadratic
 from emp_onnx.refit.solve import descend, effort
 
-__all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic"]
+__all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic", "unmeasured"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -108,6 +108,14 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                 yield curve(network, site, problem, fit, test, partial(_cost, says, after))
 
 
+def unmeasured(network: Network) -> list[Curve]:
+    """The layers alone, for allocations that look at nothing but weights: no feed is run."""
+    return [
+        Curve(site, problem, (problem.size,), (0.0,), 0.0, RIDGES[2], 1, 0.0)
+        for site in network.sites for problem in site.problems
+    ]  # fmt: skip
+
+
 def enough(rows: Sequence[int], /) -> int:
     """How many feeds to look at, given how many answers each holds.
 
@@ -131,7 +139,7 @@ def curve(
     if not fit.count:
         return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], 0, 0.0)
     dense = w = network.matrix(problem)
-    some = _some(network, problem)
+    some = some_outputs(network, problem)
     share = 1.0 if some is None else some.size / w.shape[1]
     if some is not None:
         w, fit, test = w[:, some], fit.rows(some), test.rows(some)
@@ -160,7 +168,7 @@ def curve(
     return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, fit.count, outliers)
 
 
-def _some(network: Network, problem: Problem) -> NDArray[np.intp] | None:
+def some_outputs(network: Network, problem: Problem) -> NDArray[np.intp] | None:
     """Outputs that stand for all of a problem's, where the network is so large that all of them would take minutes."""
     work = sum(math.prod(p.shape) * p.shape[2] for site in network.sites for p in site.problems)
     out = problem.shape[1]

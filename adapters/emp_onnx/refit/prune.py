@@ -160,6 +160,7 @@ def refit(
                 for k, v in (("drop", budget.drop), ("error", budget.error), ("size", budget.size))
                 if v is not None
             }
+            | ({"drop_in": "accuracy"} if budget.accuracy else {})
         }
         notes += _outcome(budget, tried)
     else:

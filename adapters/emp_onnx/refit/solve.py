@@ -58,14 +58,14 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
     if loss.best.shape[-1] <= SMALL:
         return _rows(loss, mask)
     groups, out, d = mask.shape
-    found = np.empty(mask.shape, np.float32)
+    found: Any = np.empty(mask.shape, np.float32)
     step = max(1, BLOCK // d) if out * d > BLOCK else out
     for g in range(groups):
         for i in range(0, out, step):
             some = np.s_[g, i : i + step]
             target, first = (part[some].astype(found.dtype, copy=False) for part in (loss.target, start))
             found[some] = _gradients(loss, g, target, first, mask[some], rounds)
-    return found
+    return np.asarray(found)
 
 
 def _rows(loss: Quadratic, mask: Mask) -> Float:
