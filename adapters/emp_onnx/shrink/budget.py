@@ -85,13 +85,15 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
     paths = planner.paths(costs.total, FLOOR if budget.latency is None else budget.latency * FARTHER)
     if budget.latency is None:
         return _best(planner, [_until(path, HALF) for path in paths], paths)
+    if planner.least_work <= budget.latency:
+        return [([0] * len(problem.groups), 1.0)]
     found: Path | None = None
-    deep, shallow, aim, ratio = 0.0, 1.0, budget.latency, 1.0  # aims that were enough, and that were not
+    deep, shallow, aim, ratio = 0.0, 1.0, budget.latency / planner.least_work, 1.0  # aims that were enough, and that were not
     for _ in range(TRIES):
         path = _best(planner, [_until(path, aim) for path in paths])
         masks = problem.masks(path[-1][0])
         if masks:
-            before, after = latencies([problem.view.model, problem.cut(masks)], problem.feeds, seconds=1.0)
+            before, after = latencies([problem.source, problem.cut(masks)], problem.feeds, seconds=1.0)
             ratio = after / before
         if masks and ratio <= budget.latency:
             found, deep = path, aim

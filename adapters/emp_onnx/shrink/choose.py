@@ -16,6 +16,7 @@ from emp_onnx.shrink.amounts import step
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.distance import output_error, watched
+from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
 
 __all__ = ["Planner"]
@@ -37,7 +38,15 @@ class Planner:
         self.held = list(held)
         runner = watched(problem.view.model, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
+        self.least_work = self._plain_share()
         self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
+
+    def _plain_share(self) -> float:
+        """The share of the latency that is left before anything is cut, when the graph is said plainly."""
+        if not self.problem.fewer:
+            return 1.0
+        before, after = latencies([self.problem.source, self.problem.view.model], self.problem.feeds, seconds=1.0)
+        return min(after / before, 1.0)
 
     def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
         """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""

@@ -189,7 +189,7 @@ def shrink(
             GroupRow(g.name, g.units, g.units - n, e) for g, n, e in zip(problem.groups, counts, effective, strict=True)
         ]
         if refit:
-            shrunk = problem.fitted(masks, fit, held)
+            shrunk = problem.fitted(masks, fit, held, samples)
             reference = problem.reference(shrunk, masks)
         else:
             reference, shrunk = _exact(problem, masks)
