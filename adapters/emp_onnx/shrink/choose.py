@@ -2,7 +2,7 @@
 
 The error of a cut at the model's outputs is taken to be the sum over groups of sensitivity × (error of the group's
 own readers), both measured: each group is cut alone, at three depths, and the outputs are compared on feeds kept
-back.
+back. A share of the readers' own errors counts too: feeds need not show at the outputs what other inputs would.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from emp_onnx.shrink.amounts import step
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.distance import output_error, watched
-from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
 
 __all__ = ["Planner"]
 
 
 DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
+UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
 LEVELS = 12  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
@@ -38,15 +38,8 @@ class Planner:
         self.held = list(held)
         runner = watched(problem.view.model, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
-        self.least_work = self._plain_share()
+        self.uncut = problem.settle()
         self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
-
-    def _plain_share(self) -> float:
-        """The share of the latency that is left before anything is cut, when the graph is said plainly."""
-        if not self.problem.fewer:
-            return 1.0
-        before, after = latencies([self.problem.source, self.problem.view.model], self.problem.feeds, seconds=1.0)
-        return min(after / before, 1.0)
 
     def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
         """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""
@@ -65,9 +58,14 @@ class Planner:
 
     def error(self, which: int, count: int) -> float:
         """Predicted error at the outputs when `count` units of a group go."""
-        if not count:
-            return 0.0
-        own = max(float(self.problem.curves[which].error[count - 1]), 1e-12)
+        own = max(self.own(which, count), 1e-12)
+        return self._shown(which, own) + UNSEEN * own if count else 0.0
+
+    def own(self, which: int, count: int) -> float:
+        """The error of a group's own readers when `count` units go, as a share of what they say."""
+        return float(self.problem.curves[which].error[count - 1]) if count else 0.0
+
+    def _shown(self, which: int, own: float) -> float:
         points = self.weights[which]
         if not points:
             return np.inf
@@ -148,4 +146,5 @@ class Planner:
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf
-        return output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
+        error = output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
+        return error + UNSEEN * sum(self.own(g, n) for g, n in enumerate(counts))

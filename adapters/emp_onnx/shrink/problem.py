@@ -13,6 +13,7 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
 from emp_onnx.shrink.distance import output_error, watched
+from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.links import find_links
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
@@ -22,6 +23,7 @@ from emp_onnx.shrink.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.refit import RIDGE, RIDGES, refit, refit_locally
 from emp_onnx.shrink.regions import Group, find_groups
 from emp_onnx.shrink.rotate import rotate
+from emp_onnx.shrink.together import together
 from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
@@ -29,6 +31,7 @@ __all__ = ["Problem"]
 
 Wide = NDArray[np.float64]
 assert rules
+FASTER = 0.98  # of the latency: what is less counts as faster
 ANCHOR = 1.0  # weight of the dense model's own inputs in a refit in sequence
 
 
@@ -46,6 +49,7 @@ class Problem:
     added: list[str] = field(default_factory=list)
     fewer: int = 0
     source: Any = None
+    joins: bool = False
     moments: dict[int, Wide] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
 
@@ -174,10 +178,8 @@ class Problem:
         runner = watched(self.view.model, self.threads)
         dense = [runner(feed) for feed in held]
         best: tuple[float, float, bool, Any] | None = None
-        for ridge, sequence in [*((r, False) for r in RIDGES), (None, True), (RIDGES[-1], True)]:
-            strength = best[1] if ridge is None and best is not None else ridge or RIDGE
-            if sequence and ridge is not None and best is not None and best[1] == ridge and not best[2]:
-                continue  # tried a moment ago
+        for ridge, sequence in [*((r, False) for r in RIDGES), (RIDGE, True)]:
+            strength = best[1] if sequence and best is not None else ridge
             model = self._fit(masks, strength, feeds if sequence else None)
             error = output_error(dense, model, held, self.threads) if dense else 0.0
             if best is None or error < best[0]:
@@ -200,6 +202,22 @@ class Problem:
                 anchor=ANCHOR,
             )  # fmt: skip
         return model
+
+    def settle(self) -> float:
+        """See by measurement whether products that read the same are faster as one; the share of the model's latency
+        that is left before anything is cut."""
+        other = together(self.view.model)
+        if other is None and not self.fewer:
+            return 1.0
+        models = [self.source, self.view.model, *([] if other is None else [other])]
+        whole, *times = latencies(models, self.feeds, seconds=1.5)
+        self.joins = len(times) > 1 and times[1] < FASTER * times[0]
+        return min(times[-1 if self.joins else 0] / whole, 1.0)
+
+    def finish(self, model: Any) -> Any:
+        """The cut model as it is written: products that read the same joined, where that is faster."""
+        other = together(model) if self.joins else None
+        return model if other is None else other
 
     def reference(self, shrunk: Any, masks: Masks) -> Any:
         """The masked model to which a shrunk one is compared."""

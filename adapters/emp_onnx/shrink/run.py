@@ -26,11 +26,12 @@ from emp_onnx.shrink.cut import Masks, cut
 from emp_onnx.shrink.distance import agreement, output_error, watched
 from emp_onnx.shrink.fold import fold, muted, silent
 from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.lengthen import lengthened
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import Proof, prove
 from emp_onnx.shrink.readers import drop_zero_biases
 from emp_onnx.shrink.store import default_out, read, write
-from emp_onnx.shrink.trace import made_up
+from emp_onnx.shrink.trace import Runner, made_up
 from emp_onnx.shrink.view import View
 
 __all__ = ["GroupRow", "ShrinkReport", "shrink"]
@@ -162,13 +163,16 @@ def shrink(
     given = None if feeds is None else _given(feeds)
     samples = made_up(proto, seed=seed) if given is None else given
     signal = signal or ("norm" if given is None else "spectrum")
-    problem = Problem.of(proto, samples, biases=True, threads=threads)
+    problem = Problem.of(proto, samples, biases=True, simpler=not dead_only, threads=threads)
     _select(problem, include, exclude)
     if not problem.groups:
         raise nothing(path, problem)
     notes = _notes(problem, given, refit)
     held = samples[-max(len(samples) // 5, 1) :]
     fit = samples[: len(samples) - len(held)] or samples
+    runner = Runner(proto, threads=threads)
+    more = [lengthened(runner, part) for part in (fit, held)]
+    fit, held = [*fit, *more[0]], [*held, *more[1]]
     rows: list[GroupRow]
     if dead_only:
         masks, reference, shrunk, rows = _dead(problem, proto)
@@ -189,11 +193,15 @@ def shrink(
             GroupRow(g.name, g.units, g.units - n, e) for g, n, e in zip(problem.groups, counts, effective, strict=True)
         ]
         if refit:
-            shrunk = problem.fitted(masks, fit, held, samples)
+            shrunk = problem.fitted(masks, fit, held, [*fit, *held])
             reference = problem.reference(shrunk, masks)
         else:
             reference, shrunk = _exact(problem, masks)
     drop_zero_biases(shrunk, problem.added)
+    if not dead_only:
+        if not budget.any:
+            problem.settle()
+        shrunk = problem.finish(shrunk)
     evidence = [*samples[:PROVEN], *problem.trace.feeds[min(len(samples), 2) :]]
     proof = prove(reference, shrunk, evidence, random=given is None, threads=threads)
     if not proof.holds:
@@ -308,6 +316,11 @@ def _notes(problem: Problem, given: Any, refit: bool) -> tuple[str, ...]:
         )
         if refit:
             notes.append("REFITTED TO RANDOM FEEDS: the consumers were fitted to inputs that are none. Give real ones.")
+    if problem.fewer:
+        notes.append(
+            f"{problem.fewer} operations that only worked out sizes, or said what others say, went without changing "
+            "what is computed."
+        )
     if problem.trace.fixed:
         some = ", ".join(problem.trace.fixed[:6])
         notes.append(

@@ -8,9 +8,8 @@ broadcasting could make a size of one into another, the axis gets a symbol of it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
-
-import numpy as np
 
 from emp_onnx.shrink.rules.elementwise import BROADCAST, UNARY
 from emp_onnx.shrink.trace import Trace
@@ -206,5 +205,6 @@ class Sizes:
             self._value(op, first[0], (0,) * len(first[1]))
 
     def _value(self, op: Op, rank: int, entries: tuple[Entry, ...]) -> None:
-        if len(entries) <= MOST and np.prod([s or 0 for s in self.trace.shapes.get(op.outputs[0]) or ()]) == len(entries):
+        sizes = [size or 0 for size in self.trace.shapes.get(op.outputs[0]) or ()]
+        if len(entries) <= MOST and prod(sizes) == len(entries):
             self.values[op.outputs[0]] = (rank, entries)
