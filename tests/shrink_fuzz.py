@@ -22,10 +22,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from emp_onnx.shrink.cut import merge_masks
+from emp_onnx.shrink.exact import dead, exact
 from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.run import _dead, _exact
 from emp_onnx.shrink.trace import trace
 from emp_onnx.shrink.view import View, prepared
 
@@ -366,12 +366,12 @@ def check(seed: int) -> tuple[list[str], Counter[str]]:
     if masks:
         shrunk = problem.cut(masks)
         faults += _compare("masked", problem.reference(shrunk, masks), shrunk, problem.trace.feeds)
-        reference, folded = _exact(problem, masks)
+        reference, folded = exact(problem, masks)
         faults += _compare("folded", reference, folded, problem.trace.feeds)
     _kill(model, rng)
     problem = Problem.of(model, feeds, biases=True)
-    dead, reference, shrunk, _ = _dead(problem, model)
-    counts["dead"] += bool(dead)
+    gone, reference, shrunk, _ = dead(problem, model)
+    counts["dead"] += bool(gone)
     faults += _compare("dead", model, shrunk, problem.trace.feeds)
     return [f"graph {seed}: {fault}" for fault in faults], counts
 

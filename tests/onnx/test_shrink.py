@@ -129,7 +129,7 @@ def test_a_failed_proof_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_proof_can_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run._exact
+    real = run.exact
 
     def wrong(*args: object) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         reference, shrunk = real(*args)
@@ -139,7 +139,7 @@ def test_a_proof_can_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tensor.CopyFrom(numpy_helper.from_array(values, "b"))
         return reference, shrunk
 
-    monkeypatch.setattr(run, "_exact", wrong)
+    monkeypatch.setattr(run, "exact", wrong)
     with pytest.raises(VerifyError, match="is off by"):
         shrink(path, feeds=feeds())
 

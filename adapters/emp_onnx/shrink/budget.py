@@ -85,11 +85,12 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
     paths = planner.paths(costs.total, FLOOR if budget.latency is None else budget.latency * FARTHER)
     if budget.latency is None:
         return _best(planner, [_until(path, HALF) for path in paths], paths)
-    if planner.uncut <= budget.latency:
+    uncut = problem.settle()
+    if uncut <= budget.latency:
         return [([0] * len(problem.groups), 1.0)]
     found: Path | None = None
     deep, shallow = 0.0, 1.0  # aims that were enough, and that were not
-    aim, ratio = budget.latency / planner.uncut, 1.0
+    aim, ratio = budget.latency / uncut, 1.0
     for _ in range(TRIES):
         path = _best(planner, [_until(path, aim) for path in paths])
         masks = problem.masks(path[-1][0])

@@ -38,7 +38,6 @@ class Planner:
         self.held = list(held)
         runner = watched(problem.view.model, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
-        self.uncut = problem.settle()
         self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
 
     def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
