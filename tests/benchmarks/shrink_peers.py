@@ -23,7 +23,7 @@ import onnx
 import emp_onnx
 from emp_onnx.shrink import shrink
 from tests.benchmarks._report import machine, table, write
-from tests.benchmarks.shrinking import FLOORS, tasks
+from tests.benchmarks.shrinking import FLOORS, kept, tasks
 
 PEER = """
 import sys, numpy as np, onnx, onnxsim
@@ -185,8 +185,9 @@ def main(argv: list[str] | None = None) -> int:
         "other tool",
         "emp shrink --refit",
     ]
-    text = ""
-    for name in options.tasks.split(","):
+    text, asked = "", options.tasks.split(",")
+    others = kept(options.write, "peers", asked)
+    for name in asked:
         for tool, python in tools.items():
             if python:
                 with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
         foot = (
             f"{', '.join(versions)}, sparsity {options.sparsity:g}, 64 feeds. {machine('onnx', 'onnxruntime', 'numpy')}"
         )
-        text = f"{table(heads, rows)}\n\n{foot}"
+        every = sorted([*others, *rows], key=lambda row: list(FLOORS).index(row[0]))
+        text = f"{table(heads, every)}\n\n{foot}"
         if options.write:
             write(options.write, "peers", text)
     print(text)

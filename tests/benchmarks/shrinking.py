@@ -152,6 +152,15 @@ def _general(reason: str) -> str:
     return re.sub(r" '[^']*'", "", reason).replace("|", "/").split(", got")[0][:100]
 
 
+def kept(file: Path | None, marker: str, measured: list[str]) -> list[list[str]]:
+    """Rows that stand in a document already, of tasks that are not measured now."""
+    if file is None or not file.exists():
+        return []
+    block = file.read_text(encoding="utf-8").partition(f"<!-- {marker}: begin -->")[2].partition("<!--")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if line[:2] == "| "]
+    return [row for row in rows[1:] if row[0] not in measured]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write if asked."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.shrinking", description=__doc__.split("\n")[0])
@@ -181,9 +190,12 @@ def main(argv: list[str] | None = None) -> int:
         ]
         rows, known, marker = [], tasks(), "tasks"
         with tempfile.TemporaryDirectory() as folder:
-            for name in options.tasks.split(",") if options.tasks else FLOORS:
+            asked = options.tasks.split(",") if options.tasks else list(FLOORS)
+            others = kept(options.write, marker, asked)
+            for name in asked:
                 rows += curve(name, known[name], options.feeds or FEEDS.get(name, 200), Path(folder), shares)
-                text = f"{table(heads, rows)}\n\n{foot}"
+                every = sorted([*others, *rows], key=lambda row: list(FLOORS).index(row[0]))
+                text = f"{table(heads, every)}\n\n{foot}"
                 if options.write:  # what was measured stays, should a later task be interrupted
                     write(options.write, marker, text)
     print(text)
