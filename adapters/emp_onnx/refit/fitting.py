@@ -230,7 +230,7 @@ class Fitting:
     def both(self, thin: Thin) -> tuple[list[list[Array]], list[list[Array]]]:
         """What the dense model and this one answer to the feeds kept back."""
         if self._says is None:
-            self._says = self.answers(None, self.kept_back)
+            self._says = self.answers.dense(self.kept_back)
         return self._says, self.answers(thin.changed, self.kept_back)
 
     def agreement(self, thin: Thin) -> float:
@@ -297,7 +297,7 @@ class Fitting:
             notes.append(f"Pruned by magnitude and not refitted ({'; '.join(why)}): {some}.")
         if done.few:
             key, count, d = max(done.few, key=lambda item: item[2] / max(item[1], 1))
-            needed = math.ceil(len(self.network.feeds) * d / max(count, 1))
+            needed = math.ceil(len(self.network.feeds) * d / max(count, 1) / (1 - self.held))
             notes.append(
                 f"{len(done.few)} of the layers have more inputs than samples, so ridge decides there "
                 f"({quote(key)}: {count} samples, {d} inputs); {needed} feeds would do."
