@@ -16,7 +16,7 @@ from emp_onnx.refit.curves import Curve
 __all__ = ["ALLOCATIONS", "FLOOR", "allocate", "spread"]
 
 Float = NDArray[np.float64]
-FLOOR = 0.9
+FLOOR = 1.0
 Matrix = Callable[[Curve], Float]
 
 
