@@ -284,7 +284,7 @@ def test_a_drop_is_of_what_is_expected_of_other_inputs_too(path: Path, tmp_path:
     assert loose["sparsity"] >= strict["sparsity"]
     assert found["accuracy"]["how"]["budget"] == {"drop": 0.05, "drop_in": "accuracy"}
     assert main([*common, "--max-error", "0.1", "--drop-in", "accuracy"]) == 2
-    assert main([*common, "--drop-in", "accuracy"]) == 2
+    assert main([*common, "--metric", "nowhere.py:f", "--drop-in", "accuracy"]) == 2
 
 
 def test_a_sweep_gives_mass_and_bound(path: Path, tmp_path: Path) -> None:

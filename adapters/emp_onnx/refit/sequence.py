@@ -19,7 +19,6 @@ from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.allocate import FLOOR
 from emp_onnx.refit.curves import RIDGES, Curve, quadratic
 from emp_onnx.refit.loss import Quadratic
 from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, polish, solve
@@ -31,6 +30,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 
 
@@ -111,7 +111,7 @@ def _one(
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
             steps, sweeps = effort(problem.shape)
-            choose = fair([places.shape[2] for _, places in problem.parts], FLOOR)
+            choose = fair([places.shape[2] for _, places in problem.parts], PART)
             *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose)
             mask, w = exchange(loss, mask, w, choose, sweeps=sweeps)
             w = solve(loss, mask, w, rounds=polish(problem.shape))
