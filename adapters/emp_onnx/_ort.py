@@ -186,6 +186,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
     send(answers, {"here": True})
     threading.Thread(target=listen, daemon=True).start()
+    with suppress(Exception):  # before the first request: it takes longer than many a model; who asks is told
+        import onnxruntime  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
     sessions: list[Any] = []
     while True:
         request, value = waiting.get()

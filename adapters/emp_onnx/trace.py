@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from emp_onnx.errors import ModelError
 from emp_onnx.graph import Graph, Node, Tensor
@@ -39,6 +40,8 @@ class Frame:
 
     def value(self, name: str) -> Value | None:
         """What `name` means here."""
+        if self.parent is None and not self.arguments:  # nearly always
+            return Value(self, name) if name in self.makers else None
         frame: Frame | None = self
         while frame is not None:
             if name in frame.arguments:
@@ -49,8 +52,7 @@ class Frame:
         return None
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A value: the frame that defines it, and its name there."""
 
     frame: Frame
@@ -137,7 +139,9 @@ class Trace:
         if makers is None:
             makers = dict.fromkeys([*graph.inputs, *graph.tensors, *graph.sparse])
             for node in graph.nodes:
-                makers.update(dict.fromkeys(filter(None, node.outputs), node))
+                for name in node.outputs:
+                    if name:
+                        makers[name] = node
             self._makers[id(graph)] = makers
         frame = Frame(graph, parent, arguments, makers, depth)
         self.origins += [Value(frame, name) for name in (*graph.tensors, *graph.sparse)]
@@ -148,15 +152,15 @@ class Trace:
         stack: list[tuple[Frame, Iterator[Node]]] = [(top, iter(top.graph.nodes))]
         while stack:
             frame, nodes = stack[-1]
-            node = next(nodes, None)
-            if node is None:
+            for node in nodes:
+                if inner := self._node(frame, node):
+                    stack += [(f, iter(f.graph.nodes)) for f in reversed(inner)]
+                    break
+            else:
                 stack.pop()
                 for name in frame.graph.outputs:
                     if (value := frame.value(name)) is not None:
                         self._readers.setdefault(value, []).append((frame, None, 0))
-                continue
-            inner = self._node(frame, node)
-            stack += [(f, iter(f.graph.nodes)) for f in reversed(inner)]
 
     def _node(self, frame: Frame, node: Node) -> list[Frame]:
         values = [frame.value(name) if name else None for name in node.inputs]
@@ -167,16 +171,23 @@ class Trace:
         if function is not None:
             given = dict(zip(function.inputs, [*values, *[None] * len(function.inputs)], strict=False))
             return [self._frame(function, None, given, frame.depth + 1)]
+        fixed = False
         for slot, value in enumerate(values):
             if value is not None:
+                fixed = True
                 self.reads.append((frame, node, slot, value))
-                self._readers.setdefault(value, []).append((frame, node, slot))
+                known = self._readers.get(value)
+                if known is None:
+                    self._readers[value] = [(frame, node, slot)]
+                else:
+                    known.append((frame, node, slot))
         if node.constant is not None and node.outputs:
             self.origins.append(Value(frame, node.outputs[0]))
-        fixed = all(v is None or v in self.derived or v.tensor is not None for v in values)
-        if fixed and any(values) and not node.bodies:
+        if node.bodies:
+            return [self._frame(body, frame, {}, frame.depth + 1) for body in node.bodies]
+        if fixed and all(v is None or v in self.derived or v.tensor is not None for v in values):
             self.derived.update(Value(frame, name) for name in node.outputs)
-        return [self._frame(body, frame, {}, frame.depth + 1) for body in node.bodies]
+        return []
 
     def uses(self, origin: Value) -> Iterator[Use]:
         """Where a constant ends up, followed through the operations that only pass it on."""

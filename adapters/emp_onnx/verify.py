@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +38,9 @@ __all__ = [
     "Check",
     "Verification",
     "alone",
+    "begin",
     "load_ahead",
+    "many_nodes",
     "run_both",
     "verify",
     "verify_written",
@@ -48,6 +51,7 @@ __all__ = [
 NEAR = 1e-6
 EQUAL = "kept weights are bit-equal, removed ones zero"
 MANY = 4096  # nodes from which graphs are run as they stand
+SOME = 1 << 17  # bytes of the smallest graph with so many nodes
 RUN = 1 << 28  # bytes up to which models are run without being asked: onnxruntime holds both in memory
 
 
@@ -247,9 +251,17 @@ def many_nodes(model: Model, /) -> bool:
     return len(model.graph.nodes) > MANY
 
 
+def begin(process: Isolated, path: str | os.PathLike[str], /) -> None:
+    """Let a process for onnxruntime begin before anything is known of a model but that it may take long to load."""
+    with suppress(OSError):  # there is no such file: whoever reads it says so
+        if SOME <= os.path.getsize(path) <= RUN:
+            process.start()
+
+
 def load_ahead(process: Isolated | None, model: Model, original: Model, feeds: object, /) -> None:
     """Let onnxruntime begin with a model that will be run; what else is to be done here goes on at the same time."""
     if process is not None and model.path is not None and worth_running(original, feeds):
+        process.start(plain=many_nodes(original))
         process.ahead(model.path, plain=many_nodes(original))
 
 

@@ -12,7 +12,7 @@ from emp_onnx.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
 from emp_onnx.model_io import Model
 from emp_onnx.steps import Understood, understand
 from emp_onnx.trace import LONGEST, THROUGH, Trace, Use, Value
-from emp_onnx.zero import Zero
+from emp_onnx.zero import FLOAT, Zero
 
 __all__ = ["Found", "Refusal", "Weight", "find_weights"]
 
@@ -48,7 +48,7 @@ class Weight:
     nodes: tuple[str, ...] = ()
     dtype: str = "float32"
     path: tuple[str, ...] = ()
-    zero: Zero = field(default_factory=Zero)
+    zero: Zero = FLOAT
     tensor: str = ""
 
     @property
@@ -201,7 +201,9 @@ def _judge(model: Model, item: _Candidate) -> Weight | Refusal | None:
     for code, reason in _against(model, item, seen):
         return Refusal(tensor.key, op, tensor.shape, code, reason, words, nodes, tensor.name)
     layouts = [one.layout for one in seen if one.layout is not None]
-    whole = len(layouts) == len(seen) and len({canonical(layout) for layout in layouts}) == 1
+    whole = len(layouts) == len(seen)
+    if whole and len(layouts) > 1:
+        whole = len({canonical(layout) for layout in layouts}) == 1
     shape, layout = tensor.shape, layouts[0] if whole else None
     path = tuple(step.node.op for step in item.uses[0][0].steps)
     if tensor.storage == "sparse":
