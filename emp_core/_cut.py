@@ -25,10 +25,12 @@ from ._namespace import BFLOAT16
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
 from ._stream import PIECE, Buffers, Chunk, Keep, Listed, Part, Stream, share_of, total_of
+from .quick import quick
 
 Mask = NDArray[np.bool_]
 
 
+@quick
 @dataclass(frozen=True)
 class Cut:
     """What is kept of one pool, as a rule for every score, and the figures that say why.

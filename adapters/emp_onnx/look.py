@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from emp_core.checksum import Checksum
 from emp_onnx.kept import Pruned, Whole
 from emp_onnx.model_io import Model, Values
+from emp_onnx.short import SHORT, batches
 from emp_onnx.storage import pieces_of
 from emp_onnx.weights import Weight
 
 __all__ = ["Seen", "look", "look_each"]
 
 ROW = 4096
-SHORT = 1 << 12  # elements of a weight that is looked at with others, and how many of these at a time
 
 
 @dataclass
@@ -90,16 +90,16 @@ def look_each(model: Model, original: Model, patches: Sequence[Pruned], /) -> di
         if isinstance(patch.kept, Whole) and not patch.weight.zero.quantised and 0 < size <= SHORT:
             groups.setdefault(patch.weight.dtype, []).append(patch)
     for dtype, group in groups.items():
-        for start in range(0, len(group), SHORT) if dtype in ("float32", "float64") else ():
-            out |= _together(model, original, group[start : start + SHORT])
+        if dtype in ("float32", "float64"):
+            for some in batches(group, lambda patch: math.prod(patch.weight.shape)):
+                out |= _together(model, original, some)
     return out
 
 
 def _together(model: Model, original: Model, group: Sequence[Pruned]) -> dict[str, Seen]:
     sizes = [math.prod(patch.weight.shape) for patch in group]
     before, after = (
-        np.concatenate([m.piece(p.weight.name, 0, n) for p, n in zip(group, sizes, strict=True)])
-        for m in (original, model)
+        np.concatenate(m.wholes([p.weight.name for p in group])) for m in (original, model)
     )
     edges = np.cumsum([0, *sizes])
     first = edges[:-1]

@@ -150,13 +150,13 @@ def prune(
         source = model if isinstance(model, Model) else load(model)
         place = _target(source, out, in_place)
         if many_nodes(source):
-            load_ahead(process, source, source, feeds)
+            load_ahead(process, source.path, source, feeds)
         if plan is None:
             rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
             found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
             weighed = watched(source, watch, "counting", 1, found.weights)
             if found.weights and not many_nodes(source):
-                load_ahead(process, source, source, feeds)  # while the weights are counted
+                load_ahead(process, source.path, source, feeds)  # while the weights are counted
             decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
             made = decision.plan
             if not made.entries:
@@ -184,6 +184,7 @@ def prune(
         result: list[tuple[Verification, Sizes, Sizes]] = []
 
         def check(temporary: Path) -> None:
+            load_ahead(process, temporary, source, feeds)
             written = load(temporary)
             written.read_disk()
             new = [temporary, *written.sidecars().values()]

@@ -31,7 +31,7 @@ from emp_onnx.look import Seen, look, look_each
 from emp_onnx.model_io import Model, load
 from emp_onnx.plan import Decision, decide
 from emp_onnx.rest import same_outside
-from emp_onnx.runtime import Behaviour, NotRunError, compare
+from emp_onnx.runtime import Behaviour, NotRunError, Run, compare_runs, runs_of
 from emp_onnx.weights import Weight, find_weights
 
 __all__ = [
@@ -125,7 +125,7 @@ def verify(
     with Isolated(threads=threads) as process:
         if source is not None:
             for one in (source, model):
-                load_ahead(process, one, source, feeds)
+                load_ahead(process, one.path, source, feeds)
         if is_refitted(model):
             from emp_onnx.refit.certificate import refit_checks
 
@@ -167,7 +167,6 @@ def verify_written(
     every one with what the decision makes of the original, so they are not hashed again. Where nothing outside the
     weights differs, the file's weights are found where the original's were.
     """
-    load_ahead(process, pruned, original, feeds)
     try:
         certificate = read_certificate(pruned)
     except UsageError as error:
@@ -224,12 +223,19 @@ def run_both(
             if feeds is not None:
                 raise UsageError(f"feeds must come with a model that runs: {error}") from error
             return Verification(tuple(done), None, str(error))
+        runs: Iterable[Run] = ()
+        try:
+            runs = runs_of(before, read, seed=seed)  # made-up feeds run while the pruned model still loads
+        except NotRunError as error:
+            not_run = str(error)
         try:
             after = sessions.open(pruned.path or pruned, plain=many_nodes(original))
         except NotRunError as error:
             return Verification((*done, Check(what, False, (f"the pruned model: {error}",))), None, str(error))
+        if not_run:
+            return Verification(tuple(done), None, not_run)
         try:
-            behaviour = compare(before, after, read, seed=seed)
+            behaviour = compare_runs(runs, before.outputs, after, random=read is None)
             done.append(_check(what, behaviour.problems))
         except NotRunError as error:
             not_run = str(error)
@@ -258,11 +264,11 @@ def begin(process: Isolated, path: str | os.PathLike[str], /) -> None:
             process.start()
 
 
-def load_ahead(process: Isolated | None, model: Model, original: Model, feeds: object, /) -> None:
-    """Let onnxruntime begin with a model that will be run; what else is to be done here goes on at the same time."""
-    if process is not None and model.path is not None and worth_running(original, feeds):
+def load_ahead(process: Isolated, path: Path | None, original: Model, feeds: object, /) -> None:
+    """Let onnxruntime begin with a file that will be run; what else is to be done here goes on at the same time."""
+    if path is not None and worth_running(original, feeds):
         process.start(plain=many_nodes(original))
-        process.ahead(model.path, plain=many_nodes(original))
+        process.ahead(path, plain=many_nodes(original))
 
 
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from emp_core.quick import quick
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.graph import Tensor
 from emp_onnx.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
@@ -23,6 +24,7 @@ FLOATS = {
 INTEGERS = {"int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16"}
 
 
+@quick
 @dataclass(frozen=True)
 class Weight:
     """A constant tensor that can be pruned.
