@@ -78,6 +78,11 @@ class Isolated:
         future = self._ahead.pop(model, None) if isinstance(model, Path) else None
         return self._for(plain).open(model, plain=plain) if future is None else future.result()
 
+    def wait(self, path: Path, /) -> None:
+        """Until a model that loads ahead is there, or is known not to load."""
+        if (future := self._ahead.get(path)) is not None:
+            future.exception()
+
     def _for(self, plain: bool) -> Process:
         """The process that takes the next model."""
         self._given += plain

@@ -88,8 +88,11 @@ class Model:
         watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
 
-    def __init__(self, source: Any, path: Path | None = None, *, parent: Model | None = None) -> None:
-        """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes."""
+    def __init__(
+        self, source: Any, path: Path | None = None, *, parent: Model | None = None, contents: Contents | None = None
+    ) -> None:
+        """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes, of
+        which `contents` is what is known already."""
         self.path = path
         self.cache: dict[Any, Any] = {}
         self._from_disk = False
@@ -98,7 +101,7 @@ class Model:
         self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
         self.sheet: Sheet | None = None
         self.source: Source = parent.source if parent else self._opened(source)
-        self._contents: Contents = parent._contents if parent else read(self.source, self.origin)
+        self._contents: Contents = parent._contents if parent else contents or read(self.source, self.origin)
         self._sources: dict[str, FileSource] = parent._sources if parent else {}
         self._stored: dict[str, Stored] = parent._stored if parent else {}
         self.tensors: dict[str, Tensor] = (

@@ -33,7 +33,8 @@ SIGNALS = {"SIGSEGV": "segmentation fault", "SIGBUS": "bus error", "SIGABRT": "a
 class Process:
     """A process for some sessions.
 
-    It is a fresh interpreter, not a fork, and takes nothing from the program around but where packages are, so it
+    It is a fresh interpreter, not a fork, and takes nothing from the program around but where packages are (so it
+    needs no `site` to find them), and it
     works in notebooks, threads and scripts without a main guard. It ends by itself when this process dies. Where no
     interpreter can be started (Python inside another program), sessions are opened in this process.
     """
@@ -61,7 +62,7 @@ class Process:
         with self._life, suppress(OSError):
             if self._process is None and not self._ended:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-c", BEGIN, str(script), *paths],
+                    [sys.executable, "-S", "-W", "ignore", "-c", BEGIN, str(script), *paths],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, creationflags=flags,
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # NumPy moves arrays there: no threads ready
                 )  # fmt: skip

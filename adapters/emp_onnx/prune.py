@@ -23,6 +23,7 @@ from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.plan import Plan, decide, watched
 from emp_onnx.progress import Watch
+from emp_onnx.rest import load_again
 from emp_onnx.verify import Verification, begin, load_ahead, many_nodes, verify_written
 from emp_onnx.weights import Refusal, find_weights
 
@@ -185,7 +186,7 @@ def prune(
 
         def check(temporary: Path) -> None:
             load_ahead(process, temporary, source, feeds)
-            written = load(temporary)
+            written = load_again(temporary, source, frozenset(decision.kept))
             written.read_disk()
             new = [temporary, *written.sidecars().values()]
             if watch is not None:

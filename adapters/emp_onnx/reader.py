@@ -68,6 +68,19 @@ def read(source: Source, origin: str) -> Contents:
     return contents
 
 
+def added(source: Source, start: int) -> list[tuple[str, str, Field]]:
+    """The metadata entries of which all that follows `start` in a model consists.
+
+    Raises:
+        WireError: something else is there.
+    """
+    reader = _Reader(source)
+    found = list(reader.wire.fields(start, source.size))
+    if any(number != 14 or kind != LENGTH for number, kind, _, _, _ in found):
+        raise WireError("there is more than metadata")
+    return [(*reader._entry(item[2], item[4]), item) for item in found]
+
+
 class _Reader:
     def __init__(self, source: Source) -> None:
         self.wire = Wire(source)

@@ -23,6 +23,7 @@ THROUGH = {
     "QuantizeLinear",
 }  # fmt: skip
 MOVING = {"Slice", "Split", "Concat"}  # these move elements; followed where all their inputs are constants
+PASSING = THROUGH | MOVING
 HARMLESS = {"Shape", "Size"}  # these look at a weight's dimensions only
 FLOATS = {1, 10, 11, 16}
 LONGEST, FRAMES = 64, 20_000
@@ -37,6 +38,7 @@ class Frame:
     arguments: dict[str, Value | None]
     makers: dict[str, Node | None]
     depth: int = 0
+    followed: set[str] | None = None  # of the main graph: names of what is a constant, or may be a weight on its way
 
     def value(self, name: str) -> Value | None:
         """What `name` means here."""
@@ -113,7 +115,8 @@ class Trace:
 
     Attributes:
         origins: every constant tensor met, as a value, in the order met; one in a function once per call.
-        reads: every input of every node, in order: the frame, the node, the input's number, the value.
+        reads: every input of every node that may be a weight, in order: the frame, the node, the input's number, the
+            value.
         derived: values computed from nothing but constants, and not constants themselves.
     """
 
@@ -144,6 +147,9 @@ class Trace:
                         makers[name] = node
             self._makers[id(graph)] = makers
         frame = Frame(graph, parent, arguments, makers, depth)
+        if parent is None and not graph.where:
+            held = (name for name in (*graph.tensors, *graph.sparse) if makers[name] is None)
+            frame.followed = {*held, *(name for name, node in makers.items() if node is not None and node.constant)}
         self.origins += [Value(frame, name) for name in (*graph.tensors, *graph.sparse)]
         return frame
 
@@ -163,6 +169,9 @@ class Trace:
                         self._readers.setdefault(value, []).append((frame, None, 0))
 
     def _node(self, frame: Frame, node: Node) -> list[Frame]:
+        if frame.followed is not None and frame.followed.isdisjoint(node.inputs) and not node.bodies:
+            if node.constant is None and (not self.model.functions or (node.domain, node.op) not in self.model.functions):
+                return []  # nearly always: nothing that it reads is of interest
         values = [frame.value(name) if name else None for name in node.inputs]
         if node.constant is not None and node.constant.recipe is not None:
             self.origins.append(Value(frame, node.outputs[0]))
@@ -187,6 +196,10 @@ class Trace:
             return [self._frame(body, frame, {}, frame.depth + 1) for body in node.bodies]
         if fixed and all(v is None or v in self.derived or v.tensor is not None for v in values):
             self.derived.update(Value(frame, name) for name in node.outputs)
+            if frame.followed is not None:
+                frame.followed.update(node.outputs)
+        elif frame.followed is not None and node.op in PASSING:
+            frame.followed.update(node.outputs)
         return []
 
     def uses(self, origin: Value) -> Iterator[Use]:

@@ -167,6 +167,8 @@ def verify_written(
     every one with what the decision makes of the original, so they are not hashed again. Where nothing outside the
     weights differs, the file's weights are found where the original's were.
     """
+    if process is not None and original.path is not None and many_nodes(original):
+        process.wait(original.path)  # three at a time on two processors would hold up the one that takes longest
     try:
         certificate = read_certificate(pruned)
     except UsageError as error:

@@ -149,18 +149,18 @@ def _everything(model: Model, embeddings: bool) -> list[Weight | Refusal]:
         tensor = origin.tensor
         if tensor is None:
             continue
-        repeated = origin.name in origin.frame.graph.repeated
-        item = candidates.setdefault(tensor.key, _Candidate(tensor, repeated))
-        known = {(id(use.node), use.slot) for use in (*(u for u, _ in item.uses), *item.others) if use.node}
+        item = candidates.get(tensor.key)
+        if item is None:
+            item = candidates[tensor.key] = _Candidate(tensor, origin.name in origin.frame.graph.repeated)
+        before = [*(use for use, _ in item.uses), *item.others]
+        known = {(id(use.node), use.slot) for use in before if use.node} if before else ()
         for use in trace.uses(origin):
             if use.node is not None and (id(use.node), use.slot) in known and use.frame.graph.where:
                 continue  # a function called again
-            slot = None
-            if use.node is not None:
-                found = slots.get((use.node.domain, use.node.op), ())
-                slot = next((s for s in found if s.index == use.slot), None)
-            if slot is not None:
-                item.uses.append((use, slot))
+            for slot in slots.get((use.node.domain, use.node.op), ()) if use.node is not None else ():
+                if slot.index == use.slot:
+                    item.uses.append((use, slot))
+                    break
             else:
                 item.others.append(use)
         item.origins.append(origin)

@@ -24,6 +24,7 @@ from emp_core.checksum import Checksum, checksum
 from emp_onnx._files import check_target, copy_part, put, same_file, staged, sync_folder
 from emp_onnx.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
+from emp_onnx.kept import patched_each
 from emp_onnx.model_io import Model, load
 from emp_onnx.source import FileSource, Source
 from emp_onnx.short import SHORT, batches, read_each
@@ -215,8 +216,7 @@ def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> No
         values = read_each([where for _, where in some])
         if model.watch is not None:
             model.watch(sum(old.nbytes for old in values))
-        for (key, where), old in zip(some, values, strict=True):
-            new = model.patches[key](0, old)
+        for (key, where), new in zip(some, patched_each([model.patches[key] for key, _ in some], values), strict=True):
             hashes[key] = checksum(new)
             where.write(0, new, into)
     for key, where in mine:
