@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 __all__ = ["quick"]
 
@@ -26,15 +26,13 @@ def quick(kind: type[T]) -> type[T]:
     """
     if hasattr(kind, "__post_init__"):
         raise TypeError(f"{kind.__name__} checks what it is given, so it must be made as dataclasses are")
-    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
-    given: dict[str, Any] = {
-        item.name: item.default for item in fields(kind) if item.default is not MISSING  # type: ignore[arg-type]
-    }
-    arguments = ", ".join(f"{name}=_given[{name!r}]" if name in given else name for name in names)
-    body = "; ".join(f"d[{name!r}] = {name}" for name in names)
+    found = fields(cast(Any, kind))
+    given: dict[str, Any] = {item.name: item.default for item in found if item.default is not MISSING}
+    arguments = ", ".join(f"{i.name}=_given[{i.name!r}]" if i.name in given else i.name for i in found)
+    body = "; ".join(f"d[{i.name!r}] = {i.name}" for i in found)
     made: dict[str, Any] = {"_given": given}
     exec(f"def __init__(self, {arguments}):\n    d = self.__dict__; {body}", made)
     made["__init__"].__qualname__ = f"{kind.__qualname__}.__init__"
-    made["__init__"].__annotations__ = kind.__init__.__annotations__
-    kind.__init__ = made["__init__"]  # type: ignore[misc]
+    made["__init__"].__annotations__ = vars(kind)["__init__"].__annotations__
+    type.__setattr__(kind, "__init__", made["__init__"])
     return kind

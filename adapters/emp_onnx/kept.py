@@ -17,7 +17,19 @@ from emp_onnx._boxes import boxes
 from emp_onnx.model_io import Model, Patch, Values
 from emp_onnx.weights import Weight
 
-__all__ = ["ByRow", "Kept", "Mask", "Pruned", "Scores", "Together", "Whole", "boxes", "mask_of", "patched_each", "plain"]
+__all__ = [
+    "ByRow",
+    "Kept",
+    "Mask",
+    "Pruned",
+    "Scores",
+    "Together",
+    "Whole",
+    "boxes",
+    "mask_of",
+    "patched_each",
+    "plain",
+]
 
 Mask = NDArray[np.bool_]
 

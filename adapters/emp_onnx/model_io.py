@@ -25,8 +25,8 @@ from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Graph, Tensor
 from emp_onnx.packed import Packed, Packing
 from emp_onnx.reader import Contents, read
-from emp_onnx.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.short import read_each
+from emp_onnx.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.sparse import sparse
 from emp_onnx.storage import Stored, pieces_of, stored
 from emp_onnx.wire import Edit, Piece

@@ -262,8 +262,9 @@ class _Reader:
         except (IndexError, UnicodeDecodeError):
             return None
         self.wire.counted(count)
-        _, inputs, outputs, names, ops, _, _, domains = texts
-        return ops[-1] if ops else "", domains[-1] if domains else "", names[-1] if names else "", inputs, outputs, attributes
+        _, inputs, outputs, *others = texts
+        name, op, _, _, domain = (found[-1] if found else "" for found in others)
+        return op, domain, name, inputs, outputs, attributes
 
     def _long_node(self, start: int, stop: int) -> _Head:
         wire = self.wire

@@ -18,7 +18,18 @@ from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
 from emp_onnx.feeds import Feed, Input, check_feed, random_feeds
 from emp_onnx.model_io import Model
 
-__all__ = ["Behaviour", "CrashedError", "Difference", "NotRunError", "Session", "Sessions", "compare", "compare_runs", "declared", "runs_of"]
+__all__ = [
+    "Behaviour",
+    "CrashedError",
+    "Difference",
+    "NotRunError",
+    "Session",
+    "Sessions",
+    "compare",
+    "compare_runs",
+    "declared",
+    "runs_of",
+]
 
 RANDOM_FEEDS = 4
 PATIENCE = 30.0  # seconds to look for made-up feeds that fit

@@ -169,8 +169,9 @@ class Trace:
                         self._readers.setdefault(value, []).append((frame, None, 0))
 
     def _node(self, frame: Frame, node: Node) -> list[Frame]:
-        if frame.followed is not None and frame.followed.isdisjoint(node.inputs) and not node.bodies:
-            if node.constant is None and (not self.model.functions or (node.domain, node.op) not in self.model.functions):
+        if frame.followed is not None and node.constant is None and not node.bodies:
+            called = self.model.functions and (node.domain, node.op) in self.model.functions
+            if not called and frame.followed.isdisjoint(node.inputs):
                 return []  # nearly always: nothing that it reads is of interest
         values = [frame.value(name) if name else None for name in node.inputs]
         if node.constant is not None and node.constant.recipe is not None:

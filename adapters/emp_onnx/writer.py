@@ -26,8 +26,8 @@ from emp_onnx.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
 from emp_onnx.kept import patched_each
 from emp_onnx.model_io import Model, load
-from emp_onnx.source import FileSource, Source
 from emp_onnx.short import SHORT, batches, read_each
+from emp_onnx.source import FileSource, Source
 from emp_onnx.sparse import Sparse
 from emp_onnx.storage import Stored, pieces_of
 from emp_onnx.typed import respelled
@@ -92,9 +92,7 @@ def to_bytes(model: Model) -> bytes:
     return bytes(_made(model, "", model.source, layout.pieces, hashes) + _tail(model, hashes))
 
 
-def _made(
-    model: Model, location: str, source: Source, pieces: Sequence[Piece], hashes: dict[str, str]
-) -> bytearray:
+def _made(model: Model, location: str, source: Source, pieces: Sequence[Piece], hashes: dict[str, str]) -> bytearray:
     """A file's contents in memory: the model's own, or the sidecar of this location."""
     out, at = bytearray(sum(map(length_of, pieces))), 0
 

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import emp_onnx
-from emp_onnx import Model, UsageError, VerifyError, _ort, process as other
+from emp_onnx import Model, UsageError, VerifyError, _ort
+from emp_onnx import process as other
 from emp_onnx.errors import MissingExtraError
 from emp_onnx.isolated import Isolated
 from emp_onnx.runtime import CrashedError, NotRunError, Session, compare
