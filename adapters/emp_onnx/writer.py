@@ -30,6 +30,7 @@ from emp_onnx.short import SHORT, batches, read_each
 from emp_onnx.source import FileSource, Source
 from emp_onnx.sparse import Sparse
 from emp_onnx.storage import Stored, pieces_of
+from emp_onnx.sums import Sums
 from emp_onnx.typed import respelled
 from emp_onnx.wire import Blob, Edit, Field, Piece, Wire, length_of, varint
 
@@ -220,15 +221,17 @@ def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> No
     for key, where in mine:
         if where.tensor.size <= SHORT:
             continue
-        patch, digest = model.patches[key], Checksum()
+        patch, digest, sums = model.patches[key], Checksum(), Sums()
         for start, stop in where.pieces():
             old = where.read(start, stop)
             if model.watch is not None:
                 model.watch(old.nbytes)
             new = patch(start, old)
             digest.update(new)
+            sums.update(new)
             where.write(start, new, into)
         hashes[key] = digest.hexdigest()
+        model.written[key] = sums.hexdigest()
 
 
 @dataclass(frozen=True)
