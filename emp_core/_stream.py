@@ -461,7 +461,7 @@ class Stream:
         return bracket(self.sample(), share=None if fixed is None else fixed / self.n, beta=float(beta))
 
     def sample(self) -> NDArray[Any]:
-        """Magnitudes at some random places, the same each time, as runs of neighbours (a row each); −1 outside the pool.
+        """Magnitudes at some random places, the same each time, as runs of neighbours, a row each; −1 outside of it.
 
         Empty for a pool that needs no bracket.
         """
@@ -469,7 +469,9 @@ class Stream:
         taken = [np.empty((0, run), self.dtype)]
         runs = [part.size // run if self.length > 4 * CHUNK else 0 for part in self.parts]
         last = np.cumsum([0, *runs])
-        wanted = min(max(self.length >> 7, SAMPLE // 4), SAMPLE) // run * max(1, self.length >> 28) if last[-1] else 0
+        wanted = min(max(self.length >> 7, SAMPLE // 4), SAMPLE) * max(1, self.length >> 28)
+        # the bracket holds some 3.5/√sample of the scores: about half of what there is room for
+        wanted = max(wanted, min((6 * self.length // ROOM) ** 2, 8 * SAMPLE)) // run if last[-1] else 0
         pick = np.sort(np.random.default_rng(self.length).integers(0, max(last[-1], 1), wanted))
         edges = np.searchsorted(pick, last)
         for i in np.flatnonzero(np.diff(edges)).tolist():
