@@ -33,7 +33,6 @@ BATCH = 4  # chunks that a thread takes at a time where there are several
 SAMPLE = 1 << 16  # scores looked at to bracket the threshold, at most; of a pool of 2**22 half as many
 ROOM = 6 << 20  # most scores that are listed
 RUN = 16  # neighbours in a sample: one line of cache
-READ = 256  # the same where every run is a call that reads a file: fewer of them, as many scores
 THREAD_FROM = 1 << 21  # scores that are worth a further thread
 READ_FROM = 1 << 23  # the same where they are read: two threads for 2²² cost a quarter more, and end no earlier
 
@@ -465,23 +464,22 @@ class Stream:
 
         Empty for a pool that needs no bracket.
         """
-        run = RUN if all(isinstance(part, np.ndarray) for part in self.parts) else READ
-        taken = [np.empty((0, run), self.dtype)]
-        runs = [part.size // run if self.length > 4 * CHUNK else 0 for part in self.parts]
+        taken = [np.empty((0, RUN), self.dtype)]
+        runs = [part.size // RUN if self.length > 4 * CHUNK else 0 for part in self.parts]
         last = np.cumsum([0, *runs])
         wanted = min(max(self.length >> 7, SAMPLE // 4), SAMPLE) * max(1, self.length >> 28)
         # the bracket holds some 3.5/√sample of the scores: about half of what there is room for
-        wanted = max(wanted, min((6 * self.length // ROOM) ** 2, 8 * SAMPLE)) // run if last[-1] else 0
+        wanted = max(wanted, min((6 * self.length // ROOM) ** 2, 8 * SAMPLE)) // RUN if last[-1] else 0
         pick = np.sort(np.random.default_rng(self.length).integers(0, max(last[-1], 1), wanted))
         edges = np.searchsorted(pick, last)
         for i in np.flatnonzero(np.diff(edges)).tolist():
             mine, where = pick[edges[i] : edges[i + 1]] - last[i], self.where[i]
-            for start in range(0, mine.size, CHUNK // run):
-                some = mine[start : start + CHUNK // run]
-                few = _runs(self.parts[i], runs[i], some, run)
-                inside = None if where is None else where[: runs[i] * run].reshape(runs[i], run)[some].reshape(-1)
+            for start in range(0, mine.size, CHUNK // RUN):
+                some = mine[start : start + CHUNK // RUN]
+                few = _runs(self.parts[i], runs[i], some)
+                inside = None if where is None else where[: runs[i] * RUN].reshape(runs[i], RUN)[some].reshape(-1)
                 stream = Stream([few], [inside], [self.names[i]], 1, self.dtype)
-                taken.append(stream.magnitudes().reshape(-1, run))
+                taken.append(stream.magnitudes().reshape(-1, RUN))
         return np.concatenate(taken)
 
     def kth_largest(self, k: int) -> Any:
@@ -544,19 +542,19 @@ NOTHING = Products(NO_PRODUCTS, NO_PRODUCTS, NO_PRODUCTS)
 NO_INDEX = np.empty(0, np.intp)
 
 
-def _runs(part: Part, runs: int, some: NDArray[np.intp], run: int) -> NDArray[Any]:
+def _runs(part: Part, runs: int, some: NDArray[np.intp]) -> NDArray[Any]:
     """Some runs of neighbours, one after the other."""
     if isinstance(part, np.ndarray):
-        few: NDArray[Any] = part[: runs * run].reshape(runs, run)[some].reshape(-1)
+        few: NDArray[Any] = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
         return few
-    each, found = CHUNK // run, [part[:0]]
+    each, found = CHUNK // RUN, [part[:0]]
     for first in range(0, runs, each):
         here = some[np.searchsorted(some, first) : np.searchsorted(some, first + each)]  # sorted
         if here.size > 8:  # more would be read one by one than all at once
-            chunk = part[first * run : min(first + each, runs) * run].reshape(-1, run)
+            chunk = part[first * RUN : min(first + each, runs) * RUN].reshape(-1, RUN)
             found.append(chunk[here - first].reshape(-1))
         else:
-            found += [part[i * run : (i + 1) * run] for i in here.tolist()]
+            found += [part[i * RUN : (i + 1) * RUN] for i in here.tolist()]
     return np.concatenate(found)
 
 
