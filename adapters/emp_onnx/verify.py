@@ -154,7 +154,7 @@ def verify_written(
     pruned: Model,
     original: Model,
     decision: Decision,
-    handed: Mapping[str, str],
+    handed: Mapping[str, str] | None = None,
     /,
     *,
     feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
@@ -190,7 +190,7 @@ def verify_written(
     def see(weight: Weight) -> Seen:
         if weight.name in known:
             return known[weight.name]
-        sums = handed.get(weight.name)
+        sums = handed.get(weight.name) if handed else None
         seen = look(pruned, weight, digest=sums is None, quick=sums is not None, sums=False)
         if seen.sums != sums or (sums is None and seen.hash != certificate.weights[weight.name].kept):
             patch = patches[weight.name]
