@@ -13,9 +13,10 @@ import numpy as np
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.graph import Tensor
+from emp_onnx.headers import CONTENTS
 from emp_onnx.model_io import Model, load
 from emp_onnx.packed import Packed
-from emp_onnx.reader import CONTENTS, DOMAIN, added
+from emp_onnx.reader import DOMAIN, added
 from emp_onnx.source import FileSource, Source
 from emp_onnx.storage import nbytes, pieces_of
 from emp_onnx.wire import LENGTH, Wire, WireError

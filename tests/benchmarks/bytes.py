@@ -280,13 +280,16 @@ def main() -> None:
     """Measure, print, and put the table where it belongs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part (more than once: these)")
+    parts = (*PARTS, "none")
+    parser.add_argument("--part", choices=parts, action="append", help="only this part (more than once: these)")
     parser.add_argument("--rows", type=Path, metavar="FILE.json", help="keep what was measured there")
     parser.add_argument("--simplifier", metavar="PYTHON")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     known: dict[str, Any] = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else {}
     for part in options.part or PARTS:
+        if part == "none":  # only show, or write, what is known
+            continue
         folder, before = Path(tempfile.mkdtemp(dir=options.folder)), os.getloadavg()[0]
         try:
             bench = Bench(folder, options.simplifier)
