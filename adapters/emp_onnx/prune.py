@@ -163,14 +163,8 @@ def prune(
             if not made.entries:
                 raise nothing_to_prune(source, made.refusals)
         else:
-            if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
-                None,
-                None,
-                2.0,
-                "tensor",
-                1,
-                False,
-            ):
+            chosen = (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings)
+            if chosen != (None, None, 2.0, "tensor", 1, False):
                 raise UsageError(
                     "plan must come alone, got other options of the rule or of the choice of weights with it"
                 )

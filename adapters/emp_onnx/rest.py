@@ -36,10 +36,10 @@ def load_again(path: Path, original: Model, keys: frozenset[str]) -> Model:
     That is so where the file is the original's, byte for byte, but for the numbers of these tensors, and holds nothing
     after that but entries of metadata: what was read once reads the same again. Else it is read like any other.
     """
-    gaps = _gaps(original, keys, "") if original.source.size <= SMALL and not original.patches else None
-    source = FileSource(path)
-    size = original.source.size
-    if gaps is None or not size <= source.size <= 2 * SMALL:
+    source, size = FileSource(path), original.source.size
+    gaps = _gaps(original, keys, "") if size <= SMALL and not original.patches else None
+    held = not isinstance(original.source, FileSource) or original.source.unchanged
+    if gaps is None or not held or not size <= source.size <= 2 * SMALL:
         return load(path)
     before, after = original.source.read(0, size), source.read(0, size)
     if any(before[a:b] != after[a:b] for a, b in gaps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,15 @@ def test_loaded_again_is_loaded(tmp_path: Path) -> None:
         inside = any(s.place <= at < s.place + 4 * s.tensor.size for s in (original.stored(key) for key in keys))
         assert bool(again.cache) == (inside or at >= original.source.size)
     assert place > 0
+
+
+def test_after_an_original_that_someone_wrote_to_it_is_read(tmp_path: Path) -> None:
+    path, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    path.write_bytes(chain(np.random.default_rng(3), 5).SerializeToString())
+    original = load(path)
+    emp_onnx.prune(path, out)
+    os.utime(path, ns=(0, 0))
+    assert not load_again(out, original, frozenset(original.tensors)).cache
 
 
 def test_a_model_that_holds_more_is_read(tmp_path: Path) -> None:
