@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from emp_onnx import Model, writer
 from emp_onnx.kept import Pruned, patched_each
 from emp_onnx.model_io import load
 from emp_onnx.plan import decide
+from emp_onnx.process import Process
 from emp_onnx.rest import load_again
 from emp_onnx.short import batches
 from emp_onnx.sums import Sums
@@ -203,3 +205,43 @@ def test_what_is_written_otherwise_is_found(tmp_path: Path, monkeypatch: pytest.
         assert not out.exists()
         emp_onnx.prune(path, out)
         out.unlink()
+
+
+@pytest.mark.parametrize("feeds", [None, [{"x": np.ones((1, 4), np.float32)}]])
+def test_graphs_of_many_nodes_are_run_in_two_processes_and_come_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, feeds: Any
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(chain(np.random.default_rng(4), 12).SerializeToString())
+    before = emp_onnx.prune(path, tmp_path / "one.onnx", feeds=feeds)
+    started = []
+    real = Process.start
+
+    def start(self: Process) -> bool:
+        started.append(self)
+        return real(self)
+
+    monkeypatch.setattr(Process, "start", start)
+    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "MANY", 0)
+    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "SOME", 0)
+    after = emp_onnx.prune(path, tmp_path / "other.onnx", feeds=feeds)
+    assert len({id(process) for process in started}) == 2
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
+    one, other = before.verification.behaviour, after.verification.behaviour
+    assert one is not None
+    assert other is not None
+    assert (one.feeds, one.random, other.problems) == (other.feeds, other.random, ())
+    assert other.outputs[0].relative == pytest.approx(one.outputs[0].relative, rel=1e-4)
+
+
+def test_a_long_graph_that_onnxruntime_refuses_is_said_to_be_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "MANY", 0)
+    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "SOME", 0)
+    model = chain(np.random.default_rng(4), 12)
+    model.graph.node.append(helper.make_node("NoSuchThing", ["x"], ["z"]))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    report = emp_onnx.prune(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    assert report.verification.ok
+    assert "onnxruntime cannot load it" in report.verification.not_run
