@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import emp_onnx
-from emp_onnx import Model, writer
-from emp_onnx.kept import Pruned, patched_each
-from emp_onnx.model_io import load
+from emp_onnx import Model
+from emp_onnx.files import writer
+from emp_onnx.files.model_io import load
+from emp_onnx.files.rest import load_again
+from emp_onnx.files.short import batches
+from emp_onnx.files.sums import Sums
 from emp_onnx.plan import decide
-from emp_onnx.process import Process
-from emp_onnx.rest import load_again
-from emp_onnx.short import batches
-from emp_onnx.sums import Sums
-from emp_onnx.weights import find_weights
+from emp_onnx.runtime.process import Process
+from emp_onnx.weights.find import find_weights
+from emp_onnx.weights.kept import Pruned, patched_each
 
 DTYPES = ["float32", "float64", "float16", "uint8", "int64"]
 
