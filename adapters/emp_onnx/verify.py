@@ -28,7 +28,7 @@ from emp_onnx.figures import Figures
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.rest import same_outside
 from emp_onnx.plan import Decision, decide
-from emp_onnx.runtime.compare import Behaviour, NotRunError, Run, compare_runs, runs_of
+from emp_onnx.runtime.compare import Behaviour, CrashedError, NotRunError, Run, compare_runs, runs_of
 from emp_onnx.runtime.feeds import Feed, read_feeds
 from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.weights.find import Weight, find_weights
@@ -238,6 +238,8 @@ def run_both(
         runs: Iterable[Run] = ()
         try:
             runs = runs_of(before, read, seed=seed)  # made-up feeds run while the pruned model still loads
+        except CrashedError as error:  # the process is gone, and whatever it was loading
+            return Verification(tuple(done), None, str(error))
         except NotRunError as error:
             not_run = str(error)
         try:
