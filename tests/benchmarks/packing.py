@@ -231,7 +231,7 @@ def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--only", choices=["loads", "speed", "sizes"], help="this table alone")
+    parser.add_argument("--only", choices=["loads", "speed", "sizes", "machine"], help="this table alone")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     about: dict[str, Callable[[Path], str]] = {

@@ -121,7 +121,8 @@ def pack(
         source.watch = watch.add
         watch.phase("looking", total)
     chosen, rows = choose(
-        source, form=form, target=target, compact=compact_indices, half=values is not None, include=include, exclude=exclude
+        source, form=form, target=target, compact=compact_indices, half=values is not None, include=include,
+        exclude=exclude,
     )
     notes = []
     if lossy := sum(item.half for item in chosen):
