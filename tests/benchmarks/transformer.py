@@ -146,7 +146,7 @@ def main() -> None:
         if not feeds.exists():
             path, feeds = make(folder, args.layers, args.width, args.vocabulary, args.sequences)
         command = [sys.executable, "-m", "emp_onnx.cli", "prune", str(path), str(folder / "thin.onnx")]
-        command += ["--feeds", str(feeds), "--refit", "--sparsity", "0.5", "--json"]
+        command += ["--feeds", str(feeds), "--refit", "--sparsity", "0.5", "--json", "--verbose"]
         wall, cpu, peak, said = run(command)
     report = json.loads(said)
     weights = sum(item["n"] for item in report["weights"].values())

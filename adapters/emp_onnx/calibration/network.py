@@ -199,14 +199,19 @@ class Network:
         return problem.outs(one.astype(np.float64) - two, feed, limit)
 
     def _getter(self, site: Site, run: Runner, changed: Mapping[str, Array] | None) -> Callable[[int], Get]:
-        """Values of one feed, the hidden states of a cell among them: these are made by running it."""
+        """Values of one feed, the hidden states of a cell among them: these are made by running it; and constants."""
         session: Any = None
+        constant: dict[str, Array] = {}
 
         def at(feed: int) -> Get:
             seen: dict[str, Array] = {}
 
             def get(name: str) -> Array | None:
                 nonlocal session
+                if name in self.program.fixed:
+                    if name not in constant:
+                        constant[name] = self._fixed(name, changed)
+                    return constant[name]
                 if not name.startswith(HIDDEN):
                     return run.values.get(name, feed)
                 if name not in seen:
@@ -220,6 +225,13 @@ class Network:
             return get
 
         return at
+
+    def _fixed(self, name: str, changed: Mapping[str, Array] | None) -> Array:
+        """A value that follows from constants."""
+        if name in self.program.constants:
+            return self.value(self.program.constants[name].key, changed)
+        session = open_session(self.program, [], {}, [name], lambda key: self.value(key, changed), self.threads)
+        return np.asarray(session.run([name], {})[0])
 
     def _cell(self, step: Step, name: str, reads: Mapping[str, Array], changed: Mapping[str, Array] | None) -> Any:
         proto = type(step.proto)()

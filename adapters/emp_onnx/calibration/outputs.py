@@ -92,6 +92,20 @@ class Answers:
             run.level(level, self.names)
         return [[self._one(run, name, i) for name in self.names] for i in range(len(feeds))]
 
+    def dense(self, feeds: Sequence[Feed]) -> list[list[Array]]:
+        """What the dense network answers on feeds that are measured on.
+
+        Raises:
+            ModelError: NaN, with the node's name.
+        """
+        says = self(None, feeds)
+        for i, answer in enumerate(says):
+            for name, value in zip(self.names, answer, strict=True):
+                if np.isnan(value).any():
+                    label = next(step.node.label for step in self.network.program.makers[name])
+                    raise ModelError(f"{label} must give numbers, got NaN on feed {i} of those that are measured on")
+        return says
+
     def beyond(
         self, level: int, dense: Runner, feeds: Sequence[int], says: Sequence[Sequence[Array]], /
     ) -> Callable[[Mapping[str, Array]], list[list[Array]]]:

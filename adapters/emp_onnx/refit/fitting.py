@@ -244,7 +244,7 @@ class Fitting:
 
     def _dense(self) -> list[list[Array]]:
         if self._says is None:
-            self._says = self.answers(None, self.kept_back)
+            self._says = self.answers.dense(self.kept_back)
         return self._says
 
     def _known(self) -> Mapping[int, Moments] | None:
@@ -281,7 +281,7 @@ class Fitting:
             notes.append(f"Pruned by magnitude and not refitted ({'; '.join(why)}): {some}.")
         if done.few:
             key, count, d = max(done.few, key=lambda item: item[2] / max(item[1], 1))
-            needed = math.ceil(len(self.network.feeds) * d / max(count, 1))
+            needed = math.ceil(len(self.network.feeds) * d / max(count, 1) / (1 - self.held))
             notes.append(
                 f"{len(done.few)} of the layers have more inputs than samples, so ridge decides there "
                 f"({quote(key)}: {count} samples, {d} inputs); {needed} feeds would do."
@@ -311,6 +311,11 @@ def _relative(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) 
             if x.shape != y.shape:
                 return math.inf
             p, q = x.astype(np.float64), y.astype(np.float64)
+            finite = np.isfinite(p) & np.isfinite(q)
+            if not finite.all():  # a score that is masked with −∞ is no difference
+                if (p != q)[~finite].any():
+                    return math.inf
+                p, q = p[finite], q[finite]
             moved += float(((p - q) ** 2).sum())
             square += float((p * p).sum())
             mean += float(p.sum())
