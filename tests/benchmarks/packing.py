@@ -33,7 +33,7 @@ from tests.benchmarks._report import machine, table, write
 
 LEVELS = ((0.6366, "36 %, β = 1"), (0.5, "50 %"), (0.4, "60 %"), (0.2, "80 %"), (0.1, "90 %"), (0.05, "95 %"))
 FLOORS = (0.68, 0.54, 0.44, 0.24, 0.14, 0.09)
-ROUNDS = 3
+ROUNDS = 5
 
 LOADER = """
 import json, sys, time, resource
