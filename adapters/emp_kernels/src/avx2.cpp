@@ -28,11 +28,6 @@ struct F8 {
     __m256 v;
     static F8 zero() { return {_mm256_setzero_ps()}; }
     static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
-    static F8 load_once(const float* p) {
-        F8 r = load(p);
-        asm("" : "+x"(r.v));
-        return r;
-    }
     static F8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     static F8 decode(uint8_t mask, const float* packed) {
@@ -52,7 +47,21 @@ inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN
 using F = F8;
 
+struct Four {
+    const float* p;
+    static Four load(const float* p) { return {p}; }
+    template <int i>
+    F lane() const {
+        return F::broadcast(p[i]);
+    }
+};
+
 #include "transpose_x86.hpp"
+
+inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8) transpose8(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+}
 
 #include "kernels_impl.hpp"
 
@@ -62,7 +71,7 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 extern const Kernels kAvx2;
 const Kernels kAvx2 = {"avx2", 6,        avx2::supported,  avx2::dot,    avx2::gather, avx2::tile,
-                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::finite};
+                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::finite};
 
 }  // namespace emp
 #endif

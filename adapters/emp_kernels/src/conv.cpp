@@ -1,10 +1,10 @@
 // The image is copied once, padded and split into phases: pixels that a stride of s takes together lie side by side. After that every tap of the
-// kernel is the same stretch of memory, shifted; and a tile, 16 * groups output positions counted along the phase's rows (a few of them lie
-// behind the end of a row and are thrown away), is filled by plain copies.
+// kernel is the same stretches of memory, shifted; and a tile, 16 * groups output positions, is filled by plain copies of them.
 #include "conv.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 namespace emp {
@@ -13,7 +13,6 @@ namespace {
 struct Layout {
     int64_t height, width, out_h, out_w;
     int64_t row, phase, plane;  // floats of a row of a phase, of a phase, of a channel
-    int64_t positions;          // along the phase's rows, from the first output to the last
     bool direct;                // the image itself is its only phase
     std::vector<bool> used[2];  // phases that some tap reads, by axis
 
@@ -26,7 +25,6 @@ struct Layout {
         row = (padded_w + s.stride[1] - 1) / s.stride[1];
         phase = row * ((padded_h + s.stride[0] - 1) / s.stride[0]);
         plane = phase * s.stride[0] * s.stride[1];
-        positions = (out_h - 1) * row + out_w;
         for (int axis = 0; axis < 2; axis++) {
             used[axis].assign(size_t(s.stride[axis]), false);
             for (int64_t k = 0; k < s.kernel[axis]; k++) used[axis][size_t(k * s.dilation[axis] % s.stride[axis])] = true;
@@ -34,30 +32,25 @@ struct Layout {
     }
 };
 
-void split_channel(const ConvShape& s, const Layout& at, const float* in, float* out) {
-    std::memset(out, 0, size_t(at.plane) * sizeof(float));
-    const int64_t step = s.stride[1];
-    for (int64_t y = 0; y < at.height; y++) {
-        const int64_t py = y + s.pad_begin[0];
-        if (!at.used[0][size_t(py % s.stride[0])]) continue;
-        float* row = out + py % s.stride[0] * step * at.phase + py / s.stride[0] * at.row;
-        const float* from = in + y * at.width;
-        if (step == 1) {
-            std::memcpy(row + s.pad_begin[1], from, size_t(at.width) * sizeof(float));
-            continue;
+// Whether all that was read is finite; what no tap reads is left out.
+bool split_channel(const Kernels& kernels, const ConvShape& s, const Layout& at, const float* in, float* out) {
+    bool finite = true;
+    const int64_t step_y = s.stride[0], step_x = s.stride[1], rows = at.phase / at.row;
+    for (int64_t py = 0; py < step_y; py++)
+        for (int64_t px = 0; px < step_x; px++) {
+            if (!at.used[0][size_t(py)] || !at.used[1][size_t(px)]) continue;
+            // the first row and pixel of this phase that lie in the image, not in its padding
+            const int64_t top = std::min(rows, std::max<int64_t>(0, (s.pad_begin[0] - py + step_y - 1) / step_y));
+            const int64_t left = std::min(at.row, std::max<int64_t>(0, (s.pad_begin[1] - px + step_x - 1) / step_x));
+            const int64_t y = top * step_y + py - s.pad_begin[0], x = left * step_x + px - s.pad_begin[1];
+            const int64_t height = std::clamp<int64_t>((at.height - y + step_y - 1) / step_y, 0, rows - top);
+            const int64_t width = std::clamp<int64_t>((at.width - x + step_x - 1) / step_x, 0, at.row - left);
+            float* phase = out + (py * step_x + px) * at.phase;
+            std::fill(phase, phase + top * at.row, 0.0f);
+            if (!kernels.lay(in + y * at.width + x, height, width, step_y * at.width, step_x, left, at.row, phase + top * at.row)) finite = false;
+            std::fill(phase + (top + height) * at.row, phase + at.phase, 0.0f);
         }
-        for (int64_t phase = 0; phase < step; phase++) {
-            if (!at.used[1][size_t(phase)]) continue;
-            // the first pixel of this phase that lies in the image, not in its padding
-            const int64_t first = (s.pad_begin[1] - phase + step - 1) / step > 0 ? (s.pad_begin[1] - phase + step - 1) / step : 0;
-            float* to = row + phase * at.phase;
-            int64_t x = first * step + phase - s.pad_begin[1];
-            if (step == 2)
-                for (int64_t i = first; x < at.width; i++, x += 2) to[i] = from[x];
-            else
-                for (int64_t i = first; x < at.width; i++, x += step) to[i] = from[x];
-        }
-    }
+    return finite;
 }
 
 // Where the stretch of each tap begins, relative to that of the output position.
@@ -80,83 +73,66 @@ struct NonFinite {
 
 }  // namespace
 
-void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias,
+void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added,
                Activation activation, float* y, const Threads& threads) const {
     const Layout at(shape, height, width);
     const int64_t area = at.out_h * at.out_w;
     if (images == 0 || area <= 0 || shape.outputs == 0) return;
     const int64_t columns = weight.view().columns, rows = shape.outputs / shape.group;
-    std::call_once(once_, [&] { tiles_.arrange(weight, rows, false); });
+    std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
     const Tiles& w = tiles_;
     const std::vector<int64_t> offset = tap_offsets(shape, at);
-    const Cut cut(at.positions, std::min(kernels.max_groups, w.max_groups));
-    const int64_t widest = cut.widest() * kLanes, tiles = cut.tiles, all_channels = shape.channels * shape.group;
+    const Cut cut(area, std::min(kernels.max_groups, w.max_groups));
+    const int64_t all_channels = shape.channels * shape.group, plane = at.direct ? height * width : at.plane;
     // few tiles: rows are divided as well, so that all threads have work; otherwise a tile is filled once for all rows
-    const int64_t chunks = int64_t(w.chunks.size()) / shape.group, parts = tiles * shape.group >= 8 ? 1 : chunks;
-
-    float* phases = nullptr;
-    const int64_t room = widest + at.phase;  // the last tile, and taps of its wasted positions, read behind the last channel
-    if (!at.direct) phases = scratch(Scratch::input, size_t(all_channels * at.plane + room));
+    const int64_t chunks = int64_t(w.chunks.size()) / shape.group, parts = cut.tiles * shape.group >= 8 ? 1 : chunks;
+    float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(all_channels * plane + kLanes));
     for (int64_t image = 0; image < images; image++) {
         const float* in = x + image * all_channels * height * width;
-        if (!at.direct) {
-            std::fill(phases + all_channels * at.plane, phases + all_channels * at.plane + room, 0.0f);
-            threads.ranges(all_channels, std::max<int64_t>(1, 8192 / at.plane), 16, [&](int64_t from, int64_t to) {
-                for (int64_t c = from; c < to; c++) split_channel(shape, at, in + c * height * width, phases + c * at.plane);
-            });
-        }
-        const bool all_finite = kernels.finite(in, all_channels * height * width);
-        const float* source = at.direct ? in : phases;
-        const float* source_end = at.direct ? in + all_channels * at.plane : phases + all_channels * at.plane + room;
-        threads.each(tiles * shape.group * parts, [&](int64_t task) {
+        std::atomic<bool> finite{true};
+        threads.ranges(all_channels, std::max<int64_t>(1, 8192 / std::max<int64_t>(plane, 1)), 16, [&](int64_t from, int64_t to) {
+            bool all = true;
+            if (at.direct)
+                all = kernels.finite(in + from * plane, (to - from) * plane);
+            else
+                for (int64_t c = from; c < to; c++) all = split_channel(kernels, shape, at, in + c * height * width, phases + c * plane) && all;
+            if (!all) finite = false;
+        });
+        threads.each(cut.tiles * shape.group * parts, [&](int64_t task) {
             const int64_t tile = task / (shape.group * parts), group = task / parts % shape.group, part = task % parts;
             const size_t first_chunk = size_t(group * chunks + part * chunks / parts), last_chunk = size_t(group * chunks + (part + 1) * chunks / parts);
             const int64_t row = w.chunks[first_chunk].row, end = w.chunks[last_chunk - 1].end;
             const int groups = cut.width(tile), lanes = groups * kLanes;
-            const int64_t position = cut.begin(tile) * kLanes;
-            const float* from = source + group * shape.channels * at.plane + position;
-            // pairs may need a row behind the last one of a chunk, so that each chunk has one to spare
-            float* sums = scratch(Scratch::sums, size_t((end - row + int64_t(last_chunk - first_chunk)) * lanes));
-            float* input = scratch(Scratch::block, size_t(w.block * lanes));
-            auto sums_of = [&](size_t chunk) { return sums + (w.chunks[chunk].row - row + int64_t(chunk - first_chunk)) * lanes; };
+            const int64_t position = cut.begin(tile) * kLanes, count = std::min<int64_t>(lanes, area - position);
+            const float* from = (at.direct ? in : phases) + group * shape.channels * plane;
+            std::vector<Piece> pieces;
+            for (int64_t p = position; p < position + count;) {
+                const int64_t out_y = p / at.out_w, out_x = p % at.out_w, run = at.direct && at.out_w == at.row ? position + count - p
+                                                                              : std::min(at.out_w - out_x, position + count - p);
+                pieces.push_back({out_y * at.row + out_x, run});
+                p += run;
+            }
+            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
+            std::fill(sums, sums + (end - row) * lanes, 0.0f);
+            float* input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * lanes + kLanes));
             std::vector<NonFinite> found;
             for (int64_t b = 0; b < w.blocks(); b++) {
                 const int64_t first = b * w.block, stop = std::min(columns, first + w.block);
-                for (int64_t c = first; c < stop; c++) {
-                    float* to = input + (c - first) * lanes;
-                    const float* stretch = from + offset[size_t(c)];
-                    if (source_end - stretch >= lanes) {
-                        for (int g = 0; g < groups; g++) std::memcpy(to + g * kLanes, stretch + g * kLanes, kLanes * sizeof(float));
-                    } else {
-                        const int64_t there = std::max<int64_t>(0, source_end - stretch);
-                        std::memcpy(to, stretch, size_t(there) * sizeof(float));
-                        std::fill(to + there, to + lanes, 0.0f);
-                    }
-                }
-                if (!all_finite && !kernels.finite(input, (stop - first) * lanes))
+                float* to = input + first % w.span * lanes;
+                kernels.fill(from, offset.data() + first, stop - first, pieces.data(), int(pieces.size()), lanes, !at.direct, to);
+                if (!finite)
                     for (int64_t c = first; c < stop; c++)
-                        for (int l = 0; l < lanes; l++)
-                            if (!std::isfinite(input[(c - first) * lanes + l])) found.push_back({c, l});
+                        for (int l = 0; l < count; l++)
+                            if (!std::isfinite(to[(c - first) * lanes + l])) found.push_back({c, l});
                 for (size_t chunk = first_chunk; chunk < last_chunk; chunk++)
-                    kernels.tile(w.segment(chunk, b), w.chunks[chunk].end - w.chunks[chunk].row, w.pairs, input, sums_of(chunk), groups, b > 0);
+                    for (const Segment* one = w.begin(chunk, b); one < w.end(chunk, b); one++)
+                        kernels.tile(*one, input, sums + (w.chunks[chunk].row - row) * lanes, groups);
             }
-            if (w.blocks() == 0) std::fill(sums, sums + (end - row + int64_t(last_chunk - first_chunk)) * lanes, 0.0f);
-            const int64_t last = std::min(position + lanes, at.positions);
-            for (size_t chunk = first_chunk; chunk < last_chunk; chunk++)
-            for (int64_t r = w.chunks[chunk].row; r < w.chunks[chunk].end; r++) {
-                float* in_row = sums_of(chunk) + (r - w.chunks[chunk].row) * lanes;
+            for (int64_t r = row; r < end && !found.empty(); r++)
                 for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
-                    if (!weight.bit(r, one.column)) in_row[one.lane] = std::numeric_limits<float>::quiet_NaN();
-                float* out = y + (image * shape.outputs + r) * area;
-                const float b = bias ? bias[r] : 0.0f;
-                for (int64_t p = position; p < last;) {
-                    const int64_t out_y = p / at.row, out_x = p % at.row, next = std::min((out_y + 1) * at.row, last);
-                    const int64_t count = std::min(at.out_w - out_x, next - p);
-                    if (count > 0)
-                        kernels.finish(in_row + (p - position), count, b, activation, out + out_y * at.out_w + out_x);
-                    p = next;
-                }
-            }
+                    if (!weight.bit(r, one.column)) sums[(r - row) * lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
+            const int64_t at_y = (image * shape.outputs + row) * area + position;
+            kernels.finish(sums, lanes, end - row, count, bias ? bias + row : nullptr, added ? added + at_y : nullptr, area, activation, y + at_y);
         });
     }
 }

@@ -22,9 +22,10 @@ class Conv {
     ConvShape shape;
     Matrix weight;  // outputs rows, channels * kernel[0] * kernel[1] columns
 
-    // x[images, group * channels, height, width] -> y[images, outputs, ...]. The same promise as Linear::run.
-    void run(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, Activation, float* y,
-             const Threads&) const;
+    // x[images, group * channels, height, width] -> y[images, outputs, ...]. `added`, of the shape of y, or null: added before the activation.
+    // The same promise as Linear::run.
+    void run(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added, Activation,
+             float* y, const Threads&) const;
 
   private:
     mutable std::once_flag once_;

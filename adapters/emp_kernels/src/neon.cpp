@@ -50,13 +50,21 @@ struct F {
     float32x4_t v;
     static F zero() { return {vdupq_n_f32(0)}; }
     static F load(const float* p) { return {vld1q_f32(p)}; }
-    static F load_once(const float* p) { return load(p); }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
     void store(float* p) const { vst1q_f32(p, v); }
 };
 inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
 inline F relu(F a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }
+
+struct Four {
+    float32x4_t v;
+    static Four load(const float* p) { return {vld1q_f32(p)}; }
+    template <int i>
+    F lane() const {
+        return {vdupq_laneq_f32(v, i)};
+    }
+};
 
 inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
     for (int i = 0; i < 8; i += 4)
@@ -70,6 +78,11 @@ inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t o
         }
 }
 
+inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8) transpose8(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+}
+
 #include "kernels_impl.hpp"
 
 bool supported() { return true; }
@@ -78,7 +91,7 @@ bool supported() { return true; }
 
 extern const Kernels kNeon;
 const Kernels kNeon = {"neon", 6,        neon::supported,  neon::dot,    neon::gather, neon::tile,
-                       neon::to_lanes, neon::from_lanes, neon::finish, neon::finite};
+                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::finite};
 
 }  // namespace emp
 #endif

@@ -15,6 +15,6 @@ bool supported() { return true; }
 
 extern const Kernels kPortable;
 const Kernels kPortable = {"portable", 2,         portable::supported,  portable::dot,    portable::gather, portable::tile,
-                           portable::to_lanes, portable::from_lanes, portable::finish, portable::finite};
+                           portable::to_lanes, portable::from_lanes, portable::finish, portable::lay, portable::fill, portable::finite};
 
 }  // namespace emp

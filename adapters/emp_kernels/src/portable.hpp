@@ -7,7 +7,6 @@ struct F8 {
         std::memcpy(r.v, p, sizeof r.v);
         return r;
     }
-    static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
     void store(float* p) const { std::memcpy(p, v, sizeof v); }
     static F8 decode(uint8_t mask, const float* packed) {
@@ -32,7 +31,21 @@ inline F8 relu(F8 a) {
 using F = F8;
 constexpr int kWidth = 8;
 
+struct Four {
+    const float* p;
+    static Four load(const float* p) { return {p}; }
+    template <int i>
+    F lane() const {
+        return F::broadcast(p[i]);
+    }
+};
+
 inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
     for (int i = 0; i < 8; i++)
         for (int j = 0; j < 8; j++) out[j * out_stride + i] = in[i * in_stride + j];
+}
+
+inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8) transpose8(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
 }
