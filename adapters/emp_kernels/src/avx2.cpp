@@ -30,6 +30,22 @@ struct F8 {
     static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static F8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
+    // The first `count` of them; the others are 0, or stay as they were.
+    static F8 load_part(const float* p, int count) { return {_mm256_maskload_ps(p, first(count))}; }
+    void store_part(float* p, int count) const { _mm256_maskstore_ps(p, first(count), v); }
+    static __m256i first(int count) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+    // p[0], p[2], ..., `count` of them.
+    static F8 load_even(const float* p, int count) {
+        const __m256 a = load_part(p, 2 * count - 1).v, b = load_part(p + (count > 4 ? 8 : 0), count > 4 ? 2 * count - 9 : 0).v;
+        const __m256 mixed = _mm256_shuffle_ps(a, b, 0x88);  // a0 a2 b0 b2 a4 a6 b4 b6
+        return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8))};
+    }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F8 load_over(const float* p, unsigned lanes, F8 other) {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit), bit);
+        return {_mm256_blendv_ps(other.v, _mm256_maskload_ps(p, chosen), _mm256_castsi256_ps(chosen))};
+    }
     static F8 decode(uint8_t mask, const float* packed) {
         // the sign bit of an index says whether the lane is set; the permutation looks at its three lowest bits only
         const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kTable.entry[mask])));

@@ -49,6 +49,18 @@ struct F {
     static F load(const float* p) { return {_mm512_loadu_ps(p)}; }
     static F broadcast(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
+    // The first `count` of them; the others are 0, or stay as they were.
+    static F load_part(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
+    void store_part(float* p, int count) const { _mm512_mask_storeu_ps(p, first(count), v); }
+    static __mmask16 first(int count) { return __mmask16((1u << count) - 1); }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F load_over(const float* p, unsigned lanes, F other) { return {_mm512_mask_loadu_ps(other.v, __mmask16(lanes), p)}; }
+    // p[0], p[2], ..., `count` of them.
+    static F load_even(const float* p, int count) {
+        const uint32_t mask = uint32_t((uint64_t(1) << (2 * count - 1)) - 1);
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        return {_mm512_permutex2var_ps(_mm512_maskz_loadu_ps(__mmask16(mask), p), even, _mm512_maskz_loadu_ps(__mmask16(mask >> 16), p + 16))};
+    }
 };
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }

@@ -53,87 +53,155 @@ bool split_channel(const Kernels& kernels, const ConvShape& s, const Layout& at,
     return finite;
 }
 
-// Where the stretch of each tap begins, relative to that of the output position.
-std::vector<int64_t> tap_offsets(const ConvShape& s, const Layout& at) {
-    std::vector<int64_t> offset;
-    for (int64_t c = 0; c < s.channels; c++)
-        for (int64_t ky = 0; ky < s.kernel[0]; ky++)
-            for (int64_t kx = 0; kx < s.kernel[1]; kx++) {
-                const int64_t y = ky * s.dilation[0], x = kx * s.dilation[1];
-                offset.push_back(c * at.plane + (y % s.stride[0] * s.stride[1] + x % s.stride[1]) * at.phase +
-                                 y / s.stride[0] * at.row + x / s.stride[1]);
-            }
-    return offset;
-}
-
 struct NonFinite {
     int64_t column;
     int lane;
 };
+
+// Some output positions of one group: where their input lies, and how it is multiplied.
+struct Tile {
+    int64_t group, position, count, lanes;
+    int groups;
+    const float* from;
+    std::vector<Piece> pieces;
+};
+
+// One image.
+class Pass {
+  public:
+    Pass(const Kernels& kernels, const ConvShape& shape, const Matrix& weight, const Tiles& tiles, const Layout& at, const float* source, bool finite)
+        : kernels(kernels), shape(shape), weight(weight), tiles(tiles), at(at), source(source), finite(finite), area(at.out_h * at.out_w),
+          cut(area, std::min(kernels.max_groups, tiles.max_groups)), offset(size_t(weight.view().columns)) {
+        std::vector<int64_t> tap;  // where its stretch begins, relative to that of the output position
+        for (int64_t ky = 0; ky < shape.kernel[0]; ky++)
+            for (int64_t kx = 0; kx < shape.kernel[1]; kx++) {
+                const int64_t y = ky * shape.dilation[0], x = kx * shape.dilation[1];
+                tap.push_back((y % shape.stride[0] * shape.stride[1] + x % shape.stride[1]) * at.phase + y / shape.stride[0] * at.row +
+                              x / shape.stride[1]);
+            }
+        int64_t* next = offset.data();
+        for (int64_t c = 0; c < shape.channels; c++)
+            for (const int64_t one : tap) *next++ = c * at.plane + one;
+    }
+
+    int64_t count() const { return cut.tiles * shape.group; }
+
+    Tile tile(int64_t index) const {
+        Tile t = {};
+        t.group = index % shape.group, t.groups = cut.width(index / shape.group), t.lanes = t.groups * kLanes;
+        t.position = cut.begin(index / shape.group) * kLanes, t.count = std::min(t.lanes, area - t.position);
+        t.from = source + t.group * shape.channels * at.plane;
+        for (int64_t p = t.position, end = p + t.count, run; p < end; p += run) {
+            const int64_t out_y = p / at.out_w, out_x = p % at.out_w;
+            run = at.out_w == at.row ? end - p : std::min(at.out_w - out_x, end - p);
+            t.pieces.push_back({out_y * at.row + out_x, run});
+        }
+        return t;
+    }
+
+    // Columns [from, to) of the tile's input, and which of it is not finite.
+    void fill(const Tile& t, int64_t from, int64_t to, float* out, std::vector<NonFinite>& found) const {
+        kernels.fill(t.from, offset.data() + from, to - from, t.pieces.data(), int(t.pieces.size()), t.lanes, out);
+        for (int64_t c = from; c < to && !finite; c++)
+            for (int l = 0; l < t.count; l++)
+                if (!std::isfinite(out[(c - from) * t.lanes + l])) found.push_back({c, l});
+    }
+
+    // What a block of columns adds to a chunk of rows; `input` begins with the block's span.
+    void multiply(const Tile& t, size_t chunk, int64_t block, const float* input, float* sums) const {
+        for (const Segment* one = tiles.begin(chunk, block); one < tiles.end(chunk, block); one++) kernels.tile(*one, input, sums, t.groups);
+    }
+
+    void finish(const Tile& t, int64_t row, int64_t end, float* sums, const std::vector<NonFinite>& found, const float* bias, const float* added,
+                Activation activation, float* y) const {
+        for (int64_t r = row; r < end && !found.empty(); r++)
+            for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
+                if (!weight.bit(r, one.column)) sums[(r - row) * t.lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
+        const int64_t first = row * area + t.position;
+        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, activation,
+                       y + first);
+    }
+
+  private:
+    const Kernels& kernels;
+    const ConvShape& shape;
+    const Matrix& weight;
+    const Tiles& tiles;
+    const Layout& at;
+    const float* source;
+    bool finite;
+    int64_t area;
+    Cut cut;
+    std::vector<int64_t> offset;
+};
+
+float* zeros(Scratch purpose, int64_t size) {
+    float* made = scratch(purpose, size_t(size));
+    std::fill(made, made + size, 0.0f);
+    return made;
+}
 
 }  // namespace
 
 void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added,
                Activation activation, float* y, const Threads& threads) const {
     const Layout at(shape, height, width);
-    const int64_t area = at.out_h * at.out_w;
+    const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, columns = weight.view().columns;
     if (images == 0 || area <= 0 || shape.outputs == 0) return;
-    const int64_t columns = weight.view().columns, rows = shape.outputs / shape.group;
     std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
     const Tiles& w = tiles_;
-    const std::vector<int64_t> offset = tap_offsets(shape, at);
-    const Cut cut(area, std::min(kernels.max_groups, w.max_groups));
-    const int64_t all_channels = shape.channels * shape.group, plane = at.direct ? height * width : at.plane;
-    // few tiles: rows are divided as well, so that all threads have work; otherwise a tile is filled once for all rows
-    const int64_t chunks = int64_t(w.chunks.size()) / shape.group, parts = cut.tiles * shape.group >= 8 ? 1 : chunks;
-    float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(all_channels * plane + kLanes));
+    const int64_t channels = shape.channels * shape.group, chunks = int64_t(w.chunks.size()) / shape.group;
+    float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane));
     for (int64_t image = 0; image < images; image++) {
-        const float* in = x + image * all_channels * height * width;
+        const float* in = x + image * channels * height * width;
         std::atomic<bool> finite{true};
-        threads.ranges(all_channels, std::max<int64_t>(1, 8192 / std::max<int64_t>(plane, 1)), 16, [&](int64_t from, int64_t to) {
+        threads.ranges(channels, std::max<int64_t>(1, 8192 / std::max<int64_t>(at.plane, 1)), 16, [&](int64_t from, int64_t to) {
             bool all = true;
             if (at.direct)
-                all = kernels.finite(in + from * plane, (to - from) * plane);
+                all = kernels.finite(in + from * at.plane, (to - from) * at.plane);
             else
-                for (int64_t c = from; c < to; c++) all = split_channel(kernels, shape, at, in + c * height * width, phases + c * plane) && all;
+                for (int64_t c = from; c < to; c++) all = split_channel(kernels, shape, at, in + c * height * width, phases + c * at.plane) && all;
             if (!all) finite = false;
         });
-        threads.each(cut.tiles * shape.group * parts, [&](int64_t task) {
-            const int64_t tile = task / (shape.group * parts), group = task / parts % shape.group, part = task % parts;
-            const size_t first_chunk = size_t(group * chunks + part * chunks / parts), last_chunk = size_t(group * chunks + (part + 1) * chunks / parts);
-            const int64_t row = w.chunks[first_chunk].row, end = w.chunks[last_chunk - 1].end;
-            const int groups = cut.width(tile), lanes = groups * kLanes;
-            const int64_t position = cut.begin(tile) * kLanes, count = std::min<int64_t>(lanes, area - position);
-            const float* from = (at.direct ? in : phases) + group * shape.channels * plane;
-            std::vector<Piece> pieces;
-            for (int64_t p = position; p < position + count;) {
-                const int64_t out_y = p / at.out_w, out_x = p % at.out_w, run = at.direct && at.out_w == at.row ? position + count - p
-                                                                              : std::min(at.out_w - out_x, position + count - p);
-                pieces.push_back({out_y * at.row + out_x, run});
-                p += run;
-            }
-            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
-            std::fill(sums, sums + (end - row) * lanes, 0.0f);
-            float* input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * lanes + kLanes));
+        const Pass pass(kernels, shape, weight, w, at, at.direct ? in : phases, finite);
+        const float* others = added ? added + image * shape.outputs * area : nullptr;
+        float* out = y + image * shape.outputs * area;
+        // With many tiles each thread does whole ones; with few, all threads fill one together, and then each does some rows.
+        if (pass.count() >= 8) {
+            threads.each(pass.count(), [&](int64_t index) {
+                const Tile t = pass.tile(index);
+                float *sums = zeros(Scratch::sums, rows * t.lanes), *input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * t.lanes));
+                std::vector<NonFinite> found;
+                const size_t first = size_t(t.group * chunks);
+                for (int64_t b = 0; b < w.blocks(); b++) {
+                    const int64_t from = b * w.block;
+                    pass.fill(t, from, std::min(columns, from + w.block), input + from % w.span * t.lanes, found);
+                    for (size_t c = first; c < first + size_t(chunks); c++)
+                        pass.multiply(t, c, b, input, sums + (w.chunks[c].row - t.group * rows) * t.lanes);
+                }
+                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, others, activation, out);
+            });
+            continue;
+        }
+        for (int64_t index = 0; index < pass.count(); index++) {
+            const Tile t = pass.tile(index);
+            float* input = scratch(Scratch::block, size_t(columns * t.lanes));
             std::vector<NonFinite> found;
-            for (int64_t b = 0; b < w.blocks(); b++) {
-                const int64_t first = b * w.block, stop = std::min(columns, first + w.block);
-                float* to = input + first % w.span * lanes;
-                kernels.fill(from, offset.data() + first, stop - first, pieces.data(), int(pieces.size()), lanes, !at.direct, to);
-                if (!finite)
-                    for (int64_t c = first; c < stop; c++)
-                        for (int l = 0; l < count; l++)
-                            if (!std::isfinite(to[(c - first) * lanes + l])) found.push_back({c, l});
-                for (size_t chunk = first_chunk; chunk < last_chunk; chunk++)
-                    for (const Segment* one = w.begin(chunk, b); one < w.end(chunk, b); one++)
-                        kernels.tile(*one, input, sums + (w.chunks[chunk].row - row) * lanes, groups);
-            }
-            for (int64_t r = row; r < end && !found.empty(); r++)
-                for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
-                    if (!weight.bit(r, one.column)) sums[(r - row) * lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
-            const int64_t at_y = (image * shape.outputs + row) * area + position;
-            kernels.finish(sums, lanes, end - row, count, bias ? bias + row : nullptr, added ? added + at_y : nullptr, area, activation, y + at_y);
-        });
+            std::mutex adding;
+            threads.ranges(columns, 256, 16, [&](int64_t from, int64_t to) {
+                std::vector<NonFinite> here;
+                pass.fill(t, from, to, input + from * t.lanes, here);
+                const std::lock_guard<std::mutex> lock(adding);
+                found.insert(found.end(), here.begin(), here.end());
+            });
+            threads.each(chunks, [&](int64_t c) {
+                const size_t chunk = size_t(t.group * chunks + c);
+                const auto [row, end] = w.chunks[chunk];
+                float* sums = zeros(Scratch::sums, (end - row) * t.lanes);
+                for (int64_t b = 0; b < w.blocks(); b++) pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums);
+                pass.finish(t, row, end, sums, found, bias, others, activation, out);
+            });
+        }
     }
 }
 

@@ -44,8 +44,8 @@ struct Kernels {
     // `left` before, up to the end of the row behind. Whether all that were read are finite.
     bool (*lay)(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out);
     // Columns of an image, gathered for a tile: for each offset the pieces, one behind the other, and `lanes` from one offset to the next.
-    // May read 15 floats behind a piece if `slack`, and write as many behind the last one.
-    void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int lanes, bool slack, float* out);
+    // What lies behind the last piece in its register becomes 0; registers behind that are not written.
+    void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
     // Whether all are finite.
     bool (*finite)(const float* x, int64_t count);
 };

@@ -187,12 +187,11 @@ void tile(const Segment& segment, const float* x, float* sums, int groups) {
 // 0 * x, added to what was seen before: not 0 from the first x on that is not finite.
 struct Seen {
     F sum = F::zero();
-    float rest = 0.0f;
-    void add(const float* x) { sum = fma(F::load(x), F::zero(), sum); }
+    void add(F x) { sum = fma(x, F::zero(), sum); }
     bool finite() const {
         alignas(64) float lane[kWidth];
         sum.store(lane);
-        float total = rest;
+        float total = 0.0f;
         for (float value : lane) total += value;
         return total == 0.0f;
     }
@@ -200,25 +199,22 @@ struct Seen {
 
 bool to_lanes(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out) {
     constexpr int64_t kPart = 32;  // columns whose lanes stay in the first-level cache until they are full
-    Seen seen;
+    Seen seen[4];
     for (int64_t part = from; part < to; part += kPart) {
         const int64_t end = part + kPart < to ? part + kPart : to;
         int i = 0;
         for (; i + 16 <= items; i += 16) {
             int64_t c = part;
-            for (; c + 16 <= end; c += 16) {
-                float* to16 = out + (c - from) * lanes + i;
-                transpose16(in + i * stride + c, stride, to16, lanes);
-                for (int j = 0; j < 16; j++)
-                    for (int k = 0; k < 16; k += kWidth) seen.add(to16 + j * lanes + k);
-            }
+            for (; c + 16 <= end; c += 16) transpose16(in + i * stride + c, stride, out + (c - from) * lanes + i, lanes);
             for (; c < end; c++)
-                for (int j = 0; j < 16; j++) seen.rest += 0.0f * (out[(c - from) * lanes + i + j] = in[(i + j) * stride + c]);
+                for (int j = 0; j < 16; j++) out[(c - from) * lanes + i + j] = in[(i + j) * stride + c];
         }
         for (; i < lanes; i++)
-            for (int64_t c = part; c < end; c++) seen.rest += 0.0f * (out[(c - from) * lanes + i] = i < items ? in[i * stride + c] : 0.0f);
+            for (int64_t c = part; c < end; c++) out[(c - from) * lanes + i] = i < items ? in[i * stride + c] : 0.0f;
+        for (int64_t c = part; c < end; c++)
+            for (int k = 0; k < lanes; k += kWidth) seen[k / kWidth % 4].add(F::load(out + (c - from) * lanes + k));
     }
-    return seen.finite();
+    return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
 }
 
 void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
@@ -264,52 +260,76 @@ void finish(const float* tile, int lanes, int64_t rows, int64_t count, const flo
 // ---- images
 
 bool lay(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
-    Seen seen;
+    Seen seen[4];
+    const int64_t right = stride - left - width;
     for (int64_t y = 0; y < height; y++, in += in_stride, out += stride) {
         for (int64_t i = 0; i < left; i++) out[i] = 0.0f;
         float* to = out + left;
-        int64_t i = 0;
-        if (step == 1) {
-            for (; i + kWidth <= width; i += kWidth) {
-                const F pixels = F::load(in + i);
-                seen.sum = fma(pixels, F::zero(), seen.sum);
-                pixels.store(to + i);
+        for (int64_t i = 0; i < width; i += kWidth) {
+            const int count = int(width - i < kWidth ? width - i : kWidth);
+            F pixels;
+            if (step == 1)
+                pixels = count == kWidth ? F::load(in + i) : F::load_part(in + i, count);
+            else if (step == 2)
+                pixels = F::load_even(in + 2 * i, count);
+            else {
+                alignas(64) float apart[kWidth] = {};
+                for (int j = 0; j < count; j++) apart[j] = in[(i + j) * step];
+                pixels = F::load(apart);
             }
-            for (; i < width; i++) seen.rest += 0.0f * (to[i] = in[i]);
-        } else if (step == 2) {
-            for (; i < width; i++) to[i] = in[2 * i];
-        } else {
-            for (; i < width; i++) to[i] = in[step * i];
+            seen[i / kWidth % 4].add(pixels);
+            count == kWidth ? pixels.store(to + i) : pixels.store_part(to + i, count);
         }
-        if (step != 1)
-            for (i = 0; i < width; i++) seen.rest += 0.0f * to[i];
-        for (i = left + width; i < stride; i++) out[i] = 0.0f;
+        for (int64_t i = 0; i < right; i++) to[width + i] = 0.0f;
     }
-    return seen.finite();
+    return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
 }
 
-void fill(const float* in, const int64_t* offset, int64_t count, const Piece* piece, int pieces, int lanes, bool slack, float* out) {
-    for (int64_t c = 0; c < count; c++, out += lanes) {
-        float* to = out;
-        for (int p = 0; p < pieces; p++) {
-            const float* from = in + offset[c] + piece[p].from;
-            int64_t i = 0, n = piece[p].count;
-            if (slack) {
-                for (; i < n; i += 16)
-                    for (int k = 0; k < 16; k += kWidth) F::load(from + i + k).store(to + i + k);
-            } else {
-                for (; i + kWidth <= n; i += kWidth) F::load(from + i).store(to + i);
-                for (; i < n; i++) to[i] = from[i];
-            }
-            to += n;
-        }
+// What one register of a tile takes from one piece: p[from + lane] for the lanes chosen.
+struct Move {
+    int64_t from;
+    unsigned chosen;
+};
+
+// The same register of each column, so that where it comes from is looked up once.
+template <int kMoves>
+void fill_register(const float* in, const int64_t* offset, int64_t columns, const Move* move, int moves, int64_t lanes, float* out) {
+    for (int64_t c = 0; c < columns; c++, out += lanes) {
+        const float* from = in + offset[c];
+        F all = kMoves ? F::zero() : F::load(from + move->from);
+        EMP_UNROLL for (int m = 0; m < kMoves; m++) all = F::load_over(from + move[m].from, move[m].chosen, all);
+        for (int m = kMoves; kMoves == 3 && m < moves; m++) all = F::load_over(from + move[m].from, move[m].chosen, all);
+        all.store(out);
     }
+}
+
+void fill(const float* in, const int64_t* offset, int64_t columns, const Piece* piece, int pieces, int64_t lanes, float* out) {
+    Move move[kWidth];
+    int moves = 0, to = 0;
+    for (int p = 0; p < pieces; p++)
+        for (int64_t i = 0; i < piece[p].count;) {
+            const int lane = to % kWidth, n = int(kWidth - lane < piece[p].count - i ? kWidth - lane : piece[p].count - i);
+            move[moves++] = {piece[p].from + i - lane, ((1u << n) - 1) << lane};
+            i += n, to += n;
+            if (to % kWidth && (p + 1 < pieces || i < piece[p].count)) continue;
+            float* first = out + (to - 1) / kWidth * kWidth;
+            if (n == kWidth)
+                fill_register<0>(in, offset, columns, move, moves, lanes, first);
+            else if (moves == 1)
+                fill_register<1>(in, offset, columns, move, moves, lanes, first);
+            else if (moves == 2)
+                fill_register<2>(in, offset, columns, move, moves, lanes, first);
+            else
+                fill_register<3>(in, offset, columns, move, moves, lanes, first);
+            moves = 0;
+        }
 }
 
 bool finite(const float* x, int64_t count) {
-    Seen seen;
+    Seen seen[4];
     int64_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) seen.add(x + i);
-    for (; i < count; i++) seen.rest += 0.0f * x[i];
-    return seen.finite();
+    for (; i + 4 * kWidth <= count; i += 4 * kWidth)
+        for (int j = 0; j < 4; j++) seen[j].add(F::load(x + i + j * kWidth));
+    for (; i < count; i += kWidth) seen[0].add(F::load_part(x + i, int(count - i < kWidth ? count - i : kWidth)));
+    return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
 }

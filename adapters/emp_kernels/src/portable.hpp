@@ -9,6 +9,31 @@ struct F8 {
     }
     static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
     void store(float* p) const { std::memcpy(p, v, sizeof v); }
+    // The first `count` of them; the others are 0, or stay as they were.
+    static F8 load_part(const float* p, int count) {
+        alignas(64) float lane[8] = {};
+        for (int i = 0; i < count; i++) lane[i] = p[i];
+        return load(lane);
+    }
+    void store_part(float* p, int count) const {
+        alignas(64) float lane[8];
+        store(lane);
+        for (int i = 0; i < count; i++) p[i] = lane[i];
+    }
+    // p[0], p[2], ..., `count` of them.
+    static F8 load_even(const float* p, int count) {
+        alignas(64) float lane[8] = {};
+        for (int i = 0; i < count; i++) lane[i] = p[2 * i];
+        return load(lane);
+    }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F8 load_over(const float* p, unsigned lanes, F8 other) {
+        alignas(64) float lane[8];
+        other.store(lane);
+        for (int i = 0; i < 8; i++)
+            if (lanes >> i & 1) lane[i] = p[i];
+        return load(lane);
+    }
     static F8 decode(uint8_t mask, const float* packed) {
         F8 r = zero();
         for (unsigned m = mask; m; m &= m - 1) r.v[first_bit(m)] = *packed++;
