@@ -86,7 +86,7 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace avx2
 
 extern const Kernels kAvx2;
-const Kernels kAvx2 = {"avx2", 6,        avx2::supported,  avx2::dot,    avx2::gather, avx2::tile,
+const Kernels kAvx2 = {"avx2", 6,        avx2::supported,  avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
                        avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::finite};
 
 }  // namespace emp

@@ -107,7 +107,7 @@ bool supported() {
 }  // namespace avx512
 
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot,        avx512::gather, avx512::tile,
+const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
                          avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::finite};
 
 }  // namespace emp

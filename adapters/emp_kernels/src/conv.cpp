@@ -10,28 +10,6 @@
 namespace emp {
 namespace {
 
-struct Layout {
-    int64_t height, width, out_h, out_w;
-    int64_t row, phase, plane;  // floats of a row of a phase, of a phase, of a channel
-    bool direct;                // the image itself is its only phase
-    std::vector<bool> used[2];  // phases that some tap reads, by axis
-
-    Layout(const ConvShape& s, int64_t height, int64_t width)
-        : height(height), width(width), out_h(s.out(0, height)), out_w(s.out(1, width)) {
-        direct = true;
-        for (int axis = 0; axis < 2; axis++)
-            direct = direct && s.stride[axis] == 1 && s.pad_begin[axis] == 0 && s.pad_end[axis] == 0;
-        const int64_t padded_h = height + s.pad_begin[0] + s.pad_end[0], padded_w = width + s.pad_begin[1] + s.pad_end[1];
-        row = (padded_w + s.stride[1] - 1) / s.stride[1];
-        phase = row * ((padded_h + s.stride[0] - 1) / s.stride[0]);
-        plane = phase * s.stride[0] * s.stride[1];
-        for (int axis = 0; axis < 2; axis++) {
-            used[axis].assign(size_t(s.stride[axis]), false);
-            for (int64_t k = 0; k < s.kernel[axis]; k++) used[axis][size_t(k * s.dilation[axis] % s.stride[axis])] = true;
-        }
-    }
-};
-
 // Whether all that was read is finite; what no tap reads is left out.
 bool split_channel(const Kernels& kernels, const ConvShape& s, const Layout& at, const float* in, float* out) {
     bool finite = true;
@@ -53,6 +31,17 @@ bool split_channel(const Kernels& kernels, const ConvShape& s, const Layout& at,
     return finite;
 }
 
+// The image split into `phases`; whether it is finite.
+bool lay_out(const Kernels& kernels, const ConvShape& shape, const Layout& at, const float* in, float* phases, const Threads& threads) {
+    std::atomic<bool> finite{true};
+    threads.ranges(shape.channels * shape.group, std::max<int64_t>(1, 8192 / std::max<int64_t>(at.plane, 1)), 16, [&](int64_t from, int64_t to) {
+        bool all = true;
+        for (int64_t c = from; c < to; c++) all = split_channel(kernels, shape, at, in + c * at.height * at.width, phases + c * at.plane) && all;
+        if (!all) finite = false;
+    });
+    return finite;
+}
+
 struct NonFinite {
     int64_t column;
     int lane;
@@ -66,23 +55,27 @@ struct Tile {
     std::vector<Piece> pieces;
 };
 
+// Where the stretch of each column begins, relative to that of the output position.
+std::vector<int64_t> column_offsets(const ConvShape& shape, const Layout& at) {
+    std::vector<int64_t> tap, offset(size_t(shape.channels * shape.kernel[0] * shape.kernel[1]));
+    for (int64_t ky = 0; ky < shape.kernel[0]; ky++)
+        for (int64_t kx = 0; kx < shape.kernel[1]; kx++) {
+            const int64_t y = ky * shape.dilation[0], x = kx * shape.dilation[1];
+            tap.push_back((y % shape.stride[0] * shape.stride[1] + x % shape.stride[1]) * at.phase + y / shape.stride[0] * at.row +
+                          x / shape.stride[1]);
+        }
+    int64_t* next = offset.data();
+    for (int64_t c = 0; c < shape.channels; c++)
+        for (const int64_t one : tap) *next++ = c * at.plane + one;
+    return offset;
+}
+
 // One image.
 class Pass {
   public:
     Pass(const Kernels& kernels, const ConvShape& shape, const Matrix& weight, const Tiles& tiles, const Layout& at, const float* source, bool finite)
         : kernels(kernels), shape(shape), weight(weight), tiles(tiles), at(at), source(source), finite(finite), area(at.out_h * at.out_w),
-          cut(area, std::min(kernels.max_groups, tiles.max_groups)), offset(size_t(weight.view().columns)) {
-        std::vector<int64_t> tap;  // where its stretch begins, relative to that of the output position
-        for (int64_t ky = 0; ky < shape.kernel[0]; ky++)
-            for (int64_t kx = 0; kx < shape.kernel[1]; kx++) {
-                const int64_t y = ky * shape.dilation[0], x = kx * shape.dilation[1];
-                tap.push_back((y % shape.stride[0] * shape.stride[1] + x % shape.stride[1]) * at.phase + y / shape.stride[0] * at.row +
-                              x / shape.stride[1]);
-            }
-        int64_t* next = offset.data();
-        for (int64_t c = 0; c < shape.channels; c++)
-            for (const int64_t one : tap) *next++ = c * at.plane + one;
-    }
+          cut(area, std::min(kernels.max_groups, tiles.max_groups)), offset(column_offsets(shape, at)) {}
 
     int64_t count() const { return cut.tiles * shape.group; }
 
@@ -102,7 +95,8 @@ class Pass {
     // Columns [from, to) of the tile's input, and which of it is not finite.
     void fill(const Tile& t, int64_t from, int64_t to, float* out, std::vector<NonFinite>& found) const {
         kernels.fill(t.from, offset.data() + from, to - from, t.pieces.data(), int(t.pieces.size()), t.lanes, out);
-        for (int64_t c = from; c < to && !finite; c++)
+        if (finite || (at.direct && kernels.finite(out, (to - from) * t.lanes, 1, 0))) return;
+        for (int64_t c = from; c < to; c++)
             for (int l = 0; l < t.count; l++)
                 if (!std::isfinite(out[(c - from) * t.lanes + l])) found.push_back({c, l});
     }
@@ -143,26 +137,76 @@ float* zeros(Scratch purpose, int64_t size) {
 
 }  // namespace
 
+// Copying a stretch is worth it if it is used often enough, or if it does not begin on a cache line: what is read across two lines takes twice
+// as long. Measured: docs/kernels.md.
+bool Conv::in_strips(const Layout& at, const float* x) const {
+    const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group;
+    const bool aligned = at.direct && shape.kernel[0] == 1 && shape.kernel[1] == 1 && at.plane % kLanes == 0 && reinterpret_cast<uintptr_t>(x) % 64 == 0;
+    const double uses = weight.density() * double(rows);  // of a stretch, for a tile
+    if (at.plane * shape.channels > INT32_MAX / 2 || area < 512) return false;
+    return uses <= (aligned ? 10 : 4);
+}
+
+void Conv::run_strips(const Kernels& kernels, const Layout& at, const float* x, int64_t images, const float* bias, const float* added,
+                      Activation activation, float* y, const Threads& threads) const {
+    const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, taps = shape.kernel[0] * shape.kernel[1];
+    // what the taps of a channel read for one tile, so that the tiles of a block's channels stay in the first-level cache
+    const int64_t floats = 4 * kLanes + (shape.kernel[0] - 1) * std::min<int64_t>(shape.dilation[0] * at.row, 5 * kLanes) + kLanes;
+    std::call_once(strips_once_, [&] { strips_.arrange(weight, rows, taps * std::max<int64_t>(1, 10240 / floats)); });
+    const std::vector<int64_t> offset = column_offsets(shape, at);
+    std::vector<int32_t> where(size_t(weight.view().nonzeros));
+    for (size_t i = 0; i < where.size(); i++) where[i] = int32_t(offset[strips_.column()[i]]);
+    const int64_t channels = shape.channels * shape.group, room = kernels.max_groups * kLanes;
+    const Cut cut(at.positions(), std::min(kernels.max_groups, 4));
+    float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane + room));
+    if (phases) std::fill(phases + channels * at.plane, phases + channels * at.plane + room, 0.0f);
+    for (int64_t image = 0; image < images; image++) {
+        const float* in = x + image * channels * at.height * at.width;
+        const bool laid = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
+        const float* source = at.direct ? in : phases;
+        threads.each(cut.tiles * shape.group, [&](int64_t index) {
+            const int64_t group = index % shape.group, tile = index / shape.group, position = cut.begin(tile) * kLanes;
+            const int groups = cut.width(tile), lanes = groups * kLanes;
+            const int64_t stop = std::min(position + lanes, at.positions());
+            float* sums = zeros(Scratch::sums, rows * lanes);
+            const float* from = source + group * shape.channels * at.plane + position;
+            const bool finite = laid || (at.direct && kernels.finite(from, stop - position, shape.channels, at.plane));
+            for (int64_t b = 0; b < strips_.blocks(); b++) {
+                const Strip& strip = strips_.strip(group, b);
+                kernels.strip(strip, where.data() + strip.first, from, sums, groups);
+            }
+            if (!finite)
+                for (int64_t c = 0; c < weight.view().columns; c++)
+                    for (int64_t l = 0; l < stop - position; l++)
+                        if (!std::isfinite(from[offset[size_t(c)] + l]))
+                            for (int64_t r = 0; r < rows; r++)
+                                if (!weight.bit(group * rows + r, c)) sums[r * lanes + l] = std::numeric_limits<float>::quiet_NaN();
+            const int64_t row = image * shape.outputs + group * rows;
+            for (int64_t p = position, run; p < stop; p += run) {
+                const int64_t out_y = p / at.row, out_x = p % at.row;
+                run = at.out_w == at.row ? stop - p : std::min(at.row - out_x, stop - p);
+                const int64_t count = at.out_w == at.row ? run : std::min(at.out_w - out_x, run), to = row * area + out_y * at.out_w + out_x;
+                if (count > 0)
+                    kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, added ? added + to : nullptr, area,
+                                   activation, y + to);
+            }
+        });
+    }
+}
+
 void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added,
                Activation activation, float* y, const Threads& threads) const {
     const Layout at(shape, height, width);
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, columns = weight.view().columns;
     if (images == 0 || area <= 0 || shape.outputs == 0) return;
+    if (in_strips(at, x)) return run_strips(kernels, at, x, images, bias, added, activation, y, threads);
     std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
     const Tiles& w = tiles_;
     const int64_t channels = shape.channels * shape.group, chunks = int64_t(w.chunks.size()) / shape.group;
     float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane));
     for (int64_t image = 0; image < images; image++) {
         const float* in = x + image * channels * height * width;
-        std::atomic<bool> finite{true};
-        threads.ranges(channels, std::max<int64_t>(1, 8192 / std::max<int64_t>(at.plane, 1)), 16, [&](int64_t from, int64_t to) {
-            bool all = true;
-            if (at.direct)
-                all = kernels.finite(in + from * at.plane, (to - from) * at.plane);
-            else
-                for (int64_t c = from; c < to; c++) all = split_channel(kernels, shape, at, in + c * height * width, phases + c * at.plane) && all;
-            if (!all) finite = false;
-        });
+        const bool finite = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
         const Pass pass(kernels, shape, weight, w, at, at.direct ? in : phases, finite);
         const float* others = added ? added + image * shape.outputs * area : nullptr;
         float* out = y + image * shape.outputs * area;

@@ -33,6 +33,8 @@ struct Kernels {
     void (*gather)(const View&, int64_t row, int64_t end, const float* x, const Output&);
     // Many items: sums[row] += weight[row, columns of the segment] * x; x[column of the span] and sums[row] hold 16 * groups floats, aligned.
     void (*tile)(const Segment&, const float* x, float* sums, int groups);
+    // The same with x read where it lies: x[at[i] + lane] is what the i-th value of the strip is multiplied with.
+    void (*strip)(const Strip&, const int32_t* at, const float* x, float* sums, int groups);
     // out[c * lanes + i] = in[i * stride + c] for i < items, zeros for items ≤ i < lanes; c in [from, to). Whether all are finite.
     bool (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
     // The way back: y[i * item_stride + row] for i < items, with bias and activation; tile[(row - first) * lanes + i].
@@ -46,8 +48,8 @@ struct Kernels {
     // Columns of an image, gathered for a tile: for each offset the pieces, one behind the other, and `lanes` from one offset to the next.
     // What lies behind the last piece in its register becomes 0; registers behind that are not written.
     void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
-    // Whether all are finite.
-    bool (*finite)(const float* x, int64_t count);
+    // Whether all are finite: `count` of each row.
+    bool (*finite)(const float* x, int64_t count, int64_t rows, int64_t stride);
 };
 
 // The best one that this processor has, or the one named by the environment variable EMP_KERNELS_ISA if this processor has it.

@@ -162,6 +162,51 @@ void tile_rest(const Segment& segment, const float* x, float* sums) {
 }
 
 template <int kGroups>
+void strip_groups(const Strip& strip, const int32_t* at, const float* x, float* sums) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    constexpr int kVectors = kGroups * kLanes / kWidth, kSets = kVectors >= 6 ? 1 : kVectors >= 3 ? 2 : kVectors == 2 ? 4 : 8;
+    const float* value = strip.value;
+    for (const uint16_t* head = strip.head; head < strip.end;) {
+        const int count = *head++;
+        for (const uint16_t* members = head + 1 + *head; ++head < members;) {
+            float* y = sums + *head * kStride;
+            Sums<kVectors> set[kSets];
+            set[0].load(y);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[s].clear();
+            prefetch(value + 256), prefetch(at + 256);
+            int i = 0;
+            for (; i + kUnit <= count; i += kUnit, at += kUnit, value += kUnit) {
+                const Four first = Four::load(value), second = Four::load(value + 4);
+                set[0].add_product(first.lane<0>(), x + at[0]);
+                set[1 % kSets].add_product(first.lane<1>(), x + at[1]);
+                set[2 % kSets].add_product(first.lane<2>(), x + at[2]);
+                set[3 % kSets].add_product(first.lane<3>(), x + at[3]);
+                set[4 % kSets].add_product(second.lane<0>(), x + at[4]);
+                set[5 % kSets].add_product(second.lane<1>(), x + at[5]);
+                set[6 % kSets].add_product(second.lane<2>(), x + at[6]);
+                set[7 % kSets].add_product(second.lane<3>(), x + at[7]);
+            }
+            for (; i < count; i++) set[0].add_product(F::broadcast(*value++), x + *at++);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
+            set[0].store(y);
+        }
+    }
+}
+
+void strip(const Strip& strip, const int32_t* at, const float* x, float* sums, int groups) {
+    switch (groups) {
+        case 1: return strip_groups<1>(strip, at, x, sums);
+        case 2: return strip_groups<2>(strip, at, x, sums);
+        case 3: return strip_groups<3>(strip, at, x, sums);
+        case 4: return strip_groups<4>(strip, at, x, sums);
+        case 5: return strip_groups<5>(strip, at, x, sums);
+        case 6: return strip_groups<6>(strip, at, x, sums);
+        case 7: return strip_groups<7>(strip, at, x, sums);
+        default: return strip_groups<8>(strip, at, x, sums);
+    }
+}
+
+template <int kGroups>
 void tile_groups(const Segment& segment, const float* x, float* sums) {
     if (segment.rest)
         tile_rest<kGroups>(segment, x, sums);
@@ -197,9 +242,22 @@ struct Seen {
     }
 };
 
+bool finite(const float* x, int64_t count, int64_t rows, int64_t stride) {
+    Seen one, two, three, four;
+    for (int64_t r = 0; r < rows; r++, x += stride) {
+        int64_t i = 0;
+        for (; i + 4 * kWidth <= count; i += 4 * kWidth) {
+            one.add(F::load(x + i)), two.add(F::load(x + i + kWidth));
+            three.add(F::load(x + i + 2 * kWidth)), four.add(F::load(x + i + 3 * kWidth));
+        }
+        for (; i < count; i += kWidth) one.add(F::load_part(x + i, int(count - i < kWidth ? count - i : kWidth)));
+    }
+    return one.finite() && two.finite() && three.finite() && four.finite();
+}
+
 bool to_lanes(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out) {
     constexpr int64_t kPart = 32;  // columns whose lanes stay in the first-level cache until they are full
-    Seen seen[4];
+    bool all_finite = true;
     for (int64_t part = from; part < to; part += kPart) {
         const int64_t end = part + kPart < to ? part + kPart : to;
         int i = 0;
@@ -211,10 +269,9 @@ bool to_lanes(const float* in, int64_t stride, int items, int lanes, int64_t fro
         }
         for (; i < lanes; i++)
             for (int64_t c = part; c < end; c++) out[(c - from) * lanes + i] = i < items ? in[i * stride + c] : 0.0f;
-        for (int64_t c = part; c < end; c++)
-            for (int k = 0; k < lanes; k += kWidth) seen[k / kWidth % 4].add(F::load(out + (c - from) * lanes + k));
+        if (!finite(out + (part - from) * lanes, (end - part) * lanes, 1, 0)) all_finite = false;
     }
-    return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
+    return all_finite;
 }
 
 void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
@@ -259,30 +316,46 @@ void finish(const float* tile, int lanes, int64_t rows, int64_t count, const flo
 
 // ---- images
 
-bool lay(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
-    Seen seen[4];
-    const int64_t right = stride - left - width;
+// `count` pixels of a row, every kStep-th.
+template <int kStep>
+F pixels(const float* in, int64_t step, int count) {
+    if (kStep == 1) return count == kWidth ? F::load(in) : F::load_part(in, count);
+    if (kStep == 2) return F::load_even(in, count);
+    alignas(64) float apart[kWidth] = {};
+    for (int j = 0; j < count; j++) apart[j] = in[j * step];
+    return F::load(apart);
+}
+
+template <int kStep>
+bool lay_step(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
+    Seen seen, also, last;
     for (int64_t y = 0; y < height; y++, in += in_stride, out += stride) {
         for (int64_t i = 0; i < left; i++) out[i] = 0.0f;
         float* to = out + left;
-        for (int64_t i = 0; i < width; i += kWidth) {
-            const int count = int(width - i < kWidth ? width - i : kWidth);
-            F pixels;
-            if (step == 1)
-                pixels = count == kWidth ? F::load(in + i) : F::load_part(in + i, count);
-            else if (step == 2)
-                pixels = F::load_even(in + 2 * i, count);
-            else {
-                alignas(64) float apart[kWidth] = {};
-                for (int j = 0; j < count; j++) apart[j] = in[(i + j) * step];
-                pixels = F::load(apart);
-            }
-            seen[i / kWidth % 4].add(pixels);
-            count == kWidth ? pixels.store(to + i) : pixels.store_part(to + i, count);
+        int64_t i = 0;
+        for (; i + 2 * kWidth <= width; i += 2 * kWidth) {
+            const F one = pixels<kStep>(in + i * step, step, kWidth), two = pixels<kStep>(in + (i + kWidth) * step, step, kWidth);
+            seen.add(one), also.add(two);
+            one.store(to + i), two.store(to + i + kWidth);
         }
-        for (int64_t i = 0; i < right; i++) to[width + i] = 0.0f;
+        if (i + kWidth <= width) {
+            const F one = pixels<kStep>(in + i * step, step, kWidth);
+            last.add(one), one.store(to + i);
+            i += kWidth;
+        }
+        if (i < width) {
+            const F one = pixels<kStep>(in + i * step, step, int(width - i));
+            also.add(one), one.store_part(to + i, int(width - i));
+        }
+        for (i = left + width; i < stride; i++) out[i] = 0.0f;
     }
-    return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
+    return seen.finite() && also.finite() && last.finite();
+}
+
+bool lay(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
+    if (step == 1) return lay_step<1>(in, height, width, in_stride, 1, left, stride, out);
+    if (step == 2) return lay_step<2>(in, height, width, in_stride, 2, left, stride, out);
+    return lay_step<0>(in, height, width, in_stride, step, left, stride, out);
 }
 
 // What one register of a tile takes from one piece: p[from + lane] for the lanes chosen.
@@ -323,13 +396,4 @@ void fill(const float* in, const int64_t* offset, int64_t columns, const Piece* 
                 fill_register<3>(in, offset, columns, move, moves, lanes, first);
             moves = 0;
         }
-}
-
-bool finite(const float* x, int64_t count) {
-    Seen seen[4];
-    int64_t i = 0;
-    for (; i + 4 * kWidth <= count; i += 4 * kWidth)
-        for (int j = 0; j < 4; j++) seen[j].add(F::load(x + i + j * kWidth));
-    for (; i < count; i += kWidth) seen[0].add(F::load_part(x + i, int(count - i < kWidth ? count - i : kWidth)));
-    return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
 }

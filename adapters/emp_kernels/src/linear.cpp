@@ -22,7 +22,7 @@ void Linear::run(const Kernels& kernels, const float* x, int64_t items, const fl
     if (chosen == Way::tile) {
         finite = run_tile(kernels, x, items, out, threads);
     } else {
-        finite = kernels.finite(x, items * weight.view().columns);
+        finite = kernels.finite(x, items * weight.view().columns, 1, 0);
         chosen == Way::dot ? run_dot(kernels, x, items, out, threads) : run_gather(kernels, x, out, threads);
     }
     if (!finite) spread_non_finite(x, items, y, threads);

@@ -115,7 +115,7 @@ bool supported() { return true; }
 }  // namespace neon
 
 extern const Kernels kNeon;
-const Kernels kNeon = {"neon", 6,        neon::supported,  neon::dot,    neon::gather, neon::tile,
+const Kernels kNeon = {"neon", 6,        neon::supported,  neon::dot,    neon::gather, neon::tile, neon::strip,
                        neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::finite};
 
 }  // namespace emp

@@ -22,24 +22,27 @@ struct Writer {
     uint16_t *head, *rest;
     uint8_t* column;
     float* value;
-
-    // `counts` of (count, row): heads in runs of equal counts, and `put(row, count)` in the same order.
-    template <typename Put>
-    void runs(std::vector<std::pair<int, uint16_t>>& counts, Put&& put) {
-        std::sort(counts.begin(), counts.end());
-        for (size_t i = 0, j; i < counts.size(); i = j) {
-            for (j = i; j < counts.size() && counts[j].first == counts[i].first;) j++;
-            *head++ = uint16_t(counts[i].first), *head++ = uint16_t(j - i);
-            for (size_t r = i; r < j; r++) *head++ = counts[r].second, put(counts[r].second, counts[r].first);
-        }
-    }
 };
+
+// `counts` of (count, row): heads in runs of equal counts, and `put(row, count)` in the same order.
+template <typename Put>
+void runs(uint16_t*& head, std::vector<std::pair<int, uint16_t>>& counts, Put&& put) {
+    std::sort(counts.begin(), counts.end());
+    for (size_t i = 0, j; i < counts.size(); i = j) {
+        for (j = i; j < counts.size() && counts[j].first == counts[i].first;) j++;
+        *head++ = uint16_t(counts[i].first), *head++ = uint16_t(j - i);
+        for (size_t r = i; r < j; r++) *head++ = counts[r].second, put(counts[r].second, counts[r].first);
+    }
+}
 
 // The nonzeros of columns [from, to), as columns counted from `from`.
 void list(const Matrix& matrix, int64_t row, int64_t from, int64_t to, std::vector<uint16_t>& out) {
     out.clear();
     for (int64_t c = from; c < to; c += 64)
-        for (uint64_t word = matrix.bits(row, c); word; word &= word - 1) out.push_back(uint16_t(c - from + first_bit(word)));
+        for (uint64_t word = matrix.bits(row, c); word; word &= word - 1) {
+            if (c + first_bit(word) >= to) break;
+            out.push_back(uint16_t(c - from + first_bit(word)));
+        }
 }
 
 }  // namespace
@@ -85,7 +88,7 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows) {
                 const size_t units = (row.end - row.next) / kUnit;
                 if (units) counts.push_back({int(units), uint16_t(r)});
             }
-            out.runs(counts, [&](size_t r, int units) {
+            runs(out.head, counts, [&](size_t r, int units) {
                 Row& row = rows[r];
                 for (int i = 0; i < units * kUnit; i++, row.next++)
                     *out.column++ = uint8_t(row.column[row.next] - base), *out.value++ = row.value[row.next];
@@ -100,7 +103,7 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows) {
                 while (row.next < row.end) row.late.push_back(uint16_t(row.next++));
                 if (!row.late.empty()) counts.push_back({int(row.late.size()), uint16_t(r)});
             }
-            out.runs(counts, [&](size_t r, int) {
+            runs(out.head, counts, [&](size_t r, int) {
                 for (const uint16_t i : rows[r].late) *out.rest++ = rows[r].column[i], *out.value++ = rows[r].value[i];
             });
             segment.end = out.head;
@@ -109,6 +112,34 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows) {
         }
     }
     first_.push_back(segments_.size());
+}
+
+void Strips::arrange(const Matrix& matrix, int64_t group_rows, int64_t block) {
+    const View& view = matrix.view();
+    blocks_ = (view.columns + block - 1) / block;
+    strips_.clear();
+    const size_t room = size_t(view.nonzeros) + 64;
+    uint16_t *head = head_.grow(3 * size_t(view.rows * blocks_) + 64), *column = column_.grow(room);
+    float* value = value_.grow(room);
+    std::vector<std::vector<uint16_t>> columns(static_cast<size_t>(group_rows));
+    std::vector<std::pair<int, uint16_t>> counts;
+    for (int64_t group = 0; group < view.rows; group += group_rows) {
+        std::vector<const float*> next;
+        for (int64_t r = 0; r < group_rows; r++) next.push_back(view.values + view.offset[group + r]);
+        for (int64_t from = 0; from < view.columns; from += block) {
+            counts.clear();
+            for (size_t r = 0; r < columns.size(); r++) {
+                list(matrix, group + int64_t(r), from, std::min(from + block, view.columns), columns[r]);
+                if (!columns[r].empty()) counts.push_back({int(columns[r].size()), uint16_t(r)});
+            }
+            Strip strip = {head, nullptr, value, size_t(value - value_.data())};
+            runs(head, counts, [&](size_t r, int) {
+                for (const uint16_t c : columns[r]) *column++ = uint16_t(from + c), *value++ = *next[r]++;
+            });
+            strip.end = head;
+            strips_.push_back(strip);
+        }
+    }
 }
 
 }  // namespace emp

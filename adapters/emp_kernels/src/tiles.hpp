@@ -30,6 +30,25 @@ class Tiles {
     Buffer<float> value_;
 };
 
+// A matrix arranged in strips.
+class Strips {
+  public:
+    // `block`: columns of a strip.
+    void arrange(const Matrix& matrix, int64_t group_rows, int64_t block);
+
+    int64_t blocks() const { return blocks_; }
+    // The strip of all rows of a group.
+    const Strip& strip(int64_t group, int64_t block) const { return strips_[size_t(group * blocks_ + block)]; }
+    // The column of each value.
+    const uint16_t* column() const { return column_.data(); }
+
+  private:
+    int64_t blocks_ = 0;
+    std::vector<Strip> strips_;
+    Buffer<uint16_t> head_, column_;
+    Buffer<float> value_;
+};
+
 // Items cut into tiles of at most `most` groups of 16, as equal as can be.
 struct Cut {
     int64_t groups, tiles;

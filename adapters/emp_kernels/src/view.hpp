@@ -38,4 +38,11 @@ struct Segment {
 
 constexpr int kUnit = 8;         // nonzeros
 
+// The same for input that is read where it lies: all nonzeros of some rows in some columns, row by row.
+struct Strip {
+    const uint16_t *head, *end;  // a count, how many rows have it, these rows; and so on
+    const float* value;
+    size_t first;                // of these values among all of the matrix, and so of what tells where their columns lie
+};
+
 }  // namespace emp
