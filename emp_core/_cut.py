@@ -16,15 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _top
+from ._bracket import bracket
+from ._chunks import PIECE, Buffers, Chunk, Keep, Part, share_of, total_of
 from ._each import SHORT, sums_each
 from ._effective import checked_beta
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, UNIT, Sums
 from ._hill import checked_order, hill_of_stream
 from ._namespace import BFLOAT16
+from ._patterns import Kind, kind_of
+from ._patterns import cut as cut_patterns
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
-from ._stream import PIECE, Buffers, Chunk, Keep, Listed, Part, Stream, share_of, total_of
+from ._stream import Listed, Stream
 
 Mask = NDArray[np.bool_]
 
@@ -130,16 +135,16 @@ def select_stream(
     """:func:`select` for a pool that is not in memory: its parts are read a stretch at a time, two or three times.
 
     Args:
-        parts: flat scores, one after the other: NumPy arrays, or anything with ``size`` and ``dtype`` that gives a
-        NumPy
-            array when it is sliced (``part[start:stop]``), as memory-mapped files and HDF5 data sets do. Slicing must
-            be safe from several threads.
+        parts: flat scores, one after the other: NumPy arrays, or anything with ``size`` and ``dtype`` that gives
+            a NumPy array when it is sliced (``part[start:stop]``), as memory-mapped files and HDF5 data sets do.
+            Slicing must be safe from several threads.
         beta, order, sparsity: as for :func:`select`.
         names: what an error calls each part.
         threads: most threads; None: one per processor. The result does not depend on it.
 
     Returns:
-        A :class:`Cut`: the figures of :func:`select`, and the mask of any stretch.
+        A :class:`Cut`: the figures of :func:`select`, and the mask of any stretch. Of long pools of 16-bit numbers,
+        whose magnitudes are counted one by one, figures are correctly rounded, those of :func:`select` nearly so.
 
     Raises:
         PoolError: the pool is empty or holds NaN or ±inf; the message names the part.
@@ -160,7 +165,11 @@ def select_stream(
         fixed = max(1, stream.n - round(rule.share * stream.n))
     elif rule.order != 2:
         fixed = _order_count(stream, rule.beta, rule.order)
-    found = _small(stream, rule.beta, fixed) if stream.length <= 4 * CHUNK else _large(stream, rule.beta, fixed)
+    kind = None if stream.length <= 4 * CHUNK else kind_of(stream)
+    if kind is not None:
+        found = _counted(stream, kind, rule.beta, fixed)
+    else:
+        found = _small(stream, rule.beta, fixed) if stream.length <= 4 * CHUNK else _large(stream, rule.beta, fixed)
     counted = Counted.of([found.sums], rule.beta).keeping(np.array([found.k]))
     lower, upper = bounds(counted)
     sizes, kept = _each(stream, found), found.kept
@@ -243,6 +252,7 @@ class _Found:
     kept: _Kept
     pieces: _Pieces | None = None
     held: Sequence[Part] | None = None  # the parts, where they were read as a whole
+    each: Sequence[Sums] | None = None  # of the parts, where they were taken on the way
 
 
 def _order_count(stream: Stream, beta: Fraction, q: float) -> int:
@@ -255,6 +265,8 @@ def _order_count(stream: Stream, beta: Fraction, q: float) -> int:
 
 def _each(stream: Stream, found: _Found) -> list[tuple[float, float]]:
     """Effective size and Σ|s| of each part taken alone."""
+    if found.each is not None:
+        return [(sums.n_eff(), _float(sums)) for sums in found.each]
     if len(stream.parts) == 1:
         return [(found.sums.n_eff(), _float(found.sums))]
     out, parts = [(0.0, 0.0)] * len(stream.parts), found.held or stream.parts
@@ -278,7 +290,7 @@ def _small(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     """A pool that fits the cache: its masks are made, and the cut read from them."""
     held = [np.asarray(part[0 : part.size]) for part in stream.parts]
     memory = Stream(held, stream.where, stream.names, stream.threads, stream.dtype)
-    sums, k, masks, mass = memory.select(beta, fixed)
+    sums, k, masks, mass = _top.select(memory, beta, fixed)
     magnitude, mask = memory.magnitudes(), np.concatenate(masks)
     threshold, last = 0.0, stream.n
     if k < stream.n:
@@ -310,9 +322,18 @@ def _ratio(kept: NDArray[Any], whole: NDArray[Any]) -> float:
     return min(1.0, parts[0] / parts[1])
 
 
+def _counted(stream: Stream, kind: Kind, beta: Fraction, fixed: int | None) -> _Found:
+    """A pool of 16-bit numbers."""
+    found = cut_patterns(stream, kind, beta, fixed)
+    kept = _Kept([p.k for p in found.parts], [p.mass for p in found.parts], [p.nonzero for p in found.parts])
+    return _Found(
+        found.sums, found.k, found.threshold, found.last, found.mass, kept, each=[p.sums for p in found.parts]
+    )
+
+
 def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     """One sweep takes sums, counts what lies above a bracket and lists what lies inside."""
-    low, high = stream.bracket(beta, fixed)
+    low, high = bracket(stream, share=None if fixed is None else fixed / stream.n, beta=float(beta))
     pieces = _Pieces.of(stream)
     listed = Listed(stream.room())
 
@@ -439,7 +460,7 @@ def _place(stream: Stream, ties: list[tuple[Chunk, int]], threshold: Any, count:
 
 def _by_radix(stream: Stream, k: int) -> tuple[float, int]:
     """Threshold and last place whatever the data: passes over the bit patterns, and one that counts."""
-    threshold = stream.kth_largest(k)
+    threshold = _top.kth_largest(stream, k)
 
     def work(chunk: Chunk, buffers: Buffers) -> tuple[int, int]:
         magnitude, flag = stream.load(chunk, buffers), buffers.flag

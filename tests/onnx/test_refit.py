@@ -17,7 +17,7 @@ import emp_onnx
 from emp_onnx import ModelError, UsageError, VerifyError
 from emp_onnx.budget.search import Budget
 from emp_onnx.cli import main
-from emp_onnx.model_io import Model, load
+from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.allocate import spread
 from emp_onnx.refit.fitting import Fitting
 from emp_onnx.refit.prune import refit
@@ -260,3 +260,11 @@ def test_spread() -> None:
         counts = spread(shares, sizes, total)
         assert sum(counts) == total
         assert all(1 <= k <= n for k, n in zip(counts, sizes, strict=True))
+
+
+def test_nan_on_a_feed_that_is_only_measured_on(path: Path, tmp_path: Path) -> None:
+    given = feeds()
+    given[5]["x"][0, 0] = np.nan
+    with pytest.raises(ModelError, match="Gemm making 'z2' must give numbers, got NaN on feed 0 of those that are"):
+        refit(path, tmp_path / "out.onnx", feeds=given)
+    assert not (tmp_path / "out.onnx").exists()

@@ -1,0 +1,113 @@
+"""Bytes by position: of a file, which is never held in memory as a whole, or of bytes that are there already."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from emp_core.direct import LARGE, DirectReader
+from emp_onnx.errors import ModelError, quote
+
+__all__ = ["FileSource", "Memory", "Source", "keep_freed"]
+
+
+def keep_freed() -> None:
+    """Let the C library keep memory that is freed, as far as it does that: what is given back to the system after
+    each piece must be cleared and mapped again for the next one.
+
+    glibc does so after the first large block that it gets back (it raises its own limits to that size, at most 32 MiB);
+    this one is never touched. Measured: 30 000 fewer page faults in 400 MB.
+    """
+    np.empty(1 << 24, np.uint8)
+
+
+class Source(Protocol):
+    """Something that can be read at any place."""
+
+    size: int
+
+    def read(self, at: int, count: int, /) -> bytes:
+        """`count` bytes from `at` on."""
+        ...
+
+    def into(self, at: int, buffer: Any, /) -> None:
+        """Fill a writable buffer of bytes from `at` on."""
+        ...
+
+
+class Memory:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.size = data, len(data)
+
+    def read(self, at: int, count: int, /) -> bytes:
+        """`count` bytes from `at` on."""
+        return self.data[at : at + count]
+
+    def into(self, at: int, buffer: Any, /) -> None:
+        """Fill a buffer."""
+        view = memoryview(buffer).cast("B")
+        view[:] = self.data[at : at + len(view)]
+
+
+class FileSource:
+    """A plain file, open as long as this lives; safe to read from several threads. No bytes are mapped: a file that
+    becomes shorter under a map kills the process.
+
+    Raises:
+        ModelError: it is no plain file, or cannot be read, or became shorter since it was opened.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._handle = path, -1
+        self._direct: DirectReader | None = None
+        # not blocking: a named pipe must not wait for a writer
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        self._handle = os.open(path, flags)
+        status = os.fstat(self._handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(f"{path} is a directory")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"model must be a plain file, got {quote(path)}, which is something else")
+        self.size = status.st_size
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    @property
+    def handle(self) -> int:
+        """The open file."""
+        return self._handle
+
+    def read_disk(self) -> None:
+        """From now on long stretches of a large file come from the disk itself, as far as the system does that."""
+        if self.size >= LARGE and self._direct is None:
+            self._direct = DirectReader(self.path)
+
+    def read(self, at: int, count: int, /) -> bytes:
+        """`count` bytes from `at` on."""
+        data = bytearray(count)
+        self.into(at, data)
+        return bytes(data)
+
+    def into(self, at: int, buffer: Any, /) -> None:
+        """Fill a buffer."""
+        view = memoryview(buffer).cast("B")
+        while view:
+            try:
+                if self._direct is not None and (done := self._direct.into(at, view)):
+                    view, at = view[done:], at + done
+                    continue
+                done = os.preadv(self._handle, [view], at)
+            except OSError as error:
+                raise ModelError(f"the file {quote(self.path)} could not be read: {error.strerror}") from error
+            if not done:
+                raise ModelError(f"the file {quote(self.path)} became shorter while it was read")
+            view, at = view[done:], at + done

@@ -1,0 +1,109 @@
+"""Sessions of onnxruntime in which packed weights run with the kernels of `emp_kernels`, where these are installed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
+from emp_onnx.runtime.fuse import Fused, fused_model
+
+__all__ = ["KERNELS", "Engine", "open_engine"]
+
+KERNELS = ("auto", "on", "off")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A session, and by which path it runs.
+
+    Attributes:
+        session: an `onnxruntime.InferenceSession`.
+        kernels: the instruction set of the kernels, or "" where onnxruntime unpacks the weights itself.
+        fused: what became of each use of a packed weight; empty without kernels.
+        note: the path in words.
+    """
+
+    session: Any
+    kernels: str
+    fused: tuple[Fused, ...]
+    note: str
+
+
+def open_engine(path: str | os.PathLike[str], /, *, kernels: str = "auto", threads: int | None = None) -> Engine:
+    """Open a model for running.
+
+    Args:
+        path: a model, packed or not.
+        kernels: auto, where they are installed and the model has weights for them; on: or fail; off.
+        threads: onnxruntime's; all processors if not given.
+
+    Raises:
+        UsageError: kernels are asked for and are not there.
+        ModelError: onnxruntime cannot load it.
+
+    Example:
+        >>> open_engine("missing.onnx")
+        Traceback (most recent call last):
+            ...
+        emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
+    """
+    if kernels not in KERNELS:
+        raise UsageError(f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
+    if not Path(path).is_file():
+        raise ModelError(f"model must be an ONNX file, got {quote(str(path))}, which does not exist")
+    if kernels == "off":
+        return Engine(_session(str(path), _options(threads)), "", (), "onnxruntime alone")
+    why = ""
+    try:
+        import emp_kernels
+    except ImportError:
+        why = "the kernels are not installed"
+    else:
+        options = _options(threads)
+        try:
+            emp_kernels.register(options)
+            isa = emp_kernels.isa()
+        except emp_kernels.KernelsError as error:
+            why = str(error)
+    if why:
+        if kernels == "on":
+            raise UsageError(f"kernels must be off or auto here: {why}")
+        return Engine(_session(str(path), _options(threads)), "", (), f"onnxruntime alone: {why}")
+    model, fused = fused_model(path)
+    count = sum(bool(item.op) for item in fused)
+    if not count:
+        why = "no packed weight in it is faster with kernels" if fused else "it holds no packed weights"
+        if kernels == "on":
+            raise UsageError(f"kernels must be off or auto for this model: {why}")
+        return Engine(_session(str(path), _options(threads)), "", tuple(fused), f"onnxruntime alone: {why}")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)
+    )
+    session = _session(model.SerializeToString(), options)
+    return Engine(session, isa, tuple(fused), f"kernels ({isa}) for {count} of {len(fused)} uses of packed weights")
+
+
+def _options(threads: int | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options
+
+
+def _session(source: str | bytes, options: Any) -> Any:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common base
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"onnxruntime cannot load the model: {line[:300]}") from error
