@@ -99,25 +99,22 @@ inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t 
 
 #include "kernels_impl.hpp"
 
-// Few items, 16 weights at a time, expanded by the processor itself.
-//
 // The mask goes from memory to a mask register without a detour, which compilers like to make, and which takes several times as long.
 inline __mmask16 mask_of(const uint8_t* p) {
+    uint16_t bits;
     __mmask16 mask;
-    asm("kmovw %1, %0" : "=k"(mask) : "m"(*reinterpret_cast<const uint16_t*>(p)));
+    std::memcpy(&bits, p, 2);
+    asm("kmovw %1, %0" : "=k"(mask) : "m"(bits));
     return mask;
 }
 
-template <int kItems>
-void dot_expand_rows(const View& w, int64_t row, int64_t end, const float* x, int64_t stride, const Output& out) {
-    const int64_t whole = w.mask_stride / 8;
+// One item, 16 weights at a time, expanded by the processor itself.
+void dot_one(const View& w, int64_t row, int64_t end, const float* x, const Output& out) {
     for (; row < end; row++) {
         const uint8_t* mask = w.mask + row * w.mask_stride;
-        const float* v = w.values + w.offset[row];
+        const float* v = row < w.tail_row ? w.values + w.offset[row] : w.tail + (w.offset[row] - w.offset[w.tail_row]);
         const float* xs = x;
-        __m512 sum[kItems][4];
-        EMP_UNROLL for (int i = 0; i < kItems; i++)
-            EMP_UNROLL for (int g = 0; g < 4; g++) sum[i][g] = _mm512_setzero_ps();
+        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
         auto step = [&](const uint8_t* bits) __attribute__((always_inline)) {
             uint64_t word;
             std::memcpy(&word, bits, 8);
@@ -125,34 +122,23 @@ void dot_expand_rows(const View& w, int64_t row, int64_t end, const float* x, in
             EMP_UNROLL for (int g = 0; g < 4; g++) {
                 __m512 packed = _mm512_loadu_ps(v + (g ? count_bits(word << (64 - 16 * g)) : 0));
                 asm("" : "+v"(packed));  // not folded into the expansion, which is slow from memory
-                const __m512 weight = _mm512_maskz_expand_ps(mask_of(bits + 2 * g), packed);
-                EMP_UNROLL for (int i = 0; i < kItems; i++)
-                    sum[i][g] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(xs + i * stride + 16 * g), sum[i][g]);
+                sum[g] = _mm512_fmadd_ps(_mm512_maskz_expand_ps(mask_of(bits + 2 * g), packed), _mm512_loadu_ps(xs + 16 * g), sum[g]);
             }
             v += count_bits(word), xs += 64;
         };
-        for (int64_t i = 0; i < whole; i++) step(mask + 8 * i);
-        if (w.mask_stride % 8) {
+        for (int64_t i = 0; i < w.mask_stride / 8; i++) step(mask + 8 * i);
+        if (const int64_t rest = w.mask_stride % 8) {
             uint8_t last[8] = {};
-            std::memcpy(last, mask + 8 * whole, size_t(w.mask_stride % 8));
+            std::memcpy(last, mask + w.mask_stride - rest, size_t(rest));
             step(last);
         }
-        EMP_UNROLL for (int i = 0; i < kItems; i++) {
-            const __m512 total = _mm512_add_ps(_mm512_add_ps(sum[i][0], sum[i][1]), _mm512_add_ps(sum[i][2], sum[i][3]));
-            out.y[i * out.item_stride + row] = activate(_mm512_reduce_add_ps(total) + (out.bias ? out.bias[row] : 0.0f), out.activation);
-        }
+        const __m512 total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+        out.y[row] = activate(_mm512_reduce_add_ps(total) + (out.bias ? out.bias[row] : 0.0f), out.activation);
     }
 }
 
-void dot_expand(const View& w, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output& out) {
-    switch (items) {
-        case 1: return dot_expand_rows<1>(w, row, end, x, stride, out);
-        case 2: return dot_expand_rows<2>(w, row, end, x, stride, out);
-        case 3: return dot_expand_rows<3>(w, row, end, x, stride, out);
-        case 4: return dot_expand_rows<4>(w, row, end, x, stride, out);
-        case 5: return dot_expand_rows<5>(w, row, end, x, stride, out);
-        default: return dot(w, row, end, x, stride, items, out);
-    }
+void dot_any(const View& w, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output& out) {
+    items == 1 ? dot_one(w, row, end, x, out) : dot(w, row, end, x, stride, items, out);
 }
 
 bool supported() {
@@ -163,7 +149,7 @@ bool supported() {
 }  // namespace avx512
 
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot_expand,       avx512::gather, avx512::tile, avx512::strip,
+const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot_any,        avx512::gather, avx512::tile, avx512::strip,
                          avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::finite};
 
 }  // namespace emp

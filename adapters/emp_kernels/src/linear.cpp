@@ -9,8 +9,8 @@ namespace emp {
 Way Linear::way(const Kernels&, int64_t items) const {
     if (!weight.can_list()) return Way::dot;
     const double density = weight.density();
-    if (items == 1) return density < 0.01 ? Way::gather : Way::dot;
-    return density < 0.02 || items > 5 ? Way::tile : Way::dot;
+    if (items == 1) return density < 0.18 ? Way::gather : Way::dot;
+    return density < 0.25 || items > 3 ? Way::tile : Way::dot;
 }
 
 void Linear::run(const Kernels& kernels, const float* x, int64_t items, const float* bias, Activation activation, float* y,
