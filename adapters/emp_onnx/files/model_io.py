@@ -85,7 +85,6 @@ class Model:
         functions: local functions by (domain, name).
         tensors: every tensor anywhere in the model, by its key.
         cache: what other rooms found out about this model, and will ask for again.
-        written: of the tensors that `save` wrote piece by piece, the sums (see `sums.py`) of what it handed over.
         watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
 
@@ -98,7 +97,6 @@ class Model:
         self.cache: dict[Any, Any] = {}
         self._from_disk = False
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
-        self.written: dict[str, str] = {}
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
         self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
         self.sheet: Sheet | None = None
