@@ -157,7 +157,7 @@ class ConvNode : public Node {
         if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
         const float* added = bias(context, s.outputs);
         float* y = context.output({x.shape[0], s.outputs, height, width});
-        conv.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], added, activation, y, context.threads());
+        conv.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], added, nullptr, activation, y, context.threads());
     }
 
   private:
