@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _top
+from ._bracket import bracket
+from ._chunks import PIECE, Buffers, Chunk, Keep, Part, share_of, total_of
 from ._each import SHORT, sums_each
 from ._effective import checked_beta
 from ._errors import ArgumentError, PoolError
@@ -24,7 +27,7 @@ from ._hill import checked_order, hill_of_stream
 from ._namespace import BFLOAT16
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
-from ._stream import PIECE, Buffers, Chunk, Keep, Listed, Part, Stream, share_of, total_of
+from ._stream import Listed, Stream
 
 Mask = NDArray[np.bool_]
 
@@ -278,7 +281,7 @@ def _small(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     """A pool that fits the cache: its masks are made, and the cut read from them."""
     held = [np.asarray(part[0 : part.size]) for part in stream.parts]
     memory = Stream(held, stream.where, stream.names, stream.threads, stream.dtype)
-    sums, k, masks, mass = memory.select(beta, fixed)
+    sums, k, masks, mass = _top.select(memory, beta, fixed)
     magnitude, mask = memory.magnitudes(), np.concatenate(masks)
     threshold, last = 0.0, stream.n
     if k < stream.n:
@@ -312,7 +315,7 @@ def _ratio(kept: NDArray[Any], whole: NDArray[Any]) -> float:
 
 def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:
     """One sweep takes sums, counts what lies above a bracket and lists what lies inside."""
-    low, high = stream.bracket(beta, fixed)
+    low, high = bracket(stream, share=None if fixed is None else fixed / stream.n, beta=float(beta))
     pieces = _Pieces.of(stream)
     listed = Listed(stream.room())
 
@@ -439,7 +442,7 @@ def _place(stream: Stream, ties: list[tuple[Chunk, int]], threshold: Any, count:
 
 def _by_radix(stream: Stream, k: int) -> tuple[float, int]:
     """Threshold and last place whatever the data: passes over the bit patterns, and one that counts."""
-    threshold = stream.kth_largest(k)
+    threshold = _top.kth_largest(stream, k)
 
     def work(chunk: Chunk, buffers: Buffers) -> tuple[int, int]:
         magnitude, flag = stream.load(chunk, buffers), buffers.flag

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ._chunks import Part, fits_float32
 from ._errors import PoolError
 from ._exact import CHUNK
 from ._pools import SLAB, HostPools
 from ._rows import parts as row_sums
-from ._stream import Part, Stream, fits_float32
+from ._stream import Stream
 
 ONE = Fraction(1)
 SHORT = CHUNK // 4  # the longest pool that is laid beside others

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _top
+from ._chunks import fits_float32
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, Sums, exact_rows
 from ._namespace import Given, as_mask, given, to_host, wide
 from ._rows import Counted, count_rows, mask_rows, parts
-from ._stream import Stream, fits_float32
+from ._stream import Stream
 
 Mask = NDArray[np.bool_]
 SLAB = 1 << 18  # scores of short pools taken at once on the host
@@ -98,7 +100,7 @@ class HostPools:
         out = np.empty(self.matrix.shape, bool)
         if self.long:
             for row, stream, ki in zip(out, self.streams(), k.tolist(), strict=True):
-                row[...] = stream.top_mask(ki)[0]
+                row[...] = _top.top_mask(stream, ki)[0]
         else:
             for s in self.slabs():
                 out[s] = mask_rows(np, self.magnitude(s), k[s, None])
@@ -117,7 +119,7 @@ class HostPools:
     def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Mask, NDArray[np.float64]]:
         """Count (or the one given), mask and retained mass at once."""
         if self.rows == 1:
-            sums, _, masks, mass = self.streams()[0].select(beta, None if k is None else int(k[0]))
+            sums, _, masks, mass = _top.select(self.streams()[0], beta, None if k is None else int(k[0]))
             return Counted.of([sums], beta).keeping(k), masks[0][None], np.array([mass])
         counted = self.count(beta).keeping(k)
         mask = self.mask(counted.k)

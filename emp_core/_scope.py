@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _top
 from ._errors import ArgumentError
 from ._namespace import HOST, Given, as_mask, given, to_host
 from ._pools import DevicePools, HostPools, Pools, normal_axes, pools_along, refuse_empty
@@ -362,7 +363,7 @@ class ModelPools:
         if self.device is not None:
             return self._split(self.device.mask(k))
         assert self.stream is not None
-        return self._named(self.stream.top_mask(int(k[0])))
+        return self._named(_top.top_mask(self.stream, int(k[0])))
 
     def share(self, mask: dict[str, Any]) -> NDArray[np.float64]:
         """Retained mass of the pool."""
@@ -375,7 +376,7 @@ class ModelPools:
     def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Any, NDArray[np.float64]]:
         """Count (or the one given), masks and retained mass."""
         if self.stream is not None:
-            sums, _, masks, mass = self.stream.select(beta, None if k is None else int(k[0]))
+            sums, _, masks, mass = _top.select(self.stream, beta, None if k is None else int(k[0]))
             return Counted.of([sums], beta).keeping(k), self._named(masks), np.array([mass])
         counted = self.count(beta).keeping(k)
         mask = self.mask(counted.k)

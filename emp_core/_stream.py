@@ -1,120 +1,46 @@
-"""One pool, however long, in host memory: sums, the k-th largest, the mask, in cache-sized chunks and several threads.
+"""One pool, however long, in host memory: its sums, in cache-sized chunks and several threads.
 
-Nothing of the pool's size is made but the mask. Each chunk (2**16 scores) is loaded as magnitudes into a buffer that
-stays in cache; NumPy releases the interpreter lock inside its loops, so threads share the chunks. Results do not
-depend on the number of threads: sums are exact or carry an error bound, and the selection is by value and index.
-
-The k-th largest is found between two values. A random sample brackets it; one pass counts what lies above the bracket
-and lists what lies inside (about 1 %); a partition of these few gives the threshold. When ties or bad luck defeat
-the bracket, two to four radix passes over the bit patterns find the threshold whatever the data.
+Nothing of the pool's size is made. Each chunk (2**16 scores) is loaded as magnitudes into a buffer that stays in
+cache; NumPy releases the interpreter lock inside its loops, so threads share the chunks. Results do not depend on the
+number of threads: sums are exact or carry an error bound. What is selected from a pool is found in `_top`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._chunks import (
+    NOTHING,
+    PIECE,
+    Buffers,
+    Chunk,
+    Keep,
+    Mask,
+    Part,
+    Products,
+    batched,
+    fits_float32,
+    processors,
+    share_of,
+    total_of,
+)  # fmt: skip
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, UNIT, Sums, exact_rows, units
 from ._namespace import BFLOAT16
 from ._rows import parts
 
 T = TypeVar("T")
-Mask = NDArray[np.bool_]
-PIECE = 4096  # scores summed in one go
 BATCH = 4  # chunks that a thread takes at a time where there are several
-SAMPLE = 1 << 16  # scores looked at to bracket the threshold, at most; of a pool of 2**22 half as many
 ROOM = 6 << 20  # most scores that are listed
-RUN = 16  # neighbours in a sample: one line of cache
 THREAD_FROM = 1 << 21  # scores that are worth a further thread
-
-
-class Part(Protocol):
-    """Flat scores that can be read a stretch at a time: an array, or something that reads a file when it is sliced."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    def __getitem__(self, stretch: slice, /) -> NDArray[Any]: ...
-
-
-class Products(NamedTuple):
-    """Sums over pieces: Σs, Σs², and Σs of those above the bracket."""
-
-    total: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    above: NDArray[np.float64]
-
-
-class Buffers:
-    """Scratch space of one thread for chunks of at most ``size`` scores."""
-
-    def __init__(self, dtype: np.dtype[Any], size: int) -> None:
-        size = -(-size // PIECE) * PIECE
-        self.magnitude = np.empty(size, dtype)
-        self.wide = aligned(size)  # magnitudes in float64
-        self.chosen = aligned(size)  # 1 for the scores of which a sum is taken, 0 for the others
-        self.flag = np.empty(size, bool)
-        self.near = np.empty(size, bool)
-
-    def products(self, size: int, above: Mask | None) -> Products:
-        """Σs, Σs² and, given a mask, Σs under it, for each PIECE of the first ``size`` scores in ``wide``.
-
-        The last piece is filled up with zeros. The sums of a piece are the same in whatever chunk it came: pieces
-        begin at even addresses, and are too short for a BLAS to set its own threads on them.
-        """
-        wide = self._pieces(size)
-        total, squares = np.einsum("ij->i", wide), dots(wide, wide)
-        return Products(total, squares, NO_PRODUCTS if above is None else self._under(size, above))
-
-    def shares(self, size: int, keep: Mask) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Σs and Σ of the kept, for each PIECE of the first ``size`` scores in ``wide``."""
-        return np.einsum("ij->i", self._pieces(size)), self._under(size, keep)
-
-    def _under(self, size: int, keep: Mask) -> NDArray[np.float64]:
-        wide = self._pieces(size)
-        np.copyto(self.chosen[:size], keep)
-        self.chosen[size : wide.size] = 0
-        return dots(wide, self.chosen[: wide.size].reshape(wide.shape))
-
-    def _pieces(self, size: int) -> NDArray[np.float64]:
-        end = -(-size // PIECE) * PIECE
-        self.wide[size:end] = 0
-        return self.wide[:end].reshape(-1, PIECE)
-
-
-def aligned(size: int) -> NDArray[np.float64]:
-    """Room for so many numbers, at an address that all pieces of it keep modulo a line of cache."""
-    room = np.empty(size + 8)
-    start = -(room.ctypes.data // 8) % 8
-    return room[start : start + size]
-
-
-def dots(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Σab of each row. A stack of products of one row and one column is what every NumPy gives to its BLAS as it is;
-    measured: 2.5 times as fast as einsum."""
-    out: NDArray[np.float64] = np.matmul(a[:, None, :], b[:, :, None]).reshape(-1)
-    return out
-
-
-class Chunk(NamedTuple):
-    """``parts[part][start:stop]``; ``order`` counts chunks from the first score of the pool."""
-
-    order: int
-    part: int
-    start: int
-    stop: int
-
-
-Keep = Callable[[Chunk, NDArray[Any]], Mask]  # makes the mask of a chunk from its magnitudes
+NO_INDEX = np.empty(0, np.intp)
 
 
 class Sweep(NamedTuple):
@@ -389,27 +315,7 @@ class Stream:
         known = self._bounded(totals, squares)
         return known if known.settled() else self.exact()
 
-    # --- selection ------------------------------------------------------------------------------------------------
-    def select(self, beta: Fraction, fixed: int | None = None) -> tuple[Sums, int, list[Mask], float]:
-        """Sums, keep count (or the one given), masks and retained mass: a sample guesses the threshold, one sweep does
-        the rest."""
-        if self.length <= 4 * CHUNK:
-            sums, k = self.count(beta)
-            k = k if fixed is None else fixed
-            masks = self.top_mask(k)
-            short = self.length <= CHUNK
-            return sums, k, masks, self._folded_share(masks, sums) if short else self.kept_share(masks)
-        masks = [np.empty(p.size, bool) for p in self.parts]
-        seen = self.sweep(masks, *self.bracket(beta, fixed), sums=True)
-        sums, k = self.decide(seen.sums, beta)
-        k = k if fixed is None else fixed
-        extra = self._settle(seen, k, masks) if k < self.n else None
-        if extra is None or seen.sums.exact or seen.kept == math.inf:
-            masks = masks if extra is not None else self.top_mask(k)
-            return sums, k, masks, self.kept_share(masks)
-        total = seen.sums.total / (1 << UNIT)
-        return sums, k, masks, min(1.0, (seen.kept + extra) / total)
-
+    # --- the count -------------------------------------------------------------------------------------------------
     def count(self, beta: Fraction) -> tuple[Sums, int]:
         """The keep count, and the sums that decide it."""
         return self.decide(self.sums(), beta)
@@ -422,208 +328,3 @@ class Stream:
             k = sums.keep_count(beta)
         assert k is not None  # exact sums decide
         return sums, k
-
-    def top_mask(self, k: int) -> list[Mask]:
-        """For each part a mask; exactly ``k`` True in all, the largest magnitudes, ties to the lower index."""
-        masks = [np.empty(p.size, bool) for p in self.parts]
-        if k >= self.n or k <= 0:
-            for m, w in zip(masks, self.where, strict=True):
-                m[...] = False if k <= 0 else True if w is None else w
-            return masks
-        if self._settle(self.sweep(masks, *bracket(self.sample(), share=k / self.n)), k, masks) is None:
-            self._at(self.kth_largest(k), k, masks)
-        return masks
-
-    def _settle(self, seen: Sweep, k: int, masks: Sequence[Mask]) -> float | None:
-        """Finish ``masks`` with the best of what lay inside the bracket; the mass added, or None if k lies outside."""
-        if seen.inside is None or not 0 <= k - seen.above <= sum(v.size for _, v, _ in seen.inside):
-            return None
-        need = k - seen.above
-        if need == 0:
-            return 0.0
-        values = np.concatenate([v for _, v, _ in seen.inside])
-        threshold = np.partition(values, values.size - need)[values.size - need]
-        best = values > threshold
-        ties = need - int(np.count_nonzero(best))
-        best[np.flatnonzero(values == threshold)[:ties]] = True  # values come in the order of their places
-        start = 0
-        for chunk, value, index in seen.inside:
-            masks[chunk.part][chunk.start : chunk.stop][index] = best[start : start + value.size]
-            start += value.size
-        with np.errstate(over="ignore"):  # the share of such masses is taken exactly
-            return float(np.multiply(values, best).sum(dtype=np.float64))
-
-    def bracket(self, beta: Fraction, fixed: int | None = None) -> tuple[float, float]:
-        """Two values between which the threshold of a selection probably lies."""
-        return bracket(self.sample(), share=None if fixed is None else fixed / self.n, beta=float(beta))
-
-    def sample(self) -> NDArray[Any]:
-        """Magnitudes at some random places, the same each time, as runs of neighbours (runs, RUN); −1 outside the pool.
-
-        Empty for a pool that needs no bracket.
-        """
-        taken = [np.empty((0, RUN), self.dtype)]
-        runs = [part.size // RUN if self.length > 4 * CHUNK else 0 for part in self.parts]
-        last = np.cumsum([0, *runs])
-        wanted = min(max(self.length >> 7, SAMPLE // 4), SAMPLE) // RUN * max(1, self.length >> 28) if last[-1] else 0
-        pick = np.sort(np.random.default_rng(self.length).integers(0, max(last[-1], 1), wanted))
-        edges = np.searchsorted(pick, last)
-        for i in np.flatnonzero(np.diff(edges)).tolist():
-            mine, where = pick[edges[i] : edges[i + 1]] - last[i], self.where[i]
-            for start in range(0, mine.size, CHUNK // RUN):
-                some = mine[start : start + CHUNK // RUN]
-                few = _runs(self.parts[i], runs[i], some)
-                inside = None if where is None else where[: runs[i] * RUN].reshape(runs[i], RUN)[some].reshape(-1)
-                stream = Stream([few], [inside], [self.names[i]], 1, self.dtype)
-                taken.append(stream.magnitudes().reshape(-1, RUN))
-        return np.concatenate(taken)
-
-    def kth_largest(self, k: int) -> Any:
-        """The k-th largest magnitude, by radix passes of 16 bits: O(n) whatever the data."""
-        kind = np.dtype(np.uint32 if self.dtype.itemsize == 4 else np.uint64)
-        prefix, left = 0, self.n - k  # how many are smaller, among those that share the prefix
-        width = 8 * kind.itemsize
-        for shift in range(width - 16, -1, -16):
-            counts, lock = np.zeros(1 << 16, np.int64), threading.Lock()
-
-            def work(
-                chunk: Chunk, buffers: Buffers, shift: int = shift, prefix: int = prefix, counts: Any = counts,
-                lock: Any = lock,
-            ) -> None:  # fmt: skip
-                magnitude = self.load(chunk, buffers)
-                if self.where[chunk.part] is not None:
-                    magnitude = magnitude[magnitude >= 0]
-                bits = magnitude.view(kind)
-                if shift + 16 < width:
-                    bits = bits[(bits >> kind.type(shift + 16)) == prefix]
-                some = np.bincount(((bits >> kind.type(shift)) & kind.type(0xFFFF)).astype(np.intp), minlength=1 << 16)
-                with lock:  # added at once: kept until the end, the counts of all chunks took as much as the scores
-                    counts[:] += some
-
-            self.run(work)
-            below = np.cumsum(counts)
-            digit = int(np.searchsorted(below, left, side="right"))
-            left -= int(below[digit - 1]) if digit else 0
-            prefix = prefix << 16 | digit
-        return np.array(prefix, kind).view(self.dtype)[()]
-
-    def _at(self, threshold: Any, k: int, masks: list[Mask]) -> None:
-        """Fill ``masks`` given the exact threshold: all above it, then ties from the lowest index on."""
-
-        def work(chunk: Chunk, buffers: Buffers) -> tuple[int, int]:
-            magnitude = self.load(chunk, buffers)
-            above = masks[chunk.part][chunk.start : chunk.stop]
-            np.greater_equal(magnitude, threshold, out=above)
-            flag = np.equal(magnitude, threshold, out=buffers.flag[: magnitude.size])
-            return int(np.count_nonzero(above)), int(np.count_nonzero(flag))
-
-        counts = self.run(work, batch=1)
-        surplus = sum(kept for _, (kept, _) in counts) - k  # ties to let go, from the highest index down
-        buffers = Buffers(self.dtype, min(CHUNK, max(self.length, 1)))
-        for chunk, (_, ties) in reversed(counts):
-            if surplus == 0:
-                break
-            if ties:
-                mask = masks[chunk.part][chunk.start : chunk.stop]
-                drop = min(ties, surplus)
-                if drop == ties:
-                    mask &= self.load(chunk, buffers) != threshold
-                else:
-                    mask[np.flatnonzero(self.load(chunk, buffers) == threshold)[ties - drop :]] = False
-                surplus -= drop
-
-
-NO_PRODUCTS = np.empty(0)
-NOTHING = Products(NO_PRODUCTS, NO_PRODUCTS, NO_PRODUCTS)
-NO_INDEX = np.empty(0, np.intp)
-
-
-def _runs(part: Part, runs: int, some: NDArray[np.intp]) -> NDArray[Any]:
-    """Some runs of neighbours, one after the other."""
-    if isinstance(part, np.ndarray):
-        few: NDArray[Any] = part[: runs * RUN].reshape(runs, RUN)[some].reshape(-1)
-        return few
-    each, found = CHUNK // RUN, [part[:0]]
-    for first in range(0, runs, each):
-        here = some[np.searchsorted(some, first) : np.searchsorted(some, first + each)]  # sorted
-        if here.size > 8:  # more would be read one by one than all at once
-            chunk = part[first * RUN : min(first + each, runs) * RUN].reshape(-1, RUN)
-            found.append(chunk[here - first].reshape(-1))
-        else:
-            found += [part[i * RUN : (i + 1) * RUN] for i in here.tolist()]
-    return np.concatenate(found)
-
-
-def total_of(pieces: list[NDArray[np.float64]]) -> float:
-    """The correctly rounded sum of all numbers, in whatever order; inf where one is not finite or the sum overflows."""
-    numbers = np.concatenate([NO_PRODUCTS, *pieces])
-    try:
-        return math.fsum(numbers.tolist()) if np.isfinite(numbers).all() else math.inf
-    except OverflowError:
-        return math.inf
-
-
-def share_of(totals: list[NDArray[np.float64]], kept: list[NDArray[np.float64]]) -> float | None:
-    """Σ of the kept over Σ of all; None where float64 overflowed or vanished."""
-    whole = total_of(totals)
-    return min(1.0, total_of(kept) / whole) if 2.0**-900 < whole < math.inf else None
-
-
-def fits_float32(part: Part | NDArray[Any]) -> bool:
-    """True when float32 holds every value of this dtype."""
-    return part.dtype == BFLOAT16 or part.dtype.itemsize * (1 if part.dtype.kind == "f" else 2) <= 4
-
-
-def bracket(runs: NDArray[Any], *, share: float | None = None, beta: float = 1.0) -> tuple[float, float]:
-    """Two values that very probably hold the threshold between them; were they wrong, only time is lost.
-
-    The threshold keeps ``share`` of the scores, or what the rule will keep, as the sample sees it. Neighbouring scores
-    may be alike, so the error is estimated from run to run.
-    """
-    inside = runs >= 0
-    ordered = np.sort(runs[inside])
-    if ordered.size < 64 * RUN:
-        return 0.0, math.inf
-    a = np.maximum(runs, 0, dtype=np.float64)
-    influence = np.zeros(len(runs))
-    if share is None:
-        with np.errstate(all="ignore"):
-            total, squares = float(a.sum()), float(np.einsum("ij,ij->", a, a))
-            rule = beta * total * total / squares / ordered.size if squares else 1.0
-            if not math.isfinite(rule):
-                return 0.0, math.inf
-            scale = rule * ordered.size
-            influence = (
-                scale * (2 * a.sum(axis=1) / total - np.einsum("ij,ij->i", a, a) / squares) if squares else influence
-            )
-        share = min(rule, 1.0)
-    place = ordered.size * (1 - share)
-    middle = ordered[min(int(place), ordered.size - 1)]
-    above = np.count_nonzero(runs > middle, axis=1) - share * np.count_nonzero(inside, axis=1)
-    spread = 3.5 * float(np.std(influence - above)) * len(runs) ** 0.5 + 8
-    low, high = math.floor(place - spread), math.ceil(place + spread)
-    return (
-        float(ordered[low]) if 0 <= low < ordered.size else 0.0,
-        float(ordered[high]) if 0 <= high < ordered.size else math.inf,
-    )
-
-
-def batched(chunks: Sequence[Chunk], most: int) -> Iterator[Chunk]:
-    """Neighbours of one part joined, up to ``most`` at a time."""
-    start = 0
-    while start < len(chunks):
-        first = last = chunks[start]
-        end = start
-        while end < len(chunks) and end - start < most and chunks[end].part == first.part:
-            last = chunks[end]
-            end += 1
-        yield Chunk(first.order, first.part, first.start, last.stop)
-        start = end
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1

@@ -13,10 +13,8 @@ from emp_onnx.budget.search import Budget, Point
 from emp_onnx.calibration.statistics import Inputs, Statistics, calibrate
 from emp_onnx.certificate import Certificate, Certified, read_certificate
 from emp_onnx.errors import MissingExtraError, ModelError, OnnxError, OutputError, PlanError, UsageError, VerifyError
-from emp_onnx.feeds import read_feeds
 from emp_onnx.figures import Figures, Rule
-from emp_onnx.layout import Layout
-from emp_onnx.model_io import Model, load, save
+from emp_onnx.files.model_io import Model, load, save
 from emp_onnx.packing.choose import Row
 from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Entry, Plan, plan
@@ -24,10 +22,12 @@ from emp_onnx.prune import Report, Sizes, prune
 from emp_onnx.refit.certificate import Refitted
 from emp_onnx.refit.fitting import Fitting, Thin
 from emp_onnx.refit.prune import RefitReport, refit
-from emp_onnx.runtime import Behaviour, Difference
+from emp_onnx.runtime.compare import Behaviour, Difference
+from emp_onnx.runtime.feeds import read_feeds
 from emp_onnx.sparse_arrays import from_scipy, to_scipy
 from emp_onnx.verify import Check, Verification, verify
-from emp_onnx.weights import Found, Refusal, Weight, find_weights
+from emp_onnx.weights.find import Found, Refusal, Weight, find_weights
+from emp_onnx.weights.layout import Layout
 
 __all__ = [
     "Behaviour",

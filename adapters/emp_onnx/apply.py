@@ -6,10 +6,10 @@ from functools import partial
 
 from emp_onnx.certificate import KEY, certify
 from emp_onnx.errors import PlanError, quote
-from emp_onnx.kept import Pruned
-from emp_onnx.model_io import Model, Patch
+from emp_onnx.files.model_io import Model, Patch
 from emp_onnx.plan import Decision, Entry, Plan, decide, hashed
-from emp_onnx.weights import Refusal, Weight, find_weights
+from emp_onnx.weights.find import Refusal, Weight, find_weights
+from emp_onnx.weights.kept import Pruned
 
 __all__ = ["applied", "apply", "decided"]
 

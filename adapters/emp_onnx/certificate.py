@@ -34,10 +34,10 @@ from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
 from emp_core.certificates import FORMAT, KEY, NEAR, VERSION, Certified
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
-from emp_onnx.look import Seen
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
 from emp_onnx.plan import Plan
-from emp_onnx.weights import Weight
+from emp_onnx.weights.find import Weight
+from emp_onnx.weights.look import Seen
 
 __all__ = [
     "KEY",

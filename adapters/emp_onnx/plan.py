@@ -14,13 +14,13 @@ import numpy as np
 from emp_core import Cut, PoolError, mass_lower_bound, mass_upper_bound, select_each, select_stream
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
-from emp_onnx.graph import Tensor
-from emp_onnx.kept import Kept, Mask, Scores, Whole
-from emp_onnx.model_io import Model, hash_values
+from emp_onnx.files.graph import Tensor
+from emp_onnx.files.model_io import Model, hash_values
+from emp_onnx.files.storage import pieces_of
 from emp_onnx.progress import Watch
-from emp_onnx.rows import by_row
-from emp_onnx.storage import pieces_of
-from emp_onnx.weights import Refusal, Weight, find_weights
+from emp_onnx.weights.find import Refusal, Weight, find_weights
+from emp_onnx.weights.kept import Kept, Mask, Scores, Whole
+from emp_onnx.weights.rows import by_row
 
 __all__ = ["Decision", "Entry", "Plan", "decide", "hash_mask", "hashed", "plan", "watched"]
 

@@ -15,14 +15,14 @@ from emp_onnx.figures import Figures
 from emp_onnx.packing.pack import Packing
 from emp_onnx.plan import Plan
 from emp_onnx.prune import Report, Sizes
-from emp_onnx.runtime import Behaviour
+from emp_onnx.runtime.compare import Behaviour
 from emp_onnx.verify import Verification
-from emp_onnx.weights import Refusal
+from emp_onnx.weights.find import Refusal
 
 if TYPE_CHECKING:
-    from emp_onnx.bench import Measured
-    from emp_onnx.engine import Engine
-    from emp_onnx.fuse import Fused
+    from emp_onnx.runtime.bench import Measured
+    from emp_onnx.runtime.engine import Engine
+    from emp_onnx.runtime.fuse import Fused
 
 __all__ = [
     "Style",

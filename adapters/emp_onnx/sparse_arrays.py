@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import MissingExtraError, UsageError, quote
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.codes import bits_of
 from emp_onnx.packing.forms import FORMS
 from emp_onnx.packing.rewrite import rewritten
-from emp_onnx.weights import Weight, find_weights
+from emp_onnx.weights.find import Weight, find_weights
 
 __all__ = ["from_scipy", "to_scipy", "view_of"]
 

@@ -22,16 +22,16 @@ from emp_onnx.certificate import (
     wrong_bounds_each,
 )
 from emp_onnx.errors import ModelError, UsageError, quote
-from emp_onnx.feeds import Feed, read_feeds
 from emp_onnx.figures import Figures
-from emp_onnx.isolated import Isolated
-from emp_onnx.kept import Kept, Pruned
-from emp_onnx.look import Seen, look, look_each
-from emp_onnx.model_io import Model, load
+from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.rest import same_outside
 from emp_onnx.plan import Decision, decide
-from emp_onnx.rest import same_outside
-from emp_onnx.runtime import Behaviour, NotRunError, compare
-from emp_onnx.weights import Weight, find_weights
+from emp_onnx.runtime.compare import Behaviour, NotRunError, compare
+from emp_onnx.runtime.feeds import Feed, read_feeds
+from emp_onnx.runtime.isolated import Isolated
+from emp_onnx.weights.find import Weight, find_weights
+from emp_onnx.weights.kept import Kept, Pruned
+from emp_onnx.weights.look import Seen, look, look_each
 
 __all__ = [
     "Check",

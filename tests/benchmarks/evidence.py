@@ -60,7 +60,7 @@ def prototype() -> dict[str, tuple[float, dict[str, Cell]]]:
 @contextmanager
 def last_axis() -> Iterator[None]:
     """Recurrent weights divided along their last axis, as the prototype did; only to show that nothing else differs."""
-    room = sys.modules["emp_onnx.steps"]
+    room = sys.modules["emp_onnx.weights.steps"]
     ours = room.layout_of
 
     def theirs(op: str, slot: int, shape: Any, attributes: Any, domain: str = "") -> Any:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 import emp_onnx
-from emp_onnx import Model, find_weights, packed, plan
-from emp_onnx.blocks import TABLES
-from emp_onnx.packed import Packed, Packing
+from emp_onnx import Model, find_weights, plan
 from emp_onnx.plan import hash_mask
+from emp_onnx.weights import packed
+from emp_onnx.weights.blocks import TABLES
+from emp_onnx.weights.packed import Packed, Packing
 from tests.onnx.builders import Case, expected_masks, model, tensor, value, write, write_external
 
 MS = "com.microsoft"

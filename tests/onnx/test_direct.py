@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emp_onnx import direct
-from emp_onnx._files import put
-from emp_onnx.direct import BLOCK, LEAST, ROOM, DirectReader, DirectWriter
-from emp_onnx.source import FileSource
+from emp_onnx.files import direct
+from emp_onnx.files.direct import BLOCK, LEAST, ROOM, DirectReader, DirectWriter
+from emp_onnx.files.source import FileSource
+from emp_onnx.files.whole import put
 
 SIZE = 3 * ROOM + 777
 DATA = np.random.default_rng(0).integers(1, 256, SIZE, np.uint8)
@@ -106,7 +106,7 @@ def test_zeros_stay_holes(tmp_path: Path) -> None:
 
 
 def test_a_file_that_became_shorter_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emp_onnx.source.LARGE", 1)
+    monkeypatch.setattr("emp_onnx.files.source.LARGE", 1)
     path = tmp_path / "f"
     path.write_bytes(DATA.data)
     source = FileSource(path)

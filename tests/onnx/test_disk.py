@@ -18,8 +18,8 @@ import pytest
 from onnx import helper
 
 import emp_onnx
-from emp_onnx import _files
-from emp_onnx._files import staged, sweep, write_whole
+from emp_onnx.files import whole
+from emp_onnx.files.whole import staged, sweep, write_whole
 from tests.onnx.builders import model, tensor, value, write, write_external
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ fcntl = pytest.importorskip("fcntl", reason="needs the locks of POSIX")
 HOLD = """
 import sys, time
 from pathlib import Path
-from emp_onnx._files import staged
+from emp_onnx.files.whole import staged
 with staged(Path(sys.argv[1])) as stage:
     stage.path.write_bytes(b"half")
     print(stage.path, flush=True)
@@ -72,7 +72,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 
 
 def test_what_only_looks_like_it_stays(tmp_path: Path) -> None:
-    mine = _files._prefix(tmp_path / "out") + "0" * 12 + ".emp.part"
+    mine = whole._prefix(tmp_path / "out") + "0" * 12 + ".emp.part"
     for name in (f"{mine}x", mine[1:], mine.replace("0" * 12, "0" * 11), ".out.123456-000000000000.part", ".out.part"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / mine).mkdir()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emp_onnx import UsageError, read_feeds
-from emp_onnx.feeds import Input, check_feed, random_feeds
+from emp_onnx.runtime.feeds import Input, check_feed, random_feeds
 
 X = Input("x", "tensor(float)", ("N", 4))
 IDS = Input("ids", "tensor(int64)", ("N",))

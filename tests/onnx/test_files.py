@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import emp_onnx
-from emp_onnx._files import same_file, staged, write_whole
+from emp_onnx.files.whole import same_file, staged, write_whole
 from tests.onnx.builders import two_layers, write, write_external
 
 RNG = np.random.default_rng(11)

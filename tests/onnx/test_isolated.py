@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import emp_onnx
-from emp_onnx import Model, UsageError, VerifyError, _ort, isolated
+from emp_onnx import Model, UsageError, VerifyError
 from emp_onnx.errors import MissingExtraError
-from emp_onnx.isolated import Isolated
-from emp_onnx.runtime import CrashedError, NotRunError, Session, compare
+from emp_onnx.runtime import isolated, ort
+from emp_onnx.runtime.compare import CrashedError, NotRunError, Session, compare
+from emp_onnx.runtime.isolated import Isolated
 from tests.onnx.builders import two_layers, write
 
 MODEL = two_layers(np.random.default_rng(0)).model
@@ -119,9 +120,9 @@ DTYPES = st.sampled_from(["<f4", "<f8", "<f2", "|b1", "|i1", "|u1", ">i4", "<i8"
 @given(VALUES)
 def test_values_travel(value: Any) -> None:
     stream = io.BytesIO()
-    _ort.send(stream, {"a": 1}, value)
+    ort.send(stream, {"a": 1}, value)
     stream.seek(0)
-    message, back = _ort.receive(stream)
+    message, back = ort.receive(stream)
     assert (message["a"], back) == (1, value)
     assert not stream.read()
 
@@ -129,9 +130,9 @@ def test_values_travel(value: Any) -> None:
 @given(DTYPES.flatmap(lambda d: arrays.arrays(np.dtype(d), arrays.array_shapes(min_dims=0, min_side=0, max_side=4))))
 def test_arrays_travel_whatever_their_layout(array: Any) -> None:
     stream = io.BytesIO()
-    _ort.send(stream, {}, {"a": array.T, "b": [array], "c": array.astype(object) if array.dtype.kind == "U" else 1})
+    ort.send(stream, {}, {"a": array.T, "b": [array], "c": array.astype(object) if array.dtype.kind == "U" else 1})
     stream.seek(0)
-    _, back = _ort.receive(stream)
+    _, back = ort.receive(stream)
     assert back["a"].shape == array.T.shape
     assert back["a"].tobytes() == array.T.tobytes() or array.dtype.itemsize == 0
     assert back["b"][0].tolist() == array.tolist() or array.dtype.kind in "fc"
@@ -139,10 +140,10 @@ def test_arrays_travel_whatever_their_layout(array: Any) -> None:
 
 def test_what_does_not_travel_is_named() -> None:
     stream = io.BytesIO()
-    _ort.send(stream, {}, [object(), np.zeros(1, "M8[s]")])
+    ort.send(stream, {}, [object(), np.zeros(1, "M8[s]")])
     stream.seek(0)
-    _, back = _ort.receive(stream)
-    assert [type(item) for item in back] == [_ort.Other] * 2
+    _, back = ort.receive(stream)
+    assert [type(item) for item in back] == [ort.Other] * 2
     assert back[1].kind == "array of datetime64[s]"
 
 
@@ -150,7 +151,7 @@ def test_what_does_not_travel_is_named() -> None:
 def test_what_is_no_message_is_an_end(data: bytes) -> None:
     for start in (b"", b"emp1", b"emp1\x10\0\0\0"):
         with pytest.raises(EOFError):
-            _ort.receive(io.BytesIO(start + data))
+            ort.receive(io.BytesIO(start + data))
 
 
 def test_a_session_there_is_one_here() -> None:
@@ -256,7 +257,7 @@ def test_whatever_happens_on_running_is_told(
     fake: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, words: str
 ) -> None:
     monkeypatch.setattr(isolated, "RUN", 1.0)
-    monkeypatch.setattr("emp_onnx.runtime.LIMIT", 0.5)
+    monkeypatch.setattr("emp_onnx.runtime.compare.LIMIT", 0.5)
     monkeypatch.setattr(isolated, "GRACE", 0.5)
     path, out = write(MODEL, tmp_path / "m.onnx"), tmp_path / "out.onnx"
     fake(f"run 1 {what}")
@@ -270,7 +271,7 @@ def test_whatever_happens_on_running_is_told(
     for at, feeds in ((5, None), (4, [FEED] * 5)):
         fake(f"run {at} {what}")
         if what == "hang" and feeds is None:
-            monkeypatch.setattr("emp_onnx.runtime.LIMIT", 0.05)
+            monkeypatch.setattr("emp_onnx.runtime.compare.LIMIT", 0.05)
         with pytest.raises(VerifyError, match=f"the pruned model fails where the original runs: {words}"):
             emp_onnx.prune(path, out, feeds=feeds)
         assert not out.exists()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from emp_onnx import Model, ModelError, OutputError, UsageError, apply, load, plan, save
-from emp_onnx.graph import Graph
+from emp_onnx.files.graph import Graph
 from tests.onnx.builders import Case, cases, conv, model, read_weight, tensor, two_layers, value, write, write_external
 
 RNG = np.random.default_rng(5)

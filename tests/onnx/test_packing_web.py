@@ -84,7 +84,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "models"
 @pytest.mark.parametrize("name", ["cifar10_resnet_4b", "mnist_fc_256x6", "squeezenet"])
 def test_real_models(web: Path, tmp_path: Path, name: str) -> None:
     from emp_onnx import prune
-    from emp_onnx.runtime import Session
+    from emp_onnx.runtime.compare import Session
 
     pruned = prune(SHARED / f"{name}.onnx", tmp_path / "pruned.onnx", gzip=False).out
     done = pack(pruned, tmp_path / "packed.onnx", target="onnxruntime-web")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import emp_onnx
 from emp_onnx import Model, apply, plan
 from emp_onnx.figures import SCOPES
-from emp_onnx.kept import boxes
-from emp_onnx.storage import pieces_of
+from emp_onnx.files.storage import pieces_of
+from emp_onnx.weights.kept import boxes
 from tests.onnx.builders import BUILDERS, two_layers, write, write_external
 
 
@@ -43,9 +43,9 @@ def test_pieces_of_any_length(
             whole = plan(Model(case.model), scope=scope)
             data = apply(Model(case.model), whole).to_bytes()
             with monkeypatch.context() as patch:
-                for room in ("look", "model_io", "plan", "storage"):
+                for room in ("weights.look", "files.model_io", "plan", "files.storage"):
                     patch.setattr(import_module(f"emp_onnx.{room}"), "pieces_of", partial(pieces_of, most=8))
-                patch.setattr("emp_onnx.rows.BLOCK", block)
+                patch.setattr("emp_onnx.weights.rows.BLOCK", block)
                 parts = plan(Model(case.model), scope=scope)
                 assert [e.kept_sha256 for e in parts.entries] == [e.kept_sha256 for e in whole.entries]
                 if scope == "tensor":  # elsewhere some sums are taken piece by piece, and rounded so

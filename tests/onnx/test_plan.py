@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from emp_onnx import Model, ModelError, Plan, PlanError, Rule, UsageError, find_weights, plan
 from emp_onnx.figures import SCOPES
-from emp_onnx.kept import mask_of
-from emp_onnx.model_io import hash_values
+from emp_onnx.files.model_io import hash_values
 from emp_onnx.plan import decide, hash_mask, hashed
+from emp_onnx.weights.kept import mask_of
 from tests.onnx.builders import Case, cases, expected_masks, gemm, model, tensor, two_layers, value
 
 scopes = st.sampled_from(SCOPES)

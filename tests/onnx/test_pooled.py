@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from emp_onnx import Fitting, calibrate, find_weights
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.pooled import pick, unpool
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
 
 CHANNELS, SIDE, CLASSES = 24, 5, 10
 rng = np.random.default_rng(5)

@@ -17,7 +17,7 @@ import emp_onnx
 from emp_onnx import ModelError, UsageError, VerifyError
 from emp_onnx.budget.search import Budget
 from emp_onnx.cli import main
-from emp_onnx.model_io import Model, load
+from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.allocate import spread
 from emp_onnx.refit.fitting import Fitting
 from emp_onnx.refit.prune import refit

@@ -11,7 +11,7 @@ import pytest
 
 from emp_onnx import Model, UsageError
 from emp_onnx.errors import MissingExtraError
-from emp_onnx.runtime import Behaviour, NotRunError, Session, _Tally, compare
+from emp_onnx.runtime.compare import Behaviour, NotRunError, Session, _Tally, compare
 from tests.onnx.builders import gemm, model, tensor, two_layers, value
 
 

@@ -13,7 +13,7 @@ from onnx import helper
 from emp_onnx import find_weights
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.recurrent import HIDDEN
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
 from tests.onnx.builders import model, tensor, value
 
 RNG = np.random.default_rng(0)

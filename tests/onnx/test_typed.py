@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from emp_onnx import Model, apply, find_weights, plan, verify
+from emp_onnx.files.wire import Wire, varint
 from emp_onnx.plan import hash_mask
-from emp_onnx.wire import Wire, varint
 from tests.onnx.builders import Case, expected_masks, model, tensor, value
 
 FIELDS = {"float32": 4, "float64": 10}
@@ -102,8 +102,8 @@ def test_any_form(seed: int, dtype: Any, parts: list[tuple[int, bool]], longer: 
 
 def replaced(data: bytes, old: bytes, new: bytes) -> bytes:
     """`data` with the one message `old` somewhere in it replaced, and the lengths around it."""
-    from emp_onnx.source import Memory
-    from emp_onnx.wire import Edit
+    from emp_onnx.files.source import Memory
+    from emp_onnx.files.wire import Edit
 
     at = data.index(old)
     pieces, _ = Wire(Memory(data)).edited(0, len(data), [Edit(at, at + len(old), new)])

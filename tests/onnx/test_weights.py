@@ -9,7 +9,7 @@ from hypothesis import given
 from onnx import TensorProto, helper
 
 from emp_onnx import Layout, Model, ModelError, UsageError, apply, find_weights, plan, verify
-from emp_onnx.layout import canonical, layout_of
+from emp_onnx.weights.layout import canonical, layout_of
 from tests.onnx.builders import Case, cases, gemm, model, tensor, value
 
 RNG = np.random.default_rng(0)

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import emp_onnx
 from emp_onnx import Model, ModelError, apply, load, plan, save
-from emp_onnx.graph import Graph
-from emp_onnx.source import Memory
-from emp_onnx.wire import Edit, Wire, varint
+from emp_onnx.files.graph import Graph
+from emp_onnx.files.source import Memory
+from emp_onnx.files.wire import Edit, Wire, varint
 from tests.onnx.builders import Case, cases, model, tensor, two_layers, value, write, write_external
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emp_onnx.errors import UsageError
-from emp_onnx.model_io import save
+from emp_onnx.files.model_io import save
 from emp_onnx.refit.fitting import Fitting, Thin
 
 __all__ = ["Budget", "Point", "Tried", "measure", "search"]

@@ -10,9 +10,9 @@ import numpy as np
 from emp_onnx.calibration.program import flatten
 from emp_onnx.calibration.runner import Runner, chunks
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError
-from emp_onnx.feeds import DTYPES, Feed, Input, check_feed, random_feeds, read_feeds
-from emp_onnx.model_io import Model
-from emp_onnx.wire import LENGTH, Wire
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.wire import LENGTH, Wire
+from emp_onnx.runtime.feeds import DTYPES, Feed, Input, check_feed, random_feeds, read_feeds
 
 __all__ = ["declared", "gather"]
 

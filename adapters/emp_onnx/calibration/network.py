@@ -16,11 +16,11 @@ from emp_onnx.calibration.recurrent import HIDDEN
 from emp_onnx.calibration.runner import Runner, chunks, holds, open_session
 from emp_onnx.calibration.sites import Get, Problem, Site, find_sites
 from emp_onnx.errors import ModelError
-from emp_onnx.feeds import Feed
-from emp_onnx.graph import Graph
-from emp_onnx.layout import SLOTS
-from emp_onnx.model_io import Model
-from emp_onnx.weights import Weight
+from emp_onnx.files.graph import Graph
+from emp_onnx.files.model_io import Model
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.weights.find import Weight
+from emp_onnx.weights.layout import SLOTS
 
 __all__ = ["Network"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.runner import Chunk, Runner, chunks
 from emp_onnx.errors import ModelError
-from emp_onnx.feeds import Feed
-from emp_onnx.weights import Weight
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.weights.find import Weight
 
 __all__ = ["Answers", "distance", "rows_of", "top1"]
 

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from emp_onnx.errors import MissingExtraError, ModelError
-from emp_onnx.graph import Graph, Node, Tensor
-from emp_onnx.model_io import Model
+from emp_onnx.files.graph import Graph, Node, Tensor
+from emp_onnx.files.model_io import Model
 
 __all__ = ["Guard", "Program", "Step", "flatten"]
 
@@ -157,7 +157,7 @@ def flatten(model: Model, inline: Callable[[Graph], bool], /) -> Program:
 
 def _head(onnx: Any, model: Model) -> Proto:
     """The model without its graph."""
-    from emp_onnx.wire import Wire
+    from emp_onnx.files.wire import Wire
 
     head, wire = onnx.ModelProto(), Wire(model.source)
     for number, _, _, tag, end in wire.fields(0, wire.size):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.program import Guard, Program, Step
 from emp_onnx.errors import MissingExtraError, ModelError, quote
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 
 __all__ = ["Chunk", "Runner", "Values", "chunks", "holds", "open_session"]
 

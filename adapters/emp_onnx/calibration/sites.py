@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.recurrent import recurrent
 from emp_onnx.calibration.unroll import Window, positions, stuffed, unroll
-from emp_onnx.layout import SLOTS
-from emp_onnx.model_io import Model
-from emp_onnx.weights import Weight
+from emp_onnx.files.model_io import Model
+from emp_onnx.weights.find import Weight
+from emp_onnx.weights.layout import SLOTS
 
 __all__ = ["Bias", "Problem", "Site", "find_sites"]
 

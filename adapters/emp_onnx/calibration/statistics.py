@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core.criteria import obs, output_error, wanda
-from emp_onnx._files import write_whole
 from emp_onnx.calibration.feeding import gather
 from emp_onnx.calibration.network import Network
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.feeds import Feed
-from emp_onnx.model_io import Model, load
+from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.whole import write_whole
 from emp_onnx.progress import Watch
-from emp_onnx.weights import find_weights
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.weights.find import find_weights
 
 __all__ = ["Inputs", "Statistics", "calibrate"]
 

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from emp_onnx._files import same_file
 from emp_onnx.cli import values
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import SCOPES
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.whole import same_file
 from emp_onnx.packing.forms import TARGETS
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emp_onnx._files import write_whole
 from emp_onnx.cli import refitting
 from emp_onnx.cli.options import (
     Commands,
@@ -25,7 +24,8 @@ from emp_onnx.cli.show import complain, metered, show
 from emp_onnx.cli.values import number, positive, seed, sparsity, threads
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import SCOPES
-from emp_onnx.model_io import load
+from emp_onnx.files.model_io import load
+from emp_onnx.files.whole import write_whole
 from emp_onnx.packing.forms import FORMS
 from emp_onnx.plan import Plan, plan
 from emp_onnx.prune import nothing_to_prune, prune

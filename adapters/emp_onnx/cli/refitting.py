@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emp_onnx._files import write_whole
 from emp_onnx.cli.options import (
     Commands,
     check_out,
@@ -22,7 +21,8 @@ from emp_onnx.cli.options import (
 from emp_onnx.cli.show import complain, metered, show
 from emp_onnx.cli.values import positive, seed, share, size, sparsity, threads
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.model_io import Model, load
+from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.whole import write_whole
 
 if TYPE_CHECKING:
     from emp_onnx.budget.search import Budget

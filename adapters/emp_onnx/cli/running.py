@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx._files import write_whole
 from emp_onnx.cli.options import (
     Commands,
     check_out,
@@ -23,7 +22,8 @@ from emp_onnx.cli.options import (
 from emp_onnx.cli.show import show
 from emp_onnx.cli.values import listed, positive, seed, threads
 from emp_onnx.errors import ModelError, UsageError, quote
-from emp_onnx.model_io import load
+from emp_onnx.files.model_io import load
+from emp_onnx.files.whole import write_whole
 from emp_onnx.report import bench_text, fused_text, run_text
 
 __all__ = ["add"]
@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
 
 
 def _fuse(options: argparse.Namespace) -> int:
-    from emp_onnx.fuse import fused_model
+    from emp_onnx.runtime.fuse import fused_model
 
     check_out(options)
     source = load(options.model)
@@ -79,9 +79,9 @@ def _fuse(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from emp_onnx.bench import feeds_for, inputs_of
-    from emp_onnx.engine import open_engine
-    from emp_onnx.feeds import check_feed, read_feeds
+    from emp_onnx.runtime.bench import feeds_for, inputs_of
+    from emp_onnx.runtime.engine import open_engine
+    from emp_onnx.runtime.feeds import check_feed, read_feeds
 
     engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
     feeds = read_feeds(options.feeds) if options.feeds else iter([feeds_for(engine, 1, seed=seed(options))])
@@ -113,8 +113,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from emp_onnx.bench import SECONDS, bench
-    from emp_onnx.feeds import read_feeds
+    from emp_onnx.runtime.bench import SECONDS, bench
+    from emp_onnx.runtime.feeds import read_feeds
 
     if options.feeds is not None and options.batch is not None:
         raise UsageError("--feeds must come without --batch, which is for made-up feeds")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.errors import OnnxError
-from emp_onnx.model_io import load
+from emp_onnx.files.model_io import load
 from emp_onnx.prune import Report, prune
 from emp_onnx.report import Style, report_text
-from emp_onnx.runtime import Session
+from emp_onnx.runtime.compare import Session
 
 __all__ = ["MODEL", "Demo", "run_demo"]
 

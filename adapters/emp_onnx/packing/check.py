@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.feeds import Feed, read_feeds
-from emp_onnx.isolated import Isolated
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.storage import pieces_of
 from emp_onnx.packing.codes import bits_of
 from emp_onnx.packing.forms import rounded
 from emp_onnx.packing.rewrite import Chosen, half_name
-from emp_onnx.runtime import Behaviour, NotRunError, compare
-from emp_onnx.storage import pieces_of
+from emp_onnx.runtime.compare import Behaviour, NotRunError, compare
+from emp_onnx.runtime.feeds import Feed, read_feeds
+from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.verify import RUN, Check, Verification, worth_running
 
 __all__ = ["Feeds", "checked"]

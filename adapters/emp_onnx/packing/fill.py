@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.storage import pieces_of
 from emp_onnx.packing.codes import gap_codes, split, stored_mask
 from emp_onnx.packing.forms import Form, Survey, rounded
 from emp_onnx.packing.functions import EARLY, GROUP
-from emp_onnx.storage import pieces_of
 
 __all__ = ["fill_parts"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.graph import Tensor
-from emp_onnx.model_io import Model
+from emp_onnx.files.graph import Tensor
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.sparse import fits
+from emp_onnx.files.storage import pieces_of
 from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
 from emp_onnx.packing.functions import EARLY, EARLY_OPSET, GROUP, LEAST_OPSET
-from emp_onnx.sparse import fits
-from emp_onnx.storage import pieces_of
 
 __all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "rounded", "survey"]
 

@@ -29,8 +29,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emp_onnx.emit import constant, function, node
-from emp_onnx.reader import DOMAIN
+from emp_onnx.files.emit import constant, function, node
+from emp_onnx.files.reader import DOMAIN
 
 __all__ = ["DOMAIN", "EARLY", "EARLY_OPSET", "GROUP", "LEAST_OPSET", "PARTS", "STAGE", "VERSION", "function_bytes"]
 

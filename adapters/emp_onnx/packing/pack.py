@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emp_onnx._files import check_target, same_file
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import UsageError, VerifyError, quote
-from emp_onnx.isolated import Isolated
-from emp_onnx.model_io import Model, load, save
+from emp_onnx.files.model_io import Model, load, save
+from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.check import Feeds, checked
 from emp_onnx.packing.choose import Row, choose
 from emp_onnx.packing.rewrite import Chosen, rewritten
 from emp_onnx.progress import Watch
+from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.verify import Verification, weight_of, worth_running
 
 __all__ = ["Packing", "pack", "unpack"]

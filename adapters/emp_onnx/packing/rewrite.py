@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx import emit
-from emp_onnx.graph import Graph, Node, Tensor
-from emp_onnx.model_io import Model, Sheet
+from emp_onnx.files import emit
+from emp_onnx.files.graph import Graph, Node, Tensor
+from emp_onnx.files.model_io import Model, Sheet
+from emp_onnx.files.wire import LENGTH, Blob, Edit, Piece, Wire, varint
 from emp_onnx.packing.fill import fill_parts
 from emp_onnx.packing.forms import Form, Survey
 from emp_onnx.packing.functions import DOMAIN, EARLY, PARTS, STAGE, VERSION, function_bytes
-from emp_onnx.wire import LENGTH, Blob, Edit, Piece, Wire, varint
 
 __all__ = ["Chosen", "graphs", "half_name", "rewritten"]
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Recipe, Tensor
+from emp_onnx.files.graph import Recipe, Tensor
+from emp_onnx.files.storage import Stored
 from emp_onnx.packing.codes import GapDecoder, join
 from emp_onnx.packing.functions import EARLY, GROUP
-from emp_onnx.storage import Stored
 
 __all__ = ["PackedStored", "unpacking"]
 

@@ -24,7 +24,7 @@ import numpy as np
 from emp_core import __version__, effective_size
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import ModelError, UsageError, quote
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
 from emp_onnx.refit.fitting import Thin
 from emp_onnx.verify import Check
 

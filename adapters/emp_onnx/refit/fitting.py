@@ -17,14 +17,14 @@ from emp_onnx.calibration.feeding import gather
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, top1
 from emp_onnx.errors import ModelError, UsageError, quote
-from emp_onnx.feeds import Feed
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
 from emp_onnx.refit.curves import Curve, curves
 from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
-from emp_onnx.weights import Refusal, Weight, find_weights
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.weights.find import Refusal, Weight, find_weights
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = ["Fitting", "Thin"]

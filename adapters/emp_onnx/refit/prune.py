@@ -11,14 +11,14 @@ from typing import Any
 from emp_onnx.budget.search import Budget, Point, Tried, measure, search
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import UsageError, VerifyError
-from emp_onnx.feeds import Feed
-from emp_onnx.model_io import Model, load, save
+from emp_onnx.files.model_io import Model, load, save
 from emp_onnx.progress import Watch
 from emp_onnx.prune import Sizes, _sizes, _target
 from emp_onnx.refit.certificate import Refitted, read, refit_checks, write
 from emp_onnx.refit.fitting import Fitting
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.verify import Verification, run_both
-from emp_onnx.weights import Refusal
+from emp_onnx.weights.find import Refusal
 
 __all__ = ["RefitReport", "refit"]
 

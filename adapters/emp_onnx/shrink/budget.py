@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emp_onnx.errors import UsageError
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.choose import Path, Planner
 from emp_onnx.shrink.distance import agreement, output_error
 from emp_onnx.shrink.latency import latencies

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.amounts import step
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks

@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.trace import Runner, Trace
 from emp_onnx.shrink.view import Op, View

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.trace import Runner
 
 CHOICES = ("ArgMax", "ArgMin", "TopK", "Hardmax", "Softmax", "LogSoftmax", "Sigmoid")

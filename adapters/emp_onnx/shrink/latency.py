@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.trace import Runner
 
 __all__ = ["latencies"]

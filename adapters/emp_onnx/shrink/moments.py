@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.trace import Runner

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
 from emp_onnx.shrink.distance import output_error, watched

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks, scatter
 from emp_onnx.shrink.distance import ancestors
 from emp_onnx.shrink.trace import Runner, first_line

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.feeds import Feed
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.moments import segment
 from emp_onnx.shrink.regions import Group
 from emp_onnx.shrink.trace import Runner, Trace

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx._files import check_target, same_file
 from emp_onnx.errors import ModelError, UsageError, VerifyError, quote
-from emp_onnx.feeds import Feed, read_feeds
+from emp_onnx.files.whole import check_target, same_file
+from emp_onnx.runtime.feeds import Feed, read_feeds
 from emp_onnx.shrink.amounts import SIGNALS, keep, signal_of, step
 from emp_onnx.shrink.budget import Budget, fit_budget
 from emp_onnx.shrink.choose import Planner

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from emp_onnx._files import check_target, staged, write_whole
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
-from emp_onnx.model_io import Model, load
+from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.whole import check_target, staged, write_whole
 
 __all__ = ["default_out", "read", "write"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError
-from emp_onnx.feeds import Feed, Input, check_feed, random_feeds
+from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
 from emp_onnx.shrink.view import View
 
 __all__ = ["Runner", "Trace", "made_up", "trace"]

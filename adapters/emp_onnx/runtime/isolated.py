@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from emp_onnx import _ort
 from emp_onnx.errors import MissingExtraError
-from emp_onnx.feeds import Feed
-from emp_onnx.model_io import Model
-from emp_onnx.runtime import CrashedError, NotRunError, Session, Sessions, declared
+from emp_onnx.files.model_io import Model
+from emp_onnx.runtime import ort
+from emp_onnx.runtime.compare import CrashedError, NotRunError, Session, Sessions, declared
+from emp_onnx.runtime.feeds import Feed
 
 __all__ = ["Isolated"]
 
@@ -70,7 +70,7 @@ class Isolated:
 
     def start(self) -> None:
         """Begin, and do not wait: what follows here goes on at the same time."""
-        script = Path(_ort.__file__)
+        script = Path(ort.__file__)
         if self._process is not None or self._gone or not sys.executable or not script.is_file() or not _installed():
             return
         paths = [os.path.abspath(path) for path in sys.path]
@@ -170,7 +170,7 @@ class Isolated:
         assert self._process.stdout is not None
         timer = self._timer(START)
         try:
-            self._greeted = "here" in _ort.receive(self._process.stdout)[0]  # type: ignore[arg-type]
+            self._greeted = "here" in ort.receive(self._process.stdout)[0]  # type: ignore[arg-type]
         except EOFError:
             self.close()
         finally:
@@ -182,8 +182,8 @@ class Isolated:
             raise CrashedError(self._gone or "onnxruntime's process has ended")
         timer = self._timer(limit)
         try:
-            _ort.send(process.stdin, request, value)  # type: ignore[arg-type]
-            answer, result = _ort.receive(process.stdout)  # type: ignore[arg-type]
+            ort.send(process.stdin, request, value)  # type: ignore[arg-type]
+            answer, result = ort.receive(process.stdout)  # type: ignore[arg-type]
             if not isinstance(answer.get("error"), str):
                 raise EOFError
             return answer, result

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from emp_core.checksum import Checksum
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Graph, Tensor
-from emp_onnx.packed import Packed, Packing
-from emp_onnx.reader import Contents, read
-from emp_onnx.source import FileSource, Memory, Source, keep_freed
-from emp_onnx.sparse import sparse
-from emp_onnx.storage import Stored, pieces_of, stored
-from emp_onnx.wire import Edit, Piece
+from emp_onnx.files.graph import Graph, Tensor
+from emp_onnx.files.reader import Contents, read
+from emp_onnx.files.source import FileSource, Memory, Source, keep_freed
+from emp_onnx.files.sparse import sparse
+from emp_onnx.files.storage import Stored, pieces_of, stored
+from emp_onnx.files.wire import Edit, Piece
+from emp_onnx.weights.packed import Packed, Packing
 
 __all__ = ["Model", "Patch", "Sheet", "Values", "hash_values", "load", "save"]
 
@@ -265,7 +265,7 @@ class Model:
         Raises:
             ModelError: it keeps weights in sidecar files, or would be larger than the 2 GB one file can hold.
         """
-        from emp_onnx.writer import to_bytes
+        from emp_onnx.files.writer import to_bytes
 
         if any(tensor.storage == "external" for tensor in self.tensors.values()):
             raise ModelError(f"model must hold its weights itself for this, got sidecar files in {self.origin}")
@@ -277,7 +277,7 @@ class Model:
         Two models are equal outside those exactly when these are equal; a differing place says where to look. The
         tensors `apart` may be stored in other forms (packed, say, or dense): of those only the values count.
         """
-        from emp_onnx.rest import rest
+        from emp_onnx.files.rest import rest
 
         return rest(self, keys, entry, apart)
 
@@ -373,7 +373,7 @@ def save(
         OutputError: the place cannot take the file; UsageError: it is one of the model's own sidecar files.
         ModelError: the model is larger than the 2 GB that one file can hold.
     """
-    from emp_onnx.writer import save as write
+    from emp_onnx.files.writer import save as write
 
     return write(model, path, check=check)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.storage import PIECE, Stored, pieces_of
+from emp_onnx.files.storage import PIECE, Stored, pieces_of
 
 __all__ = ["Packed", "Packing", "codes_of"]
 

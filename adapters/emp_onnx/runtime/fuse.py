@@ -22,7 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.reader import DOMAIN
+from emp_onnx.files.reader import DOMAIN
 
 __all__ = ["FORMS", "Fused", "fuse", "fused_model"]
 

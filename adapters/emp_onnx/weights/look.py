@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core.checksum import Checksum
-from emp_onnx.kept import Pruned, Whole
-from emp_onnx.model_io import Model, Values
-from emp_onnx.storage import pieces_of
-from emp_onnx.weights import Weight
+from emp_onnx.files.model_io import Model, Values
+from emp_onnx.files.storage import pieces_of
+from emp_onnx.weights.find import Weight
+from emp_onnx.weights.kept import Pruned, Whole
 
 __all__ = ["Seen", "look", "look_each"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from emp_onnx.errors import ModelError
-from emp_onnx.graph import Graph, Node, Tensor
-from emp_onnx.model_io import Model
+from emp_onnx.files.graph import Graph, Node, Tensor
+from emp_onnx.files.model_io import Model
 
 __all__ = ["Frame", "Step", "Trace", "Use", "Value"]
 

@@ -10,9 +10,9 @@ import struct
 from dataclasses import dataclass, field, replace
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Graph, Node, Place, Recipe, Run, Tensor
-from emp_onnx.source import Source
-from emp_onnx.wire import DEPTH, FIXED32, FIXED64, LENGTH, VARINT, Field, Wire, WireError
+from emp_onnx.files.graph import Graph, Node, Place, Recipe, Run, Tensor
+from emp_onnx.files.source import Source
+from emp_onnx.files.wire import DEPTH, FIXED32, FIXED64, LENGTH, VARINT, Field, Wire, WireError
 
 __all__ = ["CONTENTS", "DOMAIN", "DTYPES", "Contents", "read"]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.source import Source
-from emp_onnx.storage import Stored
-from emp_onnx.wire import LENGTH, VARINT, Edit, Wire, varint
+from emp_onnx.files.source import Source
+from emp_onnx.files.storage import Stored
+from emp_onnx.files.wire import LENGTH, VARINT, Edit, Wire, varint
 
 __all__ = ["respelled"]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from emp_onnx.errors import ModelError, UsageError, quote
-from emp_onnx.graph import Tensor
-from emp_onnx.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
-from emp_onnx.model_io import Model
-from emp_onnx.steps import Understood, understand
-from emp_onnx.trace import LONGEST, THROUGH, Trace, Use, Value
-from emp_onnx.zero import Zero
+from emp_onnx.files.graph import Tensor
+from emp_onnx.files.model_io import Model
+from emp_onnx.weights.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
+from emp_onnx.weights.steps import Understood, understand
+from emp_onnx.weights.trace import LONGEST, THROUGH, Trace, Use, Value
+from emp_onnx.weights.zero import Zero
 
 __all__ = ["Found", "Refusal", "Weight", "find_weights"]
 

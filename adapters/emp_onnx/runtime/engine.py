@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
-from emp_onnx.fuse import Fused, fused_model
+from emp_onnx.runtime.fuse import Fused, fused_model
 
 __all__ = ["KERNELS", "Engine", "open_engine"]
 

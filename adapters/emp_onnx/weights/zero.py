@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx._boxes import boxes
+from emp_onnx.weights.boxes import boxes
 
 __all__ = ["Zero"]
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import Cut
-from emp_onnx._boxes import boxes
-from emp_onnx.model_io import Model, Values
-from emp_onnx.weights import Weight
+from emp_onnx.files.model_io import Model, Values
+from emp_onnx.weights.boxes import boxes
+from emp_onnx.weights.find import Weight
 
 __all__ = ["ByRow", "Kept", "Mask", "Pruned", "Scores", "Whole", "boxes", "mask_of"]
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Tensor
-from emp_onnx.model_io import Model
-from emp_onnx.packed import Packed
-from emp_onnx.reader import CONTENTS, DOMAIN
-from emp_onnx.source import Source
-from emp_onnx.storage import nbytes, pieces_of
-from emp_onnx.wire import LENGTH, Wire
-from emp_onnx.writer import feed
+from emp_onnx.files.graph import Tensor
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.reader import CONTENTS, DOMAIN
+from emp_onnx.files.source import Source
+from emp_onnx.files.storage import nbytes, pieces_of
+from emp_onnx.files.wire import LENGTH, Wire
+from emp_onnx.files.writer import feed
+from emp_onnx.weights.packed import Packed
 
 __all__ = ["rest", "same_outside"]
 

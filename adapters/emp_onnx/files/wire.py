@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emp_onnx.errors import ModelError
-from emp_onnx.source import Source
+from emp_onnx.files.source import Source
 
 __all__ = [
     "FIXED32", "FIXED64", "LENGTH", "VARINT", "Blob", "Edit", "Field", "Piece", "Wire", "WireError", "length_of",

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx import _ort
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
-from emp_onnx.feeds import Feed, Input, check_feed, random_feeds
-from emp_onnx.model_io import Model
+from emp_onnx.files.model_io import Model
+from emp_onnx.runtime import ort
+from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
 
 __all__ = ["Behaviour", "CrashedError", "Difference", "NotRunError", "Session", "Sessions", "compare", "declared"]
 
@@ -85,8 +85,8 @@ class Session:
     def __init__(self, model: Model | Path, /, *, threads: int | None = None, plain: bool = False) -> None:
         try:
             source = str(model) if isinstance(model, Path) else model.to_bytes()
-            self._session: Any = _ort.open_session(source, threads, plain)
-            facts = _ort.facts(self._session)
+            self._session: Any = ort.open_session(source, threads, plain)
+            facts = ort.facts(self._session)
         except ImportError as error:
             raise MissingExtraError("onnxruntime") from error
         except ModelError:
@@ -94,7 +94,7 @@ class Session:
         except UnicodeDecodeError as error:
             raise NotRunError("its inputs and outputs have names or sizes that are no text") from error
         except Exception as error:  # onnxruntime's own errors have no common base
-            raise NotRunError(f"onnxruntime cannot load it: {_ort.first_line(error)}") from error
+            raise NotRunError(f"onnxruntime cannot load it: {ort.first_line(error)}") from error
         self.inputs = tuple(declared(*item) for item in facts["inputs"])
         self.overridable = tuple(declared(*item) for item in facts["overridable"])
         self.outputs: tuple[str, ...] = tuple(facts["outputs"])
@@ -106,9 +106,9 @@ class Session:
             NotRunError: onnxruntime refused the feed.
         """
         try:
-            return dict(zip(self.outputs, _ort.run_session(self._session, feed, limit), strict=True))
+            return dict(zip(self.outputs, ort.run_session(self._session, feed, limit), strict=True))
         except Exception as error:  # as above
-            raise NotRunError(f"onnxruntime cannot run it: {_ort.first_line(error)}") from error
+            raise NotRunError(f"onnxruntime cannot run it: {ort.first_line(error)}") from error
 
 
 def compare(original: Sessions, pruned: Sessions, feeds: Iterable[Feed] | None, /, *, seed: int = 0) -> Behaviour:

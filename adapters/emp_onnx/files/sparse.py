@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Tensor
-from emp_onnx.source import Source
-from emp_onnx.storage import BITS, Stored
-from emp_onnx.wire import LENGTH, Edit, Wire, varint
+from emp_onnx.files.graph import Tensor
+from emp_onnx.files.source import Source
+from emp_onnx.files.storage import BITS, Stored
+from emp_onnx.files.wire import LENGTH, Edit, Wire, varint
 
 __all__ = ["Sparse", "fits", "sparse"]
 

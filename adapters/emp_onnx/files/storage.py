@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.graph import Run, Tensor
-from emp_onnx.source import Source
-from emp_onnx.wire import VARINT, Wire
+from emp_onnx.files.graph import Run, Tensor
+from emp_onnx.files.source import Source
+from emp_onnx.files.wire import VARINT, Wire
 
 __all__ = ["PIECE", "Stored", "numpy_dtype", "pieces_of", "stored"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.errors import OutputError, quote
-from emp_onnx.source import FileSource, Source
+from emp_onnx.files.source import FileSource, Source
 
 try:
     import fcntl

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from emp_core import Rows, select, select_stream
 from emp_onnx.figures import Rule
-from emp_onnx.kept import ByRow, Scores
-from emp_onnx.layout import Layout
+from emp_onnx.weights.kept import ByRow, Scores
+from emp_onnx.weights.layout import Layout
 
 __all__ = ["RowFigures", "by_row"]
 
@@ -123,7 +123,7 @@ class _Row:
         self.inner = [i for i, s in enumerate(box) if s.stop - s.start > 1]
 
     def __getitem__(self, stretch: slice, /) -> NDArray[Any]:
-        from emp_onnx.kept import boxes
+        from emp_onnx.weights.kept import boxes
 
         start, stop, _ = stretch.indices(self.size)
         out = [np.empty(0, self.dtype)]

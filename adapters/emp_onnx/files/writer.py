@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 
 from emp_core.checksum import Checksum, checksum
-from emp_onnx._files import check_target, copy_part, put, same_file, staged, sync_folder
-from emp_onnx.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
-from emp_onnx.model_io import Model, load
-from emp_onnx.source import FileSource, Source
-from emp_onnx.sparse import Sparse
-from emp_onnx.storage import Stored, pieces_of
-from emp_onnx.typed import respelled
-from emp_onnx.wire import Blob, Edit, Field, Piece, Wire, length_of, varint
+from emp_onnx.files.direct import LARGE, DirectWriter
+from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.source import FileSource, Source
+from emp_onnx.files.sparse import Sparse
+from emp_onnx.files.storage import Stored, pieces_of
+from emp_onnx.files.typed import respelled
+from emp_onnx.files.whole import check_target, copy_part, put, same_file, staged, sync_folder
+from emp_onnx.files.wire import Blob, Edit, Field, Piece, Wire, length_of, varint
 
 __all__ = ["save", "to_bytes"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.graph import Node, Tensor
-from emp_onnx.layout import Layout
-from emp_onnx.packed import Packing, codes_of
-from emp_onnx.zero import Zero
+from emp_onnx.files.graph import Node, Tensor
+from emp_onnx.weights.layout import Layout
+from emp_onnx.weights.packed import Packing, codes_of
+from emp_onnx.weights.zero import Zero
 
 __all__ = ["Blocks", "Reason", "blocks_of"]
 

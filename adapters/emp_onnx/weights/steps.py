@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.blocks import Reason, blocks_of
 from emp_onnx.errors import ModelError
-from emp_onnx.graph import Node, Tensor
-from emp_onnx.layout import Layout, Slot, layout_of, separate, transposed
-from emp_onnx.model_io import Model
-from emp_onnx.packed import Packing
-from emp_onnx.trace import Frame, Step, Use, Value
-from emp_onnx.zero import Zero
+from emp_onnx.files.graph import Node, Tensor
+from emp_onnx.files.model_io import Model
+from emp_onnx.weights.blocks import Reason, blocks_of
+from emp_onnx.weights.layout import Layout, Slot, layout_of, separate, transposed
+from emp_onnx.weights.packed import Packing
+from emp_onnx.weights.trace import Frame, Step, Use, Value
+from emp_onnx.weights.zero import Zero
 
 __all__ = ["Understood", "understand"]
 
