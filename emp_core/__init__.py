@@ -14,6 +14,7 @@ from ._hill import hill_number
 from ._many import select_each
 from ._mask import retained_mass, top_mask
 from ._moments import Moments
+from ._row_cuts import RowCuts, select_rows
 from ._schedule import beta_schedule, cubic_schedule
 from ._scope import Blocks, Columns, Groups, Labels, Model, Rows, Scope, Whole
 from ._select import Selection, select
@@ -32,6 +33,7 @@ __all__ = [
     "Model",
     "Moments",
     "PoolError",
+    "RowCuts",
     "Rows",
     "Scope",
     "Selection",
@@ -48,6 +50,7 @@ __all__ = [
     "retained_mass",
     "select",
     "select_each",
+    "select_rows",
     "select_stream",
     "top_mask",
     "upper_witness",

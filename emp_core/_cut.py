@@ -25,6 +25,8 @@ from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK, UNIT, Sums
 from ._hill import checked_order, hill_of_stream
 from ._namespace import BFLOAT16
+from ._patterns import Kind, kind_of
+from ._patterns import cut as cut_patterns
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
 from ._stream import Listed, Stream
@@ -133,16 +135,16 @@ def select_stream(
     """:func:`select` for a pool that is not in memory: its parts are read a stretch at a time, two or three times.
 
     Args:
-        parts: flat scores, one after the other: NumPy arrays, or anything with ``size`` and ``dtype`` that gives a
-        NumPy
-            array when it is sliced (``part[start:stop]``), as memory-mapped files and HDF5 data sets do. Slicing must
-            be safe from several threads.
+        parts: flat scores, one after the other: NumPy arrays, or anything with ``size`` and ``dtype`` that gives
+            a NumPy array when it is sliced (``part[start:stop]``), as memory-mapped files and HDF5 data sets do.
+            Slicing must be safe from several threads.
         beta, order, sparsity: as for :func:`select`.
         names: what an error calls each part.
         threads: most threads; None: one per processor. The result does not depend on it.
 
     Returns:
-        A :class:`Cut`: the figures of :func:`select`, and the mask of any stretch.
+        A :class:`Cut`: the figures of :func:`select`, and the mask of any stretch. Of long pools of 16-bit numbers,
+        whose magnitudes are counted one by one, figures are correctly rounded, those of :func:`select` nearly so.
 
     Raises:
         PoolError: the pool is empty or holds NaN or ±inf; the message names the part.
@@ -163,7 +165,11 @@ def select_stream(
         fixed = max(1, stream.n - round(rule.share * stream.n))
     elif rule.order != 2:
         fixed = _order_count(stream, rule.beta, rule.order)
-    found = _small(stream, rule.beta, fixed) if stream.length <= 4 * CHUNK else _large(stream, rule.beta, fixed)
+    kind = None if stream.length <= 4 * CHUNK else kind_of(stream)
+    if kind is not None:
+        found = _counted(stream, kind, rule.beta, fixed)
+    else:
+        found = _small(stream, rule.beta, fixed) if stream.length <= 4 * CHUNK else _large(stream, rule.beta, fixed)
     counted = Counted.of([found.sums], rule.beta).keeping(np.array([found.k]))
     lower, upper = bounds(counted)
     sizes, kept = _each(stream, found), found.kept
@@ -246,6 +252,7 @@ class _Found:
     kept: _Kept
     pieces: _Pieces | None = None
     held: Sequence[Part] | None = None  # the parts, where they were read as a whole
+    each: Sequence[Sums] | None = None  # of the parts, where they were taken on the way
 
 
 def _order_count(stream: Stream, beta: Fraction, q: float) -> int:
@@ -258,6 +265,8 @@ def _order_count(stream: Stream, beta: Fraction, q: float) -> int:
 
 def _each(stream: Stream, found: _Found) -> list[tuple[float, float]]:
     """Effective size and Σ|s| of each part taken alone."""
+    if found.each is not None:
+        return [(sums.n_eff(), _float(sums)) for sums in found.each]
     if len(stream.parts) == 1:
         return [(found.sums.n_eff(), _float(found.sums))]
     out, parts = [(0.0, 0.0)] * len(stream.parts), found.held or stream.parts
@@ -311,6 +320,15 @@ def _ratio(kept: NDArray[Any], whole: NDArray[Any]) -> float:
     exponent = -math.frexp(peak)[1]
     parts = [math.fsum(np.ldexp(a.astype(np.float64), exponent).tolist()) for a in (kept, whole)]
     return min(1.0, parts[0] / parts[1])
+
+
+def _counted(stream: Stream, kind: Kind, beta: Fraction, fixed: int | None) -> _Found:
+    """A pool of 16-bit numbers."""
+    found = cut_patterns(stream, kind, beta, fixed)
+    kept = _Kept([p.k for p in found.parts], [p.mass for p in found.parts], [p.nonzero for p in found.parts])
+    return _Found(
+        found.sums, found.k, found.threshold, found.last, found.mass, kept, each=[p.sums for p in found.parts]
+    )
 
 
 def _large(stream: Stream, beta: Fraction, fixed: int | None) -> _Found:

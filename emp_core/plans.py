@@ -12,97 +12,26 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._bound import mass_lower_bound, mass_upper_bound
-from ._effective import checked_beta, effective_size
+from ._effective import effective_size
 from ._errors import ArgumentError, PoolError
-from ._hill import checked_order
 from ._mask import retained_mass
 from ._namespace import given, to_host
 from ._scope import Rows
-from ._select import Selection, checked_sparsity, select
+from ._select import Selection, select
+from .figures import SCOPES, Figures, Framed, Planned, Rule, framed, misread, typed
 
-__all__ = ["SCOPES", "Entry", "Figures", "Plan", "Rule", "decide"]
+__all__ = ["SCOPES", "Entry", "Figures", "Framed", "Plan", "Planned", "Rule", "decide", "framed", "misread", "typed"]
 
-SCOPES = ("tensor", "row", "model")
 FORMAT, VERSION = "effective_pruning.arrays", 1
+PLAIN = Rule()
 UNPACKED = 1 << 33  # most bytes that masks of a plan read from text may take
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How many are kept, and which weights compete.
-
-    Attributes:
-        beta: multiplier of the effective size, > 0; None when `sparsity` is given.
-        order: order of the Hill number that counts (2: the effective size), ≥ 0, or inf.
-        sparsity: if given, exactly this share of every pool is removed instead, 0 ≤ sparsity < 1.
-        scope: what competes: the weights of one `tensor`, one `row` (output unit), or the whole `model`.
-    """
-
-    beta: float | None = 1.0
-    order: float = 2.0
-    sparsity: float | None = None
-    scope: str = "tensor"
-
-    def __post_init__(self) -> None:
-        if self.scope not in SCOPES:
-            raise ArgumentError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
-        if self.sparsity is None:
-            object.__setattr__(self, "beta", float(checked_beta(1.0 if self.beta is None else self.beta)))
-        else:
-            checked_sparsity(self.sparsity)
-            if self.beta not in (None, 1.0) or self.order != 2:
-                raise ArgumentError(
-                    f"sparsity fixes the count, so beta and order must be left alone, got beta={self.beta}, "
-                    f"order={self.order}"
-                )
-            object.__setattr__(self, "beta", None)
-            object.__setattr__(self, "sparsity", float(self.sparsity))
-        object.__setattr__(self, "order", float(checked_order(self.order)))
-
-    def keeps(self) -> dict[str, Any]:
-        """The options of `select` that this rule stands for."""
-        if self.sparsity is not None:
-            return {"sparsity": self.sparsity}
-        return {"order": self.order, "beta": self.beta}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return {**asdict(self), "order": "inf" if math.isinf(self.order) else self.order}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], /) -> Rule:
-        """From plain data."""
-        order = data["order"]
-        return cls(data["beta"], math.inf if order == "inf" else order, data["sparsity"], data["scope"])
-
-
-@dataclass(frozen=True)
-class Figures:
-    """How many scores, their effective size, how many are kept, and the mass kept with its bounds."""
-
-    n: int
-    n_eff: float
-    k: int
-    mass_lower: float
-    mass: float
-    mass_upper: float
-
-    @property
-    def density(self) -> float:
-        """k / n."""
-        return self.k / self.n
-
-    @property
-    def sparsity(self) -> float:
-        """1 − k / n."""
-        return 1 - self.density
 
 
 @dataclass(frozen=True)
@@ -135,7 +64,7 @@ class Entry(Figures):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Planned):
     """What is kept of every array. Equal inputs give an equal plan, and the same text, byte for byte.
 
     Attributes:
@@ -154,60 +83,10 @@ class Plan:
     refusals: tuple[tuple[str, str], ...] = ()
     pool: Figures | None = None
 
-    @property
-    def total(self) -> Figures:
-        """The figures of all arrays together: of the common pool, or sums, and masses weighted by shares of Σ|s|."""
-        if self.pool is not None:
-            return self.pool
-        l1 = math.fsum(e.l1 for e in self.entries)
-
-        def share(which: str) -> float:
-            return math.fsum(getattr(e, which) * e.l1 for e in self.entries) / l1 if l1 else 1.0
-
-        sizes = sum(e.n for e in self.entries), math.fsum(e.n_eff for e in self.entries), sum(e.k for e in self.entries)
-        return Figures(*sizes, share("mass_lower"), share("mass"), share("mass_upper"))
-
-    def __str__(self) -> str:
-        rows = [("array", "shape", "n", "N_eff", "kept", "density", "lower", "mass", "upper")]
-        named: list[tuple[str, str, Figures]] = [(e.name, "×".join(map(str, e.shape)), e) for e in self.entries]
-        if self.entries:
-            named.append(("all", "", self.total))
-        for name, shape, f in named:
-            rows.append(
-                (
-                    name,
-                    shape,
-                    f"{f.n:,}",
-                    f"{f.n_eff:,.1f}",
-                    f"{f.k:,}",
-                    f"{f.density:.1%}",
-                    f"{f.mass_lower:.1%}",
-                    f"{f.mass:.1%}",
-                    f"{f.mass_upper:.1%}",
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join(lines + [f"{name} is left alone: {reason}" for name, reason in self.refusals])
-
     def to_json(self) -> str:
         """The plan as text, masks included; `Plan.from_json` gives back an equal plan."""
         packed = {e.name: base64.b64encode(zlib.compress(_bits(self.masks[e.name]), 6)).decode() for e in self.entries}
-        body = {
-            "format": FORMAT,
-            "version": VERSION,
-            "rule": self.rule.to_dict(),
-            "criterion": self.criterion,
-            "entries": [asdict(e) for e in self.entries],
-            "masks": packed,
-            "refusals": self.refusals,
-            "pool": asdict(self.pool) if self.pool else None,
-        }
+        body = {**self.frame(FORMAT, VERSION), "criterion": self.criterion, "masks": packed}
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -218,22 +97,17 @@ class Plan:
             ArgumentError: it is not a plan, or one of another version, or was changed.
         """
         try:
-            body = json.loads(text)
-            if (body["format"], body["version"]) != (FORMAT, VERSION):
-                raise ArgumentError(f"plan must be of format {FORMAT} {VERSION}, got {body['format']!r}")
-            entries = tuple(Entry(**typed(Entry, e)) for e in body["entries"])
-            masks = {e.name: _unpacked(body["masks"][e.name], e) for e in entries}
-            pool = Figures(**typed(Figures, body["pool"])) if body["pool"] else None
-            refusals = tuple((str(name), str(reason)) for name, reason in body["refusals"])
-            return cls(Rule.from_dict(body["rule"]), str(body["criterion"]), entries, masks, refusals, pool)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error, OverflowError) as error:
+            read = framed(text, Entry, FORMAT, VERSION)
+            masks = {e.name: _unpacked(read.rest["masks"][e.name], e) for e in read.entries}
+            return cls(read.rule, str(read.rest["criterion"]), read.entries, masks, read.refusals, read.pool)
+        except (*misread, zlib.error) as error:
             raise ArgumentError(f"plan must be as `Plan.to_json` wrote it, got something else: {error}") from error
 
 
 def decide(
     weights: Mapping[str, Any],
     /,
-    rule: Rule = Rule(),
+    rule: Rule = PLAIN,
     *,
     scores: Mapping[str, Any] | None = None,
     criterion: str = "magnitude",
@@ -405,21 +279,3 @@ def _unpacked(text: str, entry: Entry) -> NDArray[np.bool_]:
         raise ValueError(f"the mask of {entry.name} was changed")
     mask = np.unpackbits(np.frombuffer(data, np.uint8), count=n).astype(bool)
     return mask.reshape(entry.shape)
-
-
-def typed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with lists as tuples, each value of the type that the field declares; TypeError or KeyError if not."""
-    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
-    out: dict[str, Any] = {}
-    for item in fields(kind):
-        value = data[item.name]
-        if str(item.type) == "tuple[int, ...]":
-            if not isinstance(value, list) or any(type(v) is not int or v < 0 for v in value):
-                raise TypeError(f"{item.name} must be a list of whole numbers, got {value!r}")
-            value = tuple(value)
-        elif type(value) not in allowed[str(item.type)]:
-            raise TypeError(f"{item.name} must be {item.type}, got {value!r}")
-        out[item.name] = value
-    if unknown := set(data) - set(out):
-        raise TypeError(f"there is no field {min(unknown)!r}")
-    return out

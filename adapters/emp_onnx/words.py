@@ -3,4 +3,4 @@
 __all__ = ["ALLOCATIONS", "CRITERIA"]
 
 ALLOCATIONS = ("error", "emp", "uniform", "lamp", "erk", "owl")
-CRITERIA = ("obs", "magnitude", "wanda", "sparsegpt")
+CRITERIA = ("obs", "magnitude", "wanda", "sparsegpt", "gradient")

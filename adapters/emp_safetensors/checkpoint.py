@@ -12,14 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_core.direct import DirectReader
 from emp_safetensors.errors import CheckpointError, quote
 from emp_safetensors.header import DTYPES, Header, Place, open_plain, read_header
 
-__all__ = ["PIECE", "Checkpoint", "File", "Stored", "load"]
+__all__ = ["PIECE", "Bytes", "Checkpoint", "File", "Stored", "load"]
 
 INDEX = "model.safetensors.index.json"
-PIECE = 1 << 20  # elements read at once
+PIECE = 1 << 17  # elements read at once: what fits a cache
 LARGEST_INDEX = 1 << 28
+
+
+class Bytes:
+    """The bytes of an open file by position; with `direct`, long stretches from the disk itself."""
+
+    def __init__(self, path: Path, handle: int, *, direct: bool = False) -> None:
+        self._handle, self._direct = handle, DirectReader(path) if direct else None
+
+    def into(self, at: int, buffer: Any, /) -> bool:
+        """Fill a writable buffer from a place of the file on; False if the file is too short."""
+        view = memoryview(buffer).cast("B")
+        while view:
+            done = self._direct.into(at, view) if self._direct is not None else 0
+            done = done or os.preadv(self._handle, [view], at)
+            if not done:
+                return False
+            view, at = view[done:], at + done
+        return True
 
 
 class File:
@@ -29,26 +48,23 @@ class File:
     def __init__(self, path: Path) -> None:
         self.path, self._handle = path, -1
         self._handle = open_plain(path)
+        self._bytes = Bytes(path, self._handle)
         self.header: Header = read_header(self._handle, path)
 
     def __del__(self) -> None:
         if self._handle >= 0:
             os.close(self._handle)
 
-    def into(self, at: int, buffer: Any) -> None:
+    def into(self, at: int, buffer: Any, /) -> None:
         """Fill a writable buffer from a place of the file on."""
-        view = memoryview(buffer).cast("B")
-        while view:
-            done = os.preadv(self._handle, [view], at)
-            if not done:
-                raise CheckpointError(f"checkpoint {quote(self.path)} became shorter while it was read")
-            view, at = view[done:], at + done
+        if not self._bytes.into(at, buffer):
+            raise CheckpointError(f"checkpoint {quote(self.path)} became shorter while it was read")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in its file. Slicing gives flat scores (float64, float32, float16; bfloat16 as float32), so that
-    `emp_core.select_stream` takes it as it is."""
+    """A tensor in its file. Slicing gives flat elements as they are stored (float64, float32, float16; bfloat16 as
+    bits under that name), so that `emp_core.select_stream` takes it as it is."""
 
     file: File = field(repr=False)
     place: Place
@@ -70,32 +86,22 @@ class Stored:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the scores."""
+        """Of the elements."""
         held = DTYPES[self.place.dtype][1]
         if held is None:
             raise CheckpointError(f"tensor {quote(self.name)} holds {self.place.dtype}, which is not read here")
-        return np.dtype(np.float32) if self.place.dtype == "BF16" else held
-
-    def raw(self, start: int, stop: int) -> NDArray[Any]:
-        """Elements as they are stored (bfloat16 as its bits)."""
-        held = DTYPES[self.place.dtype][1]
-        assert held is not None, self.place.dtype
-        out = np.empty(stop - start, held)
-        self.file.into(self.place.start + start * held.itemsize, out.data)
-        return out
-
-    def scores(self, raw: NDArray[Any]) -> NDArray[Any]:
-        """Stored elements as numbers."""
-        return (raw.astype(np.uint32) << 16).view(np.float32) if self.place.dtype == "BF16" else raw
+        return held
 
     def __getitem__(self, stretch: slice, /) -> NDArray[Any]:
         start, stop, _ = stretch.indices(self.size)
-        return self.scores(self.raw(start, max(start, stop)))
+        out = np.empty(max(stop - start, 0), self.dtype)
+        self.file.into(self.place.start + start * out.itemsize, out.view(np.uint8))
+        return out
 
     def pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """All elements as stored, with the index of the first of each piece."""
         for start in range(0, self.size, PIECE):
-            yield start, self.raw(start, min(start + PIECE, self.size))
+            yield start, self[start : start + PIECE]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from emp_core.certificates import BFLOAT16
 from emp_safetensors.errors import CheckpointError, quote
 
 __all__ = ["DTYPES", "Header", "Place", "dump", "read_header"]
@@ -27,7 +28,7 @@ DTYPES: dict[str, tuple[int, np.dtype[Any] | None]] = {
     "F64": (64, np.dtype("<f8")),
     "F32": (32, np.dtype("<f4")),
     "F16": (16, np.dtype("<f2")),
-    "BF16": (16, np.dtype("<u2")),
+    "BF16": (16, BFLOAT16),
     "C64": (64, None),
     "F8_E5M2": (8, None),
     "F8_E4M3": (8, None),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import Cut
+from emp_core.certificates import BFLOAT16
 
 __all__ = ["Kept"]
 
@@ -34,37 +35,46 @@ class Kept:
         """One pool."""
         return cls(cut.n, base, np.array([cut.threshold]), np.array([cut.last]))
 
-    def mask(self, scores: NDArray[Any], start: int) -> NDArray[np.bool_]:
-        """The mask of flat scores, of which the first has this index in the tensor."""
+    def mask(self, stored: NDArray[Any], start: int) -> NDArray[np.bool_]:
+        """The mask of flat elements as they are stored, of which the first has this index in the tensor."""
+        kind = np.dtype(f"u{stored.dtype.itemsize}")
+        size = stored.view(kind) & kind.type(np.iinfo(kind).max >> 1)  # bit patterns of magnitudes order as they do
         if self.threshold.size == 1:
-            return self._one(0, scores, self.base + start)
-        out, at = np.empty(scores.size, bool), 0
-        while at < scores.size:
+            cut = _patterns(self.threshold, stored.dtype)
+            return _kept(size[None], *cut, self.last, self.base + start).reshape(-1)
+        out, at = np.empty(size.size, bool), 0
+        while at < size.size:
             row, inside = divmod(start + at, self.length)
-            rows = (scores.size - at) // self.length
-            if inside == 0 and rows:  # whole rows at once
-                block = np.abs(scores[at : at + rows * self.length].reshape(rows, self.length))
-                threshold = self.threshold[row : row + rows, None].astype(block.dtype)  # exact: it is one of them
-                keep = block >= threshold
-                if (self.last[row : row + rows] < self.length - 1).any():
-                    late = np.arange(self.length) > self.last[row : row + rows, None]
-                    keep &= ~((block == threshold) & late)
-                out[at : at + keep.size] = keep.reshape(-1)
-                at += keep.size
-            else:
-                count = min(self.length - inside, scores.size - at)
-                out[at : at + count] = self._one(row, scores[at : at + count], inside)
-                at += count
+            rows = (size.size - at) // self.length if inside == 0 else 0  # whole rows at once
+            count = rows * self.length or min(self.length - inside, size.size - at)
+            here = slice(row, row + max(rows, 1))
+            cut = _patterns(self.threshold[here], stored.dtype)
+            block = size[at : at + count].reshape(max(rows, 1), -1)
+            out[at : at + count] = _kept(block, *cut, self.last[here], inside).reshape(-1)
+            at += count
         return out
 
-    def _one(self, row: int, scores: NDArray[Any], place: int) -> NDArray[np.bool_]:
-        size = np.abs(scores if scores.dtype != np.float16 else scores.astype(np.float32))
-        wanted, last = float(self.threshold[row]), int(self.last[row])
-        threshold = size.dtype.type(wanted)
-        if float(threshold) < wanted:  # of another type than this tensor's: the next one that is not below
-            threshold = np.nextafter(threshold, size.dtype.type(np.inf))
-        keep: NDArray[np.bool_] = size >= threshold
-        if float(threshold) == wanted and last < place + size.size - 1:
-            late = slice(max(last + 1 - place, 0), None)
-            keep[late] &= size[late] != threshold
-        return keep
+
+def _patterns(threshold: NDArray[np.float64], dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The bit patterns of the least numbers of this type that are not below, and whether they are the thresholds."""
+    wide = np.dtype(np.float32) if dtype == BFLOAT16 else dtype
+    with np.errstate(over="ignore", under="ignore"):
+        least = threshold.astype(wide)
+        least = np.where(least < threshold, np.nextafter(least, wide.type(np.inf)), least)
+    bits = least.view(f"u{wide.itemsize}")
+    if dtype == BFLOAT16:
+        bits = (bits + np.uint32(0xFFFF)) >> np.uint32(16)
+        return bits.astype(np.uint16), (bits << np.uint32(16)).view(np.float32) == threshold
+    return bits, least == threshold
+
+
+def _kept(
+    size: NDArray[Any], least: NDArray[Any], exact: NDArray[np.bool_], last: NDArray[np.int64], start: int
+) -> NDArray[np.bool_]:
+    """The mask of some of each row, from this place in the row on."""
+    keep: NDArray[np.bool_] = size >= least[:, None]
+    cut = np.flatnonzero(exact & (last < start + size.shape[1] - 1))
+    if cut.size:
+        late = np.arange(start, start + size.shape[1]) > last[cut, None]
+        keep[cut] &= ~(late & (size[cut] == least[cut, None]))
+    return keep

@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from emp_core import ArgumentError, PoolError, mass_lower_bound, mass_upper_bound, select, select_stream
-from emp_core.plans import Figures, Rule, typed
+from emp_core import ArgumentError, Cut, PoolError, mass_lower_bound, mass_upper_bound, select_rows, select_stream
+from emp_core.certificates import BFLOAT16
+from emp_core.plans import Figures, Planned, Rule, framed, misread
 from emp_safetensors.checkpoint import Checkpoint, Stored
 from emp_safetensors.errors import CheckpointError, quote
 from emp_safetensors.kept import Kept
-from emp_safetensors.weights import find_weights
+from emp_safetensors.weights import Found, find_weights
 
 __all__ = ["Entry", "Plan", "decide", "plan"]
 
-BLOCK = 1 << 16  # scores of short rows taken together: what fits a cache
-LONG = 1 << 23  # scores of a row that are not taken at once
 FORMAT, VERSION = "effective_pruning.checkpoint", 1
 
 
@@ -45,7 +44,7 @@ class Entry(Figures):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Planned):
     """What is kept of every tensor. Equal inputs give an equal plan, and the same text, byte for byte."""
 
     rule: Rule
@@ -54,41 +53,13 @@ class Plan:
     refusals: tuple[tuple[str, str], ...] = ()
     pool: Figures | None = None
 
-    @property
-    def total(self) -> Figures:
-        """The figures of all tensors together: of the common pool, or sums, and masses weighted by shares of Σ|w|."""
-        if self.pool is not None:
-            return self.pool
-        l1 = math.fsum(e.l1 for e in self.entries)
-        masses = (
-            math.fsum(getattr(e, which) * e.l1 for e in self.entries) / l1 if l1 else 1.0
-            for which in ("mass_lower", "mass", "mass_upper")
-        )
-        sizes = sum(e.n for e in self.entries), math.fsum(e.n_eff for e in self.entries), sum(e.k for e in self.entries)
-        return Figures(*sizes, *masses)
-
-    def __str__(self) -> str:
-        lines = [f"{'kept':>9}  {'of':>14}  {'mass':>6}  tensor"]
-        lines += [f"{e.density:9.1%}  {e.n:14,}  {e.mass:6.1%}  {e.name}" for e in self.entries]
-        if self.entries:
-            lines.append(f"{self.total.density:9.1%}  {self.total.n:14,}  {self.total.mass:6.1%}  all")
-        return "\n".join(lines)
-
     def to_json(self) -> str:
         """The plan as text; `Plan.from_json` gives back an equal plan."""
         cuts = {
             name: {"length": k.length, "base": k.base, "threshold": k.threshold.tolist(), "last": k.last.tolist()}
             for name, k in self.kept.items()
         }
-        body = {
-            "format": FORMAT,
-            "version": VERSION,
-            "rule": self.rule.to_dict(),
-            "entries": [asdict(e) for e in self.entries],
-            "kept": cuts,
-            "refusals": self.refusals,
-            "pool": asdict(self.pool) if self.pool else None,
-        }
+        body = {**self.frame(FORMAT, VERSION), "kept": cuts}
         return json.dumps(body, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -99,15 +70,10 @@ class Plan:
             ArgumentError: it is not a plan of this adapter, or was damaged.
         """
         try:
-            body = json.loads(text)
-            if (body["format"], body["version"]) != (FORMAT, VERSION):
-                raise ValueError(f"the format is {body['format']!r}")
-            entries = tuple(Entry(**typed(Entry, e)) for e in body["entries"])
-            kept = {e.name: _kept(body["kept"][e.name], e) for e in entries}
-            pool = Figures(**typed(Figures, body["pool"])) if body["pool"] else None
-            refusals = tuple((str(name), str(reason)) for name, reason in body["refusals"])
-            return cls(Rule.from_dict(body["rule"]), entries, kept, refusals, pool)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            read = framed(text, Entry, FORMAT, VERSION)
+            kept = {e.name: _kept(read.rest["kept"][e.name], e) for e in read.entries}
+            return cls(read.rule, read.entries, kept, read.refusals, read.pool)
+        except misread as error:
             raise ArgumentError(f"plan must be as `Plan.to_json` wrote it, got something else: {error}") from error
 
 
@@ -138,12 +104,18 @@ def plan(
         ArgumentError: an option out of its range, or a pattern that matches nothing.
         CheckpointError: a tensor holds NaN or infinities, or nothing can be pruned.
     """
-    found = find_weights(checkpoint, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
     rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
-    if not found.weights:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.refusals[:4]) or "it is empty"
+    found = find_weights(checkpoint, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
+    return decided(checkpoint, found, rule, threads, hashed=True)
+
+
+def decided(checkpoint: Checkpoint, found: Found, rule: Rule, threads: int | None, *, hashed: bool) -> Plan:
+    """The plan for what was found; a CheckpointError if that is nothing."""
+    made = decide(found.weights, rule, found.refusals, threads, hashed=hashed)
+    if not made.entries:
+        reasons = "; ".join(f"{quote(name)}: {reason}" for name, reason in made.refusals[:4]) or "it is empty"
         raise CheckpointError(f"nothing in {quote(checkpoint.path)} can be pruned: {reasons}")
-    return decide(found.weights, rule, found.refusals, threads, hashed=True)
+    return made
 
 
 def decide(
@@ -154,123 +126,81 @@ def decide(
     # working arrays are given back and faulted in again at every piece, which takes longer than the work
     freed = np.empty(31 << 20, np.uint8)
     del freed
-    kept, entries, pool = dict[str, Kept](), list[Entry](), None
-    names = [f"tensor {quote(w.name)}" for w in weights]
     digests = {w.name: sha256_of(w) if hashed else "" for w in weights}
     try:
         if rule.scope == "model":
-            cut = select_stream(weights, names=names, threads=threads, **rule.keeps())
-            pool, base = Figures(cut.n, cut.n_eff, cut.k, cut.mass_lower, cut.mass, cut.mass_upper), 0
-            for w, n_eff, l1 in zip(weights, cut.part_n_eff, cut.part_l1, strict=True):
-                kept[w.name] = Kept.of(cut, base)
-                base += w.size
-                entries.append(_alone(w, kept[w.name], n_eff, l1, digests[w.name]))
+            entries, kept, pool = _together(weights, rule, threads, digests)
         else:
-            for w, name in zip(weights, names, strict=True):
-                figures, l1, kept[w.name], pools = (
-                    _rows(w, rule, threads, name) if rule.scope == "row" else _whole(w, rule, threads, name)
-                )
-                shape = w.shape
-                entries.append(
-                    Entry(
-                        **asdict(figures),
-                        name=w.name,
-                        shape=shape,
-                        dtype=dtype_of(w),
-                        pools=pools,
-                        l1=l1,
-                        sha256=digests[w.name],
-                    )
-                )
+            each = [(_rows if rule.scope == "row" else _whole)(w, rule, threads, digests[w.name]) for w in weights]
+            entries, kept, pool = [e for e, _ in each if e.l1], {e.name: k for e, k in each if e.l1}, None
     except PoolError as error:
         raise CheckpointError(f"{error}; leave it out with exclude to prune the others") from error
-    return Plan(rule, tuple(entries), kept, refusals, pool)
+    zeros = [(w.name, "it holds only zeros: nothing tells one from another") for w in weights if w.name not in kept]
+    return Plan(rule, tuple(entries), kept, (*refusals, *zeros), pool)
 
 
-def _whole(w: Stored, rule: Rule, threads: int | None, name: str) -> tuple[Figures, float, Kept, int]:
-    cut = select_stream([w], names=[name], threads=threads, **rule.keeps())
-    return Figures(cut.n, cut.n_eff, cut.k, cut.mass_lower, cut.mass, cut.mass_upper), cut.l1, Kept.of(cut), 1
+def _together(
+    weights: Sequence[Stored], rule: Rule, threads: int | None, digests: Mapping[str, str]
+) -> tuple[list[Entry], dict[str, Kept], Figures | None]:
+    """One pool over all tensors but those of zeros."""
+    live = list(weights)
+    while live:
+        cut = select_stream(live, names=[_called(w) for w in live], threads=threads, **rule.keeps())
+        if all(cut.part_l1):
+            break
+        live = [w for w, l1 in zip(live, cut.part_l1, strict=True) if l1]
+    else:
+        return [], {}, None
+    kept, base = dict[str, Kept](), 0
+    for w in live:
+        kept[w.name] = Kept.of(cut, base)
+        base += w.size
+    entries = [_alone(w, cut, i, digests[w.name]) for i, w in enumerate(live)]
+    return entries, kept, Figures(cut.n, cut.n_eff, cut.k, cut.mass_lower, cut.mass, cut.mass_upper)
 
 
-def _rows(w: Stored, rule: Rule, threads: int | None, name: str) -> tuple[Figures, float, Kept, int]:
-    """One pool per index of the first axis, a block of rows at a time."""
+def _whole(w: Stored, rule: Rule, threads: int | None, digest: str) -> tuple[Entry, Kept]:
+    """One pool."""
+    cut = select_stream([w], names=[_called(w)], threads=threads, **rule.keeps())
+    figures = cut.n, cut.n_eff, cut.k, cut.mass_lower, cut.mass, cut.mass_upper
+    return Entry(*figures, w.name, w.shape, dtype_of(w), 1, cut.l1, digest), Kept.of(cut)
+
+
+def _rows(w: Stored, rule: Rule, threads: int | None, digest: str) -> tuple[Entry, Kept]:
+    """One pool per index of the first axis."""
     rows, length = w.shape[0], w.size // w.shape[0]
-    threshold, last, n_eff, k = np.zeros(rows), np.full(rows, length - 1), list[float](), 0
-    masses, l1 = list[tuple[float, float, float]](), list[float]()
-    for first, count in _blocks(rows, length):
-        if length > LONG:  # a row too long for memory
-            cut = select_stream(
-                [_Row(w, first, length)], names=[f"row {first} of {name}"], threads=threads, **rule.keeps()
-            )
-            threshold[first], last[first] = cut.threshold, min(cut.last, length - 1)
-            n_eff.append(cut.n_eff)
-            masses.append((cut.mass_lower, cut.mass, cut.mass_upper))
-            l1.append(cut.l1)
-            k += cut.k
-            continue
-        block = w[first * length : (first + count) * length].reshape(count, length)
-        try:
-            chosen = select(block, scope="rows", threads=threads, **rule.keeps())
-        except PoolError as error:
-            raise PoolError(f"{name} must hold finite numbers: rows {first} to {first + count}: {error}") from error
-        size = np.abs(block if block.dtype != np.float16 else block.astype(np.float32))
-        least = np.min(size, axis=1, where=chosen.mask, initial=np.inf)
-        place = np.where(chosen.mask & (size == least[:, None]), np.arange(length), -1).max(axis=1)
-        cut_ties = ((size == least[:, None]) & ~chosen.mask).any(axis=1)
-        here = slice(first, first + count)
-        threshold[here], last[here] = least, np.where(cut_ties, place, length - 1)
-        n_eff += np.asarray(chosen.n_eff, np.float64).tolist()
-        masses += list(zip(chosen.mass_lower.tolist(), chosen.mass.tolist(), chosen.mass_upper.tolist(), strict=True))
-        l1 += size.sum(axis=1, dtype=np.float64).tolist()
-        k += int(chosen.k.sum())
-    total = math.fsum(l1)
+    cuts = select_rows(w, length, name=_called(w), threads=threads, **rule.keeps())
+    l1 = math.fsum(cuts.l1.tolist())
     lower, mass, upper = (
-        min(1.0, math.fsum(m[i] * s for m, s in zip(masses, l1, strict=True)) / total) if total else 1.0
-        for i in range(3)
+        min(1.0, math.fsum((m * cuts.l1).tolist()) / l1) if l1 else 1.0
+        for m in (cuts.mass_lower, cuts.mass, cuts.mass_upper)
     )
-    return Figures(w.size, math.fsum(n_eff), k, lower, mass, upper), total, Kept(length, 0, threshold, last), rows
+    figures = w.size, math.fsum(cuts.n_eff.tolist()), int(cuts.k.sum()), lower, mass, upper
+    return Entry(*figures, w.name, w.shape, dtype_of(w), rows, l1, digest), Kept(length, 0, cuts.threshold, cuts.last)
 
 
-def _blocks(rows: int, length: int) -> Iterator[tuple[int, int]]:
-    step = 1 if length > LONG else max(1, BLOCK // length)
-    for first in range(0, rows, step):
-        yield first, min(step, rows - first)
+def _called(w: Stored) -> str:
+    return f"tensor {quote(w.name)}"
 
 
-class _Row:
-    """One row as flat scores."""
-
-    def __init__(self, w: Stored, row: int, length: int) -> None:
-        self.w, self.start, self.size, self.dtype = w, row * length, length, w.dtype
-
-    def __getitem__(self, stretch: slice, /) -> Any:
-        start, stop, _ = stretch.indices(self.size)
-        return self.w[self.start + start : self.start + stop]
-
-
-def _alone(w: Stored, kept: Kept, n_eff: float, l1: float, digest: str) -> Entry:
+def _alone(w: Stored, cut: Cut, i: int, digest: str) -> Entry:
     """Figures of one tensor of a common pool: its own effective size, and what the pool left it."""
-    k, sums = 0, list[float]()
-    for start, raw in w.pieces():
-        scores = w.scores(raw)
-        mask = kept.mask(scores, start)
-        k += int(np.count_nonzero(mask))
-        sums.append(float(np.einsum("i->", np.abs(np.multiply(scores, mask, dtype=np.float64)))))
-    mass = min(1.0, math.fsum(sums) / l1) if l1 else float(k > 0)
+    n_eff, k = cut.part_n_eff[i], cut.part_k[i]
     bounds = [float(bound(n_eff, n=w.size, k=k)) if k else 0.0 for bound in (mass_lower_bound, mass_upper_bound)]
-    return Entry(w.size, n_eff, k, bounds[0], mass, bounds[1], w.name, w.shape, dtype_of(w), 1, l1, digest)
+    figures = w.size, n_eff, k, bounds[0], cut.part_mass[i] if k else 0.0, bounds[1]
+    return Entry(*figures, w.name, w.shape, dtype_of(w), 1, cut.part_l1[i], digest)
 
 
 def dtype_of(w: Stored) -> str:
     """The type in the words of certificates."""
-    return "bfloat16" if w.place.dtype == "BF16" else w.dtype.name
+    return "bfloat16" if w.dtype == BFLOAT16 else w.dtype.name
 
 
 def sha256_of(w: Stored) -> str:
     """SHA-256 of a tensor's bytes."""
     digest = hashlib.sha256()
-    for _, raw in w.pieces():
-        digest.update(raw.data)
+    for _, stored in w.pieces():
+        digest.update(stored.view(np.uint8).data)
     return digest.hexdigest()
 
 

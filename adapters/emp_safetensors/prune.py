@@ -10,8 +10,8 @@ from typing import Any
 from emp_core import ArgumentError
 from emp_core.plans import Rule
 from emp_safetensors.checkpoint import Checkpoint, load
-from emp_safetensors.errors import CheckpointError, quote
-from emp_safetensors.plan import Plan, decide, dtype_of, sha256_of
+from emp_safetensors.errors import quote
+from emp_safetensors.plan import Plan, decided, dtype_of, sha256_of
 from emp_safetensors.weights import find_weights
 from emp_safetensors.write import save
 
@@ -83,10 +83,7 @@ def prune(
     if plan is None:
         rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
         found = find_weights(checkpoint, **options)
-        if not found.weights:
-            reasons = "; ".join(f"{quote(name)}: {reason}" for name, reason in found.refusals[:4]) or "it is empty"
-            raise CheckpointError(f"nothing in {quote(checkpoint.path)} can be pruned: {reasons}")
-        pruned = Pruned(checkpoint, decide(found.weights, rule, found.refusals, threads, hashed=False))
+        pruned = Pruned(checkpoint, decided(checkpoint, found, rule, threads, hashed=False))
     else:
         if (beta, order, sparsity, scope) != (None, 2.0, None, "tensor") or options:
             raise ArgumentError("plan must come alone, got other options with it")

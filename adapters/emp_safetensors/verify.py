@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from emp_core import ArgumentError
-from emp_core.certificates import BFLOAT16, KEY, Certificate, Seen, contradictions, read
+from emp_core.certificates import KEY, Certificate, Seen, contradictions, read
 from emp_safetensors.checkpoint import Checkpoint, Stored, load
 from emp_safetensors.errors import quote
 from emp_safetensors.kept import Kept
@@ -44,9 +44,7 @@ def verify(
             if tensor.place.dtype not in ("F64", "F32", "F16", "BF16"):
                 faults.append(f"{quote(name)} holds {tensor.place.dtype}, certified {certificate.weights[name].dtype}")
                 continue
-            seen = Seen.of(
-                tensor.scores(raw) if tensor.place.dtype != "BF16" else raw.view(BFLOAT16) for _, raw in tensor.pieces()
-            )
+            seen = Seen.of(stored for _, stored in tensor.pieces())
             faults += [
                 f"{quote(name)} {fault}"
                 for fault in contradictions(certificate, name, tensor.shape, dtype_of(tensor), seen)
@@ -112,7 +110,7 @@ def _equal(tensor: Stored, before: Stored, kept: Kept | None) -> bool:
         return True
     for (start, raw), (_, old) in zip(tensor.pieces(), before.pieces(), strict=True):
         bits, was = (a.view(f"u{a.dtype.itemsize}") for a in (raw, old))
-        mask = kept.mask(before.scores(old), start)
+        mask = kept.mask(old, start)
         if not np.array_equal(bits, np.multiply(was, mask, dtype=was.dtype)):
             return False
     return True

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from emp_core import ArgumentError
 from emp_core.certificates import KEY, Certificate, Certified, write
 from emp_core.checksum import Checksum
-from emp_safetensors.checkpoint import PIECE, File, Stored
+from emp_core.direct import LARGE, DirectWriter
+from emp_safetensors.checkpoint import PIECE, Bytes, File, Stored
 from emp_safetensors.errors import VerifyError, quote
 from emp_safetensors.header import DTYPES, Place, dump
 from emp_safetensors.plan import Entry
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["save"]
 
-COPY = 1 << 22
+COPY = 1 << 20  # bytes copied at once
+Put = Callable[[int, Any], None]
 
 
 def save(pruned: Pruned, path: str | os.PathLike[str], /) -> tuple[Path, ...]:
@@ -104,65 +105,76 @@ def _write(pruned: Pruned, file: File, path: Path) -> None:
     worst = {p.name: _certified(entries[p.name], entries[p.name].n, "f" * 64) for p in here}
     others = {key: text for key, text in header.metadata.items() if key != KEY}
     room = len(dump(header, {**others, KEY: _text(pruned, worst)} if here else others))
-    left, sums = dict[str, Certified](), dict[str, int]()
-    with open(path, "xb+") as stream:
-        stream.seek(room)
-        for place in header.places:
-            if place.name in entries:
-                sums[place.name] = _prune(pruned, Stored(file, place), stream)
-            else:
-                _copy(file, place, stream)
-        stream.truncate(room + header.end - header.data)
+    left, sums, shift = dict[str, Certified](), dict[str, str](), room - header.data
+    size = header.end + shift
+    with open(path, "xb+", buffering=0) as stream:
+        os.ftruncate(stream.fileno(), size)
+        with _filler(path, stream.fileno(), size) as fill:
+            for place in header.places:
+                if place.name in entries:
+                    sums[place.name] = _prune(pruned, Stored(file, place), fill, place.start + shift)
+                else:
+                    _copy(file, place, fill, shift)
+        written = Bytes(path, stream.fileno(), direct=size >= LARGE)
         for place in here:
-            moved = replace(place, start=place.start - header.data + room, stop=place.stop - header.data + room)
-            zeros, digest = _read_back(stream.fileno(), moved, sums[place.name])
-            left[place.name] = _certified(entries[place.name], zeros, digest)
-        stream.seek(0)
-        stream.write(dump(header, {**others, KEY: _text(pruned, left)} if here else others, room))
-        stream.flush()
+            zeros = _read_back(written, place, shift, sums[place.name])
+            left[place.name] = _certified(entries[place.name], zeros, sums[place.name])
+        _put(stream.fileno(), 0, dump(header, {**others, KEY: _text(pruned, left)} if here else others, room))
         os.fsync(stream.fileno())
 
 
-def _copy(file: File, place: Place, stream: Any) -> None:
+@contextmanager
+def _filler(path: Path, handle: int, size: int) -> Iterator[Put]:
+    """What writes into a file that reads as zeros; complete at the end of the block."""
+    usual = partial(_put, handle)
+    if size < LARGE:
+        yield usual
+        return
+    with DirectWriter(path, usual) as fill:
+        yield fill
+
+
+def _put(handle: int, at: int, data: Any) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        done = os.pwrite(handle, view, at)
+        view, at = view[done:], at + done
+
+
+def _copy(file: File, place: Place, fill: Put, shift: int) -> None:
     for at in range(place.start, place.stop, COPY):
         buffer = bytearray(min(COPY, place.stop - at))
         file.into(at, buffer)
-        stream.write(buffer)
+        fill(at + shift, buffer)
 
 
-def _prune(pruned: Pruned, tensor: Stored, stream: Any) -> int:
-    """Write one tensor without what is removed; returns a sum of what was written."""
-    kept, total = pruned.plan.kept[tensor.name], 0
+def _prune(pruned: Pruned, tensor: Stored, fill: Put, at: int) -> str:
+    """Write one tensor without what is removed; returns the checksum of what was written."""
+    kept, digest = pruned.plan.kept[tensor.name], Checksum()
     for start, raw in tensor.pieces():
         bits = raw.view(f"u{raw.dtype.itemsize}")
-        out = np.multiply(bits, kept.mask(tensor.scores(raw), start), dtype=bits.dtype)
-        stream.write(out.data)
-        total = zlib.crc32(out.data, total)
-    stream.flush()
-    return total
+        out = np.multiply(bits, kept.mask(raw, start), dtype=bits.dtype)
+        fill(at + start * out.itemsize, out.data)
+        digest.update(out)
+    return digest.hexdigest()
 
 
-def _read_back(handle: int, place: Place, total: int) -> tuple[int, str]:
-    """What the file really holds now, compared with what was written: zeros, and the checksum for the certificate."""
-    digest, zeros, found = Checksum(), 0, 0
+def _read_back(written: Bytes, place: Place, shift: int, expected: str) -> int:
+    """The zeros of what the file really holds now, after it was compared with what was written."""
+    digest, zeros = Checksum(), 0
     held = DTYPES[place.dtype][1]
     assert held is not None
     width = held.itemsize
     for start in range(0, place.size, PIECE):
         bits: NDArray[Any] = np.empty(min(PIECE, place.size - start), f"u{width}")
-        view, at = memoryview(bits.data).cast("B"), place.start + start * width
-        while view:
-            done = os.preadv(handle, [view], at)
-            if not done:
-                raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it is too short")
-            view, at = view[done:], at + done
-        found = zlib.crc32(bits.data, found)
+        if not written.into(place.start + shift + start * width, bits.data):
+            raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it is too short")
         digest.update(bits)
         bits &= (1 << (8 * width - 1)) - 1  # without the sign: a kept −0 is a zero too
         zeros += bits.size - int(np.count_nonzero(bits))
-    if found != total:
+    if digest.hexdigest() != expected:
         raise VerifyError(f"{quote(place.name)} was not written as planned, nothing was kept: it reads back otherwise")
-    return zeros, digest.hexdigest()
+    return zeros
 
 
 def _certified(e: Entry, zeros: int, left: str) -> Certified:

@@ -14,7 +14,7 @@ except ImportError as error:
 
 from emp_torch.apply import apply, certificate_of, prune, recertify, verify
 from emp_torch.callback import GradualPruning
-from emp_torch.criteria import Statistics, calibrate, scores
+from emp_torch.criteria import Statistics, calibrate, scores, unit_f_statistics
 from emp_torch.files import load, save
 from emp_torch.gradual import GradualPruner
 from emp_torch.heads import Heads, find_heads, head_scores, remove_heads, zero_heads
@@ -57,6 +57,7 @@ __all__ = [
     "remove_heads",
     "save",
     "scores",
+    "unit_f_statistics",
     "verify",
     "zero_heads",
 ]

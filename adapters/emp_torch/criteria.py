@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from emp_core import ArgumentError, criteria
+from emp_torch.screening import ClassSums
 from emp_torch.weights import Weight, find_weights
 
-__all__ = ["CRITERIA", "Statistics", "calibrate", "scores"]
+__all__ = ["CRITERIA", "Statistics", "calibrate", "scores", "unit_f_statistics"]
 
-CRITERIA = ("magnitude", "wanda", "saliency", "taylor", "activation")
+Sums = TypeVar("Sums")
+
+CRITERIA = ("magnitude", "wanda", "saliency", "taylor", "activation", "f_statistic")
 
 
 @dataclass
@@ -27,6 +30,8 @@ class Statistics:
         outputs: Σy² of each output unit.
         gradients: Σ|g| over batches, in the weight's dtype.
         taylor: Σ|w·g| over batches.
+        classes: input features by class, where labels were given.
+        unit_classes: output units by class.
         samples: number of batches seen.
     """
 
@@ -34,6 +39,8 @@ class Statistics:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     taylor: dict[str, Tensor] = field(default_factory=dict)
+    classes: dict[str, ClassSums] = field(default_factory=dict)
+    unit_classes: dict[str, ClassSums] = field(default_factory=dict)
     samples: int = 0
 
 
@@ -44,6 +51,7 @@ def calibrate(
     *,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
+    labels: Callable[[Any], Tensor] | None = None,
 ) -> Statistics:
     """Run batches through a model and sum what the criteria need. The model's mode, weights and gradients stay.
 
@@ -52,22 +60,26 @@ def calibrate(
         batches: whatever ``loss`` or ``forward`` takes.
         loss: ``loss(model, batch)`` gives a number to differentiate; needed for `saliency` and `taylor`.
         forward: ``forward(model, batch)`` runs the model where there is no loss; ``model(batch)`` if not given.
+        labels: ``labels(batch)`` gives one class per sample, integers; needed for `f_statistic`. Samples lie along the
+            first axis of what goes into a module.
 
     Raises:
-        ArgumentError: there is no batch.
+        ArgumentError: there is no batch, or not one label per sample.
     """
     found, statistics = find_weights(model, embeddings=True).weights, Statistics()
     modes = {module: module.training for module in model.modules()}
     before = {w.name: w.parameter.grad for w in found}
+    now = _Now()
     with ExitStack() as stack:
         for weight in found:
             if isinstance(weight.module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_conv1d(weight.module):
-                hook = _Hook(weight, statistics)
+                hook = _Hook(weight, statistics, now)
                 stack.callback(weight.module.register_forward_hook(hook).remove)
         model.eval()
         try:
             for batch in batches:
                 statistics.samples += 1
+                now.labels = None if labels is None else torch.as_tensor(labels(batch)).reshape(-1)
                 if loss is None:
                     with torch.no_grad():
                         forward(model, batch) if forward is not None else model(batch)
@@ -98,7 +110,9 @@ def scores(
     Args:
         weights: from `find_weights`.
         criterion: `magnitude` |w|; `wanda` |w|·‖x‖; `saliency` Σ|g|; `taylor` Σ|w·g|; `activation` the norm of the
-            output that the weight contributes to, times |w|.
+            output that the weight contributes to, times |w|; `f_statistic` |w| and the F-statistic over classes of the
+            feature that it reads, in equal shares (see `emp_core.criteria.combined`: all weights of one feature have
+            one F, so only with their magnitudes do they differ).
         statistics: from `calibrate`, for all but `magnitude`.
 
     Raises:
@@ -116,6 +130,9 @@ def scores(
             raise ArgumentError(f"criterion {criterion} needs statistics from calibrate, got none")
         if criterion in ("saliency", "taylor"):
             out[weight.name] = _of(statistics.gradients if criterion == "saliency" else statistics.taylor, weight)
+        elif criterion == "f_statistic":
+            f = _of(statistics.classes, weight).f_statistic()
+            out[weight.name] = criteria.combined(value.double(), _by_input(weight, value, f)).to(value.dtype)
         elif criterion == "wanda":
             norms = _of(statistics.inputs, weight).sqrt()
             out[weight.name] = _wanda(weight, value, norms)
@@ -125,27 +142,64 @@ def scores(
     return out
 
 
+def unit_f_statistics(weights: Iterable[Weight], statistics: Statistics, /) -> dict[str, Tensor]:
+    """The F-statistic over classes of every output unit (neuron or channel), by name of weight.
+
+    Args:
+        weights: from `find_weights`.
+        statistics: from `calibrate` with ``labels``.
+
+    Raises:
+        ArgumentError: the statistics lack a weight, or have fewer than two classes.
+    """
+    return {weight.name: _of(statistics.unit_classes, weight).f_statistic() for weight in weights}
+
+
 def _wanda(weight: Weight, value: Tensor, norms: Tensor) -> Tensor:
-    groups = getattr(weight.module, "groups", 1)
-    if groups == 1:
-        scored: Tensor = criteria.wanda(value, norms.to(value.dtype), axis=1 - weight.axis)
-        return scored
-    if weight.axis == 1:  # transposed convolution: its first axis is the input, group by group
-        return criteria.wanda(value, norms.to(value.dtype), axis=0)
-    per_row = norms.to(value.dtype).reshape(groups, -1).repeat_interleave(value.shape[0] // groups, 0)
-    return value.abs() * per_row.reshape(*per_row.shape, *[1] * (value.dim() - 2))
+    return value.abs() * _by_input(weight, value, norms).to(value.dtype)
+
+
+def _by_input(weight: Weight, value: Tensor, inputs: Tensor) -> Tensor:
+    """One number per input feature, in a form that broadcasts to the weight."""
+    groups, axis = getattr(weight.module, "groups", 1), 1 - weight.axis
+    if groups == 1 or weight.axis == 1:  # a transposed convolution's first axis is its input, group by group
+        return inputs.reshape([-1 if d == axis else 1 for d in range(value.dim())])
+    per_row = inputs.reshape(groups, -1).repeat_interleave(value.shape[0] // groups, 0)
+    return per_row.reshape(*per_row.shape, *[1] * (value.dim() - 2))
+
+
+@dataclass
+class _Now:
+    """What hooks know of the batch that runs."""
+
+    labels: Tensor | None = None
 
 
 class _Hook:
-    """Adds squares of what goes in and out of one module."""
+    """Adds up what goes in and out of one module: squares, and sums by class."""
 
-    def __init__(self, weight: Weight, statistics: Statistics) -> None:
-        self.weight, self.statistics = weight, statistics
+    def __init__(self, weight: Weight, statistics: Statistics, now: _Now) -> None:
+        self.weight, self.statistics, self.now = weight, statistics, now
         self.channel = 1 if isinstance(weight.module, nn.modules.conv._ConvNd) else -1
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         _add(self.statistics.inputs, self.weight.name, self._squares(inputs[0]))
         _add(self.statistics.outputs, self.weight.name, self._squares(output))
+        if self.now.labels is not None:
+            self._classes(self.statistics.classes, inputs[0], self.now.labels)
+            self._classes(self.statistics.unit_classes, output, self.now.labels)
+
+    def _classes(self, sums: dict[str, ClassSums], value: Tensor, labels: Tensor) -> None:
+        units = value.detach().double().movedim(self.channel, -1)
+        units = units.reshape(len(units), -1, units.shape[-1]).mean(1)
+        if len(units) != len(labels):
+            raise ArgumentError(
+                f"labels must give one class for each of the {len(units)} samples that {self.weight.name} sees, "
+                f"got {len(labels)}"
+            )
+        if self.weight.name not in sums:
+            sums[self.weight.name] = ClassSums.of(units)
+        sums[self.weight.name].add(units, labels.to(units.device))
 
     def _squares(self, value: Tensor) -> Tensor:
         axis = self.channel
@@ -163,9 +217,10 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value.detach().clone()
 
 
-def _of(sums: Mapping[str, Tensor], weight: Weight) -> Tensor:
+def _of(sums: Mapping[str, Sums], weight: Weight) -> Sums:
     if weight.name not in sums:
         raise ArgumentError(
-            f"statistics must hold weight {weight.name}, got none: its module ({weight.op}) was not run, or has no hook"
+            f"statistics must hold weight {weight.name}, got none: its module ({weight.op}) was not run, has no hook, "
+            "or there were no labels"
         )
     return sums[weight.name]

@@ -18,7 +18,7 @@ import emp_core
 import emp_safetensors
 from emp_core import ArgumentError
 from emp_core.certificates import KEY
-from emp_safetensors import CheckpointError, Plan, header
+from emp_safetensors import CheckpointError, Plan, VerifyError, header
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8", "bool": "BOOL"}
@@ -101,19 +101,23 @@ def test_what_is_written_is_what_the_core_selects(tmp_path, scope, amount):
 @settings(max_examples=40)
 def test_masks_of_pieces_are_those_of_the_whole(tmp_path_factory, data):
     """Rows longer and shorter than a piece, ties across their borders."""
-    checkpoint, plan = (importlib.import_module(f"emp_safetensors.{room}") for room in ("checkpoint", "plan"))
+    checkpoint, rows = (importlib.import_module(room) for room in ("emp_safetensors.checkpoint", "emp_core._row_cuts"))
     shape = data.draw(st.tuples(st.integers(1, 9), st.integers(1, 40)))
     values = np.array(data.draw(st.lists(st.sampled_from([0.0, 0.5, -0.5, 1.0, -2.0]), min_size=shape[0] * shape[1],
                                          max_size=shape[0] * shape[1])), np.float32).reshape(shape)  # fmt: skip
     folder = tmp_path_factory.mktemp("pieces")
     (folder / "in.safetensors").write_bytes(dump({"w": values}))
     scope = data.draw(st.sampled_from(["tensor", "row", "model"]))
-    before = checkpoint.PIECE, plan.LONG, plan.BLOCK
-    checkpoint.PIECE, plan.LONG, plan.BLOCK = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 6)), 20
+    if not values.any():
+        with pytest.raises(emp_safetensors.CheckpointError, match="'w': it holds only zeros"):
+            emp_safetensors.prune(folder / "in.safetensors", folder / "out.safetensors", scope=scope)
+        return
+    before = checkpoint.PIECE, rows.CHUNK, rows.SLAB
+    checkpoint.PIECE, rows.CHUNK, rows.SLAB = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 60)), 20
     try:
         emp_safetensors.prune(folder / "in.safetensors", folder / "out.safetensors", scope=scope)
     finally:
-        checkpoint.PIECE, plan.LONG, plan.BLOCK = before
+        checkpoint.PIECE, rows.CHUNK, rows.SLAB = before
     mask = emp_core.select(values, scope="rows" if scope == "row" else "whole").mask
     assert np.array_equal(parse(folder / "out.safetensors")[0]["w"], np.where(mask, values, 0))
     assert emp_safetensors.verify(folder / "out.safetensors", folder / "in.safetensors") == ()
@@ -244,6 +248,51 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, when):
         emp_safetensors.prune(source, tmp_path / "out.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors", "out.safetensors"]
     assert (tmp_path / "out.safetensors").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "model"])
+def test_large_files_go_to_the_disk_directly_and_are_the_same(tmp_path, monkeypatch, scope):
+    """What lies between tensors, and ends that fill no block, go the usual way."""
+    from emp_safetensors import write
+
+    held = tensors()
+    held["big.weight"] = np.random.default_rng(1).standard_normal((700, 1025)).astype(np.float32)
+    held["odd"] = np.arange(3, dtype=np.uint8)
+    (tmp_path / "in.safetensors").write_bytes(dump(held))
+    emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "one.safetensors", scope=scope)
+    monkeypatch.setattr(write, "LARGE", 1)
+    emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "two.safetensors", scope=scope)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_what_reads_back_otherwise_is_refused(tmp_path, monkeypatch):
+    from emp_safetensors import write
+
+    (tmp_path / "in.safetensors").write_bytes(dump(tensors()))
+
+    class Changed(write.Bytes):
+        def into(self, at, buffer):
+            done = super().into(at, buffer)
+            memoryview(buffer).cast("B")[0] ^= 1
+            return done
+
+    monkeypatch.setattr(write, "Bytes", Changed)
+    with pytest.raises(VerifyError, match="reads back otherwise"):
+        emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors"]
+
+
+@pytest.mark.parametrize("amount", [{"beta": 1.0}, {"sparsity": 0.5}], ids=str)
+@pytest.mark.parametrize("scope", ["tensor", "row", "model"])
+def test_tensors_of_zeros_are_in_no_pool(tmp_path, scope, amount):
+    held = {"a.weight": tensors()["a.weight"], "zero.weight": np.zeros((50, 60), np.float32)}
+    (tmp_path / "in.safetensors").write_bytes(dump(held))
+    report = emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "out.safetensors", scope=scope, **amount)
+    mask = emp_core.select(held["a.weight"], scope="rows" if scope == "row" else "whole", **amount).mask
+    found, _ = parse(tmp_path / "out.safetensors")
+    assert np.array_equal(found["a.weight"], np.where(mask, held["a.weight"], 0))
+    assert report.plan.refusals == (("zero.weight", "it holds only zeros: nothing tells one from another"),)
+    assert emp_safetensors.verify(tmp_path / "out.safetensors", tmp_path / "in.safetensors") == ()
 
 
 def test_weights_that_hold_nan_are_named(tmp_path):

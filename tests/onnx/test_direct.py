@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emp_onnx.files import direct
-from emp_onnx.files.direct import BLOCK, LEAST, ROOM, DirectReader, DirectWriter
+from emp_core import direct
+from emp_core.direct import BLOCK, LEAST, ROOM, DirectReader, DirectWriter
 from emp_onnx.files.source import FileSource
 from emp_onnx.files.whole import put
 

@@ -132,3 +132,30 @@ def test_made_up_feeds_fit_and_use_one_size_per_symbol() -> None:
 def test_what_cannot_be_made_up(kind: str) -> None:
     with pytest.raises(UsageError, match="such values cannot be made up"):
         next(random_feeds([Input("s", kind, (1,))], seed=0, count=1))
+
+
+def test_a_folder_of_npy_files_is_one_file_for_each_input(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    given = {"x": rng.standard_normal((5, 2, 3)), "ids": rng.integers(0, 9, (5, 4))}
+    for name, array in given.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    read = list(read_feeds(tmp_path))
+    assert len(read) == 5
+    for i, feed in enumerate(read):
+        assert feed.keys() == given.keys()
+        for name, array in given.items():
+            np.testing.assert_array_equal(feed[name], array[i])
+
+
+def test_npy_files_that_do_not_fit_together(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((5, 2)))
+    np.save(tmp_path / "y.npy", np.zeros((4, 2)))
+    with pytest.raises(UsageError, match="equally many samples, got 'x' with 5, 'y' with 4"):
+        read_feeds(tmp_path)
+    np.savez(tmp_path / "a.npz", x=np.zeros(2))
+    with pytest.raises(UsageError, match="which has both"):
+        read_feeds(tmp_path)
+    (tmp_path / "a.npz").unlink()
+    (tmp_path / "y.npy").write_bytes(b"junk")
+    with pytest.raises(UsageError, match=r"feeds must be .npy files of plain arrays, got .*y.npy"):
+        read_feeds(tmp_path)

@@ -260,3 +260,11 @@ def test_spread() -> None:
         counts = spread(shares, sizes, total)
         assert sum(counts) == total
         assert all(1 <= k <= n for k, n in zip(counts, sizes, strict=True))
+
+
+def test_nan_on_a_feed_that_is_only_measured_on(path: Path, tmp_path: Path) -> None:
+    given = feeds()
+    given[5]["x"][0, 0] = np.nan
+    with pytest.raises(ModelError, match="Gemm making 'z2' must give numbers, got NaN on feed 0 of those that are"):
+        refit(path, tmp_path / "out.onnx", feeds=given)
+    assert not (tmp_path / "out.onnx").exists()

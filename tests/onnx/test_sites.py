@@ -54,6 +54,10 @@ CASES = {
     "gemm B": case([node("Gemm", "x w", transB=1)], normal(5, 4), w=normal(3, 4)),
     "gemm A": case([node("Gemm", "x w", transA=1)], normal(4, 5), w=normal(4, 3)),
     "matmul": case([node("MatMul", "x w")], normal(2, 5, 4), w=normal(4, 3)),
+    "batch of matrices": case([node("MatMul", "x w")], normal(2, 3, 5, 4), w=normal(3, 4, 2)),
+    "batch beyond": case([node("MatMul", "x w")], normal(3, 5, 4), w=normal(2, 1, 4, 2)),
+    "one for all": case([node("MatMul", "x w")], normal(5, 4), w=normal(3, 4, 2)),
+    "gemm scaled": case([node("Gemm", "x w", alpha=0.5)], normal(5, 4), w=normal(4, 3)),
     "einsum": case([node("Einsum", "x w", equation="abc,cde->abde")], normal(2, 3, 4), w=normal(4, 2, 3)),
     "transposed": case([node("Transpose", "w", "v"), node("MatMul", "x v")], normal(5, 4), w=normal(3, 4)),
     "sliced": case(
@@ -106,15 +110,16 @@ def test_a_weight_on_the_left() -> None:
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
-@pytest.mark.parametrize("op", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("op", ["RNN", "LSTM", "GRU", "GRU, reset first"])
 def test_gates_of_a_cell(op: str, direction: str) -> None:
     """From the gates' pre-activations, the cell's own equations give its hidden states."""
+    op, _, first = op.partition(", ")
     time, batch, inputs, units = 5, 2, 3, 4
     gates, dirs = {"RNN": 1, "LSTM": 4, "GRU": 3}[op], 2 if direction == "bidirectional" else 1
     x, lengths = normal(time, batch, inputs), np.array([5, 3], np.int32)
     w, r, b = normal(dirs, gates * units, inputs), normal(dirs, gates * units, units), normal(dirs, 2 * gates * units)
     h0 = normal(dirs, batch, units)
-    more = {"linear_before_reset": 1} if op == "GRU" else {}
+    more = {"linear_before_reset": 1} if op == "GRU" and not first else {}
     made = model(
         [helper.make_node(op, ["x", "w", "r", "b", "n", "h"], ["y"], hidden_size=units, direction=direction, **more)],
         [value("x", [None] * 3)], [value("y", None)],
@@ -125,7 +130,7 @@ def test_gates_of_a_cell(op: str, direction: str) -> None:
     ]
     network = prepared(made, [{"x": x}])
     (site,) = network.sites
-    values = {"x": x, "n": lengths, "h": h0, site.hidden: y}
+    values = {"x": x, "w": w, "r": r, "b": b, "n": lengths, "h": h0, site.hidden: y}
     assert site.hidden.startswith(HIDDEN)
     each = len(site.problems) // dirs
     for d in range(dirs):
@@ -135,7 +140,7 @@ def test_gates_of_a_cell(op: str, direction: str) -> None:
             assert p.bias is not None
             assert p.bias.index.shape == (1, z.shape[1])
         use = np.arange(time)[:, None] < lengths[None]
-        last = some[-1].rows(values.get, 0, 10**9)[0][:, -units:]
+        last = some[0].rows(values.get, 0, 10**9)[0][:, -units:]
         got = _cell(op, pre, b[d], units, last)
         if op != "LSTM":  # an LSTM's output needs its cell state too
             np.testing.assert_allclose(got, y[:, d][use], atol=1e-4)
@@ -154,7 +159,10 @@ def _cell(op: str, pre: list[Any], b: Any, units: int, last: Any) -> Any:
         return s((pre[0] + b[: 4 * units] + b[4 * units :])[:, units : 2 * units])
     u = 2 * units
     z, reset = np.split(s(pre[0] + b[:u] + b[3 * units : 3 * units + u]), 2, axis=1)
-    new = np.tanh(pre[1] + b[u : 3 * units] + reset * (pre[2] + b[3 * units + u :]))
+    if len(pre) == 2:  # the reset gate is in the rows
+        new = np.tanh(pre[1] + b[u : 3 * units] + b[3 * units + u :])
+    else:
+        new = np.tanh(pre[1] + b[u : 3 * units] + reset * (pre[2] + b[3 * units + u :]))
     return (1 - z) * new + z * last
 
 
@@ -192,3 +200,17 @@ def test_a_bias_that_others_read_too_is_left_alone() -> None:
     assert prepared(made, [{"x": x}]).sites[0].problems[0].bias is None
     made, x = case([node("MatMul", "x w", "z"), node("Add", "z b")], normal(5, 4), w=normal(4, 3), b=normal(3))
     assert prepared(made, [{"x": x}]).sites[0].problems[0].bias is not None
+
+
+def test_lengths_and_first_states_that_are_constants_count() -> None:
+    """They are no activations: what they are is looked up."""
+    x, lengths = normal(5, 2, 3), np.array([5, 2], np.int32)
+    made, _ = case(
+        [helper.make_node("RNN", ["x", "w", "r", "", "n"], ["y"], hidden_size=4)], x,
+        w=normal(1, 4, 3), r=normal(1, 4, 4), n=lengths,
+    )  # fmt: skip
+    network = prepared(made, [{"x": x}])
+    run = network.runner()
+    run.level(0, network.wanted(0))
+    ((sums,),) = network.moments(network.sites[0], run)
+    assert sums.count == 7

@@ -31,20 +31,37 @@ def by_rows(loss: Quadratic, mask):
     return out
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("way", ["exact", "iterated", "single"])
 @settings(max_examples=60, deadline=None)
 @given(problems())
-def test_solve_is_the_best_of_each_row(exact: bool, case) -> None:
+def test_solve_is_the_best_of_each_row(way: str, case) -> None:
     loss, rng = case
     mask = rng.random(loss.best.shape) < 0.6
-    if exact:
-        found = solve(loss, mask, loss.best)
-    else:
-        found = np.stack([room._gradients(*four, 400) for four in zip(loss.a, loss.best, mask, loss.best, strict=True)])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"SMALL": 0, "SINGLE": 0 if way == "single" else room.SINGLE, "BLOCK": 2}.items():
+            patch.setattr(room, name, getattr(room, name) if way == "exact" else value)
+        found = solve(loss, mask, loss.best, rounds=400)
     assert (found[~mask] == 0).all()
     # weights may differ where the matrix is nearly singular, what they cost may not
     energy = loss.loss(np.zeros(mask.shape))
-    assert loss.loss(found) == pytest.approx(loss.loss(by_rows(loss, mask)), abs=1e-6 * energy)
+    near = 1e-4 if way == "single" else 1e-6
+    assert loss.loss(found) == pytest.approx(loss.loss(by_rows(loss, mask)), abs=near * energy)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**31))
+def test_a_factored_matrix_says_the_same(groups: int, out: int, d: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = rng.standard_normal((groups, 2 * d, d)), rng.standard_normal((groups, out, d))
+    xx, yx = x.swapaxes(1, 2) @ x, w @ x.swapaxes(1, 2) @ x
+    plain = Quadratic.ridge(xx, yx, w, 1e-2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "FACTORED", 0)
+        factored = Quadratic.ridge(xx, yx, w, 1e-2)
+        np.testing.assert_allclose(factored.rise, plain.rise, rtol=1e-8)
+        # not positive definite: the strength is raised until it is
+        assert np.isfinite(Quadratic.ridge(xx - 3 * np.eye(d), yx, w, 0.0).best).all()
+    np.testing.assert_allclose(factored.best, plain.best, rtol=1e-6, atol=1e-8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -80,7 +97,7 @@ def test_rise_is_what_removing_one_costs(case) -> None:
     g, o, j = (int(rng.integers(s)) for s in loss.best.shape)
     mask = np.ones(loss.best.shape, bool)
     mask[g, o, j] = False
-    wanted = loss.best[g, o, j] ** 2 * loss.rise()[g, j]
+    wanted = loss.best[g, o, j] ** 2 * loss.rise[g, j]
     assert loss.loss(by_rows(loss, mask)) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
 
 

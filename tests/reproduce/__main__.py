@@ -1,9 +1,10 @@
 """Run one of the reproductions, print its table, and write it where asked.
 
-    python -m tests.reproduce fc [--write docs/reproductions.md] [--data ../shared/data] [--threads 1] [--quick]
+    python -m tests.reproduce fc [--write docs/reproductions.md] [--data FOLDER] [--threads 1] [--quick] [--kept FOLDER]
 
 Names: fc, kan, pixels, gpt, gradual, sizes, vgg, rules, vit, gcn. Seeds are fixed. ``--quick`` takes a small part of
-the data and a few steps: it shows that the script runs, and its figures mean nothing.
+the data and a few steps: it shows that the script runs, and its figures mean nothing. ``--kept`` names a folder for
+networks that more than one script trains; the CPU seconds of a run that found its network there are without it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[3] / "shared" / "data")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--kept", type=Path, help="folder for networks that more than one script trains")
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(args.threads)
     start = time.process_time()
-    found = importlib.import_module(f"tests.reproduce.{args.name}").run(Options(args.data, args.quick, args.write))
+    options = Options(args.data, args.quick, args.write, args.kept)
+    found = importlib.import_module(f"tests.reproduce.{args.name}").run(options)
     text = f"{found}\n\n{time.process_time() - start:.0f} CPU seconds. {machine('numpy', 'torch')}"
     print(text)
     if args.write and not args.quick:

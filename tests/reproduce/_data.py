@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Options:
-    """Where the data are, whether to hurry, and the page that takes tables (and pictures beside it)."""
+    """Where the data are, whether to hurry, the page that takes tables (and pictures beside it), and the folder in
+    which networks that several scripts train stay, so that they are trained once."""
 
     data: Path
     quick: bool = False
     page: Path | None = None
+    kept: Path | None = None
 
     def steps(self, count: int) -> int:
         """So many epochs or steps, or few."""
@@ -56,6 +58,17 @@ def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     order = torch.randperm(n, generator=generator)
     for start in range(0, n, size):
         yield order[start : start + size]
+
+
+def once(model: nn.Module, name: str, options: Options, train: Callable[[], object]) -> None:
+    """Train a network, or take what an earlier run of the same script left of it."""
+    file = options.kept / f"{name}{'-quick' if options.quick else ''}.pt" if options.kept else None
+    if file is not None and file.exists():
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return
+    train()
+    if file is not None:
+        torch.save(model.state_dict(), file)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ._data import Options
+from ._data import Options, once
 
 CONTEXT = 128
 
@@ -110,11 +110,15 @@ def trained(data: Text, options: Options) -> Gpt:
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 1e-4)
     generator = torch.Generator().manual_seed(0)
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_of(model, data.batch(16, generator)).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+
+    def train() -> None:
+        model.train()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss_of(model, data.batch(16, generator)).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+
+    once(model, "gpt", options, train)
     return model

@@ -32,9 +32,8 @@ def weights_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:
                 sparsities.append(plan.total.sparsity)
                 found.append(f"{perplexity(smaller, data.test):.3f} @ {100 * plan.total.sparsity:.1f} %")
         rows.append([f"β = {beta:g}", f"{dense:.3f}", *found])
-    return table(
-        ["MLP layers, by row", "dense", "EMP, |w|", "|w|, same share", "EMP, Wanda", "Wanda, same share"], rows
-    )
+    ways = ["EMP, magnitude", "magnitude, same share", "EMP, Wanda", "Wanda, same share"]
+    return table(["MLP layers, by row", "dense", *ways], rows)
 
 
 def heads_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:

@@ -34,11 +34,24 @@ def trained(split: Split, options: Options, hidden: int = 64) -> nn.Sequential:
     return model
 
 
-def node_scores(model: nn.Sequential, both: str) -> torch.Tensor:
-    """One score per hidden node."""
-    first, last = model
-    into, out = (criteria.kan_edges(layer.base.detach(), layer.spline.detach()) for layer in (first, last))
-    return criteria.kan_nodes(into, out, both=both)
+def node_scores(model: nn.Sequential, both: str, x: torch.Tensor | None = None) -> torch.Tensor:
+    """One score per hidden node, from the weights of its edges; with images, from what its edges say of these."""
+    into, out = [criteria.kan_edges(layer.base, layer.spline) for layer in model] if x is None else said(model, x)
+    return criteria.kan_nodes(into.detach(), out.detach(), both=both)
+
+
+@torch.no_grad()
+def said(model: nn.Sequential, x: torch.Tensor) -> list[torch.Tensor]:
+    """Of each layer the mean magnitude of every edge's function, (out, in)."""
+    found = []
+    for layer in model:
+        total = torch.zeros_like(layer.base)
+        for some in x.split(25):
+            edges = torch.einsum("bic,oic->boi", layer.bases(some), layer.spline)
+            total += (edges + layer.base * nn.functional.silu(some)[:, None]).abs().sum(0)
+        found.append(total / len(x))
+        x = layer(x)
+    return found
 
 
 @torch.no_grad()
@@ -72,18 +85,19 @@ def run(options: Options) -> str:
     model = trained(split, options)
     dense = accuracy(model, split.x_test, split.y_test)
     rows = [["dense", f"{dense:.2f}", "64", "", ""]]
-    for both in ("min", "max"):
+    for both, of in (("min", "weights"), ("max", "weights"), ("min", "activations"), ("max", "activations")):
+        scores = node_scores(model, both, split.x[:500] if of == "activations" else None)
         for beta in (0.75, 1.0, 1.25):
-            chosen = emp_core.select(node_scores(model, both), beta=beta)
+            chosen = emp_core.select(scores, beta=beta)
             smaller = without_nodes(model, chosen.mask)
-            said = PAPER if both == "max" and beta == 1 else ""
+            theirs = PAPER if both == "max" and beta == 1 else ""
             rows.append(
                 [
-                    f"nodes, {both} of in and out, β = {beta:g}",
+                    f"nodes, {both} of in and out, {of}, β = {beta:g}",
                     f"{accuracy(smaller, split.x_test, split.y_test):.2f}",
                     f"{int(chosen.k)}",
                     f"{100 * float(chosen.sparsity):.1f} %",
-                    said,
+                    theirs,
                 ]
             )
     for beta in (0.5, 0.75, 1.0, 1.25):

@@ -80,7 +80,9 @@ def measure(fitting: Fitting, thin: Thin, *, score: Callable[[Path], float] | No
     return Point(thin.sparsity, fitting.agreement(thin), fitting.moved(thin), value, nbytes)
 
 
-def search(fitting: Fitting, budget: Budget, *, how: str = "error", criterion: str = "obs") -> Tried:
+def search(
+    fitting: Fitting, budget: Budget, *, how: str = "error", criterion: str = "obs", update: bool = True
+) -> Tried:
     """The most sparsity within the budget (of a size: the least that is small enough), by halving; what is returned was
     itself measured and is within the budget, or `within` is False and it is as near as can be."""
     seen: dict[int, tuple[Thin, Point]] = {}
@@ -88,7 +90,7 @@ def search(fitting: Fitting, budget: Budget, *, how: str = "error", criterion: s
 
     def look(keep: int) -> tuple[Thin, Point]:
         if keep not in seen:
-            thin = fitting.thin(keep, how=how, criterion=criterion)
+            thin = fitting.thin(keep, how=how, criterion=criterion, update=update)
             seen[keep] = thin, measure(fitting, thin, score=budget.score, size=sized)
         return seen[keep]
 

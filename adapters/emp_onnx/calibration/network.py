@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.moments import Moments, Sums
 from emp_onnx.calibration.pooled import before_mean, pick, unpool
 from emp_onnx.calibration.program import Step, flatten
 from emp_onnx.calibration.recurrent import HIDDEN
@@ -70,8 +70,8 @@ class Network:
 
     def matrix(self, problem: Problem, changed: Mapping[str, Array] | None = None, /) -> Float:
         """The weights of a problem, (groups, out, d)."""
-        parts = [self.value(key, changed).reshape(-1)[index] for key, index in problem.parts]
-        return np.concatenate(parts, -1).astype(np.float64)
+        parts = [places.of(self.value(key, changed).reshape(-1)) for key, places in problem.parts]
+        return np.concatenate(parts, -1, dtype=np.float64)
 
     def runner(self, changed: Mapping[str, Array] | None = None, feeds: Sequence[Feed] | None = None) -> Runner:
         """The network with some tensors changed, at its start; it sees later changes of `changed` too."""
@@ -95,47 +95,70 @@ class Network:
     def moments(
         self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,
         part: Callable[[int], int] = lambda feed: 0, parts: int = 1, positions: bool = True,
+        shared: dict[object, list[Sums]] | None = None,
     ) -> list[list[Moments]]:  # fmt: skip
         """For each problem the moments of its inputs and of what should come out, over each part of the feeds.
 
         Inputs are those of `thin`, the pruned network with `changed` tensors, if given; what should come out is what
         the dense weights make of the dense inputs, and what is missing on the way past the site. Behind a mean over
         positions, where feeds are few, each position counts as a sample of its own, unless `positions` is false.
+        Sites of one level that read the same value find its sums in `shared`.
 
         Raises:
             ModelError: NaN or infinities, with the node's name.
         """
         weights = [self.matrix(problem) for problem in site.problems]
-        found = [[Moments.empty(*problem.shape) for _ in range(parts)] for problem in site.problems]
+        if not all(np.isfinite(w).all() for w in weights):
+            raise ModelError(f"{site.step.node.label} must have finite weights, got NaN or infinities")
         before = self._getter(site, dense, None)
         after = before if thin is None else self._getter(site, thin, changed)
         ways = (dense,) if thin is None else (dense, thin)
         apart = positions and self._apart(site, zip(ways, (before, after), strict=False))
-        for i in range(dense.feeds):
+        found: list[list[Sums]] = []
+        todo: list[tuple[Problem, Float, list[Sums]]] = []
+        for problem, w in zip(site.problems, weights, strict=True):
+            # what should come out is made where it is not the weights' doing alone, or where that is less work
+            groups, out, d = problem.shape
+            past = bool(site.skip) and thin is not None and problem.outs is not None
+            made = past or (thin is not None and 2 * out < d)
+            known = None if shared is None or made or apart or problem.same is None else shared.get(problem.same)
+            if known is None:
+                known = [Sums(groups, d, out if made else None, thin is not None) for _ in range(parts)]
+                todo.append((problem, w, known))
+                if shared is not None and not made and not apart and problem.same is not None:
+                    shared[problem.same] = known
+            found.append(known)
+        for i in range(dense.feeds if todo else 0):
             one, two = before(i), after(i)
             reached = all(holds(run.values.get(name, i), wanted) for run in ways for name, wanted in site.step.guard)
             if not reached or any(get(name) is None for get in (one, two) for name in site.reads[:1]):
                 continue
-            for problem, w, sums in zip(site.problems, weights, found, strict=True):
-                limit = self.limit(problem)
-                want = problem.rows(one, i, limit)
-                have = want if thin is None else problem.rows(two, i, limit)
-                if have.shape != want.shape:
-                    continue
-                past: Any = 0.0
-                if site.skip and thin is not None and problem.outs is not None:
-                    past = self._missing(site, problem, dense, thin, i, limit)
-                if apart:
-                    want, have, past = self._spread(site, (one, two), (want, have, past), i, limit)
-                with np.errstate(all="ignore"):
-                    y = want.astype(np.float64) @ w.swapaxes(1, 2) + past
-                    good = bool(np.isfinite(have).all()) and bool(np.isfinite(y).all())
-                if not good:
-                    raise ModelError(
-                        f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {i}"
-                    )
-                sums[part(i)].add(have, y)
-        return found
+            for problem, w, sums in todo:
+                self._add(site, problem, w, sums[part(i)], (dense, thin), (one, two), apart, i)
+        return [[s.moments(w) for s in sums] for sums, w in zip(found, weights, strict=True)]
+
+    def _add(
+        self, site: Site, problem: Problem, w: Float, sums: Sums, runs: tuple[Runner, Runner | None],
+        gets: tuple[Get, Get], apart: bool, feed: int,
+    ) -> None:  # fmt: skip
+        """Take in the samples of one feed."""
+        dense, thin = runs
+        limit, past = self.limit(problem), 0.0
+        want = problem.rows(gets[0], feed, limit)
+        have = want if thin is None else problem.rows(gets[1], feed, limit)
+        if have.shape != want.shape:
+            return
+        if site.skip and thin is not None and problem.outs is not None:
+            past = self._missing(site, problem, dense, thin, feed, limit)
+        if apart:
+            want, have, past = self._spread(site, gets, (want, have, past), feed, limit)
+            have = want if thin is None else have
+        if not (np.isfinite(have).all() and (have is want or np.isfinite(want).all()) and np.isfinite(past).all()):
+            raise ModelError(f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {feed}")
+        if sums.yx is None:
+            sums.add(have, want)
+        else:
+            sums.add(have, y=want.astype(np.float64) @ w.swapaxes(1, 2) + past)
 
     def _apart(self, site: Site, ways: Iterable[tuple[Runner, Callable[[int], Get]]]) -> bool:
         """Whether a site's samples are few, and are the mean over positions on every feed, in every network."""
@@ -176,14 +199,19 @@ class Network:
         return problem.outs(one.astype(np.float64) - two, feed, limit)
 
     def _getter(self, site: Site, run: Runner, changed: Mapping[str, Array] | None) -> Callable[[int], Get]:
-        """Values of one feed, the hidden states of a cell among them: these are made by running it."""
+        """Values of one feed, the hidden states of a cell among them: these are made by running it; and constants."""
         session: Any = None
+        constant: dict[str, Array] = {}
 
         def at(feed: int) -> Get:
             seen: dict[str, Array] = {}
 
             def get(name: str) -> Array | None:
                 nonlocal session
+                if name in self.program.fixed:
+                    if name not in constant:
+                        constant[name] = self._fixed(name, changed)
+                    return constant[name]
                 if not name.startswith(HIDDEN):
                     return run.values.get(name, feed)
                 if name not in seen:
@@ -197,6 +225,13 @@ class Network:
             return get
 
         return at
+
+    def _fixed(self, name: str, changed: Mapping[str, Array] | None) -> Array:
+        """A value that follows from constants."""
+        if name in self.program.constants:
+            return self.value(self.program.constants[name].key, changed)
+        session = open_session(self.program, [], {}, [name], lambda key: self.value(key, changed), self.threads)
+        return np.asarray(session.run([name], {})[0])
 
     def _cell(self, step: Step, name: str, reads: Mapping[str, Array], changed: Mapping[str, Array] | None) -> Any:
         proto = type(step.proto)()
@@ -228,10 +263,10 @@ class Network:
     ) -> Iterator[tuple[str, Array]]:
         """The tensors with other weights in them, and the bias moved by `shift` from what it was."""
         start = 0
-        for key, index in problem.parts:
-            stop = start + index.shape[2]
+        for key, places in problem.parts:
+            stop = start + places.shape[2]
             new = self.value(key, changed).reshape(-1).copy()
-            new[index.reshape(-1)] = weights[..., start:stop].reshape(-1).astype(new.dtype)
+            places.put(new, weights[..., start:stop])
             yield key, new.reshape(self.model.tensors[key].shape)
             start = stop
         bias = problem.bias

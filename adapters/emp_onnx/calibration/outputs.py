@@ -7,14 +7,14 @@ followed back to the floats that decided it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.runner import Chunk, Runner, chunks
+from emp_onnx.calibration.runner import Chunk, Kept, Runner, chunks
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.weights.find import Weight
@@ -33,35 +33,43 @@ class Answers:
     """
 
     def __init__(self, network: Network) -> None:
-        self.network = network
+        self.network, self.kept = network, Kept()
         program = network.program
-        levels = {id(step): step.level for step in program.steps}
-        try:
-            program.rank(lambda step: False)
-            everything = [name for step in program.steps for name in step.outputs if name and name not in program.fixed]
-            probe = Runner(program, chunks(program, 0, everything), network.value, threads=network.threads)
-            probe.start(network.feeds[:1])
-            probe.level(0, everything)
-            self.names = self._floats(probe)
-            self.cut = chunks(program, 0, self.names)
-            del probe
-        finally:
-            for step in program.steps:
-                step.level = levels[id(step)]
         self.large = sum(4 * weight for weight in map(_size, network.weights)) > LARGE
-        if self.large:  # level by level, not as one session
-            self.cut = chunks(program, network.levels, self.names)
+        everything = {n for step in program.steps for n in step.outputs if n and n not in program.fixed}
+        levels = [step.level for step in program.steps]
+        try:
+            if not self.large:  # one session, where a large network is run level by level
+                program.rank(lambda step: False)
+            # mostly the outputs are floats themselves, and nothing else has to be looked at
+            names = self._floats(set(program.outputs)) or self._floats(everything) or []
+            self.names = names
+            self.cut = self._cut(names)
+        finally:
+            for step, level in zip(program.steps, levels, strict=True):
+                step.level = level
         if not self.names:
             raise ModelError(f"model must have outputs that follow from floats, got none in {network.model.origin}")
 
-    def _floats(self, probe: Runner) -> list[str]:
+    def _cut(self, names: Iterable[str]) -> list[list[Chunk]]:
+        return chunks(self.network.program, self.network.levels if self.large else 0, names)
+
+    def _floats(self, wanted: set[str]) -> list[str] | None:
+        """The last floats on the way to the outputs; None if they are not among the values that are `wanted`."""
         program, found = self.network.program, dict[str, None]()
+        cut = self._cut(wanted)
+        probe = self._runner(cut, {}, False)
+        probe.start(self.network.feeds[:1])
+        for level in range(len(cut)):
+            probe.level(level, wanted)
         todo, seen = list(program.outputs), set[str]()
         while todo:
             name = todo.pop(0)
             if name in seen or name in program.fixed or name in program.inputs:
                 continue
             seen.add(name)
+            if name not in wanted:
+                return None
             value = probe.values.get(name, 0)
             if value is not None and value.dtype.kind == "f":
                 found[name] = None
@@ -69,14 +77,34 @@ class Answers:
                 todo += [n for step in program.makers.get(name, ()) for n in step.reads]
         return list(found)
 
+    def _runner(self, cut: Sequence[Sequence[Chunk]], changed: Mapping[str, Array], keep: bool = True) -> Runner:
+        network = self.network
+        return Runner(
+            network.program, cut, lambda key: network.value(key, changed), threads=network.threads,
+            kept=self.kept if keep else None, changed=changed,
+        )  # fmt: skip
+
     def __call__(self, changed: Mapping[str, Array] | None, feeds: Sequence[Feed]) -> list[list[Array]]:
         """For each feed the values, with some tensors changed."""
-        network = self.network
-        run = Runner(network.program, self.cut, lambda key: network.value(key, changed), threads=network.threads)
+        run = self._runner(self.cut, changed or {})
         run.start(feeds)
         for level in range(len(self.cut)):
             run.level(level, self.names)
         return [[self._one(run, name, i) for name in self.names] for i in range(len(feeds))]
+
+    def dense(self, feeds: Sequence[Feed]) -> list[list[Array]]:
+        """What the dense network answers on feeds that are measured on.
+
+        Raises:
+            ModelError: NaN, with the node's name.
+        """
+        says = self(None, feeds)
+        for i, answer in enumerate(says):
+            for name, value in zip(self.names, answer, strict=True):
+                if np.isnan(value).any():
+                    label = next(step.node.label for step in self.network.program.makers[name])
+                    raise ModelError(f"{label} must give numbers, got NaN on feed {i} of those that are measured on")
+        return says
 
     def beyond(
         self, level: int, dense: Runner, feeds: Sequence[int], says: Sequence[Sequence[Array]], /
@@ -89,13 +117,13 @@ class Answers:
             feeds: which of its feeds.
             says: what the dense network answers on these.
         """
-        network = self.network
         cut = self.cut[level + 1 :] if self.large else self._later(level)
+        self.kept.drop(chunk for part in self.cut[: level + 1] for chunk in part)
         made = {n for part in cut for chunk in part for step in chunk.steps for n in step.outputs}
         reads = {n for part in cut for chunk in part for n in (*chunk.reads, *(g for g, _ in chunk.guard))} - made
 
         def answers(changed: Mapping[str, Array]) -> list[list[Array]]:
-            run = Runner(network.program, cut, lambda key: network.value(key, changed), threads=network.threads)
+            run = self._runner(cut, changed, self.large)  # its chunks are here to stay
             run.feeds = len(feeds)
             for at, feed in enumerate(feeds):
                 for name in reads:

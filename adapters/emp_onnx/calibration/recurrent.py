@@ -2,8 +2,8 @@
 
 A cell's gates see `W·x_t + R·h_{t−1} + b`. Given what the cell said at every step, all these rows are known, so nothing
 needs to be run step by step. One problem per direction holds both sides, [W R] on [x_t; h_{t−1}]. The candidate gate
-of a GRU is two problems, since the reset gate stands between its sides: R acts on h_{t−1} (linear_before_reset) or on
-r_t ⊙ h_{t−1}.
+of a GRU is one of its own, [W R] on [x_t; r_t ⊙ h_{t−1}] with the reset gate r_t that the network has; where the gate
+comes after R (linear_before_reset) it stands between the sides, and they are two.
 """
 
 from __future__ import annotations
@@ -46,25 +46,27 @@ def recurrent(
         return "its shapes are not those of a recurrent cell"
     units = r[1].shape[2]
     split = step.node.op == "GRU"
-    before = bool(step.node.number("linear_before_reset"))
-    if split and not before:
-        return "a GRU whose reset gate comes first (linear_before_reset=0) is not refitted"
+    before = split and not step.node.number("linear_before_reset")
+    given = [name.decode() for a in step.proto.attribute if a.name == "activations" for name in a.strings]
+    if before and any(name.lower() != "sigmoid" for name in given[::2]):
+        return "a GRU whose reset gate comes first and is no sigmoid is not refitted"
     hidden = HIDDEN + next(name for name in step.outputs if name)
+    both, inner, outer = (True, True), (True, False), (False, True)
+    last = slice(2 * units, 3 * units)
     maps = []
     for d in range(w[1].shape[0]):
-        joint = slice(0, 2 * units) if split else slice(0, gates * units)
-        sides = [(joint, (True, True))]
+        sides = [(slice(0, 2 * units if split else gates * units), both)]
         if split:
-            sides += [(slice(2 * units, 3 * units), (True, False)), (slice(2 * units, 3 * units), (False, True))]
-        for some, (inner, outer) in sides:
-            parts = [(side[0], side[1][d, some][None]) for side, on in ((w, inner), (r, outer)) if on]
-            place = some if inner else slice(gates * units + some.start, gates * units + some.stop)
+            sides += [(last, both)] if before else [(last, inner), (last, outer)]
+        for some, on in sides:
+            parts = [(side[0], side[1][d, some][None]) for side, use in zip((w, r), on, strict=True) if use]
+            place = some if on[0] else slice(gates * units + some.start, gates * units + some.stop)
             bias = next(((key, at[d, place][None]) for key, at in b if (at[d, place] >= 0).all()), None)
-            maps.append(_Map(parts, _rows(step, d, hidden, inner, outer), bias))
+            maps.append(_Map(parts, _rows(step, d, hidden, on, before and some is last), bias))
     return maps, hidden
 
 
-def _rows(step: Step, d: int, hidden: str, inner: bool, outer: bool) -> Callable[[Get, int, int], Array]:
+def _rows(step: Step, d: int, hidden: str, on: tuple[bool, bool], reset: bool) -> Callable[[Get, int, int], Array]:
     batch_first = bool(step.node.number("layout"))
     way = step.node.attributes.get("direction", "forward")
     backward = way == "reverse" or (way == "bidirectional" and d == 1)
@@ -94,8 +96,23 @@ def _rows(step: Step, d: int, hidden: str, inner: bool, outer: bool) -> Callable
         elif time:
             last[1:], last[0] = h[:-1], first
         use = np.arange(time)[:, None] < ends[None]
-        out = np.concatenate([side[use] for side, on in ((x, inner), (last, outer)) if on], axis=1)
+        if reset:
+            last = last * _reset(step, d, value, get, x, last)
+        out = np.concatenate([side[use] for side, taken in zip((x, last), on, strict=True) if taken], axis=1)
         some = positions(len(out), limit, seed)
         return (out if some is None else out[some])[None]
 
     return rows
+
+
+def _reset(step: Step, d: int, value: Callable[[Get, int], Array | None], get: Get, x: Array, last: Array) -> Array:
+    """The reset gate of a GRU at every step, by the weights that the network has."""
+    w, r, b = (value(get, slot) for slot in (1, 2, 3))
+    assert w is not None
+    assert r is not None
+    units = r.shape[2]
+    mine = slice(units, 2 * units)
+    before = x.astype(np.float64) @ w[d, mine].T + last.astype(np.float64) @ r[d, mine].T
+    if b is not None:
+        before += b[d, mine] + b[d, 4 * units : 5 * units]
+    return np.asarray(1 / (1 + np.exp(-before)), np.float32)

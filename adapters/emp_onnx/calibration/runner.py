@@ -15,7 +15,7 @@ from emp_onnx.calibration.program import Guard, Program, Step
 from emp_onnx.errors import MissingExtraError, ModelError, quote
 from emp_onnx.runtime.feeds import Feed
 
-__all__ = ["Chunk", "Runner", "Values", "chunks", "holds", "open_session"]
+__all__ = ["Chunk", "Kept", "Runner", "Values", "chunks", "holds", "open_session"]
 
 Array = NDArray[Any]
 Overrides = Mapping[str, Array]
@@ -25,12 +25,14 @@ ROOM = 1 << 28  # bytes of activations kept in memory by one runner; what is mor
 
 @dataclass
 class Chunk:
-    """Steps of one level and guard, with what they read from before and give to later."""
+    """Steps of one level and guard, with what they read from before and give to later; `keys`: tensors they are made
+    with."""
 
     guard: Guard
     steps: list[Step]
     reads: list[str] = field(default_factory=list)
     gives: list[str] = field(default_factory=list)
+    keys: frozenset[str] = frozenset()
 
 
 def chunks(program: Program, levels: int, extra: Iterable[str] = ()) -> list[list[Chunk]]:
@@ -63,6 +65,7 @@ def chunks(program: Program, levels: int, extra: Iterable[str] = ()) -> list[lis
         made = {name for s in chunk.steps for name in s.outputs}
         reads = {n: None for s in chunk.steps for n in s.inputs if n and n not in made and n not in fixed}
         chunk.reads = list(reads)
+        chunk.keys = frozenset().union(*(program.sources(n) for s in chunk.steps for n in s.inputs if n in fixed))
         for name in (*reads, *(n for n, _ in chunk.guard)):
             users.setdefault(name, []).append(chunk)
     keep = {*extra, *program.outputs}
@@ -121,6 +124,26 @@ class Values:
         return path
 
 
+class Kept:
+    """Sessions of chunks whose tensors are as stored, for whoever runs them next."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, tuple[Chunk, Any]] = {}
+
+    def get(self, chunk: Chunk) -> Any:
+        """A chunk's session, or None."""
+        return self._at.get(id(chunk), (None, None))[1]
+
+    def put(self, chunk: Chunk, session: Any) -> None:
+        """Keep a chunk's session."""
+        self._at[id(chunk)] = chunk, session
+
+    def drop(self, chunks: Iterable[Chunk]) -> None:
+        """Forget those of some chunks."""
+        for chunk in chunks:
+            self._at.pop(id(chunk), None)
+
+
 class Runner:
     """One network, run level by level: the model's own weights, or others in their place.
 
@@ -128,6 +151,8 @@ class Runner:
         program, cut: the program and its chunks (see `chunks`).
         read: gives the values of a tensor by its key.
         threads: for onnxruntime.
+        room: bytes of activations in memory.
+        kept: sessions of chunks without `changed` tensors are taken from here, and left here.
     """
 
     def __init__(
@@ -138,8 +163,11 @@ class Runner:
         *,
         threads: int | None = None,
         room: int = ROOM,
+        kept: Kept | None = None,
+        changed: Iterable[str] = (),
     ) -> None:
         self.program, self.cut, self.read, self.threads = program, cut, read, threads
+        self.kept, self.changed = kept, frozenset(changed)
         self.values = Values(room)
         self.feeds = 0
 
@@ -177,8 +205,14 @@ class Runner:
                 self.values.put(name, i, value)
 
     def _session(self, chunk: Chunk, feed: Mapping[str, Array | None]) -> Any:
-        reads = {n: v for n, v in feed.items() if v is not None}
-        return open_session(self.program, chunk.steps, reads, chunk.gives, self.read, self.threads)
+        same = self.kept is not None and not chunk.keys & self.changed
+        found = self.kept.get(chunk) if self.kept is not None and same else None
+        if found is None:
+            reads = {n: v for n, v in feed.items() if v is not None}
+            found = open_session(self.program, chunk.steps, reads, chunk.gives, self.read, self.threads)
+            if self.kept is not None and same:
+                self.kept.put(chunk, found)
+        return found
 
 
 def open_session(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.places import Places
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.recurrent import recurrent
 from emp_onnx.calibration.unroll import Window, positions, stuffed, unroll
@@ -43,24 +44,29 @@ class Problem:
     """One linear map.
 
     Attributes:
-        parts: tensors by key, each with the indices (groups, out, its share of d) of its numbers.
+        parts: tensors by key, each with the places (groups, out, its share of d) of its numbers.
         rows: from values and a seed for the choice of samples, X of shape (groups, samples, d).
         outs: the same samples of something that has the shape of the step's output, as (groups, samples, out).
         bias: where its bias is, or None.
-        norm: a batch normalisation behind it that takes over the part of the bias.
+        same: problems for which this is equal, and not None, have the same rows.
     """
 
-    parts: list[tuple[str, Index]]
+    parts: list[tuple[str, Places]]
     rows: Callable[[Get, int, int], Array]
     outs: Callable[[Array, int, int], Array] | None = None
     bias: Bias | None = None
-    spread: Bias | None = None
+    same: object = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(groups, out, d)."""
         groups, out = self.parts[0][1].shape[:2]
-        return groups, out, sum(index.shape[2] for _, index in self.parts)
+        return groups, out, sum(places.shape[2] for _, places in self.parts)
+
+    @property
+    def size(self) -> int:
+        """How many numbers."""
+        return sum(places.size for _, places in self.parts)
 
 
 @dataclass(eq=False)
@@ -257,8 +263,12 @@ def _later_bias(finder: _Finder, step: Step, out: int, axis: int) -> Bias | None
     return Bias(hit[0], hit[1].reshape(1, -1))
 
 
-def _behind(finder: _Finder, step: Step, out: int) -> tuple[Bias | None, Bias | None]:
-    """The mean and variance of a BatchNormalization behind a step: the mean is a bias with the sign turned."""
+def _behind(finder: _Finder, step: Step, out: int) -> Bias | None:
+    """The mean of a BatchNormalization behind a step, which is a bias with the sign turned.
+
+    Its variance stays. Solved outputs vary a little less than those that were wanted, and dividing by their own
+    variance would make them larger; but of all factors that they could be given, 1 has the least error already.
+    """
     user = _only_reader(finder.program, step.outputs[0])
     if (
         user is None
@@ -266,11 +276,9 @@ def _behind(finder: _Finder, step: Step, out: int) -> tuple[Bias | None, Bias | 
         or user.inputs[0] != step.outputs[0]
         or user.node.number("training_mode")
     ):
-        return None, None
-    mean, variance = finder.alone(user.inputs[3]), finder.alone(user.inputs[4])
-    if mean is None or variance is None or mean[1].size != out or variance[1].size != out:
-        return None, None
-    return Bias(mean[0], mean[1].reshape(1, -1), -1.0), Bias(variance[0], variance[1].reshape(1, -1))
+        return None
+    mean = finder.alone(user.inputs[3])
+    return Bias(mean[0], mean[1].reshape(1, -1), -1.0) if mean is not None and mean[1].size == out else None
 
 
 def _conv(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -294,13 +302,10 @@ def _conv(finder: _Finder, step: Step, found: Found) -> Site | str:
         return unroll(x, w, groups, positions(count, limit, seed))
 
     bias = _grouped(_given_bias(finder, step, 2, out) if _has(step, 2) else None, groups)
-    spread = None
     if bias is None and not _has(step, 2):
-        bias = _grouped(_later_bias(finder, step, out, 1 - len(shape)), groups)
-        if bias is None:
-            mean, variance = _behind(finder, step, out)
-            bias, spread = _grouped(mean, groups), _grouped(variance, groups)
-    return Site(step, (key,), (name,), [Problem([(key, matrix)], rows, _channels(groups), bias, spread)])
+        bias = _grouped(_later_bias(finder, step, out, 1 - len(shape)) or _behind(finder, step, out), groups)
+    same = ("Conv", name, given, str(auto), groups)
+    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias, same)])
 
 
 def _conv_transpose(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -334,7 +339,7 @@ def _conv_transpose(finder: _Finder, step: Step, found: Found) -> Site | str:
     bias = _grouped(
         _given_bias(finder, step, 2, out) if _has(step, 2) else _later_bias(finder, step, out, 1 - index.ndim), groups
     )
-    return Site(step, (key,), (name,), [Problem([(key, matrix)], rows, _channels(groups), bias)])
+    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias)])
 
 
 def _channels(groups: int) -> Callable[[Array, int, int], Array]:
@@ -353,13 +358,14 @@ def _last(y: Array, seed: int, limit: int) -> Array:
     return (flat if some is None else flat[some])[None]
 
 
-def _matrix(name: str, turned: bool) -> Callable[[Get, int, int], Array]:
-    """Rows of a matrix product: the last axis is summed over, or the last but one."""
+def _matrix(name: str, turned: bool, scale: float) -> Callable[[Get, int, int], Array]:
+    """Rows of a matrix product: the last axis is summed over, or the last but one. What scales it scales them."""
 
     def rows(get: Get, seed: int, limit: int) -> Array:
         x = get(name)
         assert x is not None
-        return _last(np.swapaxes(x, -1, -2) if turned else x, seed, limit)
+        found = _last(np.swapaxes(x, -1, -2) if turned else x, seed, limit)
+        return found if scale == 1 else found * np.float32(scale)
 
     return rows
 
@@ -368,43 +374,72 @@ def _gemm(finder: _Finder, step: Step, found: Found) -> Site | str:
     if len(found) != 1:
         return "both factors are weights"
     slot, (key, index) = next(iter(found.items()))
-    if any(a.name in ("alpha", "beta") and a.f != 1 for a in step.proto.attribute):
-        return "a Gemm with alpha or beta is not refitted"
+    scale = {"alpha": 1.0, "beta": 1.0, **{a.name: a.f for a in step.proto.attribute if a.name in ("alpha", "beta")}}
+    if not scale["alpha"]:
+        return "a Gemm whose alpha is 0 is not refitted"
     flags = step.node.number("transA"), step.node.number("transB")
     name = step.inputs[1 - slot]
     if slot == 1:
-        matrix, rows = (index if flags[1] else index.T), _matrix(name, bool(flags[0]))
+        matrix, turned = (index if flags[1] else index.T), bool(flags[0])
         outs: Any = _last
     else:  # (W·X)ᵀ = Xᵀ·Wᵀ
-        matrix, rows = (index.T if flags[0] else index), _matrix(name, not flags[1])
+        matrix, turned = (index.T if flags[0] else index), not flags[1]
         outs = None
     bias = None
     if slot == 1:
         if _has(step, 2):
             hit = finder.alone(step.inputs[2])
             if hit is not None and hit[1].size == len(matrix) and (not hit[1].ndim or hit[1].shape[-1] == len(matrix)):
-                bias = Bias(hit[0], hit[1].reshape(1, -1))
+                bias = Bias(hit[0], hit[1].reshape(1, -1), 1 / scale["beta"]) if scale["beta"] else None
         else:
             bias = _later_bias(finder, step, len(matrix), -1)
-    return Site(step, (key,), (name,), [Problem([(key, matrix[None])], rows, outs, bias)])
+    return Site(step, (key,), (name,), [_matrix_problem(key, matrix, name, turned, outs, bias, scale["alpha"])])
 
 
 def _matmul(finder: _Finder, step: Step, found: Found) -> Site | str:
     if len(found) != 1:
         return "both factors are weights"
     slot, (key, index) = next(iter(found.items()))
-    if index.ndim != 2:
-        return "a batch of matrices is not refitted"
-    name = step.inputs[1 - slot]
-    if slot == 1:
-        problem = Problem(
-            [(key, index.T[None])], _matrix(name, False), _last, _later_bias(finder, step, index.shape[1], -1)
-        )
-    else:
-        problem = Problem(
-            [(key, index[None])], _matrix(name, True), None, _later_bias(finder, step, index.shape[0], -2)
-        )
-    return Site(step, (key,), (name,), [problem])
+    name, mine = step.inputs[1 - slot], slot == 1
+    if index.ndim < 2:
+        return "a vector is not refitted"
+    if index.ndim > 2:
+        return Site(step, (key,), (name,), [_batched(key, index, name, mine)])
+    matrix = index.T if mine else index
+    bias = _later_bias(finder, step, len(matrix), -1 if mine else -2)
+    return Site(step, (key,), (name,), [_matrix_problem(key, matrix, name, not mine, _last if mine else None, bias)])
+
+
+def _batched(key: str, index: Index, name: str, mine: bool) -> Problem:
+    """A batch of matrices, each a group with its own share of the other factor; `mine`: they are on the right."""
+    batch = index.shape[:-2]
+    own = [axis - len(batch) - 2 for axis, size in enumerate(batch) if size > 1]  # counted from the end
+    groups = int(np.prod(batch))
+
+    def grouped(y: Array) -> Array:
+        """The batch in front; whatever else there is are samples."""
+        y = np.broadcast_to(y, (*np.broadcast_shapes(y.shape[:-2], batch), *y.shape[-2:]))
+        return np.moveaxis(y, own, range(len(own))).reshape(groups, -1, y.shape[-1])
+
+    def taken(y: Array, seed: int, limit: int) -> Array:
+        y = grouped(y if mine else np.swapaxes(y, -1, -2))
+        some = positions(y.shape[1], limit, seed)
+        return y if some is None else y[:, some]
+
+    def rows(get: Get, seed: int, limit: int) -> Array:
+        x = get(name)
+        assert x is not None
+        return taken(x, seed, limit)
+
+    matrix = (np.swapaxes(index, -1, -2) if mine else index).reshape(groups, -1, index.shape[-2 if mine else -1])
+    return Problem([(key, Places(matrix))], rows, taken)
+
+
+def _matrix_problem(
+    key: str, matrix: Index, name: str, turned: bool, outs: Any, bias: Bias | None, scale: float = 1.0
+) -> Problem:
+    same = ("matrix", name, turned, scale)
+    return Problem([(key, Places(matrix[None]))], _matrix(name, turned, scale), outs, bias, same)
 
 
 def _einsum(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -435,7 +470,7 @@ def _einsum(finder: _Finder, step: Step, found: Found) -> Site | str:
         some = positions(x.shape[1], limit, seed)
         return x if some is None else x[:, some]
 
-    return Site(step, (key,), (name,), [Problem([(key, matrix)], rows)])
+    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows)])
 
 
 def _cell(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -449,7 +484,11 @@ def _cell(finder: _Finder, step: Step, found: Found) -> Site | str:
     reads = tuple(step.inputs[i] for i in (0, 4, 5) if _has(step, i))
     return Site(
         step, (found[1][0], found[2][0]), reads,
-        [Problem(p.parts, p.rows, None, b) for p, b in zip(problems, bias, strict=True)], hidden,
+        [
+            Problem([(key, Places(index)) for key, index in p.parts], p.rows, None, b)
+            for p, b in zip(problems, bias, strict=True)
+        ],
+        hidden,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from emp_core.criteria import obs, output_error, wanda
 from emp_onnx.calibration.feeding import gather
+from emp_onnx.calibration.moments import Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
@@ -115,6 +117,21 @@ class Statistics:
         merged = tuple(a.merge(b) for a, b in zip(self.inputs, other.inputs, strict=True))
         return Statistics(merged, self.feeds + other.feeds, self.missing, self.random or other.random)
 
+    @property
+    def norms_only(self) -> bool:
+        """Whether there are no second moments."""
+        return any(item.second is None for item in self.inputs)
+
+    def digest(self) -> str:
+        """A hash of all sums."""
+        hashed = hashlib.sha256()
+        for item in self.inputs:
+            hashed.update(f"{item.keys} {item.shape} {item.count}".encode())
+            for sums in (item.total, item.squares, item.outputs, item.second):
+                if sums is not None:
+                    hashed.update(np.ascontiguousarray(sums).data)
+        return hashed.hexdigest()
+
     def save(self, path: str | os.PathLike[str], /) -> None:
         """Write them to an `.npz` file, complete or not at all."""
         arrays: dict[str, Any] = {}
@@ -166,6 +183,8 @@ def calibrate(
     second: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    min_size: int = 1,
+    embeddings: bool = False,
     seed: int = 0,
     threads: int | None = None,
     watch: Watch | None = None,
@@ -178,7 +197,7 @@ def calibrate(
         model: a path, or a model from `load`.
         feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given (`Statistics.random` says so).
         second: also second moments, which `obs` and `error` need; else norms only.
-        include, exclude: see `find_weights`.
+        include, exclude, min_size, embeddings: see `find_weights`.
         seed: of random feeds.
         threads: for onnxruntime.
         watch: told how far the work is.
@@ -187,21 +206,25 @@ def calibrate(
         UsageError: feeds that do not fit. ModelError: NaN activations, with the node's name.
     """
     source = model if isinstance(model, Model) else load(model)
-    weights = find_weights(source, include=include, exclude=exclude).weights
+    chosen = {"include": include, "exclude": exclude, "min_size": min_size, "embeddings": embeddings}
+    weights = find_weights(source, **chosen).weights  # type: ignore[arg-type]
     given, random = gather(source, feeds, seed, threads)
     network = Network(source, weights, given, threads)
     if watch is not None:
-        watch.phase("calibrating", sum(4 * p.parts[0][1].size for site in network.sites for p in site.problems))
+        watch.phase("calibrating", sum(4 * p.size for site in network.sites for p in site.problems))
     dense, found = network.runner(), list[Inputs]()
-    for level in range(network.levels + 1):
+    for level in range(network.levels):
         dense.level(level, network.wanted(level))
+        shared: dict[object, list[Sums]] = {}
         for site in network.at(level + 1):
-            for problem, (sums,) in zip(site.problems, network.moments(site, dense, positions=False), strict=True):
+            done = network.moments(site, dense, positions=False, shared=shared)
+            for problem, (sums,) in zip(site.problems, done, strict=True):
+                yy = np.zeros(0) if sums.yy is None else sums.yy
                 squares = np.diagonal(sums.xx, axis1=1, axis2=2).copy()
                 keys = tuple(key for key, _ in problem.parts)
                 found.append(
-                    Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, sums.yy)
+                    Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, yy)
                 )
                 if watch is not None:
-                    watch.add(4 * problem.parts[0][1].size)
+                    watch.add(4 * problem.size)
     return Statistics(tuple(found), len(given), tuple(sorted(network.why.items())), random)

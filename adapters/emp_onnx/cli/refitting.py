@@ -19,7 +19,7 @@ from emp_onnx.cli.options import (
     spread_options,
 )
 from emp_onnx.cli.show import complain, metered, show
-from emp_onnx.cli.values import positive, seed, share, size, sparsity, threads
+from emp_onnx.cli.values import positive, seed, share, size, sparsity
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
@@ -73,6 +73,15 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     """The options of `emp prune` that are about the refit; `wanted` says whether one of them was given."""
     group = parser.add_argument_group("refit in closed form, on the feeds of --feeds (any of these asks for it)")
     group.add_argument("--refit", action="store_true", help="solve the kept weights and the biases again")
+    group.add_argument(
+        "--stats", metavar="STATS.npz",
+        help="instead of feeds, what `emp calibrate` saved: the criterion reads it, and with --refit each layer is "
+        "solved by itself (what earlier layers got wrong is made good with --feeds only)",
+    )
+    group.add_argument(
+        "--gradients", metavar="GRADS.npz",
+        help="of a loss, an array per weight by its name: |w·g| decides what stays (--criterion gradient)",
+    )  # fmt: skip
     spread_options(parser, group)
     group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
     group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")
@@ -88,7 +97,10 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
 
 def wanted(options: argparse.Namespace) -> bool:
     """Whether `emp prune` was asked for a refit."""
-    asks = ("allocate", "criterion", "target_sparsity", "max_drop", "max_error", "target_size", "metric")
+    asks = (
+        "allocate", "criterion", "target_sparsity", "max_drop", "max_error", "target_size", "metric", "stats",
+        "gradients",
+    )  # fmt: skip
     return options.refit or any(getattr(options, name) is not None for name in asks)
 
 
@@ -100,7 +112,7 @@ def refit(options: argparse.Namespace) -> int:
     for name in ("plan", "order", "scope", "pack"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} must come without a refit, which settles that itself")
-    check_out(options)
+    check_out(options, options.stats, options.gradients)
     if options.sparsity is not None and options.target_sparsity is not None:
         raise UsageError("--sparsity must come without --target-sparsity, which means the same here; got both")
     given = options.sparsity if options.target_sparsity is None else options.target_sparsity
@@ -114,12 +126,17 @@ def refit(options: argparse.Namespace) -> int:
     model = load(options.model)
     with metered(options) as meter:
         report = refit(
-            model, options.out, feeds=options.feeds, allocate=options.allocate or "error",
-            criterion=options.criterion or "obs", seed=seed(options), in_place=options.in_place, watch=meter,
-            **amount, **choice(options),
+            model, options.out, feeds=options.feeds, stats=options.stats, gradients=options.gradients,
+            update=options.refit or (options.stats is None and options.gradients is None),
+            allocate=options.allocate, criterion=options.criterion, seed=seed(options), in_place=options.in_place,
+            watch=meter, **amount, **choice(options),
         )  # fmt: skip
     if report.how["random_feeds"]:
-        complain("no feeds were given: the refit saw seeded random numbers, not data; give --feeds")
+        complain(
+            "the statistics are of seeded random numbers, not of data; calibrate with --feeds"
+            if options.stats is not None
+            else "no feeds were given: the refit saw seeded random numbers, not data; give --feeds"
+        )
     show(options, report.to_dict, lambda style: refit_text(report, style))
     return 0
 
@@ -150,8 +167,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     before = [Statistics.load(path) for path in options.merge]
     with metered(options) as meter:
         found = calibrate(
-            model, options.feeds, second=not options.norms, include=options.include, exclude=options.exclude,
-            seed=seed(options), threads=threads(options), watch=meter,
+            model, options.feeds, second=not options.norms, seed=seed(options), watch=meter, **choice(options)
         )  # fmt: skip
     for other in before:
         found = other.merge(found)

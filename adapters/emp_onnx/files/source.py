@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from emp_core.direct import LARGE, DirectReader
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.files.direct import LARGE, DirectReader
 
 __all__ = ["FileSource", "Memory", "Source", "keep_freed"]
 

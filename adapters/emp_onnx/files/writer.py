@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from emp_core.checksum import Checksum, checksum
+from emp_core.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
-from emp_onnx.files.direct import LARGE, DirectWriter
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.source import FileSource, Source
 from emp_onnx.files.sparse import Sparse

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.moments import Moments, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.solve import Quadratic, descend, effort
 
-__all__ = ["Curve", "curves", "enough", "quadratic"]
+__all__ = ["Curve", "curve", "curves", "enough", "quadratic"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -33,6 +33,7 @@ DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
 RIDGES = (1e-3, 1e-2, 1e-1)
 LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
+BUDGET, FEWEST = 8e9, 64  # multiplications of one round over all layers; outputs of a layer that are looked at anyway
 FEW, ROWS = 16, 1280  # or where each holds many answers, as a sequence does: so few, if they hold so many
 
 
@@ -64,10 +65,11 @@ class Curve:
         return int(np.prod(self.problem.shape))
 
 
-def quadratic(network: Network, problem: Problem, sums: Moments, ridge: float) -> tuple[Quadratic, Float, Float]:
-    """The loss of a problem, and its moments: covariances where a bias takes up the means."""
-    xx, yx, yy = sums.centred() if problem.bias is not None else sums.raw()
-    return Quadratic.ridge(xx, yx, network.matrix(problem), ridge), xx, yy
+def quadratic(problem: Problem, w: Float, sums: Moments, ridge: float) -> tuple[Quadratic, Float]:
+    """The loss of a problem with weights w (or of some of its outputs), and the moments of its inputs: covariances
+    where a bias takes up the means."""
+    xx, yx = sums.centred() if problem.bias is not None else sums.raw()
+    return Quadratic.ridge(xx, yx, w, ridge), xx
 
 
 def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
@@ -79,19 +81,20 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
     says = says[: enough([rows_of(found) for found in says])]
     probe = probe[: len(says)]
     dense = network.runner()
-    for level in range(network.levels + 1):
+    for level in range(network.levels):
         dense.level(level, network.wanted(level))
         sites = network.at(level + 1)
         after = answers.beyond(level, dense, probe, says) if sites else None
+        shared: dict[object, list[Sums]] = {}
         for site in sites:
-            found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2)
+            found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2, shared=shared)
             for problem, (fit, test) in zip(site.problems, found, strict=True):
                 if watch is not None:
-                    watch.add(problem.parts[0][1].size * 4)
+                    watch.add(problem.size * 4)
                 if fit.count and not test.count:
                     test = fit
                 assert after is not None
-                yield _curve(network, site, problem, fit, test, partial(_cost, says, after))
+                yield curve(network, site, problem, fit, test, partial(_cost, says, after))
 
 
 def enough(rows: Sequence[int], /) -> int:
@@ -108,34 +111,59 @@ def enough(rows: Sequence[int], /) -> int:
     return len(rows)
 
 
-def _curve(
+def curve(
     network: Network, site: Site, problem: Problem, fit: Moments, test: Moments,
     cost: Callable[[Mapping[str, Array]], float],
 ) -> Curve:  # fmt: skip
-    n = int(np.prod(problem.shape))
+    """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs."""
+    n = problem.size
     if not fit.count:
         return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[1], 0, 0.0)
-    w = network.matrix(problem)
+    dense = w = network.matrix(problem)
+    some = _some(network, problem)
+    share = 1.0 if some is None else some.size / w.shape[1]
+    if some is not None:
+        w, fit, test = w[:, some], fit.rows(some), test.rows(some)
     seen = test.centred()[0] if problem.bias is not None else test.raw()[0]
     real = Quadratic(seen, w)
-    ridge = min(RIDGES, key=lambda r: _trial(quadratic(network, problem, fit, r)[0], real, n))
-    loss, xx, _ = quadratic(network, problem, fit, ridge)
-    variance = float((test.centred() if problem.bias is not None else test.raw())[2].sum())
-    steps, rounds = effort(problem.shape)
+    ridge = min(RIDGES, key=lambda r: _trial(quadratic(problem, w, fit, r)[0], real, w.size))
+    loss, xx = quadratic(problem, w, fit, ridge)
+    variance = test.variance(problem.bias is not None)
+    steps, rounds = effort((w.shape[0], w.shape[1], w.shape[2]))
     every = max(1, -(-len(DENSITIES) // steps))
-    counts = sorted({max(1, round(d * n)) for d in DENSITIES[::-1][::every]} - {n}, reverse=True)
+    densities = DENSITIES[::-1][::every]
+    points = {max(1, round(d * w.size)): max(1, round(d * n)) for d in densities}
+    points = {count: points[count] for count in sorted(points, reverse=True) if count < w.size and points[count] < n}
     errors, price, looked = [0.0], 0.0, False
-    for count, _, thin in descend(loss, counts, rounds=rounds):
+    for count, _, thin in descend(loss, list(points), rounds=rounds):
         errors.append(max(real.loss(thin), errors[-1]))
-        last = count == counts[-1]
+        last = count == min(points)
         if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
             looked = True
             mean = fit.x / fit.count
             shift = ((w - thin) @ mean[..., None])[..., 0]
+            if some is not None:
+                thin, shift = _whole(dense, some, thin, shift)
             price = cost(dict(network.changed_by(problem, thin, shift, {}))) / max(errors[-1], 1e-300)
     scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None]
     outliers = float((scores > 5 * scores.mean()).mean())
-    return Curve(site, problem, (n, *counts), tuple(errors), price, ridge, fit.count, outliers)
+    errors = [error / share for error in errors]
+    return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, fit.count, outliers)
+
+
+def _some(network: Network, problem: Problem) -> NDArray[np.intp] | None:
+    """Outputs that stand for all of a problem's, where the network is so large that all of them would take minutes."""
+    work = sum(math.prod(p.shape) * p.shape[2] for site in network.sites for p in site.problems)
+    out = problem.shape[1]
+    count = max(FEWEST, math.ceil(out * BUDGET / work))
+    return None if count >= out else np.sort(np.random.default_rng(out).permutation(out)[:count])
+
+
+def _whole(dense: Float, some: NDArray[np.intp], thin: Float, shift: Float) -> tuple[Float, Float]:
+    """All weights, and the change of the bias, where those of some outputs changed."""
+    weights, moved = dense.copy(), np.zeros(dense.shape[:2])
+    weights[:, some], moved[:, some] = thin, shift
+    return weights, moved
 
 
 def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mapping[str, Array]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from emp_core import effective_size
 from emp_onnx.calibration.feeding import gather
+from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, top1
 from emp_onnx.errors import ModelError, UsageError, quote
@@ -21,6 +22,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
 from emp_onnx.refit.curves import Curve, curves
+from emp_onnx.refit.gradients import Gradients, checked
 from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
 from emp_onnx.runtime.feeds import Feed
@@ -66,9 +68,11 @@ class Fitting:
         held: share of the feeds that is kept back for `agreement` and `moved`, 0 ≤ held < 1.
         threads: for onnxruntime.
         watch: told how far the work is.
+        gradients: of a loss, by name of weight, for the criterion `gradient`; they then also count, as ``|w·g|``.
 
     Raises:
-        UsageError: feeds that do not fit the model (which, what is expected, what came), an option out of its range.
+        UsageError: feeds or gradients that do not fit the model (which, what is expected, what came), an option out of
+            its range.
         ModelError: nothing here can be pruned; NaN activations, with the node's name.
     """
 
@@ -82,6 +86,7 @@ class Fitting:
     held: float = 0.0
     threads: int | None = None
     watch: Watch | None = None
+    gradients: Gradients | None = None
     refusals: tuple[Refusal, ...] = field(init=False)
     random: bool = field(init=False)
 
@@ -111,15 +116,21 @@ class Fitting:
         self.weights: tuple[Weight, ...] = tuple(chosen)
         if not 0 <= self.held < 1:
             raise UsageError(f"held must be ≥ 0 and < 1, got {self.held}")
+        if self.gradients is not None:
+            self.gradients = checked(self.gradients, chosen, [w.name for w in refused])
+        self._says: list[list[Array]] | None = None
+        self._curves: list[Curve] | None = None
+        self._sizes: dict[str, float] = {}
+        self._ready()
+
+    def _ready(self) -> None:
+        """Take the feeds."""
         feeds, self.random = gather(self.model, self.feeds, self.seed, self.threads)
         back = set(_spread(len(feeds), math.ceil(self.held * len(feeds)))) if len(feeds) > 1 else set()
         self.kept_back: list[Feed] = [feed for i, feed in enumerate(feeds) if i in back] or list(feeds)
         used = [feed for i, feed in enumerate(feeds) if i not in back]
         self.network = Network(self.model, self.weights, used, self.threads)
         self.answers = Answers(self.network)
-        self._says: list[list[Array]] | None = None
-        self._curves: list[Curve] | None = None
-        self._sizes: dict[str, float] = {}
 
     @property
     def total(self) -> int:
@@ -134,8 +145,25 @@ class Fitting:
             self._curves = list(curves(self.network, self.answers, self.watch))
         return self._curves
 
+    @property
+    def calibrated(self) -> tuple[int, str, bool]:
+        """How many feeds the statistics are of, their hash, and whether they were made up."""
+        return len(self.network.feeds), self.digest(), self.random
+
+    def ready_for(self, criterion: str, update: bool) -> None:
+        """Whether what is known is enough for a criterion, and for solving weights again where `update` asks for it.
+
+        Raises:
+            UsageError: it is not.
+        """
+        if criterion not in CRITERIA:
+            raise UsageError(f"criterion must be one of {', '.join(CRITERIA)}, got {quote(criterion)}")
+        if criterion == "gradient" and self.gradients is None:
+            raise UsageError("criterion 'gradient' must come with gradients, got none")
+
     def count(self, *, beta: float | None = None, sparsity: float | None = None) -> int:
-        """How many weights a rule keeps: Σ ⌊β·N_eff⌋ over the weights, or what `sparsity` leaves of them all.
+        """How many weights a rule keeps: Σ ⌊β·N_eff⌋ over the weights (of ``|w·g|`` where there are gradients), or what
+        `sparsity` leaves of them all.
 
         Raises:
             UsageError: out of range.
@@ -149,7 +177,7 @@ class Fitting:
             raise UsageError(f"beta must be > 0 and finite, got {beta}")
         for weight in self.weights:
             if weight.name not in self._sizes:
-                self._sizes[weight.name] = float(effective_size(self.model.values(weight.name)))
+                self._sizes[weight.name] = float(effective_size(self._scores(weight)))
         return sum(min(math.prod(w.shape), max(1, math.floor(beta * self._sizes[w.name]))) for w in self.weights)
 
     def thin_masks(self) -> dict[str, NDArray[np.bool_]]:
@@ -162,13 +190,12 @@ class Fitting:
         Args:
             keep: in all.
             how: they are spread over the layers: one of `error`, `emp`, `uniform`, `lamp`, `erk`, `owl`.
-            criterion: which stay within a layer: `obs`, `magnitude`, `wanda`, `sparsegpt`.
+            criterion: which stay within a layer: `obs`, `magnitude`, `wanda`, `sparsegpt`, `gradient`.
             update: whether kept weights and biases are solved again.
         """
         if how not in ALLOCATIONS:
             raise UsageError(f"allocate must be one of {', '.join(ALLOCATIONS)}, got {quote(how)}")
-        if criterion not in CRITERIA:
-            raise UsageError(f"criterion must be one of {', '.join(CRITERIA)}, got {quote(criterion)}")
+        self.ready_for(criterion, update)
         layers = [curve for curve in self.curves if curve.samples]
         reached = {key for curve in layers for key, _ in curve.problem.parts}
         blind = [w for w in self.weights if w.name not in reached]
@@ -177,17 +204,18 @@ class Fitting:
         changed: dict[str, Array] = {}
         for weight in blind:
             values = self.model.values(weight.name)
-            mask = largest(np.abs(values.astype(np.float64)), max(1, math.floor(density * values.size)))
+            mask = largest(self._scores(weight), max(1, math.floor(density * values.size)))
             masks[weight.name] = mask
             changed[weight.name] = np.where(mask, values, values.dtype.type(0))
         seen_twice = _once(layers)
         rest = keep - sum(int(np.count_nonzero(mask)) for mask in masks.values())
         loose = sum(math.prod(w.shape) for w in self.weights if w.name in reached) - sum(c.size for c in seen_twice)
-        counts = allocate(how, seen_twice, rest - loose, lambda c: self.network.matrix(c.problem)) if seen_twice else []
+        counts = allocate(how, seen_twice, rest - loose, self._shares(how, criterion)) if seen_twice else []
         self._phase("solving")
         done = fit(
-            self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch
-        )
+            self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch,
+            gradients=self.gradients, known=self._known(),
+        )  # fmt: skip
         masks |= done.masks
         for weight in self.weights:
             masks.setdefault(weight.name, np.ones(weight.shape, bool))
@@ -216,8 +244,23 @@ class Fitting:
 
     def _dense(self) -> list[list[Array]]:
         if self._says is None:
-            self._says = self.answers(None, self.kept_back)
+            self._says = self.answers.dense(self.kept_back)
         return self._says
+
+    def _known(self) -> Mapping[int, Moments] | None:
+        """Moments that are used instead of running the network, by the id of their problem."""
+        return None
+
+    def _shares(self, how: str, criterion: str) -> Callable[[Curve], Any]:
+        """What an allocation takes for the weights of a layer."""
+        return lambda curve: self.network.matrix(curve.problem)
+
+    def _scores(self, weight: Weight) -> Any:
+        """Of the weights of a tensor, by themselves: |w|, or |w·g|."""
+        values = self.model.values(weight.name)
+        if self.gradients is None:
+            return np.abs(values.astype(np.float64))
+        return np.abs(values.astype(np.float64) * self.gradients[weight.name])
 
     def _phase(self, name: str) -> None:
         if self.watch is not None:
@@ -238,7 +281,7 @@ class Fitting:
             notes.append(f"Pruned by magnitude and not refitted ({'; '.join(why)}): {some}.")
         if done.few:
             key, count, d = max(done.few, key=lambda item: item[2] / max(item[1], 1))
-            needed = math.ceil(len(self.network.feeds) * d / max(count, 1))
+            needed = math.ceil(len(self.network.feeds) * d / max(count, 1) / (1 - self.held))
             notes.append(
                 f"{len(done.few)} of the layers have more inputs than samples, so ridge decides there "
                 f"({quote(key)}: {count} samples, {d} inputs); {needed} feeds would do."
@@ -268,6 +311,11 @@ def _relative(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) 
             if x.shape != y.shape:
                 return math.inf
             p, q = x.astype(np.float64), y.astype(np.float64)
+            finite = np.isfinite(p) & np.isfinite(q)
+            if not finite.all():  # a score that is masked with −∞ is no difference
+                if (p != q)[~finite].any():
+                    return math.inf
+                p, q = p[finite], q[finite]
             moved += float(((p - q) ** 2).sum())
             square += float((p * p).sum())
             mean += float(p.sum())

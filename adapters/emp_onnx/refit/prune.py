@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emp_onnx.budget.search import Budget, Point, Tried, measure, search
+from emp_onnx.calibration.statistics import Statistics
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import UsageError, VerifyError
 from emp_onnx.files.model_io import Model, load, save
@@ -16,6 +17,8 @@ from emp_onnx.progress import Watch
 from emp_onnx.prune import Sizes, _sizes, _target
 from emp_onnx.refit.certificate import Refitted, read, refit_checks, write
 from emp_onnx.refit.fitting import Fitting
+from emp_onnx.refit.gradients import Gradients, read_gradients
+from emp_onnx.refit.known import Known
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.verify import Verification, run_both
 from emp_onnx.weights.find import Refusal
@@ -81,11 +84,14 @@ def refit(
     /,
     *,
     feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
+    stats: Statistics | str | os.PathLike[str] | None = None,
+    gradients: Gradients | str | os.PathLike[str] | None = None,
+    update: bool = True,
     beta: float | None = None,
     sparsity: float | None = None,
     budget: Budget | None = None,
-    allocate: str = "error",
-    criterion: str = "obs",
+    allocate: str | None = None,
+    criterion: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_size: int = 1,
@@ -106,10 +112,15 @@ def refit(
         out: where the result goes; `IN.pruned.onnx` beside the input if not given.
         feeds: calibration feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given, which say little.
             A tenth of them, under a budget a quarter, is kept back and measured on.
+        stats: in place of feeds, statistics from `calibrate`, or their file. Each layer is then solved by itself;
+            feeds, if given too, are only measured on.
+        gradients: of a loss, by name of weight, or their `.npz` file: for the criterion `gradient`, ``|w·g|``.
+        update: whether kept weights are solved again; without, they keep their values.
         beta, sparsity, budget: the amount; at most one of them.
-        allocate: how the amount is spread over the layers: `error` (measured, the default), `emp`, `uniform`, `lamp`,
-            `erk`, `owl`.
-        criterion: which weights stay within a layer: `obs`, `magnitude`, `wanda`, `sparsegpt`.
+        allocate: how the amount is spread over the layers: `error` (measured, the default), `emp` (the default where
+            there are gradients alone), `uniform`, `lamp`, `erk`, `owl`.
+        criterion: which weights stay within a layer: `obs` (the default), `magnitude`, `wanda` (the default of
+            statistics with norms only), `sparsegpt`, `gradient` (the default where gradients are given).
         include, exclude, min_size, embeddings: see `find_weights`.
         seed: of random feeds.
         in_place: replace the input.
@@ -117,7 +128,7 @@ def refit(
         watch: told how far the work is.
 
     Raises:
-        UsageError: an option out of its range; feeds that do not fit; a metric that fails.
+        UsageError: an option out of its range; feeds, statistics or gradients that do not fit; a metric that fails.
         ModelError: nothing can be pruned; NaN activations, with the node's name.
         VerifyError: the result failed verification; nothing was written.
     """
@@ -125,13 +136,24 @@ def refit(
         raise UsageError("beta, sparsity and a budget must come one at a time, got more than one of them")
     source = model if isinstance(model, Model) else load(model)
     target = _target(source, out, in_place)
-    fitting = Fitting(
-        source, feeds, include, exclude, min_size, embeddings, seed, HELD_BUDGET if budget else HELD, threads, watch
-    )
-    how: dict[str, Any] = {"allocate": allocate, "criterion": criterion}
+    known = Statistics.load(stats) if isinstance(stats, (str, os.PathLike)) else stats
+    given = read_gradients(gradients) if isinstance(gradients, (str, os.PathLike)) else gradients
+    alone = known is not None or (given is not None and not update)
+    held = HELD_BUDGET if budget else HELD
+    common = (source, feeds, include, exclude, min_size, embeddings, seed, held, threads, watch, given)
+    if alone and budget is not None and feeds is None:
+        raise UsageError("a budget must come with feeds to measure it on, got none")
+    fitting = Known(*common, known) if alone else Fitting(*common)
+    if criterion is None:
+        criterion = "gradient" if given is not None else "wanda" if known is not None and known.norms_only else "obs"
+    allocate = allocate or ("emp" if alone and known is None else "error")
+    fitting.ready_for(criterion, update)
+    how: dict[str, Any] = {"allocate": allocate, "criterion": criterion, "solved": update}
+    if known is not None:
+        how["from"] = "statistics"
     notes: list[str] = []
     if budget is not None:
-        tried = search(fitting, budget, how=allocate, criterion=criterion)
+        tried = search(fitting, budget, how=allocate, criterion=criterion, update=update)
         how |= {
             "budget": {
                 k: v
@@ -142,12 +164,13 @@ def refit(
         notes += _outcome(budget, tried)
     else:
         how |= {"sparsity": sparsity} if sparsity is not None else {"beta": 1.0 if beta is None else float(beta)}
-        thin = fitting.thin(fitting.count(beta=beta, sparsity=sparsity), how=allocate, criterion=criterion)
+        keep = fitting.count(beta=beta, sparsity=sparsity)
+        thin = fitting.thin(keep, how=allocate, criterion=criterion, update=update)
         point = measure(fitting, thin)
         tried = Tried(thin, point, (), True)
     if not tried.within and budget is not None:
         raise UsageError(notes[-1])
-    how |= {"feeds": len(fitting.network.feeds), "feeds_sha256": fitting.digest(), "random_feeds": fitting.random}
+    how |= dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
     changed = source.replaced(dict(tried.thin.changed), {KEY: write(source, tried.thin, how)})
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)
     result: list[Verification] = []

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments
+from emp_core.criteria import gradient
+from emp_onnx.calibration.moments import Moments, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import Curve, quadratic
-from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, solve
+from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, polish, solve
 
 __all__ = ["Fitted", "fit"]
 
@@ -40,6 +41,7 @@ class Fitted:
 def fit(
     network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
     criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
+    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Moments] | None = None,
 ) -> Fitted:  # fmt: skip
     """Choose and solve every layer in turn.
 
@@ -48,53 +50,65 @@ def fit(
         curves: its layers, with the ridge of each.
         keep: how many weights each keeps.
         criterion: `obs` (in steps, each followed by a new solution), or once by `magnitude`, `wanda`, or block by block
-            as `sparsegpt` does.
+            as `sparsegpt` does, or by |w·g| as `gradient`.
         update: whether kept weights and biases are solved again.
         start: tensors changed before.
         watch: told how many bytes of weights are done.
+        gradients: by key of weight.
+        known: moments by the id of their problem: then the network is not run, and each layer is solved by itself.
     """
     done = Fitted(dict(start or {}))
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
     dense, thin = network.runner(), network.runner(done.changed)
     seen = set[str]()
-    for level in range(network.levels + 1):
-        for run in (dense, thin):
+    for level in range(network.levels):
+        for run in (dense, thin) if known is None else ():
             run.level(level, network.wanted(level))
+        shared: dict[object, list[Sums]] = {}
         for site in network.at(level + 1):
             mine = [problem for problem in site.problems if id(problem) in counts]
             if not mine or seen & set(site.keys):
                 continue
-            for again in range(2 if site.hidden and update else 1):
-                sums = network.moments(site, dense, thin, done.changed)
+            for again in range(2 if site.hidden and update and known is None else 1):
+                if known is not None:
+                    sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]
+                else:
+                    sums = network.moments(site, dense, thin, done.changed, shared=shared)
                 new = dict(done.changed)
-                for problem, (moments,) in zip(site.problems, sums, strict=True):
-                    if id(problem) in counts and moments.count:
+                for problem, found in zip(site.problems, sums, strict=True):
+                    if id(problem) in counts and found and found[0].count:
+                        (moments,) = found
+                        g = None if gradients is None else network.matrix(problem, gradients)
                         seen.update(key for key, _ in problem.parts)
-                        _one(network, site, problem, moments, counts[id(problem)], criterion, update, new, done, again)
+                        asked = counts[id(problem)]
+                        _one(network, site, problem, moments, asked, criterion, update, new, done, again, g)
                 done.changed.update(new)
             if watch is not None:
-                watch.add(sum(problem.parts[0][1].size * 4 for problem in mine))
+                watch.add(sum(problem.size * 4 for problem in mine))
     return done
 
 
 def _one(
     network: Network, site: Site, problem: Problem, sums: Moments, asked: tuple[int, float],
     criterion: str, update: bool,
-    new: dict[str, Array], done: Fitted, again: int,
+    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    loss, xx, _ = quadratic(network, problem, sums, ridge)
     w0 = network.matrix(problem)
+    loss, xx = quadratic(problem, w0, sums, ridge)
     count = min(count, n)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
             steps, rounds = effort(problem.shape)
             *_, (_, mask, w) = descend(loss, ladder(n, count, steps), rounds=rounds)
-            w = solve(loss, mask, w, rounds=60)
+            w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
-        mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
+        if criterion == "gradient" and gradients is not None:
+            mask = largest(gradient(w0, gradients), count)
+        else:
+            mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
         w = solve(loss, mask, w0, rounds=100) if update else w0 * mask
     shift = None
     if update and problem.bias is not None:
@@ -102,11 +116,11 @@ def _one(
         shift = y - (w @ x[..., None])[..., 0]
     new.update(network.changed_by(problem, w, shift, new))
     start = 0
-    for key, index in problem.parts:
+    for key, places in problem.parts:
         kept = done.masks.setdefault(key, np.ones(network.model.tensors[key].shape, bool))
-        kept.reshape(-1)[index.reshape(-1)] = mask[..., start : start + index.shape[2]].reshape(-1)
+        places.put(kept.reshape(-1), mask[..., start : start + places.shape[2]])
         _zero(new, key, kept)
-        start += index.shape[2]
+        start += places.shape[2]
     if sums.count < d and not again:
         done.few.append((site.keys[0], sums.count, d))
 
@@ -123,7 +137,7 @@ def _choose(criterion: str, loss: Quadratic, w: Float, xx: Float, count: int) ->
         return largest(np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None], count)
     if criterion == "sparsegpt":
         return _by_blocks(loss, count)
-    return largest(w * w * loss.rise()[:, None], count)
+    return largest(w * w * loss.rise[:, None], count)
 
 
 def _by_blocks(loss: Quadratic, count: int, width: int = 128) -> Mask:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Quadratic", "descend", "effort", "ladder", "largest", "solve"]
+__all__ = ["Quadratic", "descend", "effort", "ladder", "largest", "polish", "solve"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -25,6 +27,10 @@ SMALL = 48  # inputs up to which rows are solved one by one, exactly
 STEPS = 24  # steps from dense to empty in which weights go
 WORK = 6e11  # multiplications and additions that one way down may take
 EXACT = 1e-10  # relative squared residual at which an iterative solution counts as one
+FACTORED = 256  # inputs from which a matrix is factored once for all that is asked of it
+SINGLE = 1 << 28  # multiplications of one product from which iterations are in single precision
+NEAR = 1e-8  # and their residual that is near enough, far above that precision
+BLOCK = 1 << 20  # numbers of the rows that are iterated together
 
 
 @dataclass(eq=False)
@@ -43,30 +49,66 @@ class Quadratic:
         prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is
         not.
         """
-        d = xx.shape[-1]
         diagonal = np.diagonal(xx, axis1=1, axis2=2)
         pull = 0.9 * diagonal + 0.1 * diagonal.mean(1, keepdims=True)
         pull = np.where(pull > 0, pull, 1.0)
-        eye = np.eye(d)
         for _ in range(12):
-            a = xx + strength * pull[:, :, None] * eye
+            a = xx.copy()
+            np.einsum("gii->gi", a)[...] += strength * pull
             try:
-                np.linalg.cholesky(a)
-                solved = np.linalg.solve(a, (yx + strength * prior * pull[:, None]).swapaxes(1, 2))
+                made = cls(a, prior)
+                made.best = made._solved(yx + strength * prior * pull[:, None])
             except np.linalg.LinAlgError:
                 strength = max(strength * 10, 1e-8)
                 continue
-            return cls(a, np.asarray(solved.swapaxes(1, 2), np.float64))
-        return cls(np.broadcast_to(eye, xx.shape).copy(), prior)
+            return made
+        return cls(np.broadcast_to(np.eye(xx.shape[-1]), xx.shape).copy(), prior)
+
+    def _solved(self, target: Float) -> Float:
+        """X of X·A = target.
+
+        Raises:
+            LinAlgError: A is not positive definite.
+        """
+        if self.a.shape[-1] < FACTORED:
+            np.linalg.cholesky(self.a)
+            return np.asarray(np.linalg.solve(self.a, target.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
+        from scipy.linalg import cho_solve
+
+        pairs = zip(self._factors, target, strict=True)
+        return np.stack([cho_solve((factor, True), t.T, check_finite=False).T for factor, t in pairs])
+
+    @cached_property
+    def _factors(self) -> list[Float]:
+        """The lower Cholesky factor of each group."""
+        from scipy.linalg import cholesky
+
+        return [cholesky(a, lower=True, check_finite=False) for a in self.a]
+
+    @cached_property
+    def target(self) -> Float:
+        """W₀·A."""
+        return self.best @ self.a
+
+    @cached_property
+    def single(self) -> NDArray[np.float32]:
+        """A in single precision."""
+        return self.a.astype(np.float32)
 
     def loss(self, w: Float) -> float:
         """Of weights."""
         gap = w - self.best
         return float(np.einsum("god,god->", gap @ self.a, gap))
 
+    @cached_property
     def rise(self) -> Float:
         """What removing a weight costs, per unit of its square: 1 / [A⁻¹]ⱼⱼ, of shape (groups, d)."""
-        return 1 / np.diagonal(np.linalg.inv(self.a), axis1=1, axis2=2)
+        if self.a.shape[-1] < FACTORED:
+            return 1 / np.diagonal(np.linalg.inv(self.a), axis1=1, axis2=2)
+        from scipy.linalg.lapack import dtrtri
+
+        inverses = (dtrtri(factor, lower=1)[0] for factor in self._factors)
+        return np.stack([1 / np.einsum("ij,ij->j", inverse, inverse) for inverse in inverses])
 
 
 def largest(scores: Float, count: int) -> Mask:
@@ -91,12 +133,22 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
     """
     if loss.a.shape[-1] <= SMALL:
         return _rows(loss, mask)
-    return np.stack([_gradients(a, b, m, s, rounds) for a, b, m, s in zip(loss.a, loss.best, mask, start, strict=True)])
+    groups, out, d = mask.shape
+    single = out * d * d >= SINGLE
+    found = np.empty(mask.shape, np.float32 if single else np.float64)
+    step = max(1, BLOCK // d) if out * d > BLOCK else out
+    for g in range(groups):
+        a = loss.single[g] if single else loss.a[g]
+        for i in range(0, out, step):
+            some = np.s_[g, i : i + step]
+            target, first = (part[some].astype(found.dtype, copy=False) for part in (loss.target, start))
+            found[some] = _gradients(a, target, first, mask[some], rounds)
+    return found
 
 
 def _rows(loss: Quadratic, mask: Mask) -> Float:
     groups, out, d = mask.shape
-    target = loss.best @ loss.a
+    target = loss.target
     eye = np.eye(d)
     found = np.empty((groups, out, d))
     step = max(1, (1 << 22) // max(out * d * d, 1))
@@ -108,22 +160,25 @@ def _rows(loss: Quadratic, mask: Mask) -> Float:
     return np.where(mask, found, 0)
 
 
-def _gradients(a: Float, best: Float, mask: Mask, start: Float, rounds: int) -> Float:
-    w = np.where(mask, start, 0)
+def _gradients(a: Any, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
+    w = np.where(mask, start, a.dtype.type(0))
     diagonal = np.diagonal(a)
-    residual = ((best - w) @ a) * mask
+    residual = (target - w @ a) * mask
     scaled = residual / diagonal
     way = scaled.copy()
     now = np.einsum("od,od->o", residual, scaled)
-    enough = EXACT * np.einsum("od,od->o", (best @ a) ** 2 / diagonal, mask.astype(np.float64))
+    near = EXACT if a.dtype == np.float64 else NEAR
+    enough = near * np.einsum("od,od->o", target * target / diagonal, mask.astype(a.dtype))
     for _ in range(rounds):
         if (now <= enough).all():
             break
-        pull = (way @ a) * mask
+        pull = way @ a
+        pull *= mask
         bend = np.einsum("od,od->o", way, pull)
         length = np.divide(now, bend, out=np.zeros_like(now), where=bend > 0)[:, None]
         w += length * way
-        residual -= length * pull
+        pull *= length
+        residual -= pull
         np.divide(residual, diagonal, out=scaled)
         then = np.einsum("od,od->o", residual, scaled)
         way *= np.divide(then, now, out=np.zeros_like(now), where=now > 0)[:, None]
@@ -149,10 +204,11 @@ def descend(
     Yields:
         count, mask and weights after each step.
     """
-    rise, w = loss.rise()[:, None, :], loss.best
-    mask = np.ones(w.shape, bool)
+    w, mask = loss.best, np.ones(loss.best.shape, bool)
     for count in counts:
-        scores = np.where(mask, w * w * rise, -1.0)
+        scores = w * w
+        scores *= loss.rise[:, None, :].astype(w.dtype, copy=False)
+        scores[~mask] = -1
         mask = choose(scores, count)
         w = solve(loss, mask, w, rounds=rounds)
         yield count, mask, w
@@ -165,6 +221,12 @@ def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
     rounds = WORK / (2.0 * groups * out * d * d)
     each = 8 if rounds >= 8 * STEPS else 4
     return int(min(STEPS, max(6, rounds // each))), each
+
+
+def polish(shape: tuple[int, int, int]) -> int:
+    """How many rounds to take at the end, when the mask is chosen."""
+    groups, out, d = shape
+    return int(min(60, max(20, WORK / (2.0 * groups * out * d * d))))
 
 
 def ladder(n: int, count: int, steps: int) -> list[int]:

@@ -33,8 +33,9 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
         else "the amount that the budget allows"
     )  # fmt: skip
     parts = [
-        f"Kept: {amount}; spread by {how['allocate']}; chosen by {how['criterion']}; then solved again, "
-        f"on {how['feeds']} feeds.",
+        f"Kept: {amount}; spread by {how['allocate']}; chosen by {how['criterion']}; "
+        f"{'then solved again' if how['solved'] else 'with the values that they had'}, "
+        f"{'from statistics of' if 'from' in how else 'on'} {how['feeds']} feeds.",
         _table(["weight", "shape", "n", "N_eff", "kept", "density", "retained"], lines, total, 2, style),
         "retained: the share of the original Σ|w| at the places that are kept. "
         "Kept weights hold new values, so no bound follows.",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import UsageError, quote
 
-__all__ = ["Feed", "Input", "check_feed", "random_feeds", "read_feeds"]
+__all__ = ["Feed", "Input", "check_feed", "random_feeds", "read_arrays", "read_feeds"]
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -43,20 +43,27 @@ class Input:
 
 
 def read_feeds(path: str | os.PathLike[str], /) -> Iterator[dict[str, NDArray[Any]]]:
-    """Feeds from a folder of `.npz` files (one feed each, in order of name), or from one `.npz` of samples.
+    """Feeds from a folder of `.npz` files (one feed each, in order of name), or from one `.npz` of samples, or from a
+    folder of `.npy` files (one input each, named as the input).
 
-    In both, keys are input names. In a single `.npz` every array has one more leading axis, the samples.
+    Keys are input names. In a single `.npz`, and in `.npy` files, every array has one more leading axis, the samples;
+    `.npy` files are read sample by sample.
 
     Raises:
-        UsageError: nothing there, not an `.npz`, or arrays whose numbers of samples differ.
+        UsageError: nothing there, files of another kind, or arrays whose numbers of samples differ.
     """
     place = Path(path)
-    if place.is_dir():
-        files = sorted(place.glob("*.npz"))
-        if not files:
-            raise UsageError(f"feeds must be a folder of .npz files, got {quote(path)}, which holds none")
-        return (_arrays(file) for file in files)
-    return _samples(_arrays(place), place)
+    if not place.is_dir():
+        return _samples(read_arrays(place, "feeds"), place)
+    files = sorted(place.glob("*.npz"))
+    columns = sorted(place.glob("*.npy"))
+    if files and columns:
+        raise UsageError(f"feeds must be a folder of .npz files, or of .npy files, got {quote(path)}, which has both")
+    if columns:
+        return _samples({file.stem: _column(file) for file in columns}, place)
+    if not files:
+        raise UsageError(f"feeds must be a folder of .npz or .npy files, got {quote(path)}, which holds none")
+    return (read_arrays(file, "feeds") for file in files)
 
 
 def _samples(arrays: dict[str, NDArray[Any]], path: Path) -> Iterator[dict[str, NDArray[Any]]]:
@@ -70,7 +77,12 @@ def _samples(arrays: dict[str, NDArray[Any]], path: Path) -> Iterator[dict[str, 
     return ({name: array[i] for name, array in arrays.items()} for i in range(count))
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: str | os.PathLike[str], what: str, /) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` file, which is said to be `what`.
+
+    Raises:
+        UsageError: no such file, or something else.
+    """
     try:
         # opened here, since np.load does not close what it cannot read
         with open(path, "rb") as stream:
@@ -78,10 +90,18 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
             if isinstance(loaded, np.lib.npyio.NpzFile):
                 return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError as error:
-        raise UsageError(f"feeds must be a folder or an .npz file, got {quote(path)}, which does not exist") from error
+        kinds = "a folder or an .npz file" if what == "feeds" else "an .npz file"
+        raise UsageError(f"{what} must be {kinds}, got {quote(path)}, which does not exist") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise UsageError(f"feeds must be .npz files of plain arrays, got {quote(path)}: {error}") from error
-    raise UsageError(f"feeds must be .npz files, got {quote(path)}, which is a single array")
+        raise UsageError(f"{what} must be .npz files of plain arrays, got {quote(path)}: {error}") from error
+    raise UsageError(f"{what} must be .npz files, got {quote(path)}, which is a single array")
+
+
+def _column(path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"feeds must be .npy files of plain arrays, got {quote(path)}: {error}") from error
 
 
 def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozenset[str] = frozenset()) -> None:
