@@ -19,7 +19,7 @@ const IntegerKernels* const kAll[] = {
     &kIntegerPortable};
 
 constexpr int64_t kChunk = 64;          // rows whose sums stay in the first-level cache
-constexpr int64_t kTileBytes = 16384;   // of a block of activations, beside them
+constexpr int64_t kTileBytes = 32768;   // of a block of activations, beside them
 constexpr int64_t kFew = 16;
 // From so many items on tiles are faster: of sparse weights, and of dense ones.
 constexpr int64_t kTiledSparse = 12, kTiledDense = 28;

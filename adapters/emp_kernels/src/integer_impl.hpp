@@ -19,7 +19,7 @@ void few_rows(const RowsView<int8_t>& w, int64_t row, const uint8_t* x, int64_t 
     I sum[kItemsNow][kRowsNow];
     const int8_t* v[kRowsNow];
     const uint8_t* mask[kRowsNow];
-    const int64_t ahead = int64_t(w.offset[row + kRowsNow] - w.offset[row]);  // the rows that come next
+    const int64_t ahead = int64_t(w.offset[row + kRowsNow] - w.offset[row]) * 2;  // the rows that come later
 #pragma GCC unroll 32
     for (int r = 0; r < kRowsNow; r++) {
         v[r] = w.values(row + r), mask[r] = w.bits(row + r);
@@ -33,6 +33,7 @@ void few_rows(const RowsView<int8_t>& w, int64_t row, const uint8_t* x, int64_t 
             uint64_t word;
             std::memcpy(&word, mask[r] + 8 * c, 8);
             __builtin_prefetch(v[r] + ahead, 0, 3);
+            if (c % 8 == 0) __builtin_prefetch(mask[r] + 8 * (c + 2 * kRowsNow * w.words), 0, 3);
             decode(word, v[r], weight[r]);
             v[r] += count_bits(word);
         }

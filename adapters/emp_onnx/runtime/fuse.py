@@ -106,7 +106,7 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
 
 
 def _value_name(node: onnx.NodeProto) -> str:
-    return node.input[-(5 if node.op_type.endswith("Mask4") else 2)]
+    return str(node.input[-(5 if node.op_type.endswith("Mask4") else 2)])
 
 
 def _only_leads_on(graph: Uses, node: onnx.NodeProto, weight: Weight) -> bool:
@@ -190,7 +190,7 @@ class _Work:
         zero, wrong = self._zero(node.input[3] if len(node.input) > 3 else "", weight)
         stored = self.graph.stored(weight)
         assert stored is not None
-        fits = {onnx.TensorProto.INT8: 0, onnx.TensorProto.UINT8: 128}.get(stored.data_type)
+        fits = 0 if stored.data_type == onnx.TensorProto.INT8 else 128
         return wrong or ("" if zero == fits else "its values less their zero point may not fit 8 bits")
 
     def _geometry(self, node: onnx.NodeProto, shape: list[int], weight: Weight) -> str:

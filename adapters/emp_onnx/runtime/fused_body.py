@@ -1,4 +1,4 @@
-"""What a node with a packed weight computes, in standard operations and the function that unpacks: its local function."""
+"""The local function of a node with a packed weight: standard operations, and the function that unpacks."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ __all__ = ["FORMS", "STANDARD", "Uses", "Weight", "shape_of", "value_of"]
 
 FORMS = {f"Unpack{form}": form for form in ("Mask", "Mask4", "Gaps4", "Gaps6", "Gaps8")}
 STANDARD = ("", "ai.onnx")
-_BYTES = {onnx.TensorProto.INT8: np.int8, onnx.TensorProto.UINT8: np.uint8}
+_BYTES: dict[int, Any] = {onnx.TensorProto.INT8: np.int8, onnx.TensorProto.UINT8: np.uint8}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Weight:
     @property
     def name(self) -> str:
         """That of the tensor."""
-        return self.unpack.output[0]
+        return str(self.unpack.output[0])
 
     @property
     def values(self) -> str:
@@ -71,9 +71,11 @@ class Uses:
         self.weights = {name: Weight(unpack) for name, unpack in self.unpacked.items()}
         for node in graph.node:
             found = self.unpacked.get(node.input[0]) if node.input else None
-            if found is not None and node.domain in STANDARD and node.op_type in ("Cast", "DequantizeLinear"):
-                if node.op_type == "DequantizeLinear" or value_of(node, "to", 0) == onnx.TensorProto.FLOAT:
-                    self.weights[node.output[0]] = Weight(found, node)
+            if found is None or node.domain not in STANDARD:
+                continue
+            widens = node.op_type == "Cast" and value_of(node, "to", 0) == onnx.TensorProto.FLOAT
+            if widens or node.op_type == "DequantizeLinear":
+                self.weights[node.output[0]] = Weight(found, node)
 
     def only_user(self, name: str) -> onnx.NodeProto | None:
         """The node that alone uses a value, if nothing else does."""
