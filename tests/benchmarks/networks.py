@@ -64,7 +64,8 @@ def save_network(name: str, sparsity: float, path: Path, *, opset: int = 17) -> 
     shape: list[Any] = ["batch", *SHAPES[name][1:]]
     out = ["batch", *[f"y{i}" for i in range(2 if name[0] == "t" else 1)]]
     graph = helper.make_graph(built.nodes, "g", [info("x", 1, shape)], [info(y, 1, out)], built.tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7 if opset < 17 else 8), path)
+    version = 7 if opset < 17 else 8
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version), path)
 
 
 def _mlp(built: _Builder) -> str:
