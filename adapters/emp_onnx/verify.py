@@ -25,7 +25,7 @@ from emp_onnx.certificate import (
 )
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.figures import Figures
-from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.model_io import Model, load, unfused
 from emp_onnx.files.rest import same_outside
 from emp_onnx.plan import Decision, decide
 from emp_onnx.runtime.compare import Behaviour, NotRunError, Run, compare_runs, runs_of
@@ -121,7 +121,7 @@ def verify(
     """
     if original is None and feeds is not None:
         raise UsageError("feeds must come with the original model to compare with, got none")
-    model = pruned if isinstance(pruned, Model) else load(pruned)
+    model = unfused(pruned if isinstance(pruned, Model) else load(pruned))
     source = load(original) if isinstance(original, (str, os.PathLike)) else original
     with Isolated(threads=threads) as process:
         if source is not None:
