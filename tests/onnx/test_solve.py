@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from emp_onnx.refit import loss as losses
 from emp_onnx.refit import solve as room
 from emp_onnx.refit.loss import Few, Quadratic
-from emp_onnx.refit.solve import descend, effort, exchange, ladder, largest, solve
+from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, solve
 
 
 @st.composite
@@ -198,3 +198,15 @@ def test_few_samples_say_what_their_moments_say(n: int, out: int, d: int, ridge:
     np.testing.assert_allclose(few.whole(w), plain.whole(w), rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(few.whole(w.astype(np.float32)), plain.whole(w), rtol=1e-3, atol=1e-3)
     assert few.loss(w) == pytest.approx(plain.loss(w), rel=1e-6)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), st.integers(1, 5), st.data())
+def test_fair_leaves_something_to_every_part(widths: list[int], out: int, data: st.DataObject) -> None:
+    scores = np.random.default_rng(data.draw(st.integers(0, 99))).exponential(1, (1, out, sum(widths)))
+    scores[..., : widths[0]] *= 1e-6
+    count = data.draw(st.integers(1, scores.size))
+    mask, start = fair(widths, 0.5)(scores, count), 0
+    assert mask.sum() == count
+    for width in widths:
+        assert mask[..., start : start + width].sum() >= int(0.5 * count * out * width / scores.size)
+        start += width

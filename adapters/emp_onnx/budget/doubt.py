@@ -25,6 +25,7 @@ RIVALS = 16  # of the best class, by rank
 ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
 ROWS = 512  # answers that are looked at; more are thinned out evenly
 LEAST = 1e-12  # of a probability
+FAR = 1e30  # stands for infinity
 
 
 @dataclass(frozen=True)
@@ -105,4 +106,7 @@ def _scores(before: Float, after: Float) -> tuple[Float, Float]:
     """Probabilities as logarithms: leads of near certain answers are all the same otherwise."""
     if (before >= 0).all() and (after >= 0).all() and np.allclose(before.sum(1), 1, atol=1e-3):
         return np.log(np.maximum(before, LEAST)), np.log(np.maximum(after, LEAST))
-    return before, after
+    # a class that is masked with −∞ is far behind, and stays there
+    return np.nan_to_num(before, nan=-FAR, neginf=-FAR, posinf=FAR), np.nan_to_num(
+        after, nan=-FAR, neginf=-FAR, posinf=FAR
+    )

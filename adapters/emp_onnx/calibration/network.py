@@ -55,6 +55,7 @@ class Network:
         self.cut = chunks(self.program, self.levels, {site.pooled for site in self.sites if site.pooled})
         self._cache: dict[str, Array] = {}
         self._held = 0
+        self._halves: NDArray[np.int64] | None = None
 
     def value(self, key: str, changed: Mapping[str, Array] | None = None, /) -> Array:
         """A tensor, as stored or as changed."""
@@ -87,6 +88,13 @@ class Network:
     def at(self, level: int, /) -> list[Site]:
         """The sites of one level."""
         return [site for site in self.sites if site.step.level == level]
+
+    def half(self, feed: int) -> int:
+        """Which half a feed belongs to when one is learnt from and one measured on, 0 or 1: at random, since feeds may
+        come in turns (first steps and second ones, say)."""
+        if self._halves is None:
+            self._halves = np.random.default_rng(len(self.feeds)).permutation(len(self.feeds)) % 2
+        return int(self._halves[feed])
 
     def limit(self, problem: Problem) -> int:
         """Samples taken of each feed."""

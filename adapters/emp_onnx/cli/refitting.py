@@ -74,7 +74,8 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("refit in closed form, on the feeds of --feeds (any of these asks for it)")
     group.add_argument("--refit", action="store_true", help="solve the kept weights and the biases again")
     group.add_argument(
-        "--stats", metavar="STATS.npz",
+        "--stats",
+        metavar="STATS.npz",
         help="instead of feeds, what `emp calibrate` saved: the criterion reads it, and with --refit each layer is "
         "solved by itself (what earlier layers got wrong is made good with --feeds only)",
     )

@@ -68,19 +68,29 @@ class Curve:
 
 def quadratic(problem: Problem, w: Float, sums: Moments | Samples, ridge: float) -> Quadratic:
     """The loss of a problem with weights w (or of some of its outputs): of covariances where a bias takes up the
-    means."""
+    means. The ridge is at least what the number of samples calls for."""
     centred = problem.bias is not None
+    ridge = max(ridge, unseen(problem, sums.count))
     if isinstance(sums, Samples):
         return Few.fit(*sums.scaled(centred), w, ridge)
     return Quadratic.ridge(*(sums.centred() if centred else sums.raw()), w, ridge)
 
 
+def unseen(problem: Problem, count: int) -> float:
+    """How much of each input is taken to vary by itself, in ways that so many samples do not show.
+
+    That is so of recurrent cells: what a cell remembers after the few steps that a feed shows is not all that it will
+    remember. So the fewer samples there are for each input, the less is made of how the inputs hung together in them.
+    """
+    return problem.shape[2] / max(count, 1) if len(problem.parts) > 1 else 0.0
+
+
 def _seen(problem: Problem, w: Float, sums: Moments | Samples) -> Quadratic:
-    """What the outputs are off by on these samples, when the weights are other ones than w."""
+    """What the outputs are off by on these samples, and on others to come, when the weights are other ones than w."""
     centred = problem.bias is not None
     if isinstance(sums, Samples):
-        return Few(sums.scaled(centred)[0], np.zeros(w.shape[2]), w)
-    return Quadratic((sums.centred() if centred else sums.raw())[0], w)
+        return Few.around(sums.scaled(centred)[0], w, unseen(problem, sums.count))
+    return Quadratic.around((sums.centred() if centred else sums.raw())[0], w, unseen(problem, sums.count))
 
 
 def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
@@ -98,7 +108,7 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
         after = answers.beyond(level, dense, probe, says) if sites else None
         shared: dict[object, list[Sums]] = {}
         for site in sites:
-            found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2, shared=shared)
+            found = network.moments(site, dense, part=network.half, parts=2, shared=shared)
             for problem, (fit, test) in zip(site.problems, found, strict=True):
                 if watch is not None:
                     watch.add(problem.size * 4)

@@ -51,6 +51,13 @@ class Quadratic:
             return made
         return cls(np.broadcast_to(np.eye(xx.shape[-1]), xx.shape).copy(), prior)
 
+    @classmethod
+    def around(cls, xx: Float, best: Float, strength: float) -> Quadratic:
+        """With `best` as the minimiser, and each input seen `strength` times more by itself."""
+        a = xx.copy()
+        np.einsum("gii->gi", a)[...] += strength * _pull(np.diagonal(xx, axis1=1, axis2=2))
+        return cls(a, best)
+
     def _solved(self, target: Float) -> Float:
         """X of X·A = target.
 
@@ -133,6 +140,11 @@ class Few(Quadratic):
         gap = (y - x @ prior[0].T).T
         made.best = prior + (np.linalg.solve(made._inner, gap.T).T @ (x / made.weight))[None]
         return made
+
+    @classmethod
+    def around(cls, x: Float, best: Float, strength: float) -> Few:
+        """See `Quadratic.around`."""
+        return cls(x, strength * _pull(np.einsum("nd,nd->d", x, x)[None])[0], best)
 
     @cached_property
     def _inner(self) -> Float:

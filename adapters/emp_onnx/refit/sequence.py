@@ -21,7 +21,7 @@ from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import RIDGES, Curve, quadratic, some_outputs
 from emp_onnx.refit.loss import Quadratic
-from emp_onnx.refit.solve import descend, effort, exchange, ladder, largest, polish, solve
+from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, polish, solve
 
 __all__ = ["Fitted", "fit"]
 
@@ -30,6 +30,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 
 
@@ -79,7 +80,7 @@ def fit(
                     sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]
                 else:
                     sums = network.moments(
-                        site, dense, thin, done.changed, part=lambda feed: feed % 2, parts=2, shared=shared
+                        site, dense, thin, done.changed, part=network.half, parts=2, shared=shared
                     )
                 new = dict(done.changed)
                 for problem, parts in zip(site.problems, sums, strict=True):
@@ -110,8 +111,9 @@ def _one(
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
             steps, sweeps = effort(problem.shape)
-            *_, (_, mask, w) = descend(loss, ladder(n, count, steps))
-            mask, w = exchange(loss, mask, w, sweeps=sweeps)
+            choose = fair([places.shape[2] for _, places in problem.parts], PART)
+            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose)
+            mask, w = exchange(loss, mask, w, choose, sweeps=sweeps)
             w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
         if criterion == "gradient" and gradients is not None:

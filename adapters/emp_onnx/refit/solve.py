@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.refit.loss import Quadratic
 
-__all__ = ["LEAN", "descend", "effort", "exchange", "ladder", "largest", "polish", "solve"]
+__all__ = ["LEAN", "descend", "effort", "exchange", "fair", "ladder", "largest", "polish", "solve"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -47,6 +47,21 @@ def largest(scores: Float, count: int) -> Mask:
         same = np.flatnonzero(flat == edge)
         out[same[: count - int(np.count_nonzero(out))]] = True
     return out.reshape(scores.shape)
+
+
+def fair(widths: Sequence[int], floor: float) -> Callable[[Float, int], Mask]:
+    """`largest`, where each of several parts along the inputs keeps at least `floor` of the mean density."""
+
+    def choose(scores: Float, count: int) -> Mask:
+        scores, start = scores.copy(), 0
+        for width in widths:
+            part = scores[..., start : start + width]
+            least = int(floor * count * part.size / scores.size)
+            part[largest(part, least) & (part >= 0)] = np.inf
+            start += width
+        return largest(scores, count)
+
+    return choose
 
 
 def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Float:
@@ -139,8 +154,9 @@ def descend(
 
 
 def exchange(
-    loss: Quadratic, mask: Mask, w: Float, *, sweeps: int = SWEEPS, rounds: int = ROUNDS, lean: float = LEAN
-) -> tuple[Mask, Float]:
+    loss: Quadratic, mask: Mask, w: Float, choose: Callable[[Float, int], Mask] = largest, *,
+    sweeps: int = SWEEPS, rounds: int = ROUNDS, lean: float = LEAN,
+) -> tuple[Mask, Float]:  # fmt: skip
     """Let some weights that were removed come back, and as many others go: as many stay as before.
 
     Those come back that would lower the loss most by themselves, `g² / worth` with the gradient g; then those go that
@@ -156,7 +172,7 @@ def exchange(
         pull = loss.target - loss.whole(w)
         more = mask | largest(np.where(mask, -1.0, pull * pull / worth), back)
         w = solve(loss, more, w, rounds=rounds)
-        mask = largest(np.where(more, w * w * worth, -1.0), count)
+        mask = choose(np.where(more, w * w * worth, -1.0), count)
         w = solve(loss, mask, w, rounds=rounds)
         now = loss.loss(w)
         if now < best[0]:
