@@ -184,12 +184,12 @@ def prune(
             written.read_disk()
             new = [temporary, *written.sidecars().values()]
             if watch is not None:
-                watch.phase("checking", weighed)
+                watch.phase("checking", 2 * weighed)
                 written.watch = source.watch
             with ThreadPoolExecutor(1) as beside:
                 sizes = beside.submit(lambda: (_sizes(old, gzip), _sizes(new, gzip)))
                 done = verify_written(
-                    written, source, decision, changed.written, feeds=feeds, seed=seed, threads=threads, process=process
+                    written, source, decision, feeds=feeds, seed=seed, threads=threads, process=process
                 )
             if not done.ok:
                 raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)

@@ -25,7 +25,7 @@ from emp_onnx.certificate import (
 )
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.figures import Figures
-from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.model_io import Model, load, unfused
 from emp_onnx.files.rest import same_outside
 from emp_onnx.plan import Decision, decide
 from emp_onnx.runtime.compare import Behaviour, NotRunError, Run, compare_runs, runs_of
@@ -121,7 +121,7 @@ def verify(
     """
     if original is None and feeds is not None:
         raise UsageError("feeds must come with the original model to compare with, got none")
-    model = pruned if isinstance(pruned, Model) else load(pruned)
+    model = unfused(pruned if isinstance(pruned, Model) else load(pruned))
     source = load(original) if isinstance(original, (str, os.PathLike)) else original
     with Isolated(threads=threads) as process:
         if source is not None:
@@ -154,7 +154,6 @@ def verify_written(
     pruned: Model,
     original: Model,
     decision: Decision,
-    handed: Mapping[str, str] | None = None,
     /,
     *,
     feeds: Iterable[Feed] | str | os.PathLike[str] | None = None,
@@ -162,14 +161,12 @@ def verify_written(
     threads: int | None = None,
     process: Isolated | None = None,
 ) -> Verification:
-    """`verify` for a file just written from the original by this decision: each weight is read once.
+    """`verify` for a file just written from the original by this decision: each weight is read once, beside the
+    original's.
 
-    The certified checksums are those of the numbers handed to the file, which were made of the original's by the
-    decision; that the file holds these numbers is seen by their sums (see `sums.py`), taken when they were handed over
-    (`handed`) and again from the file itself; where there are none, by the checksum. Thousands of short weights are
-    compared with the original's instead, which is quicker. Where sums or a checksum are others, the weight is compared
-    element by element, and the fault told. Where nothing outside the weights differs, the file's weights are found
-    where the original's were.
+    The certified hashes are those of the bytes handed to the file; that these bytes are there is seen by comparing
+    every one with what the decision makes of the original, so they are not hashed again. Where nothing outside the
+    weights differs, the file's weights are found where the original's were.
     """
     if process is not None and original.path is not None and many_nodes(original):
         process.wait(original.path)  # three at a time on two processors would hold up the one that takes longest
@@ -188,15 +185,9 @@ def verify_written(
     )
 
     def see(weight: Weight) -> Seen:
-        if weight.name in known:
-            return known[weight.name]
-        sums = handed.get(weight.name) if handed else None
-        seen = look(pruned, weight, digest=sums is None, quick=sums is not None, sums=False)
-        if seen.sums != sums or (sums is None and seen.hash != certificate.weights[weight.name].kept):
-            patch = patches[weight.name]
-            differing.extend(
-                _differences(weight.name, patch, look(pruned, weight, sums=False, original=original, patch=patch))
-            )
+        patch = patches[weight.name]
+        seen = known.get(weight.name) or look(pruned, weight, sums=False, original=original, patch=patch)
+        differing.extend(_differences(weight.name, patch, seen))
         return seen
 
     certified = list(_examined(certificate, {name: found[name] for name in found if name in names}, see))

@@ -15,8 +15,8 @@ SHAPES = {"MLP 12 × 2048²": (1, 2048), "ResNet-like CNN": (1, 3, 224, 224), "t
 
 
 class _Builder:
-    def __init__(self, sparsity: float) -> None:
-        self.sparsity, self.rng = sparsity, np.random.default_rng(0)
+    def __init__(self, sparsity: float, opset: int) -> None:
+        self.sparsity, self.opset, self.rng = sparsity, opset, np.random.default_rng(0)
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
 
@@ -47,18 +47,25 @@ class _Builder:
 
     def norm(self, x: str, size: int) -> str:
         scale, shift = self.tensor(np.ones(size, np.float32)), self.tensor(np.zeros(size, np.float32))
-        return self.op("LayerNormalization", x, scale, shift, axis=-1)
+        if self.opset >= 17:
+            return self.op("LayerNormalization", x, scale, shift, axis=-1)
+        centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1]))
+        square = self.op("Pow", centred, self.tensor(np.float32(2)))
+        spread = self.op("Add", self.op("ReduceMean", square, axes=[-1]), self.tensor(np.float32(1e-5)))
+        plain = self.op("Div", centred, self.op("Sqrt", spread))
+        return self.op("Add", self.op("Mul", plain, scale), shift)
 
 
-def save_network(name: str, sparsity: float, path: Path) -> None:
-    """Write one of `SHAPES`; its first axis is open."""
-    built = _Builder(sparsity)
+def save_network(name: str, sparsity: float, path: Path, *, opset: int = 17) -> None:
+    """Write one of `SHAPES`; its first axis is open. The opset may be 13 for older engines."""
+    built = _Builder(sparsity, opset)
     y = {"M": _mlp, "R": _cnn, "t": _transformer}[name[0]](built)
     info = helper.make_tensor_value_info
     shape: list[Any] = ["batch", *SHAPES[name][1:]]
     out = ["batch", *[f"y{i}" for i in range(2 if name[0] == "t" else 1)]]
     graph = helper.make_graph(built.nodes, "g", [info("x", 1, shape)], [info(y, 1, out)], built.tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    version = 7 if opset < 17 else 8
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=version), path)
 
 
 def _mlp(built: _Builder) -> str:

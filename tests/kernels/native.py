@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
     found = ctypes.CDLL(str(next(build().glob("libemp_kernels.*"))))
     found.emp_kernels_isa.restype = ctypes.c_char_p
     found.emp_linear_way.restype = ctypes.c_char_p
-    for name in ("emp_linear_new", "emp_conv_new"):
+    for name in ("emp_linear_new", "emp_conv_new", "emp_integer_new", "emp_narrow_new"):
         getattr(found, name).restype = ctypes.c_void_p
     return found
 
@@ -63,6 +63,11 @@ def library() -> ctypes.CDLL:
 def instruction_sets() -> list[str]:
     """Those that this processor has, the best one first."""
     return [name for name in ("avx512", "avx2", "neon", "portable") if library().emp_kernels_has(name.encode())]
+
+
+def integer_instruction_sets() -> list[str]:
+    """The same for 8-bit weights and activations."""
+    return [name for name in ("avx512", "avxvnni", "avx2", "portable") if library().emp_integer_has(name.encode())]
 
 
 def pack(dense: Floats) -> tuple[NDArray[np.uint8], Floats]:
@@ -114,6 +119,74 @@ class Linear:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             library().emp_linear_free(ctypes.c_void_p(self._handle))
+
+
+class Narrow:
+    """A packed weight of float16, bfloat16 (as their bits) or 8-bit integers [rows, columns], with factors."""
+
+    def __init__(self, kind: str, dense: NDArray[Any], scale: Floats, *, transposed: bool = False) -> None:
+        self.rows, self._kind = len(dense), ctypes.c_char(kind.encode())
+        laid = np.ascontiguousarray(dense.T) if transposed else dense
+        mask, values = np.packbits(laid.ravel() != 0, bitorder="little"), laid.ravel()[laid.ravel() != 0]
+        self._kept = (mask, values)
+        message = ctypes.create_string_buffer(500)
+        self._handle = library().emp_narrow_new(
+            self._kind, ctypes.c_int64(dense.shape[0]), ctypes.c_int64(dense.shape[1]), int(transposed),
+            _pointer(mask), ctypes.c_size_t(mask.size), _pointer(values), ctypes.c_size_t(values.size),
+            _pointer(scale), ctypes.c_size_t(scale.size), message, ctypes.c_size_t(500),
+        )  # fmt: skip
+        if not self._handle:
+            raise ValueError(message.value.decode())
+
+    def __call__(
+        self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
+        out: Floats | None = None,
+    ) -> Floats:  # fmt: skip
+        y = np.full((len(x), self.rows), 7.0, np.float32) if out is None else out
+        done = library().emp_narrow_run(
+            self._kind, ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(len(x)),
+            _pointer(bias), int(relu), _pointer(y),
+        )  # fmt: skip
+        assert done == 0, isa
+        return y
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library().emp_narrow_free(self._kind, ctypes.c_void_p(self._handle))
+
+
+class Integer:
+    """A packed weight of 8-bit integers [rows, columns], or the same from its transposed layout."""
+
+    def __init__(self, dense: NDArray[np.int8], scale: Floats, *, transposed: bool = False) -> None:
+        self.rows = len(dense)
+        laid = np.ascontiguousarray(dense.T) if transposed else dense
+        mask, values = np.packbits(laid.ravel() != 0, bitorder="little"), laid.ravel()[laid.ravel() != 0]
+        self._kept = (mask, values)
+        message = ctypes.create_string_buffer(500)
+        self._handle = library().emp_integer_new(
+            ctypes.c_int64(dense.shape[0]), ctypes.c_int64(dense.shape[1]), int(transposed), _pointer(mask),
+            ctypes.c_size_t(mask.size), _pointer(values), ctypes.c_size_t(values.size), _pointer(scale),
+            ctypes.c_size_t(scale.size), message, ctypes.c_size_t(500),
+        )  # fmt: skip
+        if not self._handle:
+            raise ValueError(message.value.decode())
+
+    def __call__(
+        self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
+        out: Floats | None = None,
+    ) -> Floats:  # fmt: skip
+        y = np.full((len(x), self.rows), 7.0, np.float32) if out is None else out
+        done = library().emp_integer_run(
+            ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(len(x)), _pointer(bias),
+            int(relu), _pointer(y),
+        )  # fmt: skip
+        assert done == 0, isa
+        return y
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library().emp_integer_free(ctypes.c_void_p(self._handle))
 
 
 class Conv:

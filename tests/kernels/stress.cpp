@@ -1,16 +1,19 @@
 // Made to be run under sanitizers: weights of any shape, well-formed or not, in arrays of exactly their size, used by several threads at once.
 // Arguments: seed, rounds. Exit code 0 if every well-formed one gave the right result, and every other one was refused.
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <thread>
 
 #include "conv.hpp"
 #include "form.hpp"
+#include "integer.hpp"
 #include "linear.hpp"
+#include "narrow.hpp"
+#include "own_threads.hpp"
 
 using namespace emp;
 
@@ -27,17 +30,6 @@ struct Exact {
     T* data;
     size_t size;
 };
-
-void run_threads(void* lender, void (*piece)(void*, size_t), size_t count, void* data) {
-    std::atomic<size_t> next{0};
-    auto work = [&] {
-        for (size_t i = next++; i < count; i = next++) piece(data, i);
-    };
-    std::vector<std::thread> others;
-    for (int t = 1; t < *static_cast<int*>(lender); t++) others.emplace_back(work);
-    work();
-    for (std::thread& one : others) one.join();
-}
 
 [[noreturn]] void fail(const char* what) {
     std::fprintf(stderr, "FAILED: %s\n", what);
@@ -95,6 +87,68 @@ void linear_round() {
     for (std::thread& user : users) user.join();
 }
 
+// 8-bit weights, stored in arrays of exactly their size, in rows or in columns.
+struct Bytes {
+    Bytes(int64_t rows, int64_t columns, bool transposed) : dense(size_t(rows * columns)), mask(size_t(rows * columns + 7) / 8) {
+        const int64_t density = below(11);
+        for (int8_t& one : dense) one = below(10) < density ? int8_t(below(256) - 128) : int8_t(0);
+        std::memset(mask.data, 0, mask.size);
+        std::vector<int8_t> kept;
+        for (int64_t i = 0; i < rows * columns; i++) {
+            const int8_t one = dense[size_t(transposed ? i % rows * columns + i / rows : i)];
+            if (!one) continue;
+            kept.push_back(one);
+            mask.data[i / 8] |= uint8_t(1 << (i % 8));
+        }
+        count = kept.size();
+        values = std::make_unique<Exact<int8_t>>(count);
+        std::copy(kept.begin(), kept.end(), values->data);
+    }
+    std::vector<int8_t> dense;
+    Exact<uint8_t> mask;
+    std::unique_ptr<Exact<int8_t>> values;
+    size_t count;
+};
+
+// Products of integers, and of integers with floats, by four threads that share the weight.
+void byte_round() {
+    const int64_t rows = below(150), columns = below(400), items = below(3) ? below(6) : below(140);
+    const bool transposed = below(2);
+    const Bytes given(rows, columns, transposed);
+    const char* const names[] = {"avx512", "avxvnni", "avx2", "portable"};
+    const IntegerKernels* chosen = nullptr;
+    while (!chosen) chosen = integer_kernels(names[below(4)]);
+    const NarrowKernels* narrow = narrow_kernels(below(2) ? "avx2" : "portable");
+    if (!narrow) narrow = narrow_kernels("portable");
+    IntegerLinear linear;
+    NarrowLinear<int8_t> wide;
+    const std::string wrong = linear.weight.bind(rows, columns, transposed, given.mask.data, given.mask.size, given.values->data, given.count) +
+                              wide.bind(rows, columns, transposed, given.mask.data, given.mask.size, given.values->data, given.count, {1.0f});
+    if (!wrong.empty()) fail(wrong.c_str());
+    linear.scale = {1.0f};
+    linear.prepare();
+    Exact<float> x(size_t(items * columns));
+    // whole numbers whose scale is 1: both ways are exact
+    for (size_t i = 0; i < x.size; i++) x.data[i] = float(below(256) - 100);
+    if (items && columns > 1) x.data[0] = -100, x.data[1] = 155;
+    std::vector<std::thread> users;
+    for (int user = 0; user < 4; user++)
+        users.emplace_back([&, user] {
+            int threads = 1 + user;
+            Exact<float> y(size_t(items * rows)), z(y.size);
+            linear.run(*chosen, kernels(), x.data, items, nullptr, Activation::none, y.data, {&threads, run_threads});
+            wide.run(*narrow, kernels(), x.data, items, nullptr, Activation::none, z.data, {&threads, run_threads});
+            for (int64_t i = 0; i < items; i++)
+                for (int64_t r = 0; r < rows; r++) {
+                    int64_t sum = 0;
+                    for (int64_t c = 0; c < columns; c++) sum += int64_t(given.dense[size_t(r * columns + c)]) * int64_t(x.data[i * columns + c]);
+                    if (z.data[i * rows + r] != float(sum)) fail("a product with 8-bit weights is wrong");
+                    if (columns > 1 && y.data[i * rows + r] != float(sum)) fail("a product of integers is wrong");
+                }
+        });
+    for (std::thread& user : users) user.join();
+}
+
 void conv_round() {
     Conv conv;
     ConvShape& s = conv.shape;
@@ -145,6 +199,10 @@ void hostile_round() {
         std::fill(x.data, x.data + x.size, 1.0f);
         linear.run(any_kernels(), x.data, items, nullptr, Activation::none, y.data, {&threads, run_threads});
     }
+    Rows<int8_t> bytes;
+    const Exact<int8_t> stored(below(3) ? bits : size_t(below(1300)));
+    std::memset(stored.data, 1, stored.size);
+    bytes.bind(rows, columns, below(2), mask.data, mask.size, stored.data, stored.size);
     const int widths[] = {4, 6, 8};
     Codes codes = {mask.data, values.size ? reinterpret_cast<uint8_t*>(values.data) : nullptr, mask.size, values.size * sizeof(float), 0, widths[below(3)]};
     codes.count = below(4) ? int64_t(codes.bits == 8 ? mask.size : 2 * mask.size) - below(2) : shapes[below(10)];
@@ -161,6 +219,7 @@ int main(int count, char** arguments) {
     const int rounds = count > 2 ? std::atoi(arguments[2]) : 100;
     for (int i = 0; i < rounds; i++) {
         linear_round();
+        byte_round();
         conv_round();
         for (int j = 0; j < 20; j++) hostile_round();
     }

@@ -21,7 +21,9 @@ def test_well_formed_and_hostile_weights_by_many_threads(sanitize: str) -> None:
     assert (done.returncode, done.stdout) == (0, "60 rounds\n"), done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2"])
+@pytest.mark.parametrize(
+    "isa", ["avx512", "avx2", "integer_avx512", "integer_avxvnni", "integer_avx2", "narrow_avx2"]
+)
 def test_code_of_an_instruction_set_stays_in_its_namespace(isa: str) -> None:
     """A function that two files define is kept once by the linker; it must not be the copy that needs AVX-512."""
     if platform.machine() not in ("x86_64", "AMD64"):

@@ -119,6 +119,16 @@ def test_sidecars_are_shared_so_both_files_are_in_one_folder(
     assert main(["fuse", str(tmp_path / "p.onnx"), str(tmp_path / "p.onnx")]) == 2
 
 
+def test_a_fused_file_is_an_end_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    emp_onnx.pack(mlp(tmp_path / "m.onnx", 0.5), tmp_path / "p.onnx")
+    fused = str(tmp_path / "f.onnx")
+    assert main(["fuse", str(tmp_path / "p.onnx"), fused, "--every", "--quiet"]) == 0
+    for command in ("plan", "prune", "verify", "pack", "unpack"):
+        capsys.readouterr()
+        assert main([command, fused]) == 3, command
+        assert "take the packed file that it was made of" in capsys.readouterr().err
+
+
 def test_run_says_which_path_was_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,6 @@ from emp_onnx.files import writer
 from emp_onnx.files.model_io import load
 from emp_onnx.files.rest import load_again
 from emp_onnx.files.short import batches
-from emp_onnx.files.sums import Sums
 from emp_onnx.plan import decide
 from emp_onnx.runtime.process import Process
 from emp_onnx.weights.find import find_weights
@@ -149,34 +148,6 @@ def test_a_model_that_holds_more_is_read(tmp_path: Path) -> None:
     original = load(path)
     again = load_again(out, original, frozenset(original.tensors))
     assert not again.cache
-
-
-@given(st.integers(0, 5000), st.integers(0, 2**31), st.sampled_from(["float32", "uint8", "float64"]))
-def test_sums_tell_any_change(size: int, seed: int, dtype: str) -> None:
-    rng = np.random.default_rng(seed)
-    values = (rng.standard_normal(size) * 50).astype(dtype)
-
-    def of(some: Any) -> str:
-        sums = Sums()
-        sums.update(some)
-        return sums.hexdigest()
-
-    assert of(values) == of(values.copy())
-    if size:
-        raw = values.copy().view(np.uint8)
-        raw[rng.integers(raw.size)] ^= 1 << int(rng.integers(8))
-        assert of(values) != of(raw.view(dtype))
-
-
-@pytest.mark.parametrize("block", [512, 4096])
-def test_sums_tell_blocks_that_changed_places(block: int) -> None:
-    raw = np.random.default_rng(0).integers(0, 256, 1 << 19, np.uint8)
-    one, other = Sums(), Sums()
-    one.update(raw)
-    moved = raw.copy()
-    moved[block : 2 * block], moved[7 * block : 8 * block] = raw[7 * block : 8 * block], raw[block : 2 * block]
-    other.update(moved)
-    assert one.hexdigest() != other.hexdigest()
 
 
 def test_what_is_written_otherwise_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

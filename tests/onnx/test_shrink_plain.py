@@ -200,3 +200,15 @@ def test_random_feeds_are_told_loudly(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "REFITTED TO RANDOM FEEDS" in said
     report = shrink(tmp_path / "in.onnx", tmp_path / "out2.onnx", feeds=feeds())
     assert not report.random
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.1, 0.3])
+def test_the_model_that_is_written_keeps_the_budget(limit: float, tmp_path: Path) -> None:
+    onnx.save(block(), tmp_path / "in.onnx")
+    given = feeds(20)
+    report = shrink(tmp_path / "in.onnx", tmp_path / "out.onnx", feeds=given, refit=True, max_error=limit)
+    dense, small = Runner(block()), Runner(onnx.load(report.out))
+    pairs = [(dense(feed)["y"], small(feed)["y"]) for feed in given[16:]]  # a fifth is kept back
+    error = sum(np.square(a - b).sum() for a, b in pairs) / sum(np.square(a - a.mean()).sum() for a, _ in pairs)
+    assert error**0.5 <= limit
+    assert report.error == pytest.approx(error**0.5, rel=1e-3, abs=1e-6)

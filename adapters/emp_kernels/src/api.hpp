@@ -99,6 +99,16 @@ class Info {
         }
         return found;
     }
+    // Whether there is a constant at that place; an input that was left out is none.
+    bool has_input(size_t input) const {
+        int is_constant = 0;
+        const OrtValue* value = nullptr;
+        if (OrtStatus* absent = raw<kKernelInfoGetConstantInputTensor>(info_, input, &is_constant, &value)) {
+            release(absent);
+            return false;
+        }
+        return is_constant && value;
+    }
     Tensor constant(size_t input, const char* what) const {
         int is_constant = 0;
         const OrtValue* value = nullptr;

@@ -1,26 +1,17 @@
 // Plain C functions, for the tests and for programs without onnxruntime.
-#include <atomic>
 #include <cstring>
-#include <thread>
 
 #include "conv.hpp"
+#include "integer.hpp"
 #include "linear.hpp"
+#include "narrow.hpp"
+#include "own_threads.hpp"
 
 #define EMP_PUBLIC extern "C" __attribute__((visibility("default")))
 
 namespace {
 
-void run_threads(void* lender, void (*piece)(void*, size_t), size_t count, void* data) {
-    const int threads = *static_cast<int*>(lender);
-    std::atomic<size_t> next{0};
-    auto work = [&] {
-        for (size_t i = next++; i < count; i = next++) piece(data, i);
-    };
-    std::vector<std::thread> others;
-    for (int t = 1; t < threads; t++) others.emplace_back(work);
-    work();
-    for (std::thread& one : others) one.join();
-}
+using emp::run_threads;
 
 int answer(const std::string& wrong, char* message, size_t room) {
     if (room) message[wrong.copy(message, room - 1)] = 0;
@@ -87,5 +78,78 @@ EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads,
     if (!kernels) return 1;
     conv->run(*kernels, x, images, height, width, bias, nullptr, relu ? emp::Activation::relu : emp::Activation::none, y,
               {&threads, run_threads});
+    return 0;
+}
+
+// A packed weight of 8-bit integers; `scale` holds `scales` floats: one, or one for each row. Otherwise as emp_linear_new.
+EMP_PUBLIC emp::IntegerLinear* emp_integer_new(int64_t rows, int64_t columns, int transposed, const uint8_t* mask, size_t bytes,
+                                               const int8_t* values, size_t count, const float* scale, size_t scales, char* message, size_t room) {
+    auto* linear = new emp::IntegerLinear;
+    if (answer(linear->weight.bind(rows, columns, transposed, mask, bytes, values, count), message, room) == 0) {
+        linear->scale.assign(scale, scale + scales);
+        linear->prepare();
+        return linear;
+    }
+    delete linear;
+    return nullptr;
+}
+
+EMP_PUBLIC void emp_integer_free(emp::IntegerLinear* linear) { delete linear; }
+
+// 1 if `isa` is compiled in for integers and this processor has it.
+EMP_PUBLIC int emp_integer_has(const char* isa) { return emp::integer_kernels(isa) != nullptr; }
+
+EMP_PUBLIC int emp_integer_run(const emp::IntegerLinear* linear, const char* isa, int threads, const float* x, int64_t items, const float* bias,
+                               int relu, float* y) {
+    const emp::IntegerKernels* kernels = isa && *isa ? emp::integer_kernels(isa) : &emp::integer_kernels();
+    if (!kernels) return 1;
+    linear->run(*kernels, emp::kernels(), x, items, bias, relu ? emp::Activation::relu : emp::Activation::none, y, {&threads, run_threads});
+    return 0;
+}
+
+namespace {
+
+template <typename T>
+void* new_narrow(int64_t rows, int64_t columns, int transposed, const uint8_t* mask, size_t bytes, const void* values, size_t count,
+                 const float* scale, size_t scales, char* message, size_t room) {
+    auto* linear = new emp::NarrowLinear<T>;
+    const auto* given = static_cast<const T*>(values);
+    if (answer(linear->bind(rows, columns, transposed, mask, bytes, given, count, {scale, scale + scales}), message, room) == 0) return linear;
+    delete linear;
+    return nullptr;
+}
+
+template <typename T>
+void run_narrow(const void* linear, const emp::NarrowKernels& kernels, int threads, const float* x, int64_t items, const float* bias, int relu, float* y) {
+    static_cast<const emp::NarrowLinear<T>*>(linear)->run(kernels, emp::kernels(), x, items, bias,
+                                                          relu ? emp::Activation::relu : emp::Activation::none, y, {&threads, run_threads});
+}
+
+}  // namespace
+
+// A packed weight of type 'h' (float16), 'b' (bfloat16) or 'i' (8-bit integers), with its factors; otherwise as emp_linear_new.
+EMP_PUBLIC void* emp_narrow_new(char type, int64_t rows, int64_t columns, int transposed, const uint8_t* mask, size_t bytes, const void* values,
+                                size_t count, const float* scale, size_t scales, char* message, size_t room) {
+    const auto make = type == 'h' ? new_narrow<emp::Half> : type == 'b' ? new_narrow<emp::Bfloat> : new_narrow<int8_t>;
+    return make(rows, columns, transposed, mask, bytes, values, count, scale, scales, message, room);
+}
+
+EMP_PUBLIC void emp_narrow_free(char type, void* linear) {
+    if (type == 'h')
+        delete static_cast<emp::NarrowLinear<emp::Half>*>(linear);
+    else if (type == 'b')
+        delete static_cast<emp::NarrowLinear<emp::Bfloat>*>(linear);
+    else
+        delete static_cast<emp::NarrowLinear<int8_t>*>(linear);
+}
+
+EMP_PUBLIC int emp_narrow_has(const char* isa) { return emp::narrow_kernels(isa) != nullptr; }
+
+EMP_PUBLIC int emp_narrow_run(char type, const void* linear, const char* isa, int threads, const float* x, int64_t items, const float* bias,
+                              int relu, float* y) {
+    const emp::NarrowKernels* kernels = isa && *isa ? emp::narrow_kernels(isa) : &emp::narrow_kernels();
+    if (!kernels) return 1;
+    (type == 'h' ? run_narrow<emp::Half> : type == 'b' ? run_narrow<emp::Bfloat> : run_narrow<int8_t>)(linear, *kernels, threads, x, items, bias,
+                                                                                                        relu, y);
     return 0;
 }

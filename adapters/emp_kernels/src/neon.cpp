@@ -48,15 +48,7 @@ inline F8 relu(F8 a) { return {vmaxq_f32(a.lo, vdupq_n_f32(0)), vmaxq_f32(a.hi, 
 
 struct F {
     float32x4_t v;
-    static F zero() { return {vdupq_n_f32(0)    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
-    static F load_over(const float* p, unsigned lanes, F other) {
-        alignas(64) float lane[4];
-        other.store(lane);
-        for (int i = 0; i < 4; i++)
-            if (lanes >> i & 1) lane[i] = p[i];
-        return load(lane);
-    }
-}; }
+    static F zero() { return {vdupq_n_f32(0)}; }
     static F load(const float* p) { return {vld1q_f32(p)}; }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
     void store(float* p) const { vst1q_f32(p, v); }
@@ -70,6 +62,14 @@ struct F {
         alignas(64) float lane[4];
         store(lane);
         for (int i = 0; i < count; i++) p[i] = lane[i];
+    }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F load_over(const float* p, unsigned lanes, F other) {
+        alignas(64) float lane[4];
+        other.store(lane);
+        for (int i = 0; i < 4; i++)
+            if (lanes >> i & 1) lane[i] = p[i];
+        return load(lane);
     }
     // p[0], p[2], ..., `count` of them.
     static F load_even(const float* p, int count) {

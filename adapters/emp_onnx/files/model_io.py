@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from emp_core.checksum import Checksum
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.graph import Graph, Tensor
-from emp_onnx.files.reader import Contents, read
+from emp_onnx.files.reader import DOMAIN, Contents, read
 from emp_onnx.files.short import read_each
 from emp_onnx.files.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.files.sparse import sparse
@@ -31,7 +31,7 @@ from emp_onnx.files.storage import Stored, pieces_of, stored
 from emp_onnx.files.wire import Edit, Piece
 from emp_onnx.weights.packed import Packed, Packing
 
-__all__ = ["Model", "Patch", "Sheet", "Values", "hash_values", "load", "save"]
+__all__ = ["Model", "Patch", "Sheet", "Values", "hash_values", "load", "save", "unfused"]
 
 Values = NDArray[Any]
 
@@ -85,7 +85,6 @@ class Model:
         functions: local functions by (domain, name).
         tensors: every tensor anywhere in the model, by its key.
         cache: what other rooms found out about this model, and will ask for again.
-        written: of the tensors that `save` wrote piece by piece, the sums (see `sums.py`) of what it handed over.
         watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
 
@@ -98,7 +97,6 @@ class Model:
         self.cache: dict[Any, Any] = {}
         self._from_disk = False
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
-        self.written: dict[str, str] = {}
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
         self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
         self.sheet: Sheet | None = None
@@ -381,6 +379,21 @@ def load(path: str | os.PathLike[str], /) -> Model:
         raise ModelError(f"model must be an ONNX file, got {quote(path)}, which is empty")
     keep_freed()
     return Model(source, place)
+
+
+def unfused(model: Model, /) -> Model:
+    """The model itself, if its packed weights can still be told from the nodes that use them.
+
+    Raises:
+        ModelError: `emp fuse` wrote it.
+    """
+    for domain, name in model.contents.calls:
+        if domain == DOMAIN and not name.startswith(("Unpack", "Stage")):
+            raise ModelError(
+                f"model must not be what emp fuse wrote, whose weights are parts of nodes such as {name}; "
+                f"take the packed file that it was made of, got {quote(model.path or 'a model in memory')}"
+            )
+    return model
 
 
 def save(

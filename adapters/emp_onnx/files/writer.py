@@ -28,7 +28,6 @@ from emp_onnx.files.short import SHORT, batches, read_each
 from emp_onnx.files.source import FileSource, Source
 from emp_onnx.files.sparse import Sparse
 from emp_onnx.files.storage import Stored, pieces_of
-from emp_onnx.files.sums import Sums
 from emp_onnx.files.typed import respelled
 from emp_onnx.files.whole import check_target, copy_part, put, same_file, staged, sync_folder
 from emp_onnx.files.wire import Blob, Edit, Field, Piece, Wire, length_of, varint
@@ -221,17 +220,15 @@ def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> No
     for key, where in mine:
         if where.tensor.size <= SHORT:
             continue
-        patch, digest, sums = model.patches[key], Checksum(), Sums()
+        patch, digest = model.patches[key], Checksum()
         for start, stop in where.pieces():
             old = where.read(start, stop)
             if model.watch is not None:
                 model.watch(old.nbytes)
             new = patch(start, old)
             digest.update(new)
-            sums.update(new)
             where.write(start, new, into)
         hashes[key] = digest.hexdigest()
-        model.written[key] = sums.hexdigest()
 
 
 @dataclass(frozen=True)

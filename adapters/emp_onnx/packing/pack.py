@@ -10,7 +10,7 @@ from typing import Any
 
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import UsageError, VerifyError, quote
-from emp_onnx.files.model_io import Model, load, save
+from emp_onnx.files.model_io import Model, load, save, unfused
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.check import Feeds, checked
 from emp_onnx.packing.choose import Row, choose
@@ -108,7 +108,7 @@ def pack(
             ...
         emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
     """
-    source = model if isinstance(model, Model) else load(model)
+    source = unfused(model if isinstance(model, Model) else load(model))
     given = feeds if feeds is None or isinstance(feeds, (str, os.PathLike)) else list(feeds)
     if compact_indices and target == "checker-strict":
         raise UsageError("compact_indices must come without the target checker-strict, which takes no such indices")
@@ -161,7 +161,7 @@ def unpack(
             ...
         emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
     """
-    source = model if isinstance(model, Model) else load(model)
+    source = unfused(model if isinstance(model, Model) else load(model))
     place = _target(source, out, in_place, "unpacked")
     packed = frozenset(key for key, tensor in source.tensors.items() if tensor.recipe or tensor.storage == "sparse")
     chosen, rows = choose(source, form="dense", keys=packed)

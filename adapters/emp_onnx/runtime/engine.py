@@ -32,13 +32,16 @@ class Engine:
     note: str
 
 
-def open_engine(path: str | os.PathLike[str], /, *, kernels: str = "auto", threads: int | None = None) -> Engine:
+def open_engine(
+    path: str | os.PathLike[str], /, *, kernels: str = "auto", threads: int | None = None, every: bool = False
+) -> Engine:
     """Open a model for running.
 
     Args:
         path: a model, packed or not.
         kernels: auto, where they are installed and the model has weights for them; on: or fail; off.
         threads: onnxruntime's; all processors if not given.
+        every: kernels also where dense ones are expected to be faster.
 
     Raises:
         UsageError: kernels are asked for and are not there.
@@ -72,7 +75,7 @@ def open_engine(path: str | os.PathLike[str], /, *, kernels: str = "auto", threa
         if kernels == "on":
             raise UsageError(f"kernels must be off or auto here: {why}")
         return Engine(_session(str(path), _options(threads)), "", (), f"onnxruntime alone: {why}")
-    model, fused = fused_model(path)
+    model, fused = fused_model(path, every=every)
     count = sum(bool(item.op) for item in fused)
     if not count:
         why = "no packed weight in it is faster with kernels" if fused else "it holds no packed weights"

@@ -5,35 +5,37 @@ activations in one node. So a MatMul, Gemm or Conv with such a weight becomes on
 and the Relu that follow it, and with a local function of its name that says in standard operations what it computes.
 Without kernels onnxruntime inlines that function, and all is as before.
 
-The names are made of what a node does: MatMul, MatMulAdd, Gemm or Conv; then Relu; then the form of the weight.
-Inputs: the activations; the bias (not for MatMul); those of the function that unpacks.
+Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
+quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all
+of these. In a model of float16 a node with kernels takes and gives float32, with a Cast on either side, as onnxruntime
+itself does it.
+
+Inputs of such a node: the activations; the bias (not for MatMul); scale and zero point of integers; those of the
+function that unpacks.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.reader import DOMAIN
+from emp_onnx.runtime.fused_body import ATTRIBUTES, Shape, function_of
+from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
 
 __all__ = ["FORMS", "Fused", "fuse", "fused_model"]
 
-FORMS = {f"Unpack{form}": form for form in ("Mask", "Mask4", "Gaps4", "Gaps6", "Gaps8")}
-_ATTRIBUTES = {
-    "MatMul": (), "Gemm": ("transB",), "Conv": ("strides", "pads", "dilations", "group", "kernel_shape"),
-}  # fmt: skip
-_NONE = onnx.TensorProto()
+FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 # Above these densities dense kernels win, whatever the shape; convolutions also lose onnxruntime's blocked layout.
-DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5}
-LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13}  # elements: smaller weights stay in cache, and win dense
+DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5, "MatMulInteger": 0.55}
+# Elements: smaller weights stay in cache, and win dense.
+LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13, "MatMulInteger": 1 << 18}
 
 
 @dataclass(frozen=True)
@@ -71,207 +73,275 @@ def fused_model(path: str | os.PathLike[str], /, *, every: bool = False) -> tupl
         model = onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf's own errors have no common base
         raise ModelError(f"model must be an ONNX file, got {quote(str(path))}, which cannot be read") from error
-    return model, fuse(model, every=every)
+    return model, fuse(model, every=every, folder=Path(path).resolve().parent)
 
 
-def fuse(model: onnx.ModelProto, /, *, every: bool = False) -> list[Fused]:
+def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None = None) -> list[Fused]:
     """Change `model` so; says what became of each use of a packed weight in its main graph.
+
+    Args:
+        model: with the numbers of its weights, or with their places in files of `folder`.
+        every: also where dense kernels are expected to be faster.
+        folder: where these files are.
 
     Example:
         >>> fuse(onnx.ModelProto())
         []
     """
-    graph = _Graph(model.graph)
+    work = _Work(model, every, folder)
     told: list[Fused] = []
-    made: dict[str, onnx.FunctionProto] = {}
-    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     for node in list(model.graph.node):
-        if node.domain == DOMAIN and node.op_type.startswith(("MatMul", "Gemm", "Conv")):
-            told.append(Fused(node.input[-2], node.op_type, ""))  # fused before
-        for name in sorted(set(node.input) & graph.unpacked.keys()) if id(node) not in graph.gone else ():
-            unpack = graph.unpacked[name]
-            if len(_shape(unpack)) < 2:
-                continue  # a bias, which is unpacked wherever it goes
-            reason = _against(graph, node, unpack, every)
-            told.append(Fused(name, "" if reason else _join(graph, node, unpack, made, opset), reason))
-    dead = {id(n) for n in graph.unpacked.values() if not graph.uses[n.output[0]] and n.output[0] not in graph.kept}
-    alive = [node for node in model.graph.node if id(node) not in dead | graph.gone]
-    del model.graph.node[:]
-    model.graph.node.extend(alive)
-    model.functions.extend(made[name] for name in sorted(made))
+        if node.domain == DOMAIN and node.op_type.startswith(("MatMul", "Gemm", "Conv", "DynamicMatMul")):
+            told.append(Fused(_value_name(node), node.op_type, ""))  # fused before
+        if id(node) in work.graph.gone or node.domain == DOMAIN:
+            continue
+        for name in sorted(set(node.input) & work.graph.weights.keys()):
+            weight = work.graph.weights[name]
+            if len(shape_of(weight.unpack)) < 2 or node is weight.after or _only_leads_on(work.graph, node, weight):
+                continue  # a bias, which is unpacked wherever it goes; or it is used further on
+            reason = work.against(node, name, weight)
+            told.append(Fused(weight.name, "" if reason else work.join(node, name, weight), reason))
+    work.finish()
     return told
 
 
-class _Graph:
-    """Who makes and who uses what in the main graph."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self.unpacked = {n.output[0]: n for n in graph.node if n.domain == DOMAIN and n.op_type in FORMS}
-        self.uses: Counter[str] = Counter()
-        self.next: dict[str, onnx.NodeProto] = {}
-        self.kept = {item.name for item in graph.output}
-        self.gone: set[int] = set()
-        for node in graph.node:
-            self.uses.update(node.input)
-            self.next.update(dict.fromkeys(node.input, node))
-            self.kept.update(_inner_names(node))
-
-    def only_user(self, name: str) -> onnx.NodeProto | None:
-        """The node that alone uses a value, if nothing else does."""
-        return self.next[name] if self.uses[name] == 1 and name not in self.kept else None
-
-    def vector(self, name: str, size: int) -> bool:
-        """Whether `name` is a constant of float32 with one number for each of `size` outputs."""
-        if unpack := self.unpacked.get(name):
-            stored = _values(self, unpack)
-            return _shape(unpack) == [size] and stored is not None and stored.data_type == onnx.TensorProto.FLOAT
-        tensor = self.tensors.get(name)
-        return (
-            tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT
-            and list(tensor.dims) in ([size], [1, size])
-        )  # fmt: skip
+def _value_name(node: onnx.NodeProto) -> str:
+    return str(node.input[-(5 if node.op_type.endswith("Mask4") else 2)])
 
 
-def _inner_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that subgraphs of a node may take from outside."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
-            yield from (item.name for item in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from _inner_names(inner)
+def _only_leads_on(graph: Uses, node: onnx.NodeProto, weight: Weight) -> bool:
+    return weight.after is None and any(w.after is node for w in graph.weights.values())
 
 
-def _value(node: onnx.NodeProto, name: str, otherwise: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return helper.get_attribute_value(attribute)
-    return otherwise
+class _Work:
+    """The graph, and the functions that it needs."""
 
+    def __init__(self, model: onnx.ModelProto, every: bool, folder: Path | None) -> None:
+        self.model, self.every = model, every
+        self.graph = Uses(model.graph, folder)
+        self.made: dict[str, onnx.FunctionProto] = {}
+        self.new: dict[int, list[onnx.NodeProto]] = {}  # before a node, by its id
+        self.behind: dict[int, list[onnx.NodeProto]] = {}
+        self.opset = next((item.version for item in model.opset_import if item.domain in STANDARD), 0)
 
-def _shape(unpack: onnx.NodeProto) -> list[int]:
-    return [int(size) for size in numpy_helper.to_array(_value(unpack, "shape", None)).reshape(-1)]
+    # whether
 
+    def against(self, node: onnx.NodeProto, name: str, weight: Weight) -> str:
+        """Why this use stays as it is; "" if nothing speaks against."""
+        shape, values = shape_of(weight.unpack), self.graph.stored(weight)
+        if node.domain not in STANDARD or node.op_type not in ATTRIBUTES:
+            return f"used by {node.op_type}, which has no kernel"
+        if len(node.input) < 2 or node.input[1] != name or node.input[0] == name:
+            return f"not the second input of {node.op_type}"
+        if values is None:
+            return "its values are no initializer"
+        if reason := self._types(node, weight, values.data_type) or self._geometry(node, shape, weight):
+            return reason
+        size = math.prod(shape)
+        density = (math.prod(values.dims) - 1) / max(size, 1)
+        if self.every:
+            return ""
+        if density > DENSEST[node.op_type]:
+            return f"its density of {density:.0%} is above {DENSEST[node.op_type]:.0%}"
+        least = LEAST[node.op_type]
+        return f"it has fewer than {least} elements" if size < least else ""
 
-def _values(graph: _Graph, unpack: onnx.NodeProto) -> onnx.TensorProto | None:
-    after = 4 if unpack.op_type.endswith("Mask4") else 1
-    return graph.tensors.get(unpack.input[len(unpack.input) - after - 1])
+    def _types(self, node: onnx.NodeProto, weight: Weight, kind: int) -> str:
+        if node.op_type == "MatMulInteger":
+            return self._dynamic(node, weight)
+        if weight.values == "Dequantize":
+            return self._dequantized(node, weight)
+        if weight.values == "Cast":
+            return "" if kind in (FLOAT16, onnx.TensorProto.BFLOAT16) else "its values are not floats of 16 bits"
+        return "" if kind in (FLOAT, FLOAT16) else "its values are not float32"
 
+    def _zero(self, name: str, weight: Weight) -> tuple[int, str]:
+        """The zero point of a weight, and what is wrong with it."""
+        given = self.graph.constant(name) if name else None
+        if name and given is None:
+            return 0, "its zero point is no initializer in the model's own file"
+        zeros = {int(z) for z in given.reshape(-1)} if given is not None else {0}
+        if len(zeros) != 1:
+            return 0, "its zero points differ"
+        (zero,) = zeros
+        return zero, "" if self.graph.fill(weight) == zero else "what is most frequent in it is not its zero point"
 
-def _against(graph: _Graph, node: onnx.NodeProto, unpack: onnx.NodeProto, every: bool) -> str:
-    """Why this use stays as it is; "" if nothing speaks against."""
-    shape, values = _shape(unpack), _values(graph, unpack)
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _ATTRIBUTES:
-        return f"used by {node.op_type}, which has no kernel"
-    if len(node.input) < 2 or node.input[1] != unpack.output[0] or node.input[0] == unpack.output[0]:
-        return f"not the second input of {node.op_type}"
-    if values is None or values.data_type != onnx.TensorProto.FLOAT:
-        return "its values are not float32"
-    if reason := _geometry(graph, node, shape):
-        return reason
-    size = math.prod(shape)
-    density = (math.prod(values.dims) - 1) / max(size, 1)
-    if every:
-        return ""
-    if density > DENSEST[node.op_type]:
-        return f"its density of {density:.0%} is above {DENSEST[node.op_type]:.0%}"
-    least = LEAST[node.op_type]
-    return f"it has fewer than {least} elements" if size < least else ""
-
-
-def _geometry(graph: _Graph, node: onnx.NodeProto, shape: list[int]) -> str:
-    if node.op_type == "Conv":
-        group = _value(node, "group", 1)
-        if len(shape) != 4:
-            return "it is not a convolution over two axes"
-        if _value(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b""):
-            return "its pads are not written out"
-        if max(_value(node, "strides", [1])) > 1024 or math.prod(shape[1:]) > 65536:
-            return "its strides or kernels are too large"
-        return "each group has few channels" if group > 1 and shape[1] < 8 else ""
-    if len(shape) != 2:
-        return "it has not two dimensions"
-    if node.op_type == "Gemm":
-        if _value(node, "transA", 0) or _value(node, "alpha", 1.0) != 1.0 or _value(node, "beta", 1.0) != 1.0:
-            return "transA, alpha or beta of its Gemm is set"
-        rows = shape[0] if _value(node, "transB", 0) else shape[1]
-        if len(node.input) > 2 and node.input[2] and not graph.vector(node.input[2], rows):
-            return "the bias of its Gemm is not one number for each output"
-    return ""
-
-
-def _join(
-    graph: _Graph, node: onnx.NodeProto, unpack: onnx.NodeProto, made: dict[str, onnx.FunctionProto], opset: int
-) -> str:
-    """Turn `node` into one with its weight, and with what follows it; the name of what it is now."""
-    kind, form = node.op_type, FORMS[unpack.op_type]
-    bias = [node.input[2] if len(node.input) > 2 else ""] if kind != "MatMul" else []
-    after = graph.only_user(node.output[0])
-    if kind == "MatMul" and after is not None and after.op_type == "Add" and after.domain in ("", "ai.onnx"):
-        other = [name for name in after.input if name != node.output[0]]
-        # a bias of [1, outputs] would add an axis to activations of one axis, so only a plain vector will do
-        plain = len(other) == 1 and (other[0] in graph.unpacked or len(graph.tensors.get(other[0], _NONE).dims) == 1)
-        if plain and graph.vector(other[0], _shape(unpack)[1]):
-            kind, bias = "MatMulAdd", other
-            after = _take(graph, node, after)
-    relu = after is not None and after.op_type == "Relu" and after.domain in ("", "ai.onnx")
-    if relu:
+    def _dequantized(self, node: onnx.NodeProto, weight: Weight) -> str:
+        after = weight.after
         assert after is not None
-        _take(graph, node, after)
-    name = f"{kind}{'Relu' if relu else ''}{form}"
-    if name not in made:
-        made[name] = _function(name, node.op_type, kind, relu, unpack, opset)
-    own = [a for a in node.attribute if a.name in _ATTRIBUTES[node.op_type]]
-    attributes = [*(a for a in unpack.attribute if a.name in ("shape", "count")), *own]
-    inputs = [node.input[0], *bias, *unpack.input]
-    graph.uses[unpack.output[0]] -= 1
-    node.op_type, node.domain = name, DOMAIN
-    del node.input[:], node.attribute[:]
-    node.input.extend(inputs)
-    node.attribute.extend(attributes)
-    return name
+        maker = self.graph.makers.get(node.input[0])
+        if not self.every and maker is not None and maker.op_type == "DequantizeLinear":
+            return "its activations are quantised too, so onnxruntime's integer kernels run it"
+        scale = self.graph.constant(after.input[1])
+        if scale is None or scale.dtype.name != "float32" or value_of(after, "block_size", 0):
+            return "its scales are not float32 numbers in the model's own file, one for all or one for each output"
+        shape = shape_of(weight.unpack)
+        axis = value_of(after, "axis", 1) % max(len(shape), 1)
+        outputs = 1 if node.op_type == "MatMul" or (node.op_type == "Gemm" and not value_of(node, "transB", 0)) else 0
+        if scale.ndim and (axis != outputs or scale.shape != (shape[axis],)):
+            return "its scales are not one for all, or one for each output"
+        return self._zero(after.input[2] if len(after.input) > 2 else "", weight)[1]
+
+    def _dynamic(self, node: onnx.NodeProto, weight: Weight) -> str:
+        if weight.values:
+            return "it is not the weight itself that MatMulInteger takes"
+        if _chain(self.graph, node) is None:
+            return "it is not between DynamicQuantizeLinear and a multiplication by both scales"
+        zero, wrong = self._zero(node.input[3] if len(node.input) > 3 else "", weight)
+        stored = self.graph.stored(weight)
+        assert stored is not None
+        fits = 0 if stored.data_type == onnx.TensorProto.INT8 else 128
+        return wrong or ("" if zero == fits else "its values less their zero point may not fit 8 bits")
+
+    def _geometry(self, node: onnx.NodeProto, shape: list[int], weight: Weight) -> str:
+        if node.op_type == "Conv":
+            group = value_of(node, "group", 1)
+            if len(shape) != 4:
+                return "it is not a convolution over two axes"
+            if value_of(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b""):
+                return "its pads are not written out"
+            if max(value_of(node, "strides", [1])) > 1024 or math.prod(shape[1:]) > 65536:
+                return "its strides or kernels are too large"
+            return "each group has few channels" if group > 1 and shape[1] < 8 else ""
+        if len(shape) != 2:
+            return "it has not two dimensions"
+        if node.op_type == "Gemm":
+            if value_of(node, "transA", 0) or value_of(node, "alpha", 1.0) != 1.0 or value_of(node, "beta", 1.0) != 1.0:
+                return "transA, alpha or beta of its Gemm is set"
+            rows = shape[0] if value_of(node, "transB", 0) else shape[1]
+            kind = FLOAT16 if self._half(weight) else FLOAT
+            if len(node.input) > 2 and node.input[2] and not self.graph.vector(node.input[2], rows, kind):
+                return "the bias of its Gemm is not one number for each output"
+        return ""
+
+    def _half(self, weight: Weight) -> bool:
+        """Whether activations are float16: where the weight is, as its node takes it."""
+        stored = self.graph.stored(weight)
+        return weight.after is None and stored is not None and stored.data_type == FLOAT16
+
+    # how
+
+    def join(self, node: onnx.NodeProto, name: str, weight: Weight) -> str:
+        """Turn `node` into one with its weight, and with what follows it; the name of what it is now."""
+        op, half, graph = node.op_type, self._half(weight), self.graph
+        bias = [node.input[2] if len(node.input) > 2 else ""] if op in ("Gemm", "Conv") else []
+        scales: list[str] = []
+        activations = node.input[0]
+        spare = [maker for maker in (weight.after, weight.unpack) if maker is not None]
+        if op == "MatMulInteger":
+            activations, scales = self._absorb(node, spare)
+        elif weight.after is not None and weight.values == "Dequantize":
+            scales = [weight.after.input[1], weight.after.input[2] if len(weight.after.input) > 2 else ""]
+        after = graph.only_user(node.output[0])
+        if op in ("MatMul", "MatMulInteger") and after is not None and _is(after, "Add"):
+            other = [item for item in after.input if item != node.output[0]]
+            # a bias of [1, outputs] would add an axis to activations of one axis, so only a plain vector will do
+            plain = len(other) == 1 and (other[0] in graph.unpacked or len(self._dims(other[0])) == 1)
+            if plain and graph.vector(other[0], shape_of(weight.unpack)[1], FLOAT16 if half else FLOAT):
+                bias = other
+                after = self._take(node, after)
+        relu = after is not None and _is(after, "Relu")
+        if relu:
+            assert after is not None
+            self._take(node, after)
+        values = "Cast" if half else weight.values
+        shape = Shape(op, bool(bias) and op.startswith("MatMul"), relu, values, FORMS[weight.unpack.op_type])
+        if shape.name not in self.made:
+            self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
+        if half:
+            activations, bias = self._widened(node, activations, bias)
+        self._rewrite(node, shape, weight, [activations, *bias, *scales, *weight.unpack.input])
+        for maker in spare:
+            graph.drop_unused(maker)
+        return shape.name
+
+    def _dims(self, name: str) -> list[int]:
+        tensor = self.graph.tensors.get(name)
+        return list(tensor.dims) if tensor is not None else []
+
+    def _absorb(self, node: onnx.NodeProto, spare: list[onnx.NodeProto]) -> tuple[str, list[str]]:
+        """Take in what quantises the activations of a MatMulInteger, and what scales its sums; some become spare."""
+        found = _chain(self.graph, node)
+        assert found is not None
+        quantise, cast, scales, mul, scale = found
+        zero = node.input[3] if len(node.input) > 3 else ""
+        for following in (cast, mul):
+            self._take(node, following)
+        spare += [scales, quantise]
+        return quantise.input[0], [scale, zero]
+
+    def _widened(self, node: onnx.NodeProto, activations: str, bias: list[str]) -> tuple[str, list[str]]:
+        """Casts around a node of float32 in a model of float16."""
+        made = []
+        out = node.output[0]
+        for source in (activations, *(item for item in bias if item)):
+            wide = f"{source}/float of {out}"
+            made.append(helper.make_node("Cast", [source], [wide], to=FLOAT))
+        self.new[id(node)] = made
+        node.output[0] = f"{out}/float"
+        self.behind[id(node)] = [helper.make_node("Cast", [node.output[0]], [out], to=FLOAT16)]
+        return made[0].output[0], [made[1].output[0]] if len(made) > 1 else bias
+
+    def _rewrite(self, node: onnx.NodeProto, shape: Shape, weight: Weight, inputs: list[str]) -> None:
+        own = [a for a in node.attribute if a.name in ATTRIBUTES[shape.op]]
+        attributes = [*(a for a in weight.unpack.attribute if a.name in ("shape", "count")), *own]
+        if weight.values == "Dequantize":
+            assert weight.after is not None
+            attributes.append(helper.make_attribute("axis", value_of(weight.after, "axis", 1)))
+        self.graph.uses.subtract(node.input)
+        self.graph.uses.update(inputs)
+        node.op_type, node.domain = shape.name, DOMAIN
+        del node.input[:], node.attribute[:]
+        node.input.extend(inputs)
+        node.attribute.extend(attributes)
+
+    def _take(self, node: onnx.NodeProto, after: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Let `node` make what `after` makes, and drop `after`; who alone uses that, if one does."""
+        self.graph.drop(after)
+        node.output[0] = after.output[0]
+        return self.graph.only_user(node.output[0])
+
+    def finish(self) -> None:
+        """Write the nodes that are left, and the functions."""
+        graph = self.model.graph
+        alive = []
+        for node in graph.node:
+            if id(node) not in self.graph.gone:
+                alive += [*self.new.get(id(node), []), node, *self.behind.get(id(node), [])]
+        del graph.node[:]
+        graph.node.extend(alive)
+        known = {item.name for item in self.model.functions if item.domain == DOMAIN}
+        self.model.functions.extend(self.made[name] for name in sorted(self.made.keys() - known))
 
 
-def _take(graph: _Graph, node: onnx.NodeProto, after: onnx.NodeProto) -> onnx.NodeProto | None:
-    """Let `node` make what `after` makes, and drop `after`; who alone uses that, if one does."""
-    graph.gone.add(id(after))
-    node.output[0] = after.output[0]
-    return graph.only_user(node.output[0])
+def _is(node: onnx.NodeProto, op: str) -> bool:
+    return node.op_type == op and node.domain in STANDARD
 
 
-def _function(name: str, op: str, kind: str, relu: bool, unpack: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
-    """What the node computes, in standard operations and the function that unpacks."""
-    packed = [f"packed_{i}" for i in range(len(unpack.input))]
-    inputs = ["x", *(["bias"] if kind != "MatMul" else []), *packed]
-    attributes = ["shape", *(["count"] if "Gaps" in name else []), *_ATTRIBUTES[op]]
-    steps = [_node(unpack.op_type, packed, ["weight"], attributes[: 2 if "Gaps" in name else 1], DOMAIN)]
-    operands = ["x", "weight", *(["bias"] if kind in ("Gemm", "Conv") else [])]
-    chain = [
-        (op, operands),
-        *([("Add", ["", "bias"])] if kind == "MatMulAdd" else []),
-        *([("Relu", [""])] if relu else []),
-    ]
-    for i, (step, taken) in enumerate(chain):
-        made = "y" if i == len(chain) - 1 else f"step_{i}"
-        taken = [f"step_{i - 1}" if name == "" else name for name in taken] if i else taken
-        steps.append(_node(step, taken, [made], _ATTRIBUTES[op] if i == 0 else ()))
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_function(DOMAIN, name, inputs, ["y"], steps, imports, attributes)
+_Chain = tuple[onnx.NodeProto, onnx.NodeProto, onnx.NodeProto, onnx.NodeProto, str]
 
 
-_TYPES = {
-    "shape": onnx.AttributeProto.TENSOR, "count": onnx.AttributeProto.TENSOR, "transB": onnx.AttributeProto.INT,
-    "group": onnx.AttributeProto.INT,
-}  # fmt: skip
-
-
-def _node(
-    op: str, inputs: Iterable[str], outputs: Iterable[str], borrowed: Iterable[str], domain: str = ""
-) -> onnx.NodeProto:
-    node = helper.make_node(op, list(inputs), list(outputs), domain=domain)
-    for name in borrowed:
-        attribute = node.attribute.add()
-        attribute.name = attribute.ref_attr_name = name
-        attribute.type = _TYPES.get(name, onnx.AttributeProto.INTS)
-    return node
+def _chain(graph: Uses, node: onnx.NodeProto) -> _Chain | None:
+    """What stands around a MatMulInteger of dynamically quantised activations: the node that quantises them, the Cast
+    of its sums, the product of both scales, the multiplication by it, and the name of the weight's scale."""
+    quantise = graph.makers.get(node.input[0])
+    if quantise is None or not _is(quantise, "DynamicQuantizeLinear"):
+        return None
+    if node.input[0] != quantise.output[0] or len(node.input) < 3 or node.input[2] != quantise.output[2]:
+        return None
+    cast = graph.only_user(node.output[0])
+    if cast is None or not _is(cast, "Cast") or value_of(cast, "to", 0) != FLOAT:
+        return None
+    mul = graph.only_user(cast.output[0])
+    if mul is None or not _is(mul, "Mul"):
+        return None
+    others = [name for name in mul.input if name != cast.output[0]]
+    scales = graph.makers.get(others[0]) if len(others) == 1 else None
+    if scales is None or not _is(scales, "Mul") or quantise.output[1] not in scales.input:
+        return None
+    scale = [name for name in scales.input if name != quantise.output[1]]
+    found = graph.constant(scale[0]) if len(scale) == 1 else None
+    if found is None or found.dtype.name != "float32" or found.ndim > 1:
+        return None
+    columns = shape_of(graph.unpacked[node.input[1]])[-1] if node.input[1] in graph.unpacked else -1
+    return (quantise, cast, scales, mul, scale[0]) if found.size in (1, columns) else None

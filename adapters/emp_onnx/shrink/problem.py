@@ -50,6 +50,7 @@ class Problem:
     fewer: int = 0
     source: Any = None
     joins: bool = False
+    way: tuple[float, bool] = (RIDGE, False)
     moments: dict[int, Wide] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
 
@@ -164,14 +165,12 @@ class Problem:
         """The model without what goes."""
         return cut(self.view, self.trace, masks)
 
-    def fitted(
-        self, masks: Masks, feeds: Sequence[Feed] | None, held: Sequence[Feed] = (), whole: Sequence[Feed] = ()
-    ) -> Any:
+    def fitted(self, masks: Masks, feeds: Sequence[Feed] | None, held: Sequence[Feed] = ()) -> Any:
         """The cut model with its readers refitted.
 
         Without feeds each by itself, from the moments. With feeds the way and the strength of the ridge are chosen
         that do best on `held`: each by itself, which few feeds bear, or in sequence, which makes up for what came
-        before. With `whole` feeds the fit so chosen is made once more, from all of these.
+        before; `way` is then the strength, and whether in sequence.
         """
         if feeds is None:
             return self._fit(masks, RIDGE)
@@ -185,10 +184,13 @@ class Problem:
             if best is None or error < best[0]:
                 best = (error, strength, sequence, model)
         assert best is not None
-        if not whole:
-            return best[3]
-        kept, self.moments = self.moments, self._moments(whole)
-        model = self._fit(masks, best[1], whole if best[2] else None)
+        self.way = best[1], best[2]
+        return best[3]
+
+    def fitted_again(self, masks: Masks, feeds: Sequence[Feed]) -> Any:
+        """The same in the way chosen last, from other feeds: all of them."""
+        kept, self.moments = self.moments, self._moments(feeds)
+        model = self._fit(masks, self.way[0], feeds if self.way[1] else None)
         self.moments = kept
         return model
 

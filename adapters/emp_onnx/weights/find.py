@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from emp_core.quick import quick
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.graph import Tensor
-from emp_onnx.files.model_io import Model
+from emp_onnx.files.model_io import Model, unfused
 from emp_onnx.weights.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
 from emp_onnx.weights.steps import Understood, understand
 from emp_onnx.weights.trace import LONGEST, THROUGH, Trace, Use, Value
@@ -106,10 +106,12 @@ def find_weights(
 
     Raises:
         UsageError: a pattern that matches nothing, or a `min_size` below 0.
+        ModelError: a model that `emp fuse` wrote.
 
     An initializer also listed as a graph input (all are, before IR version 4) is pruned like any other: its value
     is then a default, and whoever feeds another value gets that one.
     """
+    unfused(model)
     if min_size < 0:
         raise UsageError(f"min_size must be ≥ 0, got {min_size}")
     cached = model.cache.get(embeddings)

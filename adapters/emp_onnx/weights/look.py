@@ -14,7 +14,6 @@ from emp_core.checksum import Checksum
 from emp_onnx.files.model_io import Model, Values
 from emp_onnx.files.short import SHORT, batches
 from emp_onnx.files.storage import pieces_of
-from emp_onnx.files.sums import Sums
 from emp_onnx.weights.find import Weight
 from emp_onnx.weights.kept import Pruned, Together, plain
 
@@ -30,7 +29,6 @@ class Seen:
     Attributes:
         zeros: elements that are zero.
         hash: checksum of the values, or None if it was not asked for.
-        sums: their `Sums`, likewise.
         summed: whether the next three were taken.
         l1, squares: Σ and Σ² of what is left.
         least: the least magnitude left that is not zero; inf if none is.
@@ -40,7 +38,6 @@ class Seen:
 
     zeros: int = 0
     hash: str | None = None
-    sums: str | None = None
     summed: bool = False
     l1: float = 0.0
     squares: float = 0.0
@@ -56,24 +53,20 @@ def look(
     *,
     digest: bool = False,
     sums: bool = True,
-    quick: bool = False,
     original: Model | None = None,
     patch: Pruned | None = None,
 ) -> Seen:
     """Read a weight once, piece by piece; beside the original, with what makes the pruned weight of it, if given.
 
-    With `digest` its checksum is taken, with `quick` its `Sums`, with `sums` what of its figures is a sum or a least
-    value.
+    With `digest` its checksum is taken, with `sums` what of its figures is a sum or a least value.
     """
-    seen, hasher, adder, l1, squares = Seen(summed=sums), Checksum(), Sums(), list[float](), list[float]()
+    seen, hasher, l1, squares = Seen(summed=sums), Checksum(), list[float](), list[float]()
     for start, stop in pieces_of(math.prod(weight.shape)):
         stored = model.piece(weight.name, start, stop)
         if original is not None and patch is not None:
             _compare(seen, original.piece(weight.name, start, stop), stored, patch, start)
         if digest:
             hasher.update(stored)
-        if quick:
-            adder.update(stored)
         scores = weight.zero.scores(stored, start)
         count = int(np.count_nonzero(scores != 0))
         seen.zeros += scores.size - count
@@ -82,8 +75,6 @@ def look(
     seen.l1, seen.squares = math.fsum(l1), math.fsum(squares)
     if digest:
         seen.hash = hasher.hexdigest()
-    if quick:
-        seen.sums = adder.hexdigest()
     return seen
 
 
@@ -115,7 +106,7 @@ def _together(model: Model, original: Model, group: Sequence[Pruned]) -> dict[st
         np.add.reduceat(size * size, first), np.minimum.reduceat(np.where(size > 0, size, np.inf), first),
     )  # fmt: skip
     return {
-        patch.weight.name: Seen(zeros, None, None, True, l1, squares, some)
+        patch.weight.name: Seen(zeros, None, True, l1, squares, some)
         for patch, bad, zeros, l1, squares, some in zip(
             group, wrong.tolist(), *(f.tolist() for f in figures), strict=True
         )

@@ -1,0 +1,71 @@
+// Conv as a node.
+#include "conv.hpp"
+#include "parts.hpp"
+
+namespace emp {
+namespace {
+
+using ort::Context;
+using ort::Info;
+using ort::Refusal;
+using ort::Tensor;
+
+class ConvNode : public Node {
+  public:
+    ConvNode(const Op& op, const Info& info) : op_(op) {
+        const std::vector<int64_t> shape = info.integers("shape");
+        if (shape.size() != 4) throw Refusal("must have a shape of four dimensions, got " + text(shape));
+        const std::vector<int64_t> strides = info.integers("strides", {1, 1}), dilations = info.integers("dilations", {1, 1});
+        const std::vector<int64_t> pads = info.integers("pads", {0, 0, 0, 0});
+        ConvShape& s = conv_.shape;
+        s.outputs = shape[0], s.channels = shape[1], s.group = info.integer("group", 1);
+        if (strides.size() != 2 || dilations.size() != 2 || pads.size() != 4 || s.group < 1 || s.outputs % s.group)
+            throw Refusal("must have two strides, two dilations, four pads, and a group that divides its outputs");
+        for (size_t i = 0; i < 2; i++) {
+            s.kernel[i] = shape[2 + i], s.stride[i] = strides[i], s.dilation[i] = dilations[i];
+            s.pad_begin[i] = pads[i], s.pad_end[i] = pads[2 + i];
+            constexpr int64_t most = int64_t(1) << 20;  // so that no product of sizes overflows
+            for (int64_t one : {s.kernel[i], s.dilation[i]})
+                if (one < 1 || one > most) throw Refusal("must have kernels and dilations ≥ 1 and ≤ 1048576");
+            if (s.stride[i] < 1 || s.stride[i] > 1024) throw Refusal("must have strides ≥ 1 and ≤ 1024");
+            for (int64_t one : {s.pad_begin[i], s.pad_end[i]})
+                if (one < 0 || one > most) throw Refusal("must have pads ≥ 0 and ≤ 1048576");
+        }
+        if (s.channels < 0 || s.channels > (int64_t(1) << 40) / (s.kernel[0] * s.kernel[1]))
+            throw Refusal("must have a shape of at most 2^40 elements, got " + text(shape));
+        const int64_t columns = s.channels * s.kernel[0] * s.kernel[1];
+        parts_ = read_parts(op, info, s.outputs, columns);
+        const float* values = static_cast<const float*>(parts_.values);
+        if (op.values_are != Values::plain) {  // kernels for convolutions arrange the values in float32 anyway
+            const std::vector<float> scale = op.scale ? read_scale(op, info, s.outputs) : std::vector<float>();
+            if (parts_.bytes == size_t(s.outputs * columns + 7) / 8) widened(parts_, scale, s.outputs * columns, columns, false, own_);
+            values = own_.grow(parts_.count + 1);
+        }
+        const std::string wrong = conv_.weight.bind(s.outputs, columns, parts_.mask, parts_.bytes, values, parts_.count);
+        if (!wrong.empty()) throw Refusal(wrong);
+        if (!conv_.weight.can_list()) throw Refusal("must have at most 65536 weights for each output, got the shape " + text(shape));
+    }
+    void run(const Context& context) const override {
+        const Tensor x = ort::tensor(context.input(0));
+        const ConvShape& s = conv_.shape;
+        if (x.shape.size() != 4 || x.shape[1] != s.channels * s.group)
+            throw Refusal("the input must have four dimensions, the second " + std::to_string(s.channels * s.group) + ", got " + text(x.shape));
+        const int64_t height = s.out(0, x.shape[2]), width = s.out(1, x.shape[3]);
+        if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
+        const float* added = bias_of(op_, context, s.outputs);
+        float* y = context.output({x.shape[0], s.outputs, height, width});
+        conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], added, nullptr, op_.activation, y, context.threads());
+    }
+
+  private:
+    const Op& op_;
+    Parts parts_ = {};
+    Buffer<float> own_;
+    Conv conv_;
+};
+
+}  // namespace
+
+std::unique_ptr<Node> make_conv(const Op& op, const Info& info) { return std::make_unique<ConvNode>(op, info); }
+
+}  // namespace emp

@@ -1,0 +1,127 @@
+"""The local function of a node with a packed weight: standard operations, and the function that unpacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+from emp_onnx.files.reader import DOMAIN
+
+__all__ = ["ATTRIBUTES", "Shape", "function_of", "node_of"]
+
+ATTRIBUTES = {
+    "MatMul": (), "Gemm": ("transB",), "Conv": ("strides", "pads", "dilations", "group", "kernel_shape"),
+    "MatMulInteger": (),
+}  # fmt: skip
+_TYPES = {
+    "shape": onnx.AttributeProto.TENSOR, "count": onnx.AttributeProto.TENSOR, "transB": onnx.AttributeProto.INT,
+    "group": onnx.AttributeProto.INT, "axis": onnx.AttributeProto.INT,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a node is made of; its name says all of it.
+
+    Attributes:
+        op: MatMul, Gemm, Conv, or MatMulInteger, whose activations are quantised first.
+        add: whether a MatMul has a bias.
+        relu: whether a Relu follows.
+        values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
+        form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
+    """
+
+    op: str
+    add: bool
+    relu: bool
+    values: str
+    form: str
+
+    @property
+    def kind(self) -> str:
+        """MatMul, MatMulAdd, Gemm, Conv, DynamicMatMul or DynamicMatMulAdd."""
+        return ("DynamicMatMul" if self.op == "MatMulInteger" else self.op) + ("Add" if self.add else "")
+
+    @property
+    def name(self) -> str:
+        """That of the function.
+
+        >>> Shape("MatMul", True, True, "Cast", "Mask").name
+        'MatMulAddReluCastMask'
+        """
+        return f"{self.kind}{'Relu' if self.relu else ''}{self.values}{self.form}"
+
+    @property
+    def biased(self) -> bool:
+        """Whether the second input is a bias."""
+        return self.add or self.op in ("Gemm", "Conv")
+
+    @property
+    def scaled(self) -> bool:
+        """Whether scale and zero point are inputs."""
+        return self.values == "Dequantize" or self.op == "MatMulInteger"
+
+    @property
+    def attributes(self) -> list[str]:
+        """Those that the function takes."""
+        own = ["shape", *(["count"] if self.form.startswith("Gaps") else [])]
+        return [*own, *(["axis"] if self.values == "Dequantize" else []), *ATTRIBUTES[self.op]]
+
+
+def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
+    """The local function of that name."""
+    packed = [f"packed_{i}" for i in range(len(unpack.input))]
+    own = [name for name in shape.attributes if name in ("shape", "count")]
+    stored = "weight" if not shape.values else "stored"
+    steps = [node_of(unpack.op_type, packed, [stored], own, DOMAIN)]
+    if shape.values == "Cast":
+        steps.append(helper.make_node("Cast", ["stored"], ["weight"], to=onnx.TensorProto.FLOAT))
+    elif shape.values == "Dequantize":
+        steps.append(node_of("DequantizeLinear", ["stored", "scale", "zero"], ["weight"], ["axis"]))
+    steps += _dynamic(shape) if shape.op == "MatMulInteger" else _plain(shape)
+    inputs = ["x", *(["bias"] if shape.biased else []), *(["scale", "zero"] if shape.scaled else []), *packed]
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_function(DOMAIN, shape.name, inputs, ["y"], steps, imports, shape.attributes)
+
+
+def _plain(shape: Shape) -> list[onnx.NodeProto]:
+    operands = ["x", "weight", *(["bias"] if shape.op in ("Gemm", "Conv") else [])]
+    first = node_of(shape.op, operands, ["product"], ATTRIBUTES[shape.op])
+    return _followed([first], "product", shape)
+
+
+def _dynamic(shape: Shape) -> list[onnx.NodeProto]:
+    """As onnxruntime's quantize_dynamic writes it."""
+    steps = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["quantised", "x_scale", "x_zero"]),
+        helper.make_node("MatMulInteger", ["quantised", "weight", "x_zero", "zero"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["x_scale", "scale"], ["scales"]),
+        helper.make_node("Mul", ["floats", "scales"], ["product"]),
+    ]
+    return _followed(steps, "product", shape)
+
+
+def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx.NodeProto]:
+    if shape.add:
+        steps.append(helper.make_node("Add", [made, "bias"], ["biased"]))
+        made = "biased"
+    if shape.relu:
+        steps.append(helper.make_node("Relu", [made], ["active"]))
+    steps[-1].output[0] = "y"
+    return steps
+
+
+def node_of(
+    op: str, inputs: Iterable[str], outputs: Iterable[str], borrowed: Sequence[str], domain: str = ""
+) -> onnx.NodeProto:
+    """A node in a function; `borrowed` are the attributes that whoever calls the function gives."""
+    node = helper.make_node(op, list(inputs), list(outputs), domain=domain)
+    for name in borrowed:
+        attribute = node.attribute.add()
+        attribute.name = attribute.ref_attr_name = name
+        attribute.type = _TYPES.get(name, onnx.AttributeProto.INTS)
+    return node
