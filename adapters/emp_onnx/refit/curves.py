@@ -149,7 +149,7 @@ def curve(
     if not fit.count:
         return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], 0, 0.0)
     dense = w = network.matrix(problem)
-    some = _some(network, problem)
+    some = some_outputs(network, problem)
     share = 1.0 if some is None else some.size / w.shape[1]
     if some is not None:
         w, fit, test = w[:, some], fit.rows(some), test.rows(some)
@@ -178,7 +178,7 @@ def curve(
     return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, fit.count, outliers)
 
 
-def _some(network: Network, problem: Problem) -> NDArray[np.intp] | None:
+def some_outputs(network: Network, problem: Problem) -> NDArray[np.intp] | None:
     """Outputs that stand for all of a problem's, where the network is so large that all of them would take minutes."""
     work = sum(math.prod(p.shape) * p.shape[2] for site in network.sites for p in site.problems)
     out = problem.shape[1]

@@ -19,7 +19,7 @@ from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.curves import RIDGES, Curve, quadratic
+from emp_onnx.refit.curves import RIDGES, Curve, quadratic, some_outputs
 from emp_onnx.refit.loss import Quadratic
 from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, polish, solve
 
@@ -105,7 +105,7 @@ def _one(
     n, d = int(np.prod(problem.shape)), problem.shape[2]
     w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else parts[0].merge(parts[1]), min(count, n)
     if update and sums.count < MANY * d and len(parts) > 1:
-        ridge = _tuned(problem, w0, parts, count)
+        ridge = _tuned(problem, w0, parts, count, some_outputs(network, problem))
     loss = quadratic(problem, w0, sums, ridge)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
@@ -136,12 +136,17 @@ def _one(
         done.few.append((site.keys[0], sums.count, d))
 
 
-def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int) -> float:
+def _tuned(
+    problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int, some: NDArray[np.intp] | None
+) -> float:
     """The ridge with which one half of the feeds foretells best what the dense network wants on the other half.
 
     It is looked for again here, since what the layers before got wrong is noise that the dense network did not have.
     """
     fit, test = halves
+    if some is not None:
+        count = max(1, count * some.size // w0.shape[1])
+        w0, fit, test = w0[:, some], fit.rows(some), test.rows(some)
     least, best = np.inf, RIDGES[0]
     mask: Mask | None = None
     for ridge in RIDGES:
