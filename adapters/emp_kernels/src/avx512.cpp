@@ -99,48 +99,6 @@ inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t 
 
 #include "kernels_impl.hpp"
 
-// The mask goes from memory to a mask register without a detour, which compilers like to make, and which takes several times as long.
-inline __mmask16 mask_of(const uint8_t* p) {
-    uint16_t bits;
-    __mmask16 mask;
-    std::memcpy(&bits, p, 2);
-    asm("kmovw %1, %0" : "=k"(mask) : "m"(bits));
-    return mask;
-}
-
-// One item, 16 weights at a time, expanded by the processor itself.
-void dot_one(const View& w, int64_t row, int64_t end, const float* x, const Output& out) {
-    for (; row < end; row++) {
-        const uint8_t* mask = w.mask + row * w.mask_stride;
-        const float* v = row < w.tail_row ? w.values + w.offset[row] : w.tail + (w.offset[row] - w.offset[w.tail_row]);
-        const float* xs = x;
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-        auto step = [&](const uint8_t* bits) __attribute__((always_inline)) {
-            uint64_t word;
-            std::memcpy(&word, bits, 8);
-            prefetch(v + 512), prefetch(v + 528);
-            EMP_UNROLL for (int g = 0; g < 4; g++) {
-                __m512 packed = _mm512_loadu_ps(v + (g ? count_bits(word << (64 - 16 * g)) : 0));
-                asm("" : "+v"(packed));  // not folded into the expansion, which is slow from memory
-                sum[g] = _mm512_fmadd_ps(_mm512_maskz_expand_ps(mask_of(bits + 2 * g), packed), _mm512_loadu_ps(xs + 16 * g), sum[g]);
-            }
-            v += count_bits(word), xs += 64;
-        };
-        for (int64_t i = 0; i < w.mask_stride / 8; i++) step(mask + 8 * i);
-        if (const int64_t rest = w.mask_stride % 8) {
-            uint8_t last[8] = {};
-            std::memcpy(last, mask + w.mask_stride - rest, size_t(rest));
-            step(last);
-        }
-        const __m512 total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
-        out.y[row] = activate(_mm512_reduce_add_ps(total) + (out.bias ? out.bias[row] : 0.0f), out.activation);
-    }
-}
-
-void dot_any(const View& w, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output& out) {
-    items == 1 ? dot_one(w, row, end, x, out) : dot(w, row, end, x, stride, items, out);
-}
-
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -149,7 +107,7 @@ bool supported() {
 }  // namespace avx512
 
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot_any,        avx512::gather, avx512::tile, avx512::strip,
+const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
                          avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::finite};
 
 }  // namespace emp
