@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,28 @@ def test_a_recurrent_model(tmp_path: Path) -> None:
     emp_onnx.prune(tmp_path / "in.onnx", tmp_path / "b.onnx", sparsity=0.4)
     dense, fitted, plain = (outputs(tmp_path / f"{n}.onnx", given[50:]) for n in ("in", "a", "b"))
     assert np.square(fitted - dense).sum() < 0.5 * np.square(plain - dense).sum()
+
+
+def test_short_sequences_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cell remembers does not show in sequences of one or two steps; what they are made of shows it."""
+    rng = np.random.default_rng(5)
+    w, r, b = rng.standard_normal((1, 48, 6)), rng.standard_normal((1, 48, 12)) / 2, rng.standard_normal((1, 96)) / 4
+    made = model(
+        [helper.make_node("LSTM", ["x", "w", "r", "b"], ["", "h"], hidden_size=12)],
+        [value("x", ["steps", 1, 6])], [value("h", [1, 1, 12])],
+        [tensor(n, a.astype(np.float32)) for n, a in (("w", w), ("r", r), ("b", b))],
+    )  # fmt: skip
+    onnx.save(made, tmp_path / "in.onnx")
+    short = [{"x": rng.standard_normal((1 + i % 2, 1, 6)).astype(np.float32)} for i in range(80)]
+    long = [{"x": rng.standard_normal((20, 1, 6)).astype(np.float32)} for _ in range(20)]
+    done = refit(tmp_path / "in.onnx", tmp_path / "a.onnx", feeds=short, sparsity=0.4)
+    assert done.how["feeds"] == 76
+    assert any("made by joining them" in note for note in done.notes)
+    monkeypatch.setattr(sys.modules[Fitting.__module__], "longer", lambda *_: [])
+    done = refit(tmp_path / "in.onnx", tmp_path / "b.onnx", feeds=short, sparsity=0.4)
+    assert not any("made by joining them" in note for note in done.notes)
+    dense, joined, alone = (outputs(tmp_path / f"{n}.onnx", long) for n in ("in", "a", "b"))
+    assert np.square(joined - dense).sum() < 0.8 * np.square(alone - dense).sum()
 
 
 def test_a_failed_check_leaves_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 
 from emp_onnx.cli import main
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.runtime.lengthen import LONG, lengthened
 from emp_onnx.shrink import shrink
-from emp_onnx.shrink.lengthen import LONG, lengthened
 from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
@@ -143,12 +143,14 @@ def test_products_of_one_tensor_become_one() -> None:
 def test_short_sequences_are_joined_and_long_ones_left() -> None:
     runner = Runner(block())
     short: list[Feed] = [{"x": np.ones((1, n, WIDE), np.float32)} for n in (1, 2, 1, 2) * 8]
-    made = lengthened(runner, short)
+    made = lengthened(runner.inputs, runner, short, apart=4)
     assert made
     assert any(LONG <= m["x"].shape[1] < LONG + 2 for m in made)
     assert all(m["x"].shape[0] == 1 for m in made)
-    assert not lengthened(runner, feeds())  # all of one length: that is no sequence
-    assert not lengthened(runner, [*short, {"x": np.ones((1, LONG, WIDE), np.float32)}])
+    assert not lengthened(runner.inputs, runner, feeds(), apart=4)  # all of one length: that is no sequence
+    assert not lengthened(
+        runner.inputs, runner, [*short, {"x": np.ones((1, LONG, WIDE), np.float32)}], apart=4
+    )
 
 
 def test_channels_of_a_concatenation_are_counted_by_where_they_are_made() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from emp_onnx.errors import MissingExtraError, ModelError, UsageError
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.wire import LENGTH, Wire
 from emp_onnx.runtime.feeds import DTYPES, Feed, Input, check_feed, random_feeds, read_feeds
+from emp_onnx.runtime.lengthen import lengthened
 
-__all__ = ["declared", "gather"]
+__all__ = ["declared", "gather", "longer"]
 
 RANDOM = 16  # feeds made up where none are given
 
@@ -66,17 +67,33 @@ def declared(model: Model) -> list[Input]:
     return found
 
 
-def _made_up(model: Model, inputs: list[Input], seed: int, threads: int | None) -> list[Feed]:
-    real = [item for item in inputs if item.name not in model.graph.tensors]
+def longer(model: Model, feeds: Sequence[Feed], threads: int | None = None) -> list[Feed]:
+    """Feeds made of these by joining them end to end, where the model reads sequences and none of them is long."""
+    runs = _running(model, threads)
+    return [*lengthened(declared(model), lambda feed: runs([feed]), feeds, apart=1)]
+
+
+def _running(model: Model, threads: int | None) -> Callable[[Sequence[Feed]], None]:
+    """What runs the whole model on feeds, and raises where it cannot."""
     program = flatten(model, lambda body: False)
     program.rank(lambda step: False)
     cut = chunks(program, 0)
+
+    def run(feeds: Sequence[Feed]) -> None:
+        runner = Runner(program, cut, model.values, threads=threads)
+        runner.start(feeds)
+        runner.level(0)
+
+    return run
+
+
+def _made_up(model: Model, inputs: list[Input], seed: int, threads: int | None) -> list[Feed]:
+    real = [item for item in inputs if item.name not in model.graph.tensors]
+    runs = _running(model, threads)
     last: Exception | None = None
     for attempt in random_feeds(real, seed=seed, count=RANDOM):
         try:
-            run = Runner(program, cut, model.values, threads=threads)
-            run.start(attempt)
-            run.level(0)
+            runs(attempt)
         except (ModelError, MemoryError) as error:
             last = error
             continue

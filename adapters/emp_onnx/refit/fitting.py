@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import effective_size
-from emp_onnx.calibration.feeding import gather
+from emp_onnx.calibration.feeding import gather, longer
 from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, agreement, moved
@@ -34,6 +34,7 @@ __all__ = ["Fitting", "Thin"]
 Array = NDArray[Any]
 MEASURED = ("error", "owl")  # allocations that need more than weights
 KINDS = ("float32", "float64", "float16")
+CELLS = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,7 @@ class Fitting:
             self.gradients = checked(self.gradients, chosen, [w.name for w in refused])
         self._says: list[list[Array]] | None = None
         self._curves: list[Curve] | None = None
+        self.joined = 0  # feeds that were made of others
         self._sizes: dict[str, float] = {}
         self._ready()
 
@@ -130,6 +132,9 @@ class Fitting:
         back = set(_spread(len(feeds), math.ceil(self.held * len(feeds)))) if len(feeds) > 1 else set()
         self.kept_back: list[Feed] = [feed for i, feed in enumerate(feeds) if i in back] or list(feeds)
         used = [feed for i, feed in enumerate(feeds) if i not in back]
+        cells = any(weight.op in CELLS for weight in self.weights)
+        more = longer(self.model, used, self.threads) if cells and not self.random else []
+        self.joined, used = len(more), [*used, *more]
         self.network = Network(self.model, self.weights, used, self.threads)
         self.answers = Answers(self.network)
 
@@ -149,7 +154,7 @@ class Fitting:
     @property
     def calibrated(self) -> tuple[int, str, bool]:
         """How many feeds the statistics are of, their hash, and whether they were made up."""
-        return len(self.network.feeds), self.digest(), self.random
+        return len(self.network.feeds) - self.joined, self.digest(), self.random
 
     def ready_for(self, criterion: str, update: bool) -> None:
         """Whether what is known is enough for a criterion, and for solving weights again where `update` asks for it.

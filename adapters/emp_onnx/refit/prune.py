@@ -171,6 +171,10 @@ def refit(
         tried = Tried(thin, point, (), True)
     if not tried.within and budget is not None:
         raise UsageError(notes[-1])
+    if fitting.joined:
+        notes.append(
+            f"The feeds are short sequences: {fitting.joined} longer ones, made by joining them, were learned from too."
+        )
     how |= dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
     changed = source.replaced(dict(tried.thin.changed), {KEY: write(source, tried.thin, how)})
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)

@@ -79,9 +79,7 @@ def fit(
                 if known is not None:
                     sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]
                 else:
-                    sums = network.moments(
-                        site, dense, thin, done.changed, part=network.half, parts=2, shared=shared
-                    )
+                    sums = network.moments(site, dense, thin, done.changed, part=network.half, parts=2, shared=shared)
                 new = dict(done.changed)
                 for problem, parts in zip(site.problems, sums, strict=True):
                     found = [part for part in parts if part.count]

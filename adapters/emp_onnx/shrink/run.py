@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import UsageError, VerifyError, quote
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.runtime.lengthen import lengthened
 from emp_onnx.shrink.amounts import keep, signal_of, step
 from emp_onnx.shrink.budget import Budget, fit_budget
 from emp_onnx.shrink.choose import Planner
@@ -20,7 +21,6 @@ from emp_onnx.shrink.distance import agreement, output_error, watched
 from emp_onnx.shrink.exact import dead, exact
 from emp_onnx.shrink.given import check, chosen, feeds_of, target_of
 from emp_onnx.shrink.latency import latencies
-from emp_onnx.shrink.lengthen import lengthened
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
 from emp_onnx.shrink.readers import drop_zero_biases
@@ -38,6 +38,8 @@ from emp_onnx.shrink.store import read, write
 from emp_onnx.shrink.trace import Runner, made_up
 
 __all__ = ["shrink"]
+
+APART = 4  # where sequences are short, a longer one begins at every so many feeds
 
 LAST = (
     "The last fit is made from all feeds. Agreement and error are those of the one before, which had not seen feeds "
@@ -124,7 +126,7 @@ def shrink(
     held = samples[-max(len(samples) // 5, 1) :]
     fit = samples[: len(samples) - len(held)] or samples
     runner = Runner(proto, threads=threads)
-    more = [lengthened(runner, part) for part in (fit, held)]
+    more = [lengthened(runner.inputs, runner, part, apart=APART) for part in (fit, held)]
     fit, held = [*fit, *more[0]], [*held, *more[1]]
     rows: list[GroupRow]
     judged: Any = None

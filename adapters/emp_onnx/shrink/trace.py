@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError
 from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
+from emp_onnx.runtime.lengthen import open_axes
 from emp_onnx.shrink.view import View
 
-__all__ = ["Runner", "Trace", "made_up", "open_axes", "trace"]
+__all__ = ["Runner", "Trace", "made_up", "trace"]
 
 SMALL = 256  # elements; what describes a shape has fewer
-NAMELESS = ("", "?", "None", None)
 Array = NDArray[Any]
 
 
@@ -185,18 +185,6 @@ def _free(view: View) -> frozenset[str]:
         if op.type in ("Shape", "Size") or all(name in free for name in op.inputs if name):
             free |= {name for name in op.outputs if name}
     return frozenset(free)
-
-
-def open_axes(inputs: Iterable[Input]) -> dict[str, list[tuple[str, int]]]:
-    """The sizes that a model leaves open: by symbol, the inputs and axes that have it."""
-    places: dict[str, list[tuple[str, int]]] = {}
-    for item in inputs:
-        for axis, size in enumerate(item.shape):
-            if not isinstance(size, int):
-                places.setdefault(f"axis {axis} of {item.name}" if size in NAMELESS else str(size), []).append(
-                    (item.name, axis)
-                )
-    return places
 
 
 def _vary(view: View, runner: Runner, found: Trace, seen: list[dict[str, Any]]) -> None:

@@ -7,31 +7,51 @@ joined end to end along it. They are inputs that the model could be given, made 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink.trace import Runner, open_axes
+from emp_onnx.runtime.feeds import Feed, Input
 
-__all__ = ["lengthened"]
+__all__ = ["lengthened", "open_axes"]
 
 LONG = 16  # steps: from here on feeds are long enough by themselves
-APART = 4  # a joined feed begins at every so many feeds
+NAMELESS = ("", "?", "None", None)
 
 
-def lengthened(runner: Runner, feeds: Sequence[Feed]) -> list[dict[str, Any]]:
-    """Feeds joined end to end; none where there is no short sequence, or where the model does not run on them."""
+def open_axes(inputs: Iterable[Input]) -> dict[str, list[tuple[str, int]]]:
+    """The sizes that a model leaves open: by symbol, the inputs and axes that have it."""
+    places: dict[str, list[tuple[str, int]]] = {}
+    for item in inputs:
+        for axis, size in enumerate(item.shape):
+            if not isinstance(size, int):
+                places.setdefault(f"axis {axis} of {item.name}" if size in NAMELESS else str(size), []).append(
+                    (item.name, axis)
+                )
+    return places
+
+
+def lengthened(
+    inputs: Iterable[Input], runs: Callable[[Feed], object], feeds: Sequence[Feed], *, apart: int
+) -> list[dict[str, Any]]:
+    """Feeds joined end to end; none where there is no short sequence, or where the model does not run on them.
+
+    Args:
+        inputs: of the model.
+        runs: runs the model on a feed, and raises where it cannot.
+        feeds: what is to be joined.
+        apart: a joined feed begins at every so many feeds.
+    """
     short = []
-    for where in open_axes(runner.inputs).values():
+    for where in open_axes(inputs).values():
         sizes = {np.shape(feed[name])[axis] for feed in feeds for name, axis in where if name in feed}
         if len(sizes) > 1 and max(sizes) < LONG:
             short.append(where)
     if not short:
         return []
     out = []
-    for start in range(0, len(feeds), APART):
+    for start in range(0, len(feeds), apart):
         joined = {name: np.asarray(value) for name, value in feeds[start].items()}
         for where in short:
             name, axis = where[0]
@@ -44,7 +64,7 @@ def lengthened(runner: Runner, feeds: Sequence[Feed]) -> list[dict[str, Any]]:
             for name, axis in where:
                 joined[name] = np.concatenate([np.asarray(f[name]) for f in feeds[start : start + count]], axis)
         try:
-            runner(joined)
+            runs(joined)
         except Exception:  # it does not run so: then there are only the feeds
             return []
         out.append(joined)
