@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ._chunks import Part
 from ._exact import CHUNK
-from ._stream import Stream
+from ._stream import ROOM, Stream
 
 SAMPLE = 1 << 16  # scores looked at to bracket the threshold, at most; of a pool of 2**22 half as many
 RUN = 16  # neighbours in a sample: one line of cache
@@ -29,7 +29,9 @@ def sample(stream: Stream) -> NDArray[Any]:
     taken = [np.empty((0, RUN), stream.dtype)]
     runs = [part.size // RUN if stream.length > 4 * CHUNK else 0 for part in stream.parts]
     last = np.cumsum([0, *runs])
-    wanted = min(max(stream.length >> 7, SAMPLE // 4), SAMPLE) // RUN * max(1, stream.length >> 28) if last[-1] else 0
+    wanted = min(max(stream.length >> 7, SAMPLE // 4), SAMPLE) * max(1, stream.length >> 28)
+    # the bracket holds some 3.5/√sample of the scores: about half of what there is room for
+    wanted = max(wanted, min((6 * stream.length // ROOM) ** 2, 8 * SAMPLE)) // RUN if last[-1] else 0
     pick = np.sort(np.random.default_rng(stream.length).integers(0, max(last[-1], 1), wanted))
     edges = np.searchsorted(pick, last)
     for i in np.flatnonzero(np.diff(edges)).tolist():

@@ -30,10 +30,12 @@ from ._patterns import cut as cut_patterns
 from ._rows import Counted
 from ._select import bounds, checked_sparsity, checked_threads
 from ._stream import Listed, Stream
+from .quick import quick
 
 Mask = NDArray[np.bool_]
 
 
+@quick
 @dataclass(frozen=True)
 class Cut:
     """What is kept of one pool, as a rule for every score, and the figures that say why.

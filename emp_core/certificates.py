@@ -27,6 +27,7 @@ from ._errors import ArgumentError, EmpError
 from ._namespace import BFLOAT16
 from .checksum import Checksum
 from .plans import Figures, Plan, Rule, host_values, typed
+from .quick import quick
 
 __all__ = ["BFLOAT16", "KEY", "Certificate", "Certified", "Seen", "certify", "contradictions", "read", "write"]
 
@@ -36,6 +37,7 @@ NEAR = 1e-6  # relative room for sums of float64 taken in another order
 PIECE = 1 << 20
 
 
+@quick
 @dataclass(frozen=True)
 class Certified(Figures):
     """What a certificate says of one array (see `plans.Entry`); `kept` is the hash of its values."""

@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, NamedTuple
 
 from ._effective import checked_beta
 from ._errors import ArgumentError
 from ._hill import checked_order
 from ._select import checked_sparsity
+from .quick import quick
 
 __all__ = ["SCOPES", "Figures", "Framed", "Planned", "Rule", "framed", "misread", "typed"]
 
@@ -67,6 +69,7 @@ class Rule:
         return cls(data["beta"], math.inf if order == "inf" else order, data["sparsity"], data["scope"])
 
 
+@quick
 @dataclass(frozen=True)
 class Figures:
     """How many scores, their effective size, how many are kept, and the mass kept with its bounds."""
@@ -185,19 +188,40 @@ def framed(text: str | bytes, kind: type, name: str, version: int) -> Framed:
 misread = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
+ALLOWED: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (float, int), "str": (str,), "float | None": (float, int, type(None)),
+}  # fmt: skip
+
+
+@cache
+def _declared(kind: type) -> tuple[tuple[str, ...], tuple[str, ...], set[tuple[type, ...]]]:
+    """Names and declared types of a dataclass's fields, and the types of values that were found right."""
+    found = fields(kind)
+    return tuple(item.name for item in found), tuple(str(item.type) for item in found), set()
+
+
 def typed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with lists as tuples, each value of the type that the field declares; TypeError or KeyError if not."""
-    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
-    out: dict[str, Any] = {}
-    for item in fields(kind):
-        value = data[item.name]
-        if str(item.type) == "tuple[int, ...]":
-            if not isinstance(value, list) or any(type(v) is not int or v < 0 for v in value):
-                raise TypeError(f"{item.name} must be a list of whole numbers, got {value!r}")
-            value = tuple(value)
-        elif type(value) not in allowed[str(item.type)]:
-            raise TypeError(f"{item.name} must be {item.type}, got {value!r}")
-        out[item.name] = value
-    if unknown := set(data) - set(out):
-        raise TypeError(f"there is no field {min(unknown)!r}")
-    return out
+    """`data` with lists as tuples, each value of the type that the field declares.
+
+    Raises:
+        TypeError: a value is of another type, or there is no such field; KeyError: a field is missing.
+    """
+    names, declared, right = _declared(kind)
+    if missing := [name for name in names if name not in data]:
+        raise KeyError(f"{missing[0]} is missing")
+    if len(data) != len(names):
+        raise TypeError(f"there is no field {min(map(str, set(data) - set(names)))!r}")
+    values = [data[name] for name in names]
+    types = tuple(map(type, values))
+    if types not in right:  # almost always as in the one before
+        for name, want, value in zip(names, declared, values, strict=True):
+            if type(value) not in ((list,) if want.startswith("tuple[") else ALLOWED[want]):
+                raise TypeError(f"{name} must be {'a list' if want.startswith('tuple[') else want}, got {value!r}")
+        right.add(types)
+    for i, (want, value) in enumerate(zip(declared, values, strict=True)):
+        if want.startswith("tuple["):
+            inner, words = (int, "whole numbers") if "int" in want else (str, "texts")
+            if any(type(v) is not inner for v in value) or (inner is int and any(v < 0 for v in value)):
+                raise TypeError(f"{names[i]} must be a list of {words}, got {value!r}")
+            values[i] = tuple(value)
+    return dict(zip(names, values, strict=True))

@@ -22,9 +22,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from emp_onnx.shrink.cut import merge_masks
+from emp_onnx.shrink.exact import dead, exact
+from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.run import _dead, _exact
+from emp_onnx.shrink.trace import trace
+from emp_onnx.shrink.view import View, prepared
 
 
 @dataclass
@@ -349,6 +352,7 @@ def check(seed: int) -> tuple[list[str], Counter[str]]:
     model, feeds, used = graph(seed)
     rng = np.random.default_rng(seed + 1)
     counts: Counter[str] = Counter({f"op {k}": 1 for k in used})
+    faults = _plain(model, feeds)
     problem = Problem.of(model, feeds, biases=True)
     masks: dict = {}
     for group in problem.groups:
@@ -358,18 +362,33 @@ def check(seed: int) -> tuple[list[str], Counter[str]]:
             masks = trial
     counts["units"] += sum(group.units for group in problem.groups)
     counts["cut"] += bool(masks)
-    faults = []
+    counts["plain"] += bool(problem.fewer)
     if masks:
         shrunk = problem.cut(masks)
         faults += _compare("masked", problem.reference(shrunk, masks), shrunk, problem.trace.feeds)
-        reference, folded = _exact(problem, masks)
+        reference, folded = exact(problem, masks)
         faults += _compare("folded", reference, folded, problem.trace.feeds)
     _kill(model, rng)
     problem = Problem.of(model, feeds, biases=True)
-    dead, reference, shrunk, _ = _dead(problem, model)
-    counts["dead"] += bool(dead)
+    gone, reference, shrunk, _ = dead(problem, model)
+    counts["dead"] += bool(gone)
     faults += _compare("dead", model, shrunk, problem.trace.feeds)
     return [f"graph {seed}: {fault}" for fault in faults], counts
+
+
+def _plain(model: onnx.ModelProto, feeds: list) -> list[str]:
+    """The model said plainly, again and again, says the same."""
+    view = View.of(prepared(model))
+    for _ in range(3):
+        traced = trace(view, feeds)
+        new = plain(view, traced)
+        if new is None:
+            break
+        faults = _compare("plain", view.model, new, traced.feeds)
+        if faults:
+            return faults
+        view = View.of(new)
+    return []
 
 
 def _kill(model: onnx.ModelProto, rng: np.random.Generator) -> None:
@@ -415,6 +434,7 @@ def main(argv: list[str] | None = None) -> int:
     used = ", ".join(f"{k[3:]} {v}" for k, v in sorted(counts.items()) if k.startswith("op "))
     print(
         f"{options.graphs} graphs, {counts['cut']} of them cut, {counts['dead']} with dead units, "
+        f"{counts['plain']} with fewer operations, "
         f"{counts['units']} units; {len(faults)} faults"
     )
     print(f"graphs with each operation: {used}")

@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("jax with optax", "jax") from error
 
+from emp_jax.files import load, save
 from emp_jax.gradual import GradualState, gradual, sparsity_of
 from emp_jax.trees import apply, find_weights, keep_masks, masks, plan, prune, verify
 
@@ -18,9 +19,11 @@ __all__ = [
     "find_weights",
     "gradual",
     "keep_masks",
+    "load",
     "masks",
     "plan",
     "prune",
+    "save",
     "sparsity_of",
     "verify",
 ]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
-from emp_core.plans import SCOPES, Figures
+from emp_core.plans import SCOPES, Figures, typed
 from emp_onnx.errors import UsageError, quote
 
 __all__ = ["SCOPES", "Figures", "Rule", "typed"]
@@ -61,35 +60,3 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} must be a number, got {value!r}") from error
-
-
-ALLOWED: dict[str, tuple[type, ...]] = {
-    "int": (int,), "float": (float, int), "str": (str,), "float | None": (float, int, type(None)),
-}  # fmt: skip
-
-
-@cache
-def _fields(kind: type) -> tuple[tuple[str, str], ...]:
-    """Names and declared types."""
-    return tuple((item.name, str(item.type)) for item in fields(kind))
-
-
-def typed(kind: type, data: dict[str, Any]) -> dict[str, Any]:
-    """`data` with lists as tuples, each value of the type that the field declares."""
-    out: dict[str, Any] = {}
-    for name, kinds in _fields(kind):
-        if name not in data:
-            raise KeyError(f"{name} is missing")
-        value = data[name]
-        if kinds.startswith("tuple["):
-            inner: type = int if "int" in kinds else str
-            if not isinstance(value, list) or any(type(v) is not inner for v in value):
-                raise TypeError(f"{name} must be a list of {inner.__name__}, got {value!r}")
-            value = tuple(value)
-        else:
-            if type(value) not in ALLOWED[kinds]:
-                raise TypeError(f"{name} must be {kinds}, got {value!r}")
-        out[name] = value
-    if unknown := set(data) - set(out):
-        raise TypeError(f"there is no field {sorted(unknown)[0]!r}")
-    return out

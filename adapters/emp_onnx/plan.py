@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emp_core import Cut, PoolError, mass_lower_bound, mass_upper_bound, select_each, select_stream
+from emp_core.quick import quick
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
 from emp_onnx.files.graph import Tensor
@@ -29,6 +30,7 @@ SHORT = 1 << 14  # elements of a weight that is counted with others
 TOGETHER = 1 << 22  # elements counted together, at most
 
 
+@quick
 @dataclass(frozen=True)
 class Entry(Figures):
     """One weight of the plan.
@@ -310,7 +312,8 @@ def _decide_each(model: Model, chosen: Sequence[Weight], rule: Rule, made: _Made
         else:
             _note_cut(made, weight, _cut([Scores(model, weight)], rule, [weight], threads))
         if i + 1 == len(chosen) or held > TOGETHER:
-            pools = [Scores(model, short)[:] for short in waiting]
+            values = model.wholes([short.name for short in waiting])
+            pools = [short.zero.scores(some) for short, some in zip(waiting, values, strict=True)]
             cuts = select_each(pools, names=[f"weight {quote(w.name)}" for w in waiting], **rule.keeps())
             for short, cut in zip(waiting, cuts, strict=True):
                 _note_cut(made, short, cut)

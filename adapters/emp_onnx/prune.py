@@ -16,6 +16,7 @@ from emp_onnx.certificate import KEY
 from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quote
 from emp_onnx.figures import Rule
 from emp_onnx.files.model_io import Model, load, save
+from emp_onnx.files.rest import load_again
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
@@ -23,7 +24,7 @@ from emp_onnx.plan import Plan, decide, watched
 from emp_onnx.progress import Watch
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.isolated import Isolated
-from emp_onnx.verify import Verification, load_ahead, verify_written
+from emp_onnx.verify import Verification, begin, load_ahead, many_nodes, verify_written
 from emp_onnx.weights.find import Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
@@ -144,28 +145,26 @@ def prune(
             ...
         emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
     """
-    source = model if isinstance(model, Model) else load(model)
-    place = _target(source, out, in_place)
     with Isolated(threads=threads) as process:
+        if not isinstance(model, Model):
+            begin(process, model)
+        source = model if isinstance(model, Model) else load(model)
+        place = _target(source, out, in_place)
+        if many_nodes(source):
+            load_ahead(process, source.path, source, feeds)
         if plan is None:
             rule = Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope)
             found = find_weights(source, include=include, exclude=exclude, min_size=min_size, embeddings=embeddings)
             weighed = watched(source, watch, "counting", 1, found.weights)
-            if found.weights:
-                load_ahead(process, source, source, feeds)  # while the weights are counted
+            if found.weights and not many_nodes(source):
+                load_ahead(process, source.path, source, feeds)  # while the weights are counted
             decision = decide(source, found.weights, rule, refusals=found.refusals, threads=threads)
             made = decision.plan
             if not made.entries:
                 raise nothing_to_prune(source, made.refusals)
         else:
-            if (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings) != (
-                None,
-                None,
-                2.0,
-                "tensor",
-                1,
-                False,
-            ):
+            chosen = (beta, sparsity, order, scope, *include, *exclude, min_size, embeddings)
+            if chosen != (None, None, 2.0, "tensor", 1, False):
                 raise UsageError(
                     "plan must come alone, got other options of the rule or of the choice of weights with it"
                 )
@@ -176,25 +175,31 @@ def prune(
             weighed = watched(source, watch, "counting", 2, planned)
             decision = decided(source, plan, threads=threads)
         changed = _packed(applied(source, made, decision), pack, target)
-        before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
-        result: list[Verification] = []
+        old = [source.path, *source.sidecars().values()] if source.path else []
+        result: list[tuple[Verification, Sizes, Sizes]] = []
 
         def check(temporary: Path) -> None:
-            written = load(temporary)
+            load_ahead(process, temporary, source, feeds)
+            written = load_again(temporary, source, frozenset(decision.kept))
             written.read_disk()
+            new = [temporary, *written.sidecars().values()]
             if watch is not None:
                 watch.phase("checking", 2 * weighed)
                 written.watch = source.watch
-            done = verify_written(written, source, decision, feeds=feeds, seed=seed, threads=threads, process=process)
+            with ThreadPoolExecutor(1) as beside:
+                sizes = beside.submit(lambda: (_sizes(old, gzip), _sizes(new, gzip)))
+                done = verify_written(
+                    written, source, decision, feeds=feeds, seed=seed, threads=threads, process=process
+                )
             if not done.ok:
                 raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
-            result.append(done)
+            result.append((done, *sizes.result()))
 
         notes = _notes(source, made, place, in_place)
         if watch is not None:
             watch.phase("writing", weighed)
         files = save(changed, place, check=check)
-        return Report(source.path, place, files[1:], made, result[0], before, _sizes(files, gzip), notes)
+        return Report(source.path, place, files[1:], made, *result[0], notes)
 
 
 def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | ModelError:
@@ -254,12 +259,9 @@ def _notes(source: Model, plan: Plan, target: Path, in_place: bool) -> tuple[str
     return tuple(notes)
 
 
-def _sizes(files: Sequence[Path | None], gzip: bool) -> Sizes:
-    real = [file for file in files if file is not None]
-    gzip = gzip and sum(file.stat().st_size for file in real) <= GZIPPED
-    with ThreadPoolExecutor(2) as pool:
-        packed = list(pool.map(_gzipped, real)) if gzip else None
-    return Sizes(sum(file.stat().st_size for file in real), sum(packed) if packed is not None else None)
+def _sizes(files: Sequence[Path], gzip: bool) -> Sizes:
+    plain = sum(file.stat().st_size for file in files)
+    return Sizes(plain, sum(map(_gzipped, files)) if gzip and plain <= GZIPPED else None)
 
 
 def _gzipped(file: Path) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from emp_onnx.figures import Figures
 from emp_onnx.files.model_io import Model, load, unfused
 from emp_onnx.files.rest import same_outside
 from emp_onnx.plan import Decision, decide
-from emp_onnx.runtime.compare import Behaviour, NotRunError, compare
+from emp_onnx.runtime.compare import Behaviour, NotRunError, Run, compare_runs, runs_of
 from emp_onnx.runtime.feeds import Feed, read_feeds
 from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.weights.find import Weight, find_weights
@@ -37,7 +39,9 @@ __all__ = [
     "Check",
     "Verification",
     "alone",
+    "begin",
     "load_ahead",
+    "many_nodes",
     "run_both",
     "verify",
     "verify_written",
@@ -48,6 +52,7 @@ __all__ = [
 NEAR = 1e-6
 EQUAL = "kept weights are bit-equal, removed ones zero"
 MANY = 4096  # nodes from which graphs are run as they stand
+SOME = 1 << 17  # bytes of the smallest graph with so many nodes
 RUN = 1 << 28  # bytes up to which models are run without being asked: onnxruntime holds both in memory
 
 
@@ -121,7 +126,7 @@ def verify(
     with Isolated(threads=threads) as process:
         if source is not None:
             for one in (source, model):
-                load_ahead(process, one, source, feeds)
+                load_ahead(process, one.path, source, feeds)
         if is_refitted(model):
             from emp_onnx.refit.certificate import refit_checks
 
@@ -163,7 +168,8 @@ def verify_written(
     every one with what the decision makes of the original, so they are not hashed again. Where nothing outside the
     weights differs, the file's weights are found where the original's were.
     """
-    load_ahead(process, pruned, original, feeds)
+    if process is not None and original.path is not None and many_nodes(original):
+        process.wait(original.path)  # three at a time on two processors would hold up the one that takes longest
     try:
         certificate = read_certificate(pruned)
     except UsageError as error:
@@ -220,12 +226,22 @@ def run_both(
             if feeds is not None:
                 raise UsageError(f"feeds must come with a model that runs: {error}") from error
             return Verification(tuple(done), None, str(error))
+        # made-up feeds run while the pruned model still loads, where that is another process: a crash in the same one
+        # could be either's
+        runs: Iterable[Run] | None = None
+        try:
+            runs = runs_of(before, read, seed=seed) if many_nodes(original) else None
+        except NotRunError as error:
+            not_run = str(error)
         try:
             after = sessions.open(pruned.path or pruned, plain=many_nodes(original))
         except NotRunError as error:
             return Verification((*done, Check(what, False, (f"the pruned model: {error}",))), None, str(error))
+        if not_run:
+            return Verification(tuple(done), None, not_run)
         try:
-            behaviour = compare(before, after, read, seed=seed)
+            runs = runs_of(before, read, seed=seed) if runs is None else runs
+            behaviour = compare_runs(runs, before.outputs, after, random=read is None)
             done.append(_check(what, behaviour.problems))
         except NotRunError as error:
             not_run = str(error)
@@ -247,10 +263,18 @@ def many_nodes(model: Model, /) -> bool:
     return len(model.graph.nodes) > MANY
 
 
-def load_ahead(process: Isolated | None, model: Model, original: Model, feeds: object, /) -> None:
-    """Let onnxruntime begin with a model that will be run; what else is to be done here goes on at the same time."""
-    if process is not None and model.path is not None and worth_running(original, feeds):
-        process.ahead(model.path, plain=many_nodes(original))
+def begin(process: Isolated, path: str | os.PathLike[str], /) -> None:
+    """Let a process for onnxruntime begin before anything is known of a model but that it may take long to load."""
+    with suppress(OSError):  # there is no such file: whoever reads it says so
+        if SOME <= os.path.getsize(path) <= RUN:
+            process.start()
+
+
+def load_ahead(process: Isolated, path: Path | None, original: Model, feeds: object, /) -> None:
+    """Let onnxruntime begin with a file that will be run; what else is to be done here goes on at the same time."""
+    if path is not None and worth_running(original, feeds):
+        process.start(plain=many_nodes(original))
+        process.ahead(path, plain=many_nodes(original))
 
 
 def alone(model: Model, /) -> tuple[tuple[Check, ...], Certificate | None]:

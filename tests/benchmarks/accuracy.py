@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ import numpy as np
 
 import emp_onnx
 from emp_onnx.budget.compare import RULES, _plain
-from emp_onnx.budget.search import Budget
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
 from tests.benchmarks._report import machine, table, write
 from tests.benchmarks.evidence import load_tasks
 
@@ -37,6 +35,11 @@ FLOORS = {
     "mnist_tiny": (0.40, 0.987), "g2p": (0.40, 0.900), "tashkeel": (0.40, 0.925), "vad": (0.30, 0.985),
 }  # fmt: skip
 FEEDS = 200
+COMMAND = "the command"
+BUDGETS = {"--max-drop 1%": (), "--max-drop 1% --drop-in accuracy": ("--drop-in", "accuracy")}
+WAYS = {"the fast way": ("--allocate", "lamp", "--criterion", "sparsegpt")}
+CURVES = ("magnitude, LAMP", "SparseGPT masks, solved", "OBS steps, measured error")
+PARTS = ("quick", "budget", "fast", "rules")
 PEERS = ("wanda", "sparsegpt")
 PEER = Path(__file__).with_name("peer_onnxsim.py")
 
@@ -46,86 +49,99 @@ def curve_of(floor: float) -> tuple[float, ...]:
     return tuple(round(s, 3) for s in (floor - (1 - floor) / 3, floor, floor + (1 - floor) / 3) if s > 0.05)
 
 
-def run(name: str, task: Any, peer: str | None, quick: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of one task: rule, and what was measured."""
+def run(name: str, task: Any, parts: Sequence[str], peer: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of one task: what they are of, and what was measured. A row whose name ends in @ is one point of a curve."""
     floor = FLOORS[name][0]
     feeds = list(task.feeds(FEEDS))
     yield "dense", {"sparsity": 0.0, "score": task.score(task.model)}
-    if quick:
-        yield "OBS steps, measured error", by_command(task, feeds, floor)
-        return
-    start = time.process_time()
-    model = emp_onnx.load(task.model)
-    fitting = Fitting(model, feeds)
-    layers = len(fitting.curves)
-    print(name, layers, "layers", flush=True)
-    measured = time.process_time() - start
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.onnx"
-
-        def scored(changed: Any) -> float:
-            emp_onnx.save(model.replaced(dict(changed), {}), out)
-            return float(task.score(out))
-
-        for sparsity in curve_of(floor):
-            keep = fitting.count(sparsity=sparsity)
-            if sparsity == floor:
-                for rule, masks in _plain(fitting, keep):
-                    values = {k: np.where(m, model.values(k), model.values(k).dtype.type(0)) for k, m in masks.items()}
-                    kept = sum(int(m.sum()) for m in masks.values())
-                    yield rule, {"sparsity": 1 - kept / fitting.total, "score": scored(values)}
-            for rule, (how, criterion, update) in RULES.items():
-                if sparsity != floor and rule not in (
-                    "magnitude, LAMP",
-                    "SparseGPT masks, solved",
-                    "OBS steps, measured error",
-                ):
-                    continue
-                begun = time.process_time()
-                thin = fitting.thin(keep, how=how, criterion=criterion, update=update)
-                seconds = time.process_time() - begun + (measured if how == "error" else 0)
-                label = rule if sparsity == floor else f"{rule} @"
-                yield label, {"sparsity": thin.sparsity, "score": scored(thin.changed), "cpu": seconds}
-        begun = time.process_time()
-        report = refit(task.model, out, feeds=feeds, budget=Budget(drop=0.01))
-        row = {"sparsity": report.point.sparsity, "score": float(task.score(out)), "cpu": time.process_time() - begun}
-        yield "--max-drop 1%", row
+        if "quick" in parts:
+            yield COMMAND, by_command(task, feeds, folder, "--sparsity", floor)
+        if "budget" in parts:
+            for row, more in BUDGETS.items():
+                yield row, by_command(task, feeds, folder, "--max-drop", "1%", *more)
+        if "fast" in parts:
+            for row, more in WAYS.items():
+                yield row, by_command(task, feeds, folder, "--sparsity", floor, *more)
         if peer is not None:
             for method in PEERS:
                 yield f"onnxsim {method}", of_peer(peer, method, task, feeds, floor, folder)
+        if "rules" in parts:
+            yield from rules(task, feeds, floor, Path(folder) / "out.onnx")
 
 
-def by_command(task: Any, feeds: list[Any], sparsity: float) -> dict[str, Any]:
-    """The refit as a user runs it: the command, on feeds in files, a tenth of which it keeps back for its report."""
-    with tempfile.TemporaryDirectory() as folder:
-        place, out = Path(folder) / "feeds", Path(folder) / "out.onnx"
+def rules(task: Any, feeds: list[Any], floor: float, out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every rule at the sparsity asked for, some also around it."""
+    model = emp_onnx.load(task.model)
+    fitting = Fitting(model, feeds)
+
+    def scored(changed: Any) -> float:
+        emp_onnx.save(model.replaced(dict(changed), {}), out)
+        return float(task.score(out))
+
+    for sparsity in curve_of(floor):
+        keep = fitting.count(sparsity=sparsity)
+        if sparsity == floor:
+            for rule, masks in _plain(fitting, keep):
+                values = {k: np.where(m, model.values(k), model.values(k).dtype.type(0)) for k, m in masks.items()}
+                kept = sum(int(m.sum()) for m in masks.values())
+                yield rule, {"sparsity": 1 - kept / fitting.total, "score": scored(values)}
+        for rule, (how, criterion, update) in RULES.items():
+            if sparsity == floor or rule in CURVES:
+                thin = fitting.thin(keep, how=how, criterion=criterion, update=update)
+                row = {"sparsity": thin.sparsity, "score": scored(thin.changed)}
+                yield rule if sparsity == floor else f"{rule} @", row
+
+
+def by_command(task: Any, feeds: list[Any], folder: str, *more: Any) -> dict[str, Any]:
+    """The refit as a user runs it: the command, on feeds in files, some of which it keeps back for its report."""
+    place, out = Path(folder) / "feeds", Path(folder) / "out.onnx"
+    if not place.exists():
         place.mkdir()
         for i, feed in enumerate(feeds):
             np.savez(place / f"{i:04}.npz", **feed)
-        words = ["prune", task.model, out, "--feeds", place, "--refit", "--sparsity", sparsity]
-        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        subprocess.run([sys.executable, "-m", "emp_onnx", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
-        after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - begun
-        model = emp_onnx.load(out)
-        weights = emp_onnx.find_weights(emp_onnx.load(task.model)).weights
-        kept = sum(int(np.count_nonzero(model.values(w.name))) for w in weights)
-        return {
-            "sparsity": 1 - kept / sum(int(np.prod(w.shape)) for w in weights), "score": float(task.score(out)),
-            "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, "wall": seconds,
+    words = [sys.executable, "-m", "emp_onnx", "prune", task.model, out, "--feeds", place, "--refit", "--json", *more]
+    row, said = measured([str(word) for word in words])
+    point = json.loads(said)["measured"]
+    model = emp_onnx.load(out)
+    weights = emp_onnx.find_weights(emp_onnx.load(task.model)).weights
+    kept = sum(int(np.count_nonzero(model.values(w.name))) for w in weights)
+    row |= {
+        "sparsity": 1 - kept / sum(int(np.prod(w.shape)) for w in weights), "score": float(task.score(out)),
+        "agreement": point["agreement"], "expected": point["expected"], "cost": point["cost"],
+    }  # fmt: skip
+    out.unlink()
+    return row
+
+
+def measured(words: list[str]) -> tuple[dict[str, Any], str]:
+    """Run a command: CPU and wall seconds and peak bytes of its processes, starting and importing included, and what
+    it printed. Compiled files are kept, as an installed package has them; the first run makes them."""
+    settings = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    begun = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(words, stdout=said, stderr=subprocess.PIPE, env=settings)
+        assert process.stderr is not None
+        errors = process.stderr.read().decode(errors="replace")
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError((errors.strip().splitlines() or ["no output"])[-1][:200])
+        said.seek(0)
+        row = {
+            "cpu": used.ru_utime + used.ru_stime, "wall": time.monotonic() - begun, "peak": used.ru_maxrss * 1024
         }  # fmt: skip
+        return row, said.read().decode()
 
 
 def of_peer(python: str, method: str, task: Any, feeds: list[Any], sparsity: float, folder: str) -> dict[str, Any]:
     """The same by onnxsim, in a process of its own."""
     place, out = Path(folder) / "feeds.npz", Path(folder) / "peer.onnx"
     np.savez(place, **{f"{i}|{k}": v for i, feed in enumerate(feeds) for k, v in feed.items()})
-    done = subprocess.run(
-        [*map(str, (python, "-I", PEER, method, task.model, place, out, sparsity))],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode or not out.exists():
-        return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
-    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        row, _ = measured([*map(str, (python, "-I", PEER, method, task.model, place, out, sparsity))])
+    except RuntimeError as error:
+        return {"failed": str(error)}
     model = emp_onnx.load(out)
     weights = emp_onnx.find_weights(model).weights
     kept = sum(int(np.count_nonzero(model.values(w.name))) for w in weights)
@@ -137,53 +153,53 @@ def of_peer(python: str, method: str, task: Any, feeds: list[Any], sparsity: flo
 
 def text(results: dict[str, Any]) -> str:
     """The tables."""
-    parts = []
-    rows = []
-    for name, (floor, least) in FLOORS.items():
-        found = results.get(name)
-        if not found:
-            continue
-        best, drop = found.get("OBS steps, measured error", {}), found.get("--max-drop 1%", {})
-        cpu = f"{best['cpu']:.0f} s" if "cpu" in best else "-"
-        rows.append([
-            f"`{name}`", _score(found["dense"]), f"{least:.3f} @ {floor:.0%}", _cell(best), cpu, _cell(drop),
-        ])  # fmt: skip
-    parts += ["## Against the bars", table(["task", "dense", "asked", "refit", "CPU time", "`--max-drop 1%`"], rows)]
     names = [name for name in FLOORS if name in results]
-    rules = list(
-        dict.fromkeys(
-            rule
-            for name in names
-            for rule in results[name]
-            if not rule.endswith("@") and rule not in ("dense", "peak", "--max-drop 1%")
-        )
-    )
+    rows = []
+    for name in names:
+        found, (floor, least) = results[name], FLOORS[name]
+        best = found.get(COMMAND, {})
+        rows.append([
+            f"`{name}`", _score(found["dense"]), f"{least:.3f} @ {floor:.0%}", _cell(best), _at(best, "cpu", 1),
+            *(_cell(found.get(row, {})) for row in BUDGETS),
+        ])  # fmt: skip
+    columns = ["task", "dense", "asked", "`--sparsity`", "CPU seconds", *(f"`{row}`" for row in BUDGETS)]
+    parts = ["## Against the bars", table(columns, rows)]
+    peers = [f"onnxsim {method}" for method in PEERS]
+    known = [*RULES, *dict.fromkeys(r for n in names for r in results[n] if r.startswith("magnitude, ")), *peers]
+    order = [rule for rule in dict.fromkeys(known) if not rule.endswith("@")]
     parts += ["## Rules at equal sparsity", table(
         ["rule", *(f"`{n}` {FLOORS[n][0]:.0%}" for n in names)],
-        [[rule, *(_score(results[n].get(rule, {})) for n in names)] for rule in rules],
+        [[rule, *(_score(results[n].get(rule, {})) for n in names)] for rule in order],
     )]  # fmt: skip
     rows = []
     for name in names:
-        for rule in ("magnitude, LAMP", "SparseGPT masks, solved", "OBS steps, measured error"):
+        for rule in CURVES:
             seen = [*results[name].get(f"{rule} @", []), results[name].get(rule, {})]
             seen = sorted((p for p in seen if p), key=lambda p: p["sparsity"])
-            rows.append([f"`{name}`", rule, ", ".join(_cell(p) for p in seen)])
+            if seen:
+                rows.append([f"`{name}`", rule, ", ".join(_cell(p) for p in seen)])
     parts += ["## Curves", table(["task", "rule", "score @ sparsity"], rows)]
-    peers = [(n, m, results[n][f"onnxsim {m}"]) for n in names for m in PEERS if f"onnxsim {m}" in results[n]]
-    if peers:
+    sides = [(n, row) for n in names if any(p in results[n] for p in peers) for row in (COMMAND, *WAYS, *peers)]
+    if sides:
         parts += ["## The direct peer", table(
-            ["task", "onnxsim's method", "score @ sparsity", "CPU seconds", "peak MiB"],
-            [[f"`{n}`", m, _cell(r), *(_at(r, what, each) for what, each in (("cpu", 1), ("peak", 2**20)))]
-             for n, m, r in peers],
+            ["task", "by", "score @ sparsity", "CPU seconds", "peak MiB"],
+            [[f"`{n}`", row, _cell(results[n].get(row, {})), *(
+                _at(results[n].get(row, {}), what, each) for what, each in (("cpu", 1), ("peak", 2**20))
+            )] for n, row in sides],
         )]  # fmt: skip
-        failed = [f"- `{n}`, {m}: {r['failed']}" for n, m, r in peers if "failed" in r]
+        failed = [
+            f"- `{n}`, {row}: {results[n][row]['failed']}" for n, row in sides if "failed" in results[n].get(row, {})
+        ]
         parts += ["\n".join(failed)] if failed else []
-    parts.append(f"Measured on {machine('onnxruntime', 'numpy')} CPU time is of the whole process, all threads.")
+    parts.append(
+        f"Measured on {machine('onnxruntime', 'numpy')} CPU time is of the whole process, its start and its imports "
+        f"included, all threads; memory is the largest of any of its processes."
+    )
     return "\n\n".join(parts)
 
 
 def _at(row: dict[str, Any], what: str, each: int) -> str:
-    return f"{row[what] / each:.0f}" if what in row else "-"
+    return f"{row[what] / each:.3g}" if what in row else "-"
 
 
 def _score(row: dict[str, Any]) -> str:
@@ -199,25 +215,25 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*")
     parser.add_argument("--results", default="accuracy.json")
     parser.add_argument("--peer")
-    parser.add_argument(
-        "--quick", action="store_true", help="only the dense model, and the command at the bar's sparsity"
-    )
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}; none with --peer alone")
+    parser.add_argument("--quick", action="store_true", help="the same as --only quick")
     parser.add_argument("--write")
     options = parser.parse_args()
     file = Path(options.results)
-    results = json.loads(file.read_text()) if file.exists() else {}
     tasks = load_tasks() if options.tasks else {}
+    parts = ["quick"] if options.quick else [part for part in options.only.split(",") if part in PARTS]
     for name in options.tasks:
         found: dict[str, Any] = {}
-        for rule, row in run(name, tasks[name], options.peer, options.quick):
+        for rule, row in run(name, tasks[name], parts, options.peer):
             if rule.endswith("@"):
                 found.setdefault(rule, []).append(row)
             else:
                 found[rule] = row
             print(name, rule, row, flush=True)
-        found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        results[name] = found
-        file.write_text(json.dumps(results, indent=1))
+            results = json.loads(file.read_text()) if file.exists() else {}  # others may have written meanwhile
+            results[name] = results.get(name, {}) | found
+            file.write_text(json.dumps(results, indent=1))
+    results = json.loads(file.read_text()) if file.exists() else {}
     if options.write:
         write(Path(options.write), "accuracy", text(results))
     else:

@@ -1,25 +1,28 @@
 """Whole files: CPU time and resident memory of `emp prune` against loading and saving, and against other tools.
 
-    python -m tests.benchmarks.bytes [--folder DIR] [--large] [--simplifier PYTHON] [--write docs/benchmarks.md]
+    python -m tests.benchmarks.bytes [--part small|large|huge|nodes] [--rows FILE.json] [--folder DIR]
+                                     [--simplifier PYTHON] [--write docs/benchmarks.md]
 
-Each run is a process of its own: CPU time (user and system, of all threads) and peak resident memory are the kernel's
-figures for it, imports included. `--large` adds 2.5 GB and 10 GB (13 GB of disk). `--simplifier` names a Python in
-which onnxsim is installed.
+Each run is a process of its own: CPU time (user and system, of all threads, and of processes that it started) and peak
+resident memory are the kernel's figures for it, imports included. The parts together need 6 GB of disk; with `--rows`
+they can be measured one by one. `--simplifier` names a Python in which onnxsim is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +65,9 @@ onnx.save(model, sys.argv[2])
 """
 SESSIONS = """
 import sys, onnxruntime
-for _ in range(2): onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+for _ in range(2): onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 """
 SIMPLIFIER = """
 import sys, onnx, onnxsim
@@ -133,27 +138,42 @@ def made(build: Any, *args: Any, **options: Any) -> Path:
     return path
 
 
-def run(command: Sequence[str]) -> tuple[float, int] | None:
-    """CPU seconds and peak resident MB of a process; None if it failed."""
+class Used(NamedTuple):
+    """What a process used: CPU seconds, seconds on the clock, peak resident MB."""
+
+    cpu: float
+    wall: float
+    peak: int
+
+
+def run(command: Sequence[str]) -> Used | None:
+    """Run a process; None if it failed."""
     # as installed: compiled files are written once, and kept
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}", "PYTHONDONTWRITEBYTECODE": ""}
+    start = time.perf_counter()
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    return None if process.returncode else (used.ru_utime + used.ru_stime, used.ru_maxrss // 1024)
+    wall = time.perf_counter() - start
+    return None if process.returncode else Used(used.ru_utime + used.ru_stime, wall, used.ru_maxrss // 1024)
 
 
-def best(command: Sequence[str], rounds: int, out: Path) -> tuple[float, int] | None:
-    """The least CPU time and the largest memory of some runs."""
-    found = []
+def best(command: Sequence[str], rounds: int, out: Path) -> Used | None:
+    """The least times and the largest memory of some runs; None if one failed."""
+    found: list[Used | None] = []
     for _ in range(rounds):
-        one = run(command)
-        if one is None:
-            return None
-        found.append(one)
+        found.append(run(command))
         for file in out.parent.iterdir():
             file.unlink()
-    return min(f[0] for f in found), max(f[1] for f in found)
+    return least_of(found)
+
+
+def least_of(found: Sequence[Used | None]) -> Used | None:
+    """The least times and the largest memory; None if a run failed."""
+    good = [one for one in found if one is not None]
+    if len(good) < len(found):
+        return None
+    return Used(min(one.cpu for one in good), min(one.wall for one in good), max(one.peak for one in good))
 
 
 def emp(model: Path, out: Path, *options: str) -> list[str]:
@@ -166,52 +186,87 @@ def other(script: str, model: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", script, str(model), str(out)]
 
 
-def rows(folder: Path, large: bool, simplifier: str | None) -> list[list[str]]:
-    """All measurements."""
-    out = folder / "out" / "out.onnx"
-    out.parent.mkdir()
-    found: list[list[str]] = []
+RULES: dict[str, tuple[str, ...]] = {
+    "EMP, tensor": (), "EMP, model": ("--scope", "model"),
+    "50 %, tensor": ("--sparsity", "0.5"), "50 %, model": ("--sparsity", "0.5", "--scope", "model"),
+}  # fmt: skip
 
-    def add(what: str, base: float | None, command: Sequence[str], must: str, rounds: int = 3) -> float | None:
-        one = best(command, rounds, out)
+
+class Bench:
+    """The measurements of one part of the table."""
+
+    def __init__(self, folder: Path, simplifier: str | None) -> None:
+        self.folder, self.simplifier, self.rows = folder, simplifier, list[list[str]]()
+        self.out = folder / "out" / "out.onnx"
+        self.out.parent.mkdir()
+
+    def add(
+        self, what: str, base: float | None, command: Sequence[str], must: str, rounds: int = 3, wall: bool = False
+    ) -> float | None:
+        """Measure one row; its CPU time."""
+        one = best(command, rounds, self.out)
         if one is None:
-            found.append([what, "failed, or not installed", "", "", must])
+            self.rows.append([what, "failed, or not installed", "", "", "", must])
             return None
-        ratio = f"{one[0] / base:.2f}" if base else "1.00"
-        found.append([what, f"{one[0]:.2f} s", f"{one[1]} MB", ratio, must])
-        return one[0]
+        ratio = f"{one.cpu / base:.2f}" if base else ""
+        self.rows.append([what, f"{one.cpu:.2f} s", f"{one.wall:.2f} s" if wall else "", f"{one.peak} MB", ratio, must])
+        return one.cpu
 
-    rules = {
-        "EMP, tensor": (), "EMP, model": ("--scope", "model"),
-        "50 %, tensor": ("--sparsity", "0.5"), "50 %, model": ("--sparsity", "0.5", "--scope", "model"),
-    }  # fmt: skip
-    model = made(make, folder, 25)
-    base = add("400 MB: onnx.load + onnx.save", None, [sys.executable, "-c", LOAD_SAVE, str(model), str(out)], "")
-    for name, options in rules.items():
-        add(f"400 MB: emp, {name}", base, emp(model, out, *options), "≤ 1.0, 150 MB")
-    add("400 MB: NumPy partition, 50 % of the model", base, other(PARTITION, model, out), "≥ 2 times emp", 1)
-    add("400 MB: torch global_unstructured, 50 %", base, other(TORCH, model, out), "≥ 8 times emp", 1)
-    for name in ("apply_magnitude_pruning", "prune_magnitude_cpp"):
-        command = [simplifier or sys.executable, *other(SIMPLIFIER, model, out)[1:], name]
-        add(f"400 MB: onnxsim {name}, 50 %", base, command, "≥ 15 times emp", 1)
-    shutil.rmtree(model.parent)
-    if large:
-        model = made(make, folder, 156, external=True)
-        command = [sys.executable, "-c", LOAD_SAVE, str(model), str(out), "external"]
-        base = add("2.5 GB external: onnx.load + onnx.save", None, command, "", 2)
-        for name, options in list(rules.items())[1:3]:
-            add(f"2.5 GB external: emp, {name}", base, emp(model, out, *options), "≤ 0.8, 150 MB", 2)
+    def rules(self, what: str, model: Path, load_save: Sequence[str], must: str, rounds: int = 3) -> None:
+        """Loading and saving and every rule, in turns, so that what else the machine does falls on all alike."""
+        commands = {f"{what}: onnx.load + onnx.save": load_save}
+        commands |= {f"{what}: emp, {name}": emp(model, self.out, *options) for name, options in RULES.items()}
+        found = {name: list[Used | None]() for name in commands}
+        for _ in range(rounds):
+            for name, command in commands.items():
+                found[name].append(best(command, 1, self.out))
+        least = [least_of(some) for some in found.values()]
+        for name, one in zip(commands, least, strict=True):
+            if one is None:
+                self.rows.append([name, "failed, or not installed", "", "", "", must])
+                continue
+            ratio = f"{one.cpu / least[0].cpu:.2f}" if least[0] and name != next(iter(commands)) else ""
+            self.rows.append([name, f"{one.cpu:.2f} s", "", f"{one.peak} MB", ratio, must if ratio else ""])
+
+    def small(self) -> None:
+        """400 MB in one file, and the others."""
+        model = made(make, self.folder, 25)
+        out, simplifier = self.out, self.simplifier or sys.executable
+        self.rules("400 MB", model, other(LOAD_SAVE, model, out), "≤ 1.0, 150 MB")
+        base = float(self.rows[0][1].split()[0])
+        self.add("400 MB: NumPy partition, 50 % of the model", base, other(PARTITION, model, out), "≥ 2 times emp", 1)
+        self.add("400 MB: torch global_unstructured, 50 %", base, other(TORCH, model, out), "≥ 8 times emp", 1)
+        for name in ("apply_magnitude_pruning", "prune_magnitude_cpp"):
+            command = [simplifier, *other(SIMPLIFIER, model, out)[1:], name]
+            self.add(f"400 MB: onnxsim {name}, 50 %", base, command, "≥ 15 times emp", 1)
         shutil.rmtree(model.parent)
-        model = made(make, folder, 625, external=True, holes=14)
-        add("10 GB external, sparse on disk: emp, EMP, model", None, emp(model, out, "--scope", "model"), "150 MB", 1)
+
+    def large(self) -> None:
+        """2.5 GB in a sidecar file."""
+        model = made(make, self.folder, 156, external=True)
+        self.rules("2.5 GB external", model, [*other(LOAD_SAVE, model, self.out), "external"], "≤ 0.8, 150 MB")
         shutil.rmtree(model.parent)
-    for weights, words in ((1, "1 weight"), (10_000, "10 000 weights")):
-        model = made(many_nodes, folder, 30_000, weights)
-        plan = [sys.executable, "-m", "emp_onnx", "plan", str(model), "--quiet"]
-        add(f"30 000 nodes, {words}: emp plan", None, plan, "≤ 2 s")
-        add(f"30 000 nodes, {words}: emp prune", None, emp(model, out), "≤ 2 s")
-        add(f"30 000 nodes, {words}: of that, onnxruntime loading two models", None, other(SESSIONS, model, out), "", 1)
-    return found
+
+    def huge(self) -> None:
+        """5 GB and 10 GB, of which most takes no place on the disk."""
+        for weights, words in ((312, "5 GB"), (625, "10 GB")):
+            model = made(make, self.folder, weights, external=True, holes=14)
+            what = f"{words} external, sparse on disk: emp, EMP, model"
+            self.add(what, None, emp(model, self.out, "--scope", "model"), "linear, 150 MB", 1)
+            shutil.rmtree(model.parent)
+
+    def nodes(self) -> None:
+        """30 000 nodes."""
+        for weights, words in ((1, "1 weight"), (10_000, "10 000 weights")):
+            model = made(many_nodes, self.folder, 30_000, weights)
+            plan = [sys.executable, "-m", "emp_onnx", "plan", str(model), "--quiet"]
+            self.add(f"30 000 nodes, {words}: emp plan", None, plan, "≤ 2 s in all", wall=True)
+            self.add(f"30 000 nodes, {words}: emp prune", None, emp(model, self.out), "≤ 2 s in all", 5, wall=True)
+            what = f"30 000 nodes, {words}: of that, onnxruntime loading two models"
+            self.add(what, None, other(SESSIONS, model, self.out), "", 3, wall=True)
+
+
+PARTS = ("small", "large", "huge", "nodes")
 
 
 def simplifier_version(python: str) -> str:
@@ -223,21 +278,34 @@ def simplifier_version(python: str) -> str:
 
 def main() -> None:
     """Measure, print, and put the table where it belongs."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--large", action="store_true")
+    parts = (*PARTS, "none")
+    parser.add_argument("--part", choices=parts, action="append", help="only this part (more than once: these)")
+    parser.add_argument("--rows", type=Path, metavar="FILE.json", help="keep what was measured there")
     parser.add_argument("--simplifier", metavar="PYTHON")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
-    folder, before = Path(tempfile.mkdtemp(dir=options.folder)), os.getloadavg()[0]
-    try:
-        header = ["work", "CPU time", "peak resident", "ratio to load + save", "must be"]
-        found = rows(folder, options.large, options.simplifier)
-    finally:
-        shutil.rmtree(folder)
-    loads = f"Processes that wanted to run, before and after: {before:.0f} and {os.getloadavg()[0]:.0f}."
-    text = table(header, found) + "\n\n" + machine("numpy", "onnx", "onnxruntime", "torch")
-    text += f" {simplifier_version(options.simplifier or sys.executable)} {loads}"
+    known: dict[str, Any] = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else {}
+    for part in options.part or PARTS:
+        if part == "none":  # only show, or write, what is known
+            continue
+        folder, before = Path(tempfile.mkdtemp(dir=options.folder)), os.getloadavg()[0]
+        try:
+            bench = Bench(folder, options.simplifier)
+            getattr(bench, part)()
+        finally:
+            shutil.rmtree(folder)
+        known[part] = {"rows": bench.rows, "waiting": [round(before), round(os.getloadavg()[0])]}
+        if options.rows:
+            options.rows.write_text(json.dumps(known))
+    header = ["work", "CPU time", "on the clock", "peak resident", "ratio to load + save", "must be"]
+    there = [known[part] for part in PARTS if part in known]
+    waiting = "; ".join("{} and {}".format(*part["waiting"]) for part in there)
+    text = table(header, [row for part in there for row in part["rows"]])
+    text += "\n\n" + machine("numpy", "onnx", "onnxruntime", "torch")
+    text += f" {simplifier_version(options.simplifier or sys.executable)}"
+    text += f" Processes that wanted to run, before and after each part of the table: {waiting}."
     print(text)
     if options.write:
         write(options.write, "bytes", text)

@@ -1,6 +1,6 @@
 """Structured pruning on real models: latency against score, and what becomes of other people's files.
 
-    python -m tests.benchmarks.shrinking [--write docs/shrinking.md] [--tasks a,b] [--corpus]
+    python -m tests.benchmarks.shrinking [--write docs/shrinking.md] [--tasks a,b] [--shares 0.9,0.8] [--corpus]
 
 Tasks come from `../shared/eval/tasks.py`, which is no part of this repository: scores on labelled data that was not
 used to calibrate. Latency is that of one run in onnxruntime, one thread, the dense and the shrunk model in turn, the
@@ -23,10 +23,10 @@ import onnx
 
 import emp_onnx
 from emp_onnx.shrink import shrink
+from emp_onnx.shrink.exact import exact
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.run import _exact
 from emp_onnx.shrink.trace import made_up
 from tests.benchmarks._report import machine, table, write
 
@@ -36,8 +36,7 @@ FLOORS = {
     "cifar10_base": (1.5, 1.5), "cifar10_resnet": (1.5, 1.5), "mnist_mlp": (3.0, 1.0), "cifar10_vit": (1.4, 1.5),
     "squeezenet": (1.35, 2.0), "mobilenetv2": (1.25, 2.0), "g2p": (1.3, 1.5), "tashkeel": (1.3, 1.5),
 }  # fmt: skip
-FEEDS = {"squeezenet": 64, "mobilenetv2": 64, "tashkeel": 24}  # the larger models, to be done in minutes; 96 otherwise
-SHARES: tuple[float, ...] = ()
+FEEDS = {"squeezenet": 100, "mobilenetv2": 64, "tashkeel": 8}  # the larger models, to be done in minutes; 200 otherwise
 
 
 def tasks() -> dict[str, Any]:
@@ -54,13 +53,13 @@ def tasks() -> dict[str, Any]:
     return dict(module.TASKS)
 
 
-def curve(name: str, task: Any, count: int, folder: Path) -> list[list[str]]:
+def curve(name: str, task: Any, count: int, folder: Path, shares: tuple[float, ...] = ()) -> list[list[str]]:
     """One row per target: speed at batch 1 and 16, score, parameters."""
     feeds = list(task.feeds(count))[:count]
     dense = task.score(task.model)
     speed, points = FLOORS[name]
     rows = []
-    for share in dict.fromkeys((*SHARES, round(1 / speed, 3))):
+    for share in dict.fromkeys((*shares, round(1 / speed, 3))):
         start = time.perf_counter()
         try:
             report = shrink(task.model, folder / "out.onnx", feeds=feeds, refit=True, target_latency=share, threads=2)
@@ -112,7 +111,7 @@ def fate(path: Path) -> tuple[str, str]:
     if not masks:
         reasons = Counter(reason.split(" (axis")[0] for reason in problem.reasons.values())
         return "unchanged", reasons.most_common(1)[0][0] if reasons else "no weights of more than one channel"
-    reference, shrunk = _exact(problem, masks)
+    reference, shrunk = exact(problem, masks)
     proof = prove(reference, shrunk, problem.trace.feeds)
     return ("shrunk and proven", "") if proof.holds else ("NOT PROVEN, nothing written", proof.problem)
 
@@ -153,17 +152,28 @@ def _general(reason: str) -> str:
     return re.sub(r" '[^']*'", "", reason).replace("|", "/").split(", got")[0][:100]
 
 
+def kept(file: Path | None, marker: str, measured: list[str]) -> list[list[str]]:
+    """Rows that stand in a document already, of tasks that are not measured now."""
+    if file is None or not file.exists():
+        return []
+    block = file.read_text(encoding="utf-8").partition(f"<!-- {marker}: begin -->")[2].partition("<!--")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if line[:2] == "| "]
+    return [row for row in rows[1:] if row[0] not in measured]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write if asked."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.shrinking", description=__doc__.split("\n")[0])
     parser.add_argument("--write", metavar="FILE", type=Path)
     parser.add_argument("--tasks", metavar="NAMES", help="only these, with commas")
-    parser.add_argument("--feeds", type=int, help="how many (default: 96, fewer for the larger models)")
+    parser.add_argument("--feeds", type=int, help="how many (default: 200, fewer for the larger models)")
+    parser.add_argument("--shares", metavar="NUMBERS", default="", help="targets on latency beside that of the aim")
     parser.add_argument("--corpus", action="store_true", help="the counts over other people's files, and no tasks")
     options = parser.parse_args(argv)
     if not SHARED.exists():
         print(f"shrinking: {SHARED} is not there", file=sys.stderr)
         return 2
+    shares = tuple(float(share) for share in options.shares.split(",") if share)
     foot = machine("onnx", "onnxruntime", "numpy")
     if options.corpus:
         text, marker = f"{corpus()}\n\n{foot}", "corpus"
@@ -180,9 +190,12 @@ def main(argv: list[str] | None = None) -> int:
         ]
         rows, known, marker = [], tasks(), "tasks"
         with tempfile.TemporaryDirectory() as folder:
-            for name in options.tasks.split(",") if options.tasks else FLOORS:
-                rows += curve(name, known[name], options.feeds or FEEDS.get(name, 96), Path(folder))
-                text = f"{table(heads, rows)}\n\n{foot}"
+            asked = options.tasks.split(",") if options.tasks else list(FLOORS)
+            others = kept(options.write, marker, asked)
+            for name in asked:
+                rows += curve(name, known[name], options.feeds or FEEDS.get(name, 200), Path(folder), shares)
+                every = sorted([*others, *rows], key=lambda row: list(FLOORS).index(row[0]))
+                text = f"{table(heads, every)}\n\n{foot}"
                 if options.write:  # what was measured stays, should a later task be interrupted
                     write(options.write, marker, text)
     print(text)

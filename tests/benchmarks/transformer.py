@@ -106,24 +106,29 @@ def resident(root: int) -> int:
 
 
 def run(command: list[str]) -> tuple[float, float, int, str]:
-    """Wall and CPU seconds of a command, its peak of resident memory, and what it says."""
+    """Wall and CPU seconds of a command, its peak of resident memory, and what it says.
+
+    Time in which all of this was stopped from outside, so that something else could be measured, is not counted.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start, peak = time.perf_counter(), 0
+    wall, peak = 0.0, 0
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "adapters")))}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         done = threading.Event()
 
         def watch() -> None:
-            nonlocal peak
+            nonlocal peak, wall
+            last = time.perf_counter()
             while not done.wait(0.05):
                 peak = max(peak, resident(process.pid))
+                now = time.perf_counter()
+                wall, last = wall + min(now - last, 1.0), now
 
         thread = threading.Thread(target=watch)
         thread.start()
         said, _ = process.communicate()
         done.set()
         thread.join()
-    wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if process.returncode:

@@ -81,6 +81,13 @@ def test_without_it_the_error_says_how_to_add_it(adapter):
     assert re.search(rf"MissingExtraError: .* pip install 'effective-pruning\[{extra}\]'$", done.stderr.strip())
 
 
+@pytest.mark.skipif(not find_spec("keras"), reason="Keras is not installed")
+def test_keras_without_a_backend_says_so():
+    done = run("import emp_keras", {"torch", "jax", "tensorflow"})
+    assert done.returncode == 1
+    assert re.search(r"ImportError: Keras must have a backend .* install jax, torch or tensorflow", done.stderr)
+
+
 def test_every_adapter_has_an_extra_and_is_in_the_wheel():
     held = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = held["project"]["optional-dependencies"]

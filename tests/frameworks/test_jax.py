@@ -133,3 +133,40 @@ def test_wrong_options():
     optimizer = emp_jax.gradual(optax.sgd(1.0))
     with pytest.raises(ValueError, match="needs the parameters"):
         optimizer.update(small(), optimizer.init(small()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_files(tmp_path, dtype):
+    params = jax.tree.map(lambda p: p.astype(dtype) if p.dtype == jnp.float32 else p, tree())
+    pruned, certificate = emp_jax.apply(params, emp_jax.plan(params))
+    path = emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+    again, said = emp_jax.load(jax.eval_shape(lambda: params), path)
+    assert said == certificate
+    assert jax.tree.structure(again) == jax.tree.structure(pruned)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(pruned), strict=True):
+        assert one.dtype == other.dtype
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    params = tree()
+    pruned, certificate = emp_jax.apply(params, emp_jax.plan(params))
+    with pytest.raises(emp_core.ArgumentError, match="must be as the certificate says"):
+        emp_jax.save(params, certificate, tmp_path / "p.npz")
+    with pytest.raises(emp_core.ArgumentError, match="must be a place for a file"):
+        emp_jax.save(pruned, certificate, tmp_path / "none" / "p.npz")
+    path = emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+    with pytest.raises(emp_core.ArgumentError, match="must have the names of"):
+        emp_jax.load({"other": jnp.ones(3)}, path)
+    with pytest.raises(emp_core.ArgumentError, match=r"must have dense\.kernel of shape \(10, 16\) and type float32"):
+        emp_jax.load({**params, "dense": {"kernel": jnp.ones((10, 15)), "bias": jnp.ones(16)}}, path)
+    (tmp_path / "text.npz").write_text("nothing")
+    with pytest.raises(emp_core.ArgumentError, match="must be a file that `save` wrote"):
+        emp_jax.load(params, tmp_path / "text.npz")
+    with np.load(path) as held:
+        arrays = {name: held[name] for name in held.files}
+    arrays["dense.kernel"][0, 0] += 1
+    np.savez(tmp_path / "changed.npz", **arrays)
+    with pytest.raises(emp_core.ArgumentError, match=r"as its certificate says, got such in which dense\.kernel"):
+        emp_jax.load(params, tmp_path / "changed.npz")

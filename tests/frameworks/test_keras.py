@@ -54,6 +54,16 @@ def test_what_is_kept_is_what_the_core_selects(scope):
         emp_keras.apply(network(1), made)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_short_types(dtype):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((20,), dtype=dtype), keras.layers.Dense(16, dtype=dtype)])
+    made = emp_keras.prune(model)
+    (kernel,) = emp_keras.find_weights(model).values()
+    assert keras.backend.standardize_dtype(kernel.dtype) == made.entries[0].dtype == dtype
+    assert int((keras.ops.convert_to_numpy(keras.ops.cast(kernel, "float32")) != 0).sum()) == made.total.k
+
+
 def test_files(tmp_path):
     model = network()
     emp_keras.prune(model)

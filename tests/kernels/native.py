@@ -214,10 +214,13 @@ class Conv:
         return reach // self.stride[axis] + 1
 
     def __call__(
-        self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1
-    ) -> Floats:
+        self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
+        out: Floats | None = None,
+    ) -> Floats:  # fmt: skip
+        y = out
         images, _, height, width = x.shape
-        y = np.full((images, self.outputs, self.out_size(0, height), self.out_size(1, width)), 7.0, np.float32)
+        if y is None:
+            y = np.full((images, self.outputs, self.out_size(0, height), self.out_size(1, width)), 7.0, np.float32)
         done = library().emp_conv_run(
             ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(images),
             ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), int(relu), _pointer(y),

@@ -109,7 +109,7 @@ def test_a_crash_at_every_call_that_writes(
         assert snapshot(tmp_path) == before
     else:
         pytest.fail("it never went well")
-    assert at > 5
+    assert at > 3  # of small files all is written at once
     assert emp_onnx.verify(out).ok
 
 

@@ -25,7 +25,8 @@ from hypothesis.extra import numpy as arrays
 import emp_onnx
 from emp_onnx import Model, UsageError, VerifyError
 from emp_onnx.errors import MissingExtraError
-from emp_onnx.runtime import isolated, ort
+from emp_onnx.runtime import ort
+from emp_onnx.runtime import process as other
 from emp_onnx.runtime.compare import CrashedError, NotRunError, Session, compare
 from emp_onnx.runtime.isolated import Isolated
 from tests.onnx.builders import two_layers, write
@@ -226,8 +227,8 @@ def test_feeds_are_taken_one_by_one() -> None:
 def test_whatever_happens_on_loading_is_told(
     fake: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, words: str
 ) -> None:
-    monkeypatch.setattr(isolated, "LOAD", 1.0)
-    monkeypatch.setattr(isolated, "GRACE", 0.2)
+    monkeypatch.setattr(other, "LOAD", 1.0)
+    monkeypatch.setattr(other, "GRACE", 0.2)
     fake(f"open 1 {what}")
     path = write(MODEL, tmp_path / "m.onnx")
     report = emp_onnx.prune(path, tmp_path / "out.onnx")
@@ -256,9 +257,9 @@ def test_whatever_happens_on_loading_is_told(
 def test_whatever_happens_on_running_is_told(
     fake: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str, words: str
 ) -> None:
-    monkeypatch.setattr(isolated, "RUN", 1.0)
+    monkeypatch.setattr(other, "RUN", 1.0)
     monkeypatch.setattr("emp_onnx.runtime.compare.LIMIT", 0.5)
-    monkeypatch.setattr(isolated, "GRACE", 0.5)
+    monkeypatch.setattr(other, "GRACE", 0.5)
     path, out = write(MODEL, tmp_path / "m.onnx"), tmp_path / "out.onnx"
     fake(f"run 1 {what}")
     report = emp_onnx.prune(path, out)
@@ -278,12 +279,12 @@ def test_whatever_happens_on_running_is_told(
 
 
 def test_no_onnxruntime_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "_installed", lambda: True)
+    monkeypatch.setattr(other, "_installed", lambda: True)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
     numpy_only = Path(np.__file__).parent.parent
     code = f"import sys; sys.path.append({str(numpy_only)!r}); sys.modules['onnxruntime'] = None"
-    monkeypatch.setattr(isolated, "BEGIN", f"{isolated.BEGIN.partition('import runpy')[0]}{code}; import runpy"
-                        f"{isolated.BEGIN.partition('import runpy')[2]}")  # fmt: skip
+    monkeypatch.setattr(other, "BEGIN", f"{other.BEGIN.partition('import runpy')[0]}{code}; import runpy"
+                        f"{other.BEGIN.partition('import runpy')[2]}")  # fmt: skip
     with Isolated() as process, pytest.raises(MissingExtraError):
         process.open(Model(MODEL))
 
@@ -386,4 +387,4 @@ def test_ctrl_c_in_the_middle_ends_the_process(fake: Callable[[str], None]) -> N
         process.open(model)
     assert not process.running
     with pytest.raises(CrashedError):
-        process.run(0, FEED, None)
+        process.open(model)

@@ -19,7 +19,8 @@ from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, GapDecoder, gap_codes, 
 from emp_onnx.packing.fill import fill_parts
 from emp_onnx.packing.forms import entropy_bound, forms, survey
 from emp_onnx.packing.functions import DOMAIN
-from emp_onnx.packing.rewrite import Chosen, rewritten
+from emp_onnx.packing.places import Chosen
+from emp_onnx.packing.rewrite import rewritten
 from tests.onnx.builders import matmul, two_layers, write, write_external
 from tests.onnx.packing import DTYPES, arrays, awkward, decoded, holder, read_packed, write_one_sidecar
 
@@ -332,15 +333,16 @@ def test_packing_twice_changes_nothing(tmp_path: Path) -> None:
     assert one.out.read_bytes() == two.out.read_bytes()
 
 
-def test_the_sparse_form(tmp_path: Path) -> None:
-    path = write(sparse_matmul(np.random.default_rng(1), 128, 0.05), tmp_path / "m.onnx")
-    for compact, bits in ((False, 64), (True, 32)):
+@pytest.mark.parametrize(("size", "narrow"), [(128, 16), (181, 16), (182, 32), (256, 32)])
+def test_the_sparse_form(tmp_path: Path, size: int, narrow: int) -> None:
+    path = write(sparse_matmul(np.random.default_rng(1), size, 0.05), tmp_path / "m.onnx")
+    for compact, bits in ((False, 64), (True, narrow)):
         done = pack(path, tmp_path / "coo.onnx", form="coo", compact_indices=compact)
         assert done.rows[0].form == f"coo, int{bits}"
         assert done.verification.behaviour is not None
         assert bool(done.notes) is compact
         stored = onnx.load(done.out).graph.sparse_initializer[0]
-        dense = np.zeros(128 * 128, np.float32)
+        dense = np.zeros(size * size, np.float32)
         indices = np.frombuffer(stored.indices.raw_data, f"<i{bits // 8}")
         dense[indices] = np.frombuffer(stored.values.raw_data, np.float32)
         assert dense.tobytes() == load(path).values("w").tobytes()

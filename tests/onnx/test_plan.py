@@ -172,7 +172,7 @@ def damaged() -> list[tuple[str, str]]:
         (changed(entries=[{}]), "n is missing"),
         (changed(entries=[{**entry, "k": "3"}]), "k must be int"),
         (changed(entries=[{**entry, "k": True}]), "k must be int"),
-        (changed(entries=[{**entry, "shape": [1.5]}]), "shape must be a list of int"),
+        (changed(entries=[{**entry, "shape": [1.5]}]), "shape must be a list of whole numbers"),
         (changed(entries=[{**entry, "more": 1}]), "no field 'more'"),
         (changed(entries=7), "damaged"),
         (changed(pool=[1]), "pool as an object"),

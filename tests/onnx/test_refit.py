@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 import emp_onnx
 from emp_onnx import ModelError, UsageError, VerifyError
 from emp_onnx.budget.search import Budget
+from emp_onnx.budget.sweep import sweep, to_csv
 from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.allocate import spread
@@ -264,7 +265,34 @@ def test_spread() -> None:
 
 def test_nan_on_a_feed_that_is_only_measured_on(path: Path, tmp_path: Path) -> None:
     given = feeds()
-    given[5]["x"][0, 0] = np.nan
+    given[10]["x"][0, 0] = np.nan
     with pytest.raises(ModelError, match="Gemm making 'z2' must give numbers, got NaN on feed 0 of those that are"):
         refit(path, tmp_path / "out.onnx", feeds=given)
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_drop_is_of_what_is_expected_of_other_inputs_too(path: Path, tmp_path: Path, capsys: Any) -> None:
+    np.savez(tmp_path / "feeds.npz", x=np.stack([feed["x"] for feed in feeds()]))
+    common = ["prune", str(path), str(tmp_path / "a.onnx"), "--feeds", str(tmp_path / "feeds.npz"), "--json"]
+    found = {}
+    for of in ("agreement", "accuracy"):
+        assert main([*common, "--max-drop", "5%", "--drop-in", of]) == 0
+        found[of] = json.loads(capsys.readouterr().out)
+    strict, loose = (found[of]["measured"] for of in ("agreement", "accuracy"))
+    assert strict["expected"] is None or min(strict["agreement"], strict["expected"]) >= 0.95
+    assert loose["cost"] is None or loose["cost"] <= 0.05
+    assert loose["sparsity"] >= strict["sparsity"]
+    assert found["accuracy"]["how"]["budget"] == {"drop": 0.05, "drop_in": "accuracy"}
+    assert main([*common, "--max-error", "0.1", "--drop-in", "accuracy"]) == 2
+    assert main([*common, "--metric", "nowhere.py:f", "--drop-in", "accuracy"]) == 2
+
+
+def test_a_sweep_gives_mass_and_bound(path: Path, tmp_path: Path) -> None:
+    points = sweep(Fitting(load(path), feeds(), held=0.25), (0.3, 0.6), criterion="magnitude", update=False)
+    for point in points:
+        assert point.mass is not None
+        assert point.bound is not None
+        assert 0 < point.bound <= point.mass <= 1
+    header, *lines = to_csv(points).splitlines()
+    assert header == "sparsity,mass,bound,agreement,expected,cost,error,score"
+    assert len(lines) == 2

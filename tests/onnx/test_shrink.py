@@ -17,7 +17,7 @@ from emp_onnx.cli import main
 from emp_onnx.errors import ModelError, UsageError, VerifyError
 from emp_onnx.shrink import shrink
 from emp_onnx.shrink.amounts import keep
-from emp_onnx.shrink.order import eliminate, side
+from emp_onnx.shrink.order import RIDGE, eliminate, side
 from emp_onnx.shrink.proof import Proof
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.refit import solve
@@ -129,7 +129,7 @@ def test_a_failed_proof_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_proof_can_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = run._exact
+    real = run.exact
 
     def wrong(*args: object) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         reference, shrunk = real(*args)
@@ -139,7 +139,7 @@ def test_a_proof_can_fail(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tensor.CopyFrom(numpy_helper.from_array(values, "b"))
         return reference, shrunk
 
-    monkeypatch.setattr(run, "_exact", wrong)
+    monkeypatch.setattr(run, "exact", wrong)
     with pytest.raises(VerifyError, match="is off by"):
         shrink(path, feeds=feeds())
 
@@ -225,7 +225,7 @@ def test_elimination_against_the_slow_way() -> None:
     assert made is not None
     curve = eliminate([made], 6)
     h = np.cov(x.T, bias=True)
-    h += np.eye(6) * 1e-2 * np.trace(h) / 6
+    h += np.eye(6) * RIDGE * np.trace(h) / 6
     costs = []
     for u in range(6):
         kept = [i for i in range(6) if i != u]

@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch, whose exporters write the models")
 
 from emp_onnx.shrink.cut import merge_masks  # noqa: E402
+from emp_onnx.shrink.exact import exact  # noqa: E402
 from emp_onnx.shrink.problem import Problem  # noqa: E402
 from emp_onnx.shrink.proof import prove  # noqa: E402
-from emp_onnx.shrink.run import _exact  # noqa: E402
 from tests.onnx.torch_nets import NETS  # noqa: E402
 
 # units that can go at the least: all that a careful reader of the network would find
@@ -76,7 +76,7 @@ def test_masked_equals_shrunk(name: str, dynamo: bool, tmp_path: Path) -> None:
     onnx.checker.check_model(shrunk, full_check=True)
     proof = prove(problem.reference(shrunk, masks), shrunk, problem.trace.feeds)
     assert proof.holds, proof
-    reference, folded = _exact(problem, masks)
+    reference, folded = exact(problem, masks)
     proof = prove(reference, folded, problem.trace.feeds)
     assert proof.holds, proof
     assert [d.SerializeToString() for d in shrunk.graph.output] == [d.SerializeToString() for d in model.graph.output]

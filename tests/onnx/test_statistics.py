@@ -120,7 +120,7 @@ def test_a_sweep(path: Path) -> None:
     assert [round(p.sparsity, 2) for p in points] == [0.2, 0.5, 0.8]
     assert points[0].error < points[1].error < points[2].error
     assert {p.score for p in points} == {1.0}
-    assert to_csv(points).startswith("sparsity,agreement,error,score,size\n0.")
+    assert to_csv(points).startswith("sparsity,mass,bound,agreement,expected,cost,error,score\n0.")
     assert to_json(points).count('"agreement"') == 3
     assert Image.open(io.BytesIO(to_png(points))).size == (640, 480)
     with pytest.raises(UsageError):

@@ -28,13 +28,24 @@ struct F8 {
     __m256 v;
     static F8 zero() { return {_mm256_setzero_ps()}; }
     static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
-    static F8 load_once(const float* p) {
-        F8 r = load(p);
-        asm("" : "+x"(r.v));
-        return r;
-    }
     static F8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
+    // The first `count` of them; the others are 0, or stay as they were.
+    static F8 load_part(const float* p, int count) { return {_mm256_maskload_ps(p, first(count))}; }
+    void store_part(float* p, int count) const { _mm256_maskstore_ps(p, first(count), v); }
+    static __m256i first(int count) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+    // p[0], p[2], ..., `count` of them.
+    static F8 load_even(const float* p, int count) {
+        const __m256 a = load_part(p, 2 * count - 1).v, b = load_part(p + (count > 4 ? 8 : 0), count > 4 ? 2 * count - 9 : 0).v;
+        const __m256 mixed = _mm256_shuffle_ps(a, b, 0x88);  // a0 a2 b0 b2 a4 a6 b4 b6
+        return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8))};
+    }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F8 load_over(const float* p, unsigned lanes, F8 other) {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit), bit);
+        return {_mm256_blendv_ps(other.v, _mm256_maskload_ps(p, chosen), _mm256_castsi256_ps(chosen))};
+    }
     static F8 decode(uint8_t mask, const float* packed) {
         // the sign bit of an index says whether the lane is set; the permutation looks at its three lowest bits only
         const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kTable.entry[mask])));
@@ -52,7 +63,21 @@ inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN
 using F = F8;
 
+struct Four {
+    const float* p;
+    static Four load(const float* p) { return {p}; }
+    template <int i>
+    F lane() const {
+        return F::broadcast(p[i]);
+    }
+};
+
 #include "transpose_x86.hpp"
+
+inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8) transpose8(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+}
 
 #include "kernels_impl.hpp"
 
@@ -61,8 +86,8 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace avx2
 
 extern const Kernels kAvx2;
-const Kernels kAvx2 = {"avx2", 6,        avx2::supported,  avx2::dot,    avx2::gather, avx2::tile,
-                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::finite};
+const Kernels kAvx2 = {"avx2", 6,        avx2::supported,  avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
+                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::finite};
 
 }  // namespace emp
 #endif

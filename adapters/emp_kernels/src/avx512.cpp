@@ -47,20 +47,55 @@ struct F {
     __m512 v;
     static F zero() { return {_mm512_setzero_ps()}; }
     static F load(const float* p) { return {_mm512_loadu_ps(p)}; }
-    // A load that stays one: two multiplications that use it must not each read memory.
-    static F load_once(const float* p) {
-        F r = load(p);
-        asm("" : "+v"(r.v));
-        return r;
-    }
     static F broadcast(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
+    // The first `count` of them; the others are 0, or stay as they were.
+    static F load_part(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
+    void store_part(float* p, int count) const { _mm512_mask_storeu_ps(p, first(count), v); }
+    static __mmask16 first(int count) { return __mmask16((1u << count) - 1); }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F load_over(const float* p, unsigned lanes, F other) { return {_mm512_mask_loadu_ps(other.v, __mmask16(lanes), p)}; }
+    // p[0], p[2], ..., `count` of them.
+    static F load_even(const float* p, int count) {
+        const uint32_t mask = uint32_t((uint64_t(1) << (2 * count - 1)) - 1);
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        return {_mm512_permutex2var_ps(_mm512_maskz_loadu_ps(__mmask16(mask), p), even, _mm512_maskz_loadu_ps(__mmask16(mask >> 16), p + 16))};
+    }
 };
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F relu(F a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
 
-#include "transpose_x86.hpp"
+struct Four {
+    __m512 v;  // the four, four times
+    static Four load(const float* p) { return {_mm512_broadcast_f32x4(_mm_loadu_ps(p))}; }
+    template <int i>
+    F lane() const {
+        return {_mm512_permute_ps(v, i * 0x55)};
+    }
+};
+
+// 16 x 16 floats transposed in registers.
+inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    __m512 r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(in + i * in_stride);
+    for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44), r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44), r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88), t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88), t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_ps(out + i * out_stride, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
+        _mm512_storeu_ps(out + (i + 4) * out_stride, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
+        _mm512_storeu_ps(out + (i + 8) * out_stride, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
+        _mm512_storeu_ps(out + (i + 12) * out_stride, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd));
+    }
+}
+
 
 #include "kernels_impl.hpp"
 
@@ -72,8 +107,8 @@ bool supported() {
 }  // namespace avx512
 
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot,        avx512::gather, avx512::tile,
-                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::finite};
+const Kernels kAvx512 = {"avx512", 8,       avx512::supported, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
+                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::finite};
 
 }  // namespace emp
 #endif

@@ -1,76 +1,45 @@
 // The image is copied once, padded and split into phases: pixels that a stride of s takes together lie side by side. After that every tap of the
-// kernel is the same stretch of memory, shifted; and a tile, 16 * groups output positions counted along the phase's rows (a few of them lie
-// behind the end of a row and are thrown away), is filled by plain copies.
+// kernel is the same stretches of memory, shifted; and a tile, 16 * groups output positions, is filled by plain copies of them.
 #include "conv.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 namespace emp {
 namespace {
 
-struct Layout {
-    int64_t height, width, out_h, out_w;
-    int64_t row, phase, plane;  // floats of a row of a phase, of a phase, of a channel
-    int64_t positions;          // along the phase's rows, from the first output to the last
-    bool direct;                // the image itself is its only phase
-    std::vector<bool> used[2];  // phases that some tap reads, by axis
-
-    Layout(const ConvShape& s, int64_t height, int64_t width)
-        : height(height), width(width), out_h(s.out(0, height)), out_w(s.out(1, width)) {
-        direct = true;
-        for (int axis = 0; axis < 2; axis++)
-            direct = direct && s.stride[axis] == 1 && s.pad_begin[axis] == 0 && s.pad_end[axis] == 0;
-        const int64_t padded_h = height + s.pad_begin[0] + s.pad_end[0], padded_w = width + s.pad_begin[1] + s.pad_end[1];
-        row = (padded_w + s.stride[1] - 1) / s.stride[1];
-        phase = row * ((padded_h + s.stride[0] - 1) / s.stride[0]);
-        plane = phase * s.stride[0] * s.stride[1];
-        positions = (out_h - 1) * row + out_w;
-        for (int axis = 0; axis < 2; axis++) {
-            used[axis].assign(size_t(s.stride[axis]), false);
-            for (int64_t k = 0; k < s.kernel[axis]; k++) used[axis][size_t(k * s.dilation[axis] % s.stride[axis])] = true;
+// Whether all that was read is finite; what no tap reads is left out.
+bool split_channel(const Kernels& kernels, const ConvShape& s, const Layout& at, const float* in, float* out) {
+    bool finite = true;
+    const int64_t step_y = s.stride[0], step_x = s.stride[1], rows = at.phase / at.row;
+    for (int64_t py = 0; py < step_y; py++)
+        for (int64_t px = 0; px < step_x; px++) {
+            if (!at.used[0][size_t(py)] || !at.used[1][size_t(px)]) continue;
+            // the first row and pixel of this phase that lie in the image, not in its padding
+            const int64_t top = std::min(rows, std::max<int64_t>(0, (s.pad_begin[0] - py + step_y - 1) / step_y));
+            const int64_t left = std::min(at.row, std::max<int64_t>(0, (s.pad_begin[1] - px + step_x - 1) / step_x));
+            const int64_t y = top * step_y + py - s.pad_begin[0], x = left * step_x + px - s.pad_begin[1];
+            const int64_t height = std::clamp<int64_t>((at.height - y + step_y - 1) / step_y, 0, rows - top);
+            const int64_t width = std::clamp<int64_t>((at.width - x + step_x - 1) / step_x, 0, at.row - left);
+            float* phase = out + (py * step_x + px) * at.phase;
+            std::fill(phase, phase + top * at.row, 0.0f);
+            if (!kernels.lay(in + y * at.width + x, height, width, step_y * at.width, step_x, left, at.row, phase + top * at.row)) finite = false;
+            std::fill(phase + (top + height) * at.row, phase + at.phase, 0.0f);
         }
-    }
-};
-
-void split_channel(const ConvShape& s, const Layout& at, const float* in, float* out) {
-    std::memset(out, 0, size_t(at.plane) * sizeof(float));
-    const int64_t step = s.stride[1];
-    for (int64_t y = 0; y < at.height; y++) {
-        const int64_t py = y + s.pad_begin[0];
-        if (!at.used[0][size_t(py % s.stride[0])]) continue;
-        float* row = out + py % s.stride[0] * step * at.phase + py / s.stride[0] * at.row;
-        const float* from = in + y * at.width;
-        if (step == 1) {
-            std::memcpy(row + s.pad_begin[1], from, size_t(at.width) * sizeof(float));
-            continue;
-        }
-        for (int64_t phase = 0; phase < step; phase++) {
-            if (!at.used[1][size_t(phase)]) continue;
-            // the first pixel of this phase that lies in the image, not in its padding
-            const int64_t first = (s.pad_begin[1] - phase + step - 1) / step > 0 ? (s.pad_begin[1] - phase + step - 1) / step : 0;
-            float* to = row + phase * at.phase;
-            int64_t x = first * step + phase - s.pad_begin[1];
-            if (step == 2)
-                for (int64_t i = first; x < at.width; i++, x += 2) to[i] = from[x];
-            else
-                for (int64_t i = first; x < at.width; i++, x += step) to[i] = from[x];
-        }
-    }
+    return finite;
 }
 
-// Where the stretch of each tap begins, relative to that of the output position.
-std::vector<int64_t> tap_offsets(const ConvShape& s, const Layout& at) {
-    std::vector<int64_t> offset;
-    for (int64_t c = 0; c < s.channels; c++)
-        for (int64_t ky = 0; ky < s.kernel[0]; ky++)
-            for (int64_t kx = 0; kx < s.kernel[1]; kx++) {
-                const int64_t y = ky * s.dilation[0], x = kx * s.dilation[1];
-                offset.push_back(c * at.plane + (y % s.stride[0] * s.stride[1] + x % s.stride[1]) * at.phase +
-                                 y / s.stride[0] * at.row + x / s.stride[1]);
-            }
-    return offset;
+// The image split into `phases`; whether it is finite.
+bool lay_out(const Kernels& kernels, const ConvShape& shape, const Layout& at, const float* in, float* phases, const Threads& threads) {
+    std::atomic<bool> finite{true};
+    threads.ranges(shape.channels * shape.group, std::max<int64_t>(1, 8192 / std::max<int64_t>(at.plane, 1)), 16, [&](int64_t from, int64_t to) {
+        bool all = true;
+        for (int64_t c = from; c < to; c++) all = split_channel(kernels, shape, at, in + c * at.height * at.width, phases + c * at.plane) && all;
+        if (!all) finite = false;
+    });
+    return finite;
 }
 
 struct NonFinite {
@@ -78,86 +47,205 @@ struct NonFinite {
     int lane;
 };
 
+// Some output positions of one group: where their input lies, and how it is multiplied.
+struct Tile {
+    int64_t group, position, count, lanes;
+    int groups;
+    const float* from;
+    std::vector<Piece> pieces;
+};
+
+// Where the stretch of each column begins, relative to that of the output position.
+std::vector<int64_t> column_offsets(const ConvShape& shape, const Layout& at) {
+    std::vector<int64_t> tap, offset(size_t(shape.channels * shape.kernel[0] * shape.kernel[1]));
+    for (int64_t ky = 0; ky < shape.kernel[0]; ky++)
+        for (int64_t kx = 0; kx < shape.kernel[1]; kx++) {
+            const int64_t y = ky * shape.dilation[0], x = kx * shape.dilation[1];
+            tap.push_back((y % shape.stride[0] * shape.stride[1] + x % shape.stride[1]) * at.phase + y / shape.stride[0] * at.row +
+                          x / shape.stride[1]);
+        }
+    int64_t* next = offset.data();
+    for (int64_t c = 0; c < shape.channels; c++)
+        for (const int64_t one : tap) *next++ = c * at.plane + one;
+    return offset;
+}
+
+// One image.
+class Pass {
+  public:
+    Pass(const Kernels& kernels, const ConvShape& shape, const Matrix& weight, const Tiles& tiles, const Layout& at, const float* source, bool finite)
+        : kernels(kernels), shape(shape), weight(weight), tiles(tiles), at(at), source(source), finite(finite), area(at.out_h * at.out_w),
+          cut(area, std::min(kernels.max_groups, tiles.max_groups)), offset(column_offsets(shape, at)) {}
+
+    int64_t count() const { return cut.tiles * shape.group; }
+
+    Tile tile(int64_t index) const {
+        Tile t = {};
+        t.group = index % shape.group, t.groups = cut.width(index / shape.group), t.lanes = t.groups * kLanes;
+        t.position = cut.begin(index / shape.group) * kLanes, t.count = std::min(t.lanes, area - t.position);
+        t.from = source + t.group * shape.channels * at.plane;
+        for (int64_t p = t.position, end = p + t.count, run; p < end; p += run) {
+            const int64_t out_y = p / at.out_w, out_x = p % at.out_w;
+            run = at.out_w == at.row ? end - p : std::min(at.out_w - out_x, end - p);
+            t.pieces.push_back({out_y * at.row + out_x, run});
+        }
+        return t;
+    }
+
+    // Columns [from, to) of the tile's input, and which of it is not finite.
+    void fill(const Tile& t, int64_t from, int64_t to, float* out, std::vector<NonFinite>& found) const {
+        kernels.fill(t.from, offset.data() + from, to - from, t.pieces.data(), int(t.pieces.size()), t.lanes, out);
+        if (finite || (at.direct && kernels.finite(out, (to - from) * t.lanes, 1, 0))) return;
+        for (int64_t c = from; c < to; c++)
+            for (int l = 0; l < t.count; l++)
+                if (!std::isfinite(out[(c - from) * t.lanes + l])) found.push_back({c, l});
+    }
+
+    // What a block of columns adds to a chunk of rows; `input` begins with the block's span.
+    void multiply(const Tile& t, size_t chunk, int64_t block, const float* input, float* sums) const {
+        for (const Segment* one = tiles.begin(chunk, block); one < tiles.end(chunk, block); one++) kernels.tile(*one, input, sums, t.groups);
+    }
+
+    void finish(const Tile& t, int64_t row, int64_t end, float* sums, const std::vector<NonFinite>& found, const float* bias, const float* added,
+                Activation activation, float* y) const {
+        for (int64_t r = row; r < end && !found.empty(); r++)
+            for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
+                if (!weight.bit(r, one.column)) sums[(r - row) * t.lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
+        const int64_t first = row * area + t.position;
+        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, activation,
+                       y + first);
+    }
+
+  private:
+    const Kernels& kernels;
+    const ConvShape& shape;
+    const Matrix& weight;
+    const Tiles& tiles;
+    const Layout& at;
+    const float* source;
+    bool finite;
+    int64_t area;
+    Cut cut;
+    std::vector<int64_t> offset;
+};
+
+float* zeros(Scratch purpose, int64_t size) {
+    float* made = scratch(purpose, size_t(size));
+    std::fill(made, made + size, 0.0f);
+    return made;
+}
+
 }  // namespace
 
-void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias,
-               Activation activation, float* y, const Threads& threads) const {
-    const Layout at(shape, height, width);
-    const int64_t area = at.out_h * at.out_w;
-    if (images == 0 || area <= 0 || shape.outputs == 0) return;
-    const int64_t columns = weight.view().columns, rows = shape.outputs / shape.group;
-    std::call_once(once_, [&] { tiles_.arrange(weight, rows, false); });
-    const Tiles& w = tiles_;
-    const std::vector<int64_t> offset = tap_offsets(shape, at);
-    const Cut cut(at.positions, std::min(kernels.max_groups, w.max_groups));
-    const int64_t widest = cut.widest() * kLanes, tiles = cut.tiles, all_channels = shape.channels * shape.group;
-    // few tiles: rows are divided as well, so that all threads have work; otherwise a tile is filled once for all rows
-    const int64_t chunks = int64_t(w.chunks.size()) / shape.group, parts = tiles * shape.group >= 8 ? 1 : chunks;
+// Copying a stretch is worth it if it is used often enough, or if it does not begin on a cache line: what is read across two lines takes twice
+// as long. Measured: docs/kernels.md.
+bool Conv::in_strips(const Layout& at, const float* x) const {
+    const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group;
+    const bool aligned = at.direct && shape.kernel[0] == 1 && shape.kernel[1] == 1 && at.plane % kLanes == 0 && reinterpret_cast<uintptr_t>(x) % 64 == 0;
+    const double uses = weight.density() * double(rows);  // of a stretch, for a tile
+    if (at.plane * shape.channels > INT32_MAX / 2 || area < 512) return false;
+    return uses <= (aligned ? 10 : 4);
+}
 
-    float* phases = nullptr;
-    const int64_t room = widest + at.phase;  // the last tile, and taps of its wasted positions, read behind the last channel
-    if (!at.direct) phases = scratch(Scratch::input, size_t(all_channels * at.plane + room));
+void Conv::run_strips(const Kernels& kernels, const Layout& at, const float* x, int64_t images, const float* bias, const float* added,
+                      Activation activation, float* y, const Threads& threads) const {
+    const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, taps = shape.kernel[0] * shape.kernel[1];
+    // what the taps of a channel read for one tile, so that the tiles of a block's channels stay in the first-level cache
+    const int64_t floats = 4 * kLanes + (shape.kernel[0] - 1) * std::min<int64_t>(shape.dilation[0] * at.row, 5 * kLanes) + kLanes;
+    std::call_once(strips_once_, [&] { strips_.arrange(weight, rows, taps * std::max<int64_t>(1, 10240 / floats)); });
+    const std::vector<int64_t> offset = column_offsets(shape, at);
+    std::vector<int32_t> where(size_t(weight.view().nonzeros));
+    for (size_t i = 0; i < where.size(); i++) where[i] = int32_t(offset[strips_.column()[i]]);
+    const int64_t channels = shape.channels * shape.group, room = kernels.max_groups * kLanes;
+    const Cut cut(at.positions(), std::min(kernels.max_groups, 4));
+    float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane + room));
+    if (phases) std::fill(phases + channels * at.plane, phases + channels * at.plane + room, 0.0f);
     for (int64_t image = 0; image < images; image++) {
-        const float* in = x + image * all_channels * height * width;
-        if (!at.direct) {
-            std::fill(phases + all_channels * at.plane, phases + all_channels * at.plane + room, 0.0f);
-            threads.ranges(all_channels, std::max<int64_t>(1, 8192 / at.plane), 16, [&](int64_t from, int64_t to) {
-                for (int64_t c = from; c < to; c++) split_channel(shape, at, in + c * height * width, phases + c * at.plane);
-            });
-        }
-        const bool all_finite = kernels.finite(in, all_channels * height * width);
+        const float* in = x + image * channels * at.height * at.width;
+        const bool laid = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
         const float* source = at.direct ? in : phases;
-        const float* source_end = at.direct ? in + all_channels * at.plane : phases + all_channels * at.plane + room;
-        threads.each(tiles * shape.group * parts, [&](int64_t task) {
-            const int64_t tile = task / (shape.group * parts), group = task / parts % shape.group, part = task % parts;
-            const size_t first_chunk = size_t(group * chunks + part * chunks / parts), last_chunk = size_t(group * chunks + (part + 1) * chunks / parts);
-            const int64_t row = w.chunks[first_chunk].row, end = w.chunks[last_chunk - 1].end;
+        threads.each(cut.tiles * shape.group, [&](int64_t index) {
+            const int64_t group = index % shape.group, tile = index / shape.group, position = cut.begin(tile) * kLanes;
             const int groups = cut.width(tile), lanes = groups * kLanes;
-            const int64_t position = cut.begin(tile) * kLanes;
+            const int64_t stop = std::min(position + lanes, at.positions());
+            float* sums = zeros(Scratch::sums, rows * lanes);
             const float* from = source + group * shape.channels * at.plane + position;
-            // pairs may need a row behind the last one of a chunk, so that each chunk has one to spare
-            float* sums = scratch(Scratch::sums, size_t((end - row + int64_t(last_chunk - first_chunk)) * lanes));
-            float* input = scratch(Scratch::block, size_t(w.block * lanes));
-            auto sums_of = [&](size_t chunk) { return sums + (w.chunks[chunk].row - row + int64_t(chunk - first_chunk)) * lanes; };
-            std::vector<NonFinite> found;
-            for (int64_t b = 0; b < w.blocks(); b++) {
-                const int64_t first = b * w.block, stop = std::min(columns, first + w.block);
-                for (int64_t c = first; c < stop; c++) {
-                    float* to = input + (c - first) * lanes;
-                    const float* stretch = from + offset[size_t(c)];
-                    if (source_end - stretch >= lanes) {
-                        for (int g = 0; g < groups; g++) std::memcpy(to + g * kLanes, stretch + g * kLanes, kLanes * sizeof(float));
-                    } else {
-                        const int64_t there = std::max<int64_t>(0, source_end - stretch);
-                        std::memcpy(to, stretch, size_t(there) * sizeof(float));
-                        std::fill(to + there, to + lanes, 0.0f);
-                    }
-                }
-                if (!all_finite && !kernels.finite(input, (stop - first) * lanes))
-                    for (int64_t c = first; c < stop; c++)
-                        for (int l = 0; l < lanes; l++)
-                            if (!std::isfinite(input[(c - first) * lanes + l])) found.push_back({c, l});
-                for (size_t chunk = first_chunk; chunk < last_chunk; chunk++)
-                    kernels.tile(w.segment(chunk, b), w.chunks[chunk].end - w.chunks[chunk].row, w.pairs, input, sums_of(chunk), groups, b > 0);
+            const bool finite = laid || (at.direct && kernels.finite(from, stop - position, shape.channels, at.plane));
+            for (int64_t b = 0; b < strips_.blocks(); b++) {
+                const Strip& strip = strips_.strip(group, b);
+                kernels.strip(strip, where.data() + strip.first, from, sums, groups);
             }
-            if (w.blocks() == 0) std::fill(sums, sums + (end - row + int64_t(last_chunk - first_chunk)) * lanes, 0.0f);
-            const int64_t last = std::min(position + lanes, at.positions);
-            for (size_t chunk = first_chunk; chunk < last_chunk; chunk++)
-            for (int64_t r = w.chunks[chunk].row; r < w.chunks[chunk].end; r++) {
-                float* in_row = sums_of(chunk) + (r - w.chunks[chunk].row) * lanes;
-                for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
-                    if (!weight.bit(r, one.column)) in_row[one.lane] = std::numeric_limits<float>::quiet_NaN();
-                float* out = y + (image * shape.outputs + r) * area;
-                const float b = bias ? bias[r] : 0.0f;
-                for (int64_t p = position; p < last;) {
-                    const int64_t out_y = p / at.row, out_x = p % at.row, next = std::min((out_y + 1) * at.row, last);
-                    const int64_t count = std::min(at.out_w - out_x, next - p);
-                    if (count > 0)
-                        kernels.finish(in_row + (p - position), count, b, activation, out + out_y * at.out_w + out_x);
-                    p = next;
-                }
+            if (!finite)
+                for (int64_t c = 0; c < weight.view().columns; c++)
+                    for (int64_t l = 0; l < stop - position; l++)
+                        if (!std::isfinite(from[offset[size_t(c)] + l]))
+                            for (int64_t r = 0; r < rows; r++)
+                                if (!weight.bit(group * rows + r, c)) sums[r * lanes + l] = std::numeric_limits<float>::quiet_NaN();
+            const int64_t row = image * shape.outputs + group * rows;
+            for (int64_t p = position, run; p < stop; p += run) {
+                const int64_t out_y = p / at.row, out_x = p % at.row;
+                run = at.out_w == at.row ? stop - p : std::min(at.row - out_x, stop - p);
+                const int64_t count = at.out_w == at.row ? run : std::min(at.out_w - out_x, run), to = row * area + out_y * at.out_w + out_x;
+                if (count > 0)
+                    kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, added ? added + to : nullptr, area,
+                                   activation, y + to);
             }
         });
+    }
+}
+
+void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added,
+               Activation activation, float* y, const Threads& threads) const {
+    const Layout at(shape, height, width);
+    const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, columns = weight.view().columns;
+    if (images == 0 || area <= 0 || shape.outputs == 0) return;
+    if (in_strips(at, x)) return run_strips(kernels, at, x, images, bias, added, activation, y, threads);
+    std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
+    const Tiles& w = tiles_;
+    const int64_t channels = shape.channels * shape.group, chunks = int64_t(w.chunks.size()) / shape.group;
+    float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane));
+    for (int64_t image = 0; image < images; image++) {
+        const float* in = x + image * channels * height * width;
+        const bool finite = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
+        const Pass pass(kernels, shape, weight, w, at, at.direct ? in : phases, finite);
+        const float* others = added ? added + image * shape.outputs * area : nullptr;
+        float* out = y + image * shape.outputs * area;
+        // With many tiles each thread does whole ones; with few, all threads fill one together, and then each does some rows.
+        if (pass.count() >= 8) {
+            threads.each(pass.count(), [&](int64_t index) {
+                const Tile t = pass.tile(index);
+                float *sums = zeros(Scratch::sums, rows * t.lanes), *input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * t.lanes));
+                std::vector<NonFinite> found;
+                const size_t first = size_t(t.group * chunks);
+                for (int64_t b = 0; b < w.blocks(); b++) {
+                    const int64_t from = b * w.block;
+                    pass.fill(t, from, std::min(columns, from + w.block), input + from % w.span * t.lanes, found);
+                    for (size_t c = first; c < first + size_t(chunks); c++)
+                        pass.multiply(t, c, b, input, sums + (w.chunks[c].row - t.group * rows) * t.lanes);
+                }
+                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, others, activation, out);
+            });
+            continue;
+        }
+        for (int64_t index = 0; index < pass.count(); index++) {
+            const Tile t = pass.tile(index);
+            float* input = scratch(Scratch::block, size_t(columns * t.lanes));
+            std::vector<NonFinite> found;
+            std::mutex adding;
+            threads.ranges(columns, 256, 16, [&](int64_t from, int64_t to) {
+                std::vector<NonFinite> here;
+                pass.fill(t, from, to, input + from * t.lanes, here);
+                const std::lock_guard<std::mutex> lock(adding);
+                found.insert(found.end(), here.begin(), here.end());
+            });
+            threads.each(chunks, [&](int64_t c) {
+                const size_t chunk = size_t(t.group * chunks + c);
+                const auto [row, end] = w.chunks[chunk];
+                float* sums = zeros(Scratch::sums, (end - row) * t.lanes);
+                for (int64_t b = 0; b < w.blocks(); b++) pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums);
+                pass.finish(t, row, end, sums, found, bias, others, activation, out);
+            });
+        }
     }
 }
 

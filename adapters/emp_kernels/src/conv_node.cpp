@@ -54,7 +54,7 @@ class ConvNode : public Node {
         if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
         const float* added = bias_of(op_, context, s.outputs);
         float* y = context.output({x.shape[0], s.outputs, height, width});
-        conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], added, op_.activation, y, context.threads());
+        conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], added, nullptr, op_.activation, y, context.threads());
     }
 
   private:

@@ -14,6 +14,11 @@ struct Output {
     Activation activation;
 };
 
+// A stretch of output positions whose input is contiguous: where it begins, and how long it is.
+struct Piece {
+    int64_t from, count;
+};
+
 constexpr int kLanes = 16;     // columns of a tile come in groups of 16, whatever the width of the registers
 constexpr int kMaxItems = 8;   // items that `dot` takes at once
 
@@ -26,17 +31,25 @@ struct Kernels {
     void (*dot)(const View&, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output&);
     // One item, very sparse rows; needs the list of columns.
     void (*gather)(const View&, int64_t row, int64_t end, const float* x, const Output&);
-    // Many items: sums[row] (+)= weight[row, columns of the segment] * x_tile for `rows` rows; x_tile[column] and sums[row] hold 16 * groups floats,
-    // aligned. Where rows come in pairs, `sums` has room for one row more.
-    void (*tile)(const Segment&, int64_t rows, bool pairs, const float* x_tile, float* sums, int groups, bool add);
-    // out[c * lanes + i] = in[i * stride + c] for i < items, zeros for items ≤ i < lanes; c in [from, to).
-    void (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
+    // Many items: sums[row] += weight[row, columns of the segment] * x; x[column of the span] and sums[row] hold 16 * groups floats, aligned.
+    void (*tile)(const Segment&, const float* x, float* sums, int groups);
+    // The same with x read where it lies: x[at[i] + lane] is what the i-th value of the strip is multiplied with.
+    void (*strip)(const Strip&, const int32_t* at, const float* x, float* sums, int groups);
+    // out[c * lanes + i] = in[i * stride + c] for i < items, zeros for items ≤ i < lanes; c in [from, to). Whether all are finite.
+    bool (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
     // The way back: y[i * item_stride + row] for i < items, with bias and activation; tile[(row - first) * lanes + i].
     void (*from_lanes)(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output&);
-    // out[i] = activation(in[i] + bias) for i < count.
-    void (*finish)(const float* in, int64_t count, float bias, Activation, float* out);
-    // Whether all are finite.
-    bool (*finite)(const float* x, int64_t count);
+    // y[r * y_stride + i] = activation(tile[r * lanes + i] + bias[r] + added[r * y_stride + i]) for r < rows, i < count; bias and added may be null.
+    void (*finish)(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride, Activation,
+                   float* y);
+    // One channel [height, width] of an image, every `step`-th pixel of a row from `first` on, into rows of `stride` floats with zeros around:
+    // `left` before, up to the end of the row behind. Whether all that were read are finite.
+    bool (*lay)(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out);
+    // Columns of an image, gathered for a tile: for each offset the pieces, one behind the other, and `lanes` from one offset to the next.
+    // What lies behind the last piece in its register becomes 0; registers behind that are not written.
+    void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
+    // Whether all are finite: `count` of each row.
+    bool (*finite)(const float* x, int64_t count, int64_t rows, int64_t stride);
 };
 
 // The best one that this processor has, or the one named by the environment variable EMP_KERNELS_ISA if this processor has it.

@@ -1,7 +1,11 @@
 // The kernels, written once over two vector types that each instruction set brings:
 //   F8: 8 floats; zero, load, broadcast, fma, sum, decode(mask byte, packed values)
-//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, load_once, store, broadcast, fma, add, relu
+//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, relu
+//   Four: 4 floats; load, lane<i>() that is one of them in all places of an F
+// and transpose8, transpose16.
 // Included by one file per instruction set, inside a namespace of its own, so that no code of one leaks into another.
+
+#define EMP_UNROLL _Pragma("GCC unroll 16")  // arrays of registers must not be indexed at run time
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -89,128 +93,203 @@ void gather(const View& w, int64_t row, int64_t end, const float* x, const Outpu
 template <int kVectors>
 struct Sums {
     F v[kVectors];
-    void set(const float* from, bool read) {
-        for (int j = 0; j < kVectors; j++) v[j] = read ? F::load(from + kWidth * j) : F::zero();
+    void clear() {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = F::zero();
+    }
+    void load(const float* from) {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = F::load(from + kWidth * j);
     }
     void store(float* to) const {
-        for (int j = 0; j < kVectors; j++) v[j].store(to + kWidth * j);
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j].store(to + kWidth * j);
     }
-    void add_product(float weight, const float* x) {
-        const F w = F::broadcast(weight);
-        for (int j = 0; j < kVectors; j++) v[j] = fma(w, F::load(x + kWidth * j), v[j]);
+    void add_product(F weight, const float* x) {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = fma(weight, F::load(x + kWidth * j), v[j]);
+    }
+    void add_sums(const Sums& other) {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = add(v[j], other.v[j]);
     }
 };
 
 // Enough independent sums to keep the multipliers busy (8), and no more than there are registers.
-template <int kGroups, int kUnroll>
-void tile_singles(const Segment& segment, int64_t rows, const float* x_tile, float* sums, bool add_to) {
-    constexpr int64_t kStride = kGroups * kLanes;
-    constexpr int kVectors = kGroups * kLanes / kWidth;
-    const uint16_t *head = segment.head, *column = segment.column;
-    const float* value = segment.value;
-    while (rows > 0) {
-        const int count = *head++, members = *head++;
-        rows -= members;
-        for (int m = 0; m < members; m++) {
-            float* y = sums + *head++ * kStride;
-            Sums<kVectors> sum[kUnroll];
-            for (int u = 0; u < kUnroll; u++) sum[u].set(y, add_to && u == 0);
-            prefetch(value + 256), prefetch(value + 272), prefetch(column + 128);
-            int i = 0;
-            for (; i + kUnroll <= count; i += kUnroll)
-                for (int u = 0; u < kUnroll; u++) sum[u].add_product(value[i + u], x_tile + column[i + u] * kStride);
-            for (; i < count; i++) sum[0].add_product(value[i], x_tile + column[i] * kStride);
-            for (int u = 1; u < kUnroll; u++)
-                for (int j = 0; j < kVectors; j++) sum[0].v[j] = add(sum[0].v[j], sum[u].v[j]);
-            sum[0].store(y);
-            column += count, value += count;
-        }
-    }
-}
-
 template <int kGroups>
-void tile_pairs(const Segment& segment, int64_t rows, const float* x_tile, float* sums, bool add_to) {
+void tile_units(const Segment& segment, const float* x_tile, float* sums) {
     constexpr int64_t kStride = kGroups * kLanes;
-    constexpr int kVectors = kGroups * kLanes / kWidth;
-    const uint16_t *head = segment.head, *column = segment.column;
-    const float* value = segment.value;
-    for (; rows > 0; rows -= 2, head += 5) {
-        float *y = sums + head[3] * kStride, *z = sums + head[4] * kStride;
-        Sums<kVectors> a, b;
-        a.set(y, add_to), b.set(z, add_to);
-        for (int i = 0; i < 96; i += 16) prefetch(value + 512 + i);
-        prefetch(column + 256);
-        for (const uint16_t* end = column + head[0]; column < end; column++, value += 2) {
-            const float* x = x_tile + *column * kStride;
-            const F w = F::broadcast(value[0]), u = F::broadcast(value[1]);
-            for (int j = 0; j < kVectors; j++) {
-                const F both = F::load_once(x + kWidth * j);
-                a.v[j] = fma(w, both, a.v[j]);
-                b.v[j] = fma(u, both, b.v[j]);
+    constexpr int kVectors = kGroups * kLanes / kWidth, kSets = kVectors >= 6 ? 1 : kVectors >= 3 ? 2 : kVectors == 2 ? 4 : 8;
+    const uint8_t* column = segment.column;
+    const float *value = segment.value, *x = x_tile + segment.base * kStride;
+    for (const uint16_t* head = segment.head; head < segment.end;) {
+        const int units = *head++;
+        for (const uint16_t* members = head + 1 + *head; ++head < members;) {
+            float* y = sums + *head * kStride;
+            Sums<kVectors> set[kSets];
+            set[0].load(y);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[s].clear();
+            prefetch(value + 256), prefetch(value + 272), prefetch(column + 256);
+            for (int i = 0; i < units; i++, column += kUnit, value += kUnit) {
+                uint64_t at;
+                std::memcpy(&at, column, 8);
+                const Four first = Four::load(value), second = Four::load(value + 4);
+                set[0].add_product(first.lane<0>(), x + (at & 255) * kStride);
+                set[1 % kSets].add_product(first.lane<1>(), x + (at >> 8 & 255) * kStride);
+                set[2 % kSets].add_product(first.lane<2>(), x + (at >> 16 & 255) * kStride);
+                set[3 % kSets].add_product(first.lane<3>(), x + (at >> 24 & 255) * kStride);
+                set[4 % kSets].add_product(second.lane<0>(), x + (at >> 32 & 255) * kStride);
+                set[5 % kSets].add_product(second.lane<1>(), x + (at >> 40 & 255) * kStride);
+                set[6 % kSets].add_product(second.lane<2>(), x + (at >> 48 & 255) * kStride);
+                set[7 % kSets].add_product(second.lane<3>(), x + (at >> 56) * kStride);
             }
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
+            set[0].store(y);
         }
-        for (const uint16_t* end = column + head[1]; column < end; column++) a.add_product(*value++, x_tile + *column * kStride);
-        for (const uint16_t* end = column + head[2]; column < end; column++) b.add_product(*value++, x_tile + *column * kStride);
-        a.store(y), b.store(z);
     }
 }
 
 template <int kGroups>
-void tile_groups(const Segment& segment, int64_t rows, bool pairs, const float* x_tile, float* sums, bool add_to) {
-    constexpr int vectors = kGroups * kLanes / kWidth;
-    if (pairs)
-        tile_pairs<kGroups>(segment, rows, x_tile, sums, add_to);
-    else
-        tile_singles<kGroups, vectors >= 8 ? 1 : vectors >= 4 ? 2 : vectors >= 2 ? 4 : 8>(segment, rows, x_tile, sums, add_to);
+void tile_rest(const Segment& segment, const float* x, float* sums) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    const uint16_t* column = segment.rest;
+    const float* value = segment.value;
+    for (const uint16_t* head = segment.head; head < segment.end;) {
+        const int count = *head++;
+        for (const uint16_t* members = head + 1 + *head; ++head < members;) {
+            float* y = sums + *head * kStride;
+            Sums<kGroups * kLanes / kWidth> sum;
+            sum.load(y);
+            for (int i = 0; i < count; i++) sum.add_product(F::broadcast(*value++), x + *column++ * kStride);
+            sum.store(y);
+        }
+    }
 }
 
-void tile(const Segment& segment, int64_t rows, bool pairs, const float* x_tile, float* sums, int groups, bool add_to) {
+template <int kGroups>
+void strip_groups(const Strip& strip, const int32_t* at, const float* x, float* sums) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    constexpr int kVectors = kGroups * kLanes / kWidth, kSets = kVectors >= 6 ? 1 : kVectors >= 3 ? 2 : kVectors == 2 ? 4 : 8;
+    const float* value = strip.value;
+    for (const uint16_t* head = strip.head; head < strip.end;) {
+        const int count = *head++;
+        for (const uint16_t* members = head + 1 + *head; ++head < members;) {
+            float* y = sums + *head * kStride;
+            Sums<kVectors> set[kSets];
+            set[0].load(y);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[s].clear();
+            prefetch(value + 256), prefetch(at + 256);
+            int i = 0;
+            for (; i + kUnit <= count; i += kUnit, at += kUnit, value += kUnit) {
+                const Four first = Four::load(value), second = Four::load(value + 4);
+                set[0].add_product(first.lane<0>(), x + at[0]);
+                set[1 % kSets].add_product(first.lane<1>(), x + at[1]);
+                set[2 % kSets].add_product(first.lane<2>(), x + at[2]);
+                set[3 % kSets].add_product(first.lane<3>(), x + at[3]);
+                set[4 % kSets].add_product(second.lane<0>(), x + at[4]);
+                set[5 % kSets].add_product(second.lane<1>(), x + at[5]);
+                set[6 % kSets].add_product(second.lane<2>(), x + at[6]);
+                set[7 % kSets].add_product(second.lane<3>(), x + at[7]);
+            }
+            for (; i < count; i++) set[0].add_product(F::broadcast(*value++), x + *at++);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
+            set[0].store(y);
+        }
+    }
+}
+
+void strip(const Strip& strip, const int32_t* at, const float* x, float* sums, int groups) {
     switch (groups) {
-        case 1: return tile_groups<1>(segment, rows, pairs, x_tile, sums, add_to);
-        case 2: return tile_groups<2>(segment, rows, pairs, x_tile, sums, add_to);
-        case 3: return tile_groups<3>(segment, rows, pairs, x_tile, sums, add_to);
-        case 4: return tile_groups<4>(segment, rows, pairs, x_tile, sums, add_to);
-        case 5: return tile_groups<5>(segment, rows, pairs, x_tile, sums, add_to);
-        case 6: return tile_groups<6>(segment, rows, pairs, x_tile, sums, add_to);
-        case 7: return tile_groups<7>(segment, rows, pairs, x_tile, sums, add_to);
-        default: return tile_groups<8>(segment, rows, pairs, x_tile, sums, add_to);
+        case 1: return strip_groups<1>(strip, at, x, sums);
+        case 2: return strip_groups<2>(strip, at, x, sums);
+        case 3: return strip_groups<3>(strip, at, x, sums);
+        case 4: return strip_groups<4>(strip, at, x, sums);
+        case 5: return strip_groups<5>(strip, at, x, sums);
+        case 6: return strip_groups<6>(strip, at, x, sums);
+        case 7: return strip_groups<7>(strip, at, x, sums);
+        default: return strip_groups<8>(strip, at, x, sums);
+    }
+}
+
+template <int kGroups>
+void tile_groups(const Segment& segment, const float* x, float* sums) {
+    if (segment.rest)
+        tile_rest<kGroups>(segment, x, sums);
+    else
+        tile_units<kGroups>(segment, x, sums);
+}
+
+void tile(const Segment& segment, const float* x, float* sums, int groups) {
+    switch (groups) {
+        case 1: return tile_groups<1>(segment, x, sums);
+        case 2: return tile_groups<2>(segment, x, sums);
+        case 3: return tile_groups<3>(segment, x, sums);
+        case 4: return tile_groups<4>(segment, x, sums);
+        case 5: return tile_groups<5>(segment, x, sums);
+        case 6: return tile_groups<6>(segment, x, sums);
+        case 7: return tile_groups<7>(segment, x, sums);
+        default: return tile_groups<8>(segment, x, sums);
     }
 }
 
 // ---- between items in rows and items in lanes
 
-void to_lanes(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out) {
+// 0 * x, added to what was seen before: not 0 from the first x on that is not finite.
+struct Seen {
+    F sum = F::zero();
+    void add(F x) { sum = fma(x, F::zero(), sum); }
+    bool finite() const {
+        alignas(64) float lane[kWidth];
+        sum.store(lane);
+        float total = 0.0f;
+        for (float value : lane) total += value;
+        return total == 0.0f;
+    }
+};
+
+bool finite(const float* x, int64_t count, int64_t rows, int64_t stride) {
+    Seen one, two, three, four;
+    for (int64_t r = 0; r < rows; r++, x += stride) {
+        int64_t i = 0;
+        for (; i + 4 * kWidth <= count; i += 4 * kWidth) {
+            one.add(F::load(x + i)), two.add(F::load(x + i + kWidth));
+            three.add(F::load(x + i + 2 * kWidth)), four.add(F::load(x + i + 3 * kWidth));
+        }
+        for (; i < count; i += kWidth) one.add(F::load_part(x + i, int(count - i < kWidth ? count - i : kWidth)));
+    }
+    return one.finite() && two.finite() && three.finite() && four.finite();
+}
+
+bool to_lanes(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out) {
     constexpr int64_t kPart = 32;  // columns whose lanes stay in the first-level cache until they are full
+    bool all_finite = true;
     for (int64_t part = from; part < to; part += kPart) {
         const int64_t end = part + kPart < to ? part + kPart : to;
         int i = 0;
-        for (; i + 8 <= items; i += 8) {
+        for (; i + 16 <= items; i += 16) {
             int64_t c = part;
-            for (; c + 8 <= end; c += 8) transpose8(in + i * stride + c, stride, out + (c - from) * lanes + i, lanes);
+            for (; c + 16 <= end; c += 16) transpose16(in + i * stride + c, stride, out + (c - from) * lanes + i, lanes);
             for (; c < end; c++)
-                for (int j = 0; j < 8; j++) out[(c - from) * lanes + i + j] = in[(i + j) * stride + c];
+                for (int j = 0; j < 16; j++) out[(c - from) * lanes + i + j] = in[(i + j) * stride + c];
         }
         for (; i < lanes; i++)
             for (int64_t c = part; c < end; c++) out[(c - from) * lanes + i] = i < items ? in[i * stride + c] : 0.0f;
+        if (!finite(out + (part - from) * lanes, (end - part) * lanes, 1, 0)) all_finite = false;
     }
+    return all_finite;
 }
 
 void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
     int i = 0;
-    for (; i + 8 <= items; i += 8) {
+    for (; i + 16 <= items; i += 16) {
         int64_t r = row;
-        for (; r + 8 <= end; r += 8) {
-            alignas(64) float block[64];
-            transpose8(tile + (r - row) * lanes + i, lanes, block, 8);
-            for (int j = 0; j < 8; j++) {
-                F8 value = F8::load(block + 8 * j);
-                if (out.bias) value = add(value, F8::load(out.bias + r));
-                if (out.activation == Activation::relu) value = relu(value);
-                value.store(out.y + (i + j) * out.item_stride + r);
-            }
+        for (; r + 16 <= end; r += 16) {
+            alignas(64) float block[256];
+            transpose16(tile + (r - row) * lanes + i, lanes, block, 16);
+            for (int j = 0; j < 16; j++)
+                for (int k = 0; k < 16; k += kWidth) {
+                    F value = F::load(block + 16 * j + k);
+                    if (out.bias) value = add(value, F::load(out.bias + r + k));
+                    activate(value, out.activation).store(out.y + (i + j) * out.item_stride + r + k);
+                }
         }
         for (; r < end; r++)
-            for (int j = 0; j < 8; j++)
+            for (int j = 0; j < 16; j++)
                 out.y[(i + j) * out.item_stride + r] =
                     activate(tile[(r - row) * lanes + i + j] + (out.bias ? out.bias[r] : 0.0f), out.activation);
     }
@@ -219,21 +298,102 @@ void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t en
             out.y[i * out.item_stride + r] = activate(tile[(r - row) * lanes + i] + (out.bias ? out.bias[r] : 0.0f), out.activation);
 }
 
-void finish(const float* in, int64_t count, float bias, Activation activation, float* out) {
-    const F added = F::broadcast(bias);
-    int64_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) activate(add(F::load(in + i), added), activation).store(out + i);
-    for (; i < count; i++) out[i] = activate(in[i] + bias, activation);
+void finish(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride,
+            Activation activation, float* y) {
+    for (int64_t r = 0; r < rows; r++, tile += lanes, y += y_stride) {
+        const float b = bias ? bias[r] : 0.0f;
+        const F offset = F::broadcast(b);
+        int64_t i = 0;
+        for (; i + kWidth <= count; i += kWidth) {
+            F value = add(F::load(tile + i), offset);
+            if (added) value = add(value, F::load(added + i));
+            activate(value, activation).store(y + i);
+        }
+        for (; i < count; i++) y[i] = activate(tile[i] + b + (added ? added[i] : 0.0f), activation);
+        if (added) added += y_stride;
+    }
 }
 
-bool finite(const float* x, int64_t count) {
-    F seen = F::zero();
-    int64_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) seen = fma(F::load(x + i), F::zero(), seen);
-    alignas(64) float lane[kWidth];
-    seen.store(lane);
-    float sum = 0.0f;
-    for (; i < count; i++) sum += x[i] * 0.0f;
-    for (float value : lane) sum += value;
-    return sum == 0.0f;
+// ---- images
+
+// `count` pixels of a row, every kStep-th.
+template <int kStep>
+F pixels(const float* in, int64_t step, int count) {
+    if (kStep == 1) return count == kWidth ? F::load(in) : F::load_part(in, count);
+    if (kStep == 2) return F::load_even(in, count);
+    alignas(64) float apart[kWidth] = {};
+    for (int j = 0; j < count; j++) apart[j] = in[j * step];
+    return F::load(apart);
+}
+
+template <int kStep>
+bool lay_step(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
+    Seen seen, also, last;
+    for (int64_t y = 0; y < height; y++, in += in_stride, out += stride) {
+        for (int64_t i = 0; i < left; i++) out[i] = 0.0f;
+        float* to = out + left;
+        int64_t i = 0;
+        for (; i + 2 * kWidth <= width; i += 2 * kWidth) {
+            const F one = pixels<kStep>(in + i * step, step, kWidth), two = pixels<kStep>(in + (i + kWidth) * step, step, kWidth);
+            seen.add(one), also.add(two);
+            one.store(to + i), two.store(to + i + kWidth);
+        }
+        if (i + kWidth <= width) {
+            const F one = pixels<kStep>(in + i * step, step, kWidth);
+            last.add(one), one.store(to + i);
+            i += kWidth;
+        }
+        if (i < width) {
+            const F one = pixels<kStep>(in + i * step, step, int(width - i));
+            also.add(one), one.store_part(to + i, int(width - i));
+        }
+        for (i = left + width; i < stride; i++) out[i] = 0.0f;
+    }
+    return seen.finite() && also.finite() && last.finite();
+}
+
+bool lay(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
+    if (step == 1) return lay_step<1>(in, height, width, in_stride, 1, left, stride, out);
+    if (step == 2) return lay_step<2>(in, height, width, in_stride, 2, left, stride, out);
+    return lay_step<0>(in, height, width, in_stride, step, left, stride, out);
+}
+
+// What one register of a tile takes from one piece: p[from + lane] for the lanes chosen.
+struct Move {
+    int64_t from;
+    unsigned chosen;
+};
+
+// The same register of each column, so that where it comes from is looked up once.
+template <int kMoves>
+void fill_register(const float* in, const int64_t* offset, int64_t columns, const Move* move, int moves, int64_t lanes, float* out) {
+    for (int64_t c = 0; c < columns; c++, out += lanes) {
+        const float* from = in + offset[c];
+        F all = kMoves ? F::zero() : F::load(from + move->from);
+        EMP_UNROLL for (int m = 0; m < kMoves; m++) all = F::load_over(from + move[m].from, move[m].chosen, all);
+        for (int m = kMoves; kMoves == 3 && m < moves; m++) all = F::load_over(from + move[m].from, move[m].chosen, all);
+        all.store(out);
+    }
+}
+
+void fill(const float* in, const int64_t* offset, int64_t columns, const Piece* piece, int pieces, int64_t lanes, float* out) {
+    Move move[kWidth];
+    int moves = 0, to = 0;
+    for (int p = 0; p < pieces; p++)
+        for (int64_t i = 0; i < piece[p].count;) {
+            const int lane = to % kWidth, n = int(kWidth - lane < piece[p].count - i ? kWidth - lane : piece[p].count - i);
+            move[moves++] = {piece[p].from + i - lane, ((1u << n) - 1) << lane};
+            i += n, to += n;
+            if (to % kWidth && (p + 1 < pieces || i < piece[p].count)) continue;
+            float* first = out + (to - 1) / kWidth * kWidth;
+            if (n == kWidth)
+                fill_register<0>(in, offset, columns, move, moves, lanes, first);
+            else if (moves == 1)
+                fill_register<1>(in, offset, columns, move, moves, lanes, first);
+            else if (moves == 2)
+                fill_register<2>(in, offset, columns, move, moves, lanes, first);
+            else
+                fill_register<3>(in, offset, columns, move, moves, lanes, first);
+            moves = 0;
+        }
 }

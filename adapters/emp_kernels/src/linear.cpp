@@ -1,5 +1,6 @@
 #include "linear.hpp"
 
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -9,19 +10,22 @@ Way Linear::way(const Kernels&, int64_t items) const {
     if (!weight.can_list()) return Way::dot;
     const double density = weight.density();
     if (items == 1) return density < 0.18 ? Way::gather : Way::dot;
-    return density < 0.25 || items > 5 ? Way::tile : Way::dot;
+    return density < 0.25 || items > 3 ? Way::tile : Way::dot;
 }
 
 void Linear::run(const Kernels& kernels, const float* x, int64_t items, const float* bias, Activation activation, float* y,
                  const Threads& threads) const {
     if (items == 0 || weight.view().rows == 0) return;
     const Output out = {y, weight.view().rows, bias, activation};
-    switch (way(kernels, items)) {
-        case Way::gather: run_gather(kernels, x, out, threads); break;
-        case Way::tile: run_tile(kernels, x, items, out, threads); break;
-        case Way::dot: run_dot(kernels, x, items, out, threads); break;
+    const Way chosen = way(kernels, items);
+    bool finite;
+    if (chosen == Way::tile) {
+        finite = run_tile(kernels, x, items, out, threads);
+    } else {
+        finite = kernels.finite(x, items * weight.view().columns, 1, 0);
+        chosen == Way::dot ? run_dot(kernels, x, items, out, threads) : run_gather(kernels, x, out, threads);
     }
-    if (!kernels.finite(x, items * weight.view().columns)) spread_non_finite(x, items, y, threads);
+    if (!finite) spread_non_finite(x, items, y, threads);
 }
 
 void Linear::run_gather(const Kernels& kernels, const float* x, const Output& out, const Threads& threads) const {
@@ -52,35 +56,32 @@ void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, cons
     });
 }
 
-const Tiles& Linear::tiles(int64_t items) const {
-    // sparse weights are arranged in the same way for few and for many items
-    const bool narrow = items <= 2 * kLanes || weight.density() < 0.3;
-    std::call_once(once_[narrow], [&] { tiles_[narrow].arrange(weight, std::max<int64_t>(1, weight.view().rows), narrow); });
-    return tiles_[narrow];
-}
-
-void Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
-    const Tiles& w = tiles(items);
+bool Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
+    std::call_once(once_, [&] { tiles_.arrange(weight, std::max<int64_t>(1, weight.view().rows)); });
+    const Tiles& w = tiles_;
     const int64_t columns = weight.view().columns;
     const Cut cut(items, std::min(kernels.max_groups, w.max_groups));
     float* input = scratch(Scratch::input, size_t(columns * cut.widest() * kLanes));
+    std::atomic<bool> finite{true};
     for (int64_t tile = 0; tile < cut.tiles; tile++) {
         const int64_t i = cut.begin(tile) * kLanes;
         const int groups = cut.width(tile), lanes = groups * kLanes;
         const int count = int(std::min<int64_t>(lanes, items - i));
         const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
         threads.ranges(columns, 256, 16, [&](int64_t from, int64_t to) {
-            kernels.to_lanes(x + i * columns, columns, count, lanes, from, to, input + from * lanes);
+            if (!kernels.to_lanes(x + i * columns, columns, count, lanes, from, to, input + from * lanes)) finite = false;
         });
         threads.each(int64_t(w.chunks.size()), [&](int64_t chunk) {
             const auto [row, end] = w.chunks[size_t(chunk)];
-            float* sums = scratch(Scratch::sums, size_t((end - row + 1) * lanes));
-            if (w.blocks() == 0) std::fill(sums, sums + (end - row) * lanes, 0.0f);
+            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
+            std::fill(sums, sums + (end - row) * lanes, 0.0f);
             for (int64_t b = 0; b < w.blocks(); b++)
-                kernels.tile(w.segment(size_t(chunk), b), end - row, w.pairs, input + b * w.block * lanes, sums, groups, b > 0);
+                for (const Segment* one = w.begin(size_t(chunk), b); one < w.end(size_t(chunk), b); one++)
+                    kernels.tile(*one, input + b * w.block / w.span * w.span * lanes, sums, groups);
             kernels.from_lanes(sums, lanes, count, row, end, part);
         });
     }
+    return finite;
 }
 
 // The kernels leave out pruned weights, or multiply them, as it suits them. Where x is NaN or infinite it makes a difference: 0 * inf is NaN.

@@ -24,12 +24,12 @@ class Linear {
   private:
     void run_dot(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
     void run_gather(const Kernels&, const float* x, const Output&, const Threads&) const;
-    void run_tile(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
-    const Tiles& tiles(int64_t items) const;
+    // Whether all of x is finite.
+    bool run_tile(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
     void spread_non_finite(const float* x, int64_t items, float* y, const Threads&) const;
 
-    mutable std::once_flag once_[2];
-    mutable Tiles tiles_[2];  // for few items, and for many
+    mutable std::once_flag once_;
+    mutable Tiles tiles_;
 };
 
 }  // namespace emp

@@ -97,7 +97,7 @@ void NarrowLinear<T>::run(const NarrowKernels& kernels, const Kernels& floats, c
             emp::run(kernels, w, row, end, padded + i * stride, stride, count, scale, part);
         }
     });
-    if (!floats.finite(x, items * w.columns)) spread_non_finite(x, items, y, threads);
+    if (!floats.finite(x, items * w.columns, 1, 0)) spread_non_finite(x, items, y, threads);
 }
 
 // Pruned weights are left out; times NaN or infinity they would be NaN.

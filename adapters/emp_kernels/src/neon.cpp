@@ -50,13 +50,46 @@ struct F {
     float32x4_t v;
     static F zero() { return {vdupq_n_f32(0)}; }
     static F load(const float* p) { return {vld1q_f32(p)}; }
-    static F load_once(const float* p) { return load(p); }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
     void store(float* p) const { vst1q_f32(p, v); }
+    // The first `count` of them; the others are 0, or stay as they were.
+    static F load_part(const float* p, int count) {
+        alignas(64) float lane[4] = {};
+        for (int i = 0; i < count; i++) lane[i] = p[i];
+        return load(lane);
+    }
+    void store_part(float* p, int count) const {
+        alignas(64) float lane[4];
+        store(lane);
+        for (int i = 0; i < count; i++) p[i] = lane[i];
+    }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F load_over(const float* p, unsigned lanes, F other) {
+        alignas(64) float lane[4];
+        other.store(lane);
+        for (int i = 0; i < 4; i++)
+            if (lanes >> i & 1) lane[i] = p[i];
+        return load(lane);
+    }
+    // p[0], p[2], ..., `count` of them.
+    static F load_even(const float* p, int count) {
+        alignas(64) float lane[4] = {};
+        for (int i = 0; i < count; i++) lane[i] = p[2 * i];
+        return load(lane);
+    }
 };
 inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
 inline F relu(F a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }
+
+struct Four {
+    float32x4_t v;
+    static Four load(const float* p) { return {vld1q_f32(p)}; }
+    template <int i>
+    F lane() const {
+        return {vdupq_laneq_f32(v, i)};
+    }
+};
 
 inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
     for (int i = 0; i < 8; i += 4)
@@ -70,6 +103,11 @@ inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t o
         }
 }
 
+inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8) transpose8(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+}
+
 #include "kernels_impl.hpp"
 
 bool supported() { return true; }
@@ -77,8 +115,8 @@ bool supported() { return true; }
 }  // namespace neon
 
 extern const Kernels kNeon;
-const Kernels kNeon = {"neon", 6,        neon::supported,  neon::dot,    neon::gather, neon::tile,
-                       neon::to_lanes, neon::from_lanes, neon::finish, neon::finite};
+const Kernels kNeon = {"neon", 6,        neon::supported,  neon::dot,    neon::gather, neon::tile, neon::strip,
+                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::finite};
 
 }  // namespace emp
 #endif

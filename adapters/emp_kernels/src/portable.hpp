@@ -7,9 +7,33 @@ struct F8 {
         std::memcpy(r.v, p, sizeof r.v);
         return r;
     }
-    static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
     void store(float* p) const { std::memcpy(p, v, sizeof v); }
+    // The first `count` of them; the others are 0, or stay as they were.
+    static F8 load_part(const float* p, int count) {
+        alignas(64) float lane[8] = {};
+        for (int i = 0; i < count; i++) lane[i] = p[i];
+        return load(lane);
+    }
+    void store_part(float* p, int count) const {
+        alignas(64) float lane[8];
+        store(lane);
+        for (int i = 0; i < count; i++) p[i] = lane[i];
+    }
+    // p[0], p[2], ..., `count` of them.
+    static F8 load_even(const float* p, int count) {
+        alignas(64) float lane[8] = {};
+        for (int i = 0; i < count; i++) lane[i] = p[2 * i];
+        return load(lane);
+    }
+    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
+    static F8 load_over(const float* p, unsigned lanes, F8 other) {
+        alignas(64) float lane[8];
+        other.store(lane);
+        for (int i = 0; i < 8; i++)
+            if (lanes >> i & 1) lane[i] = p[i];
+        return load(lane);
+    }
     static F8 decode(uint8_t mask, const float* packed) {
         F8 r = zero();
         for (unsigned m = mask; m; m &= m - 1) r.v[first_bit(m)] = *packed++;
@@ -32,7 +56,21 @@ inline F8 relu(F8 a) {
 using F = F8;
 constexpr int kWidth = 8;
 
+struct Four {
+    const float* p;
+    static Four load(const float* p) { return {p}; }
+    template <int i>
+    F lane() const {
+        return F::broadcast(p[i]);
+    }
+};
+
 inline void transpose8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
     for (int i = 0; i < 8; i++)
         for (int j = 0; j < 8; j++) out[j * out_stride + i] = in[i * in_stride + j];
+}
+
+inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 16; j += 8) transpose8(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
 }

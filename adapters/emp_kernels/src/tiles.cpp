@@ -1,8 +1,6 @@
 #include "tiles.hpp"
 
 #include <algorithm>
-#include <cstring>
-#include <tuple>
 
 #include "bits.hpp"
 
@@ -10,122 +8,136 @@ namespace emp {
 namespace {
 
 constexpr int64_t kChunkRows = 128;
+constexpr int64_t kReach = 256;  // columns that one byte counts
 
-// What a row holds in a block.
-struct Part {
-    uint64_t bits[4];
-    const float* value;
-    int count;
-};
-
-// A pair: rows (relative), and how many columns both, only the first, only the second have.
-struct Pair {
-    uint16_t both, first, second, row, other;
+// The nonzeros of a row within a span: those from `next` to `end` wait for their turn, and those in `late` came too late for it.
+struct Row {
+    std::vector<uint16_t> column;  // of the span
+    const float* value;            // of the first
+    size_t next, end;
+    std::vector<uint16_t> late;    // indices
 };
 
 struct Writer {
-    uint16_t *head, *column;
+    uint16_t *head, *rest;
+    uint8_t* column;
     float* value;
-
-    // The columns in `chosen`, and their values, which are found by their rank in `part`.
-    void put(const Part& part, const uint64_t* chosen, int words) {
-        int before = 0;
-        for (int w = 0; w < words; w++) {
-            for (uint64_t word = chosen[w]; word; word &= word - 1) {
-                const int at = first_bit(word);
-                *column++ = uint16_t(64 * w + at);
-                *value++ = part.value[before + count_bits(part.bits[w] & ((uint64_t(1) << at) - 1))];
-            }
-            before += count_bits(part.bits[w]);
-        }
-    }
 };
 
-void arrange_singles(const std::vector<Part>& rows, int words, Writer& out) {
-    std::vector<std::pair<int, uint16_t>> order;
-    for (size_t r = 0; r < rows.size(); r++) order.push_back({rows[r].count, uint16_t(r)});
-    std::sort(order.begin(), order.end());
-    for (size_t i = 0, j; i < order.size(); i = j) {
-        for (j = i; j < order.size() && order[j].first == order[i].first;) j++;
-        *out.head++ = uint16_t(order[i].first), *out.head++ = uint16_t(j - i);
-        for (size_t r = i; r < j; r++) {
-            *out.head++ = order[r].second;
-            out.put(rows[order[r].second], rows[order[r].second].bits, words);
-        }
+// `counts` of (count, row): heads in runs of equal counts, and `put(row, count)` in the same order.
+template <typename Put>
+void runs(uint16_t*& head, std::vector<std::pair<int, uint16_t>>& counts, Put&& put) {
+    std::sort(counts.begin(), counts.end());
+    for (size_t i = 0, j; i < counts.size(); i = j) {
+        for (j = i; j < counts.size() && counts[j].first == counts[i].first;) j++;
+        *head++ = uint16_t(counts[i].first), *head++ = uint16_t(j - i);
+        for (size_t r = i; r < j; r++) *head++ = counts[r].second, put(counts[r].second, counts[r].first);
     }
 }
 
-void arrange_pairs(const std::vector<Part>& rows, int words, Writer& out) {
-    const Part empty = {};
-    std::vector<Pair> order;
-    for (size_t r = 0; r < rows.size(); r += 2) {
-        const Part& other = r + 1 < rows.size() ? rows[r + 1] : empty;
-        int both = 0;
-        for (int w = 0; w < words; w++) both += count_bits(rows[r].bits[w] & other.bits[w]);
-        order.push_back({uint16_t(both), uint16_t(rows[r].count - both), uint16_t(other.count - both), uint16_t(r), uint16_t(r + 1)});
-    }
-    std::sort(order.begin(), order.end(), [](const Pair& a, const Pair& b) {
-        return std::make_tuple(a.both, a.first, a.second, a.row) < std::make_tuple(b.both, b.first, b.second, b.row);
-    });
-    for (const Pair& pair : order) {
-        for (uint16_t number : {pair.both, pair.first, pair.second, pair.row, pair.other}) *out.head++ = number;
-        const Part& a = rows[pair.row];
-        const Part& b = pair.other < rows.size() ? rows[pair.other] : empty;
-        int before_a = 0, before_b = 0;
-        uint64_t first[4], second[4];
-        for (int w = 0; w < words; w++) {
-            for (uint64_t word = a.bits[w] & b.bits[w]; word; word &= word - 1) {
-                const uint64_t below = (uint64_t(1) << first_bit(word)) - 1;
-                *out.column++ = uint16_t(64 * w + first_bit(word));
-                *out.value++ = a.value[before_a + count_bits(a.bits[w] & below)];
-                *out.value++ = b.value[before_b + count_bits(b.bits[w] & below)];
-            }
-            before_a += count_bits(a.bits[w]), before_b += count_bits(b.bits[w]);
-            first[w] = a.bits[w] & ~b.bits[w], second[w] = b.bits[w] & ~a.bits[w];
+// The nonzeros of columns [from, to), as columns counted from `from`.
+void list(const Matrix& matrix, int64_t row, int64_t from, int64_t to, std::vector<uint16_t>& out) {
+    out.clear();
+    for (int64_t c = from; c < to; c += 64)
+        for (uint64_t word = matrix.bits(row, c); word; word &= word - 1) {
+            if (c + first_bit(word) >= to) break;
+            out.push_back(uint16_t(c - from + first_bit(word)));
         }
-        out.put(a, first, words), out.put(b, second, words);
-    }
 }
 
 }  // namespace
 
-void Tiles::arrange(const Matrix& matrix, int64_t group_rows, bool narrow) {
+void Tiles::arrange(const Matrix& matrix, int64_t group_rows) {
     const View& view = matrix.view();
-    const double density = matrix.density();
-    // measured: docs/kernels.md
-    pairs = density >= 0.3 && !narrow;
-    block = pairs ? 64 : density >= 0.07 ? 128 : 192;
-    max_groups = pairs ? 8 : 4;
+    const bool dense = matrix.density() >= 0.3;  // measured: docs/kernels.md
+    block = dense ? 64 : 128;
+    span = 16 * block;
+    max_groups = dense ? 8 : 4;
     blocks_ = (view.columns + block - 1) / block;
     chunks.clear();
     for (int64_t group = 0; group < view.rows; group += group_rows)
         for (int64_t row = group; row < group + group_rows; row += kChunkRows)
             chunks.push_back({row, std::min(row + kChunkRows, group + group_rows)});
-    segments_.clear();
+    segments_.clear(), first_.clear();
     const size_t room = size_t(view.nonzeros) + 64;  // kernels fetch a little ahead
-    Writer out = {head_.grow(size_t(view.rows) * 3 * size_t(blocks_) + 5 * chunks.size() * size_t(blocks_) + 64), column_.grow(room),
+    // each head of three numbers stands for a unit, or for the rest of a row in a span
+    const size_t spans = size_t((view.columns + span - 1) / span);
+    Writer out = {head_.grow(3 * (size_t(view.nonzeros) / kUnit + size_t(view.rows) * spans) + 64), rest_.grow(room), column_.grow(room),
                   value_.grow(room)};
-    std::vector<const float*> next;
-    std::vector<Part> parts;
-    const int words = int(block / 64);
+    std::vector<Row> rows(size_t(std::min(kChunkRows, std::max<int64_t>(group_rows, 0))));
+    std::vector<std::pair<int, uint16_t>> counts;
     for (const Chunk& chunk : chunks) {
-        next.clear();
-        for (int64_t r = chunk.row; r < chunk.end; r++) next.push_back(view.values + view.offset[r]);
+        const size_t members = size_t(chunk.end - chunk.row);
+        for (size_t r = 0; r < members; r++) rows[r].value = view.values + view.offset[chunk.row + int64_t(r)];
         for (int64_t b = 0; b < blocks_; b++) {
-            parts.assign(next.size(), Part{});
-            for (size_t r = 0; r < next.size(); r++) {
-                parts[r].value = next[r];
-                for (int w = 0; w < words && b * block + 64 * w < view.columns; w++) {
-                    parts[r].bits[w] = matrix.bits(chunk.row + int64_t(r), b * block + 64 * w);
-                    parts[r].count += count_bits(parts[r].bits[w]);
+            const int64_t start = b * block / span * span, stop = (b + 1) * block - start;  // of the span; of the block, in the span
+            const int64_t base = std::max<int64_t>(0, stop - kReach);
+            if (start == b * block)
+                for (size_t r = 0; r < members; r++) {
+                    list(matrix, chunk.row + int64_t(r), start, std::min(start + span, view.columns), rows[r].column);
+                    rows[r].next = rows[r].end = 0;
+                    rows[r].late.clear();
                 }
-                next[r] += parts[r].count;
+            first_.push_back(segments_.size());
+            Segment segment = {out.head, nullptr, out.column, nullptr, out.value, base};
+            counts.clear();
+            for (size_t r = 0; r < members; r++) {
+                Row& row = rows[r];
+                while (row.end < row.column.size() && row.column[row.end] < stop) row.end++;
+                while (row.next < row.end && row.column[row.next] < base) row.late.push_back(uint16_t(row.next++));
+                const size_t units = (row.end - row.next) / kUnit;
+                if (units) counts.push_back({int(units), uint16_t(r)});
             }
-            segments_.push_back({out.head, out.column, out.value});
-            if (pairs)
-                arrange_pairs(parts, words, out);
-            else
-                arrange_singles(parts, words, out);
+            runs(out.head, counts, [&](size_t r, int units) {
+                Row& row = rows[r];
+                for (int i = 0; i < units * kUnit; i++, row.next++)
+                    *out.column++ = uint8_t(row.column[row.next] - base), *out.value++ = row.value[row.next];
+            });
+            segment.end = out.head;
+            if (segment.head < segment.end) segments_.push_back(segment);
+            if (stop < span && b + 1 < blocks_) continue;
+            segment = {out.head, nullptr, nullptr, out.rest, out.value, 0};
+            counts.clear();
+            for (size_t r = 0; r < members; r++) {
+                Row& row = rows[r];
+                while (row.next < row.end) row.late.push_back(uint16_t(row.next++));
+                if (!row.late.empty()) counts.push_back({int(row.late.size()), uint16_t(r)});
+            }
+            runs(out.head, counts, [&](size_t r, int) {
+                for (const uint16_t i : rows[r].late) *out.rest++ = rows[r].column[i], *out.value++ = rows[r].value[i];
+            });
+            segment.end = out.head;
+            if (segment.head < segment.end) segments_.push_back(segment);
+            for (size_t r = 0; r < members; r++) rows[r].value += rows[r].column.size();
+        }
+    }
+    first_.push_back(segments_.size());
+}
+
+void Strips::arrange(const Matrix& matrix, int64_t group_rows, int64_t block) {
+    const View& view = matrix.view();
+    blocks_ = (view.columns + block - 1) / block;
+    strips_.clear();
+    const size_t room = size_t(view.nonzeros) + 64;
+    uint16_t *head = head_.grow(3 * size_t(view.rows * blocks_) + 64), *column = column_.grow(room);
+    float* value = value_.grow(room);
+    std::vector<std::vector<uint16_t>> columns(static_cast<size_t>(group_rows));
+    std::vector<std::pair<int, uint16_t>> counts;
+    for (int64_t group = 0; group < view.rows; group += group_rows) {
+        std::vector<const float*> next;
+        for (int64_t r = 0; r < group_rows; r++) next.push_back(view.values + view.offset[group + r]);
+        for (int64_t from = 0; from < view.columns; from += block) {
+            counts.clear();
+            for (size_t r = 0; r < columns.size(); r++) {
+                list(matrix, group + int64_t(r), from, std::min(from + block, view.columns), columns[r]);
+                if (!columns[r].empty()) counts.push_back({int(columns[r].size()), uint16_t(r)});
+            }
+            Strip strip = {head, nullptr, value, size_t(value - value_.data())};
+            runs(head, counts, [&](size_t r, int) {
+                for (const uint16_t c : columns[r]) *column++ = uint16_t(from + c), *value++ = *next[r]++;
+            });
+            strip.end = head;
+            strips_.push_back(strip);
         }
     }
 }

@@ -6,23 +6,45 @@ namespace emp {
 
 class Tiles {
   public:
-    // `group_rows`: a segment's rows never cross a multiple of it. `narrow`: for tiles of one or two groups.
-    void arrange(const Matrix& matrix, int64_t group_rows, bool narrow);
+    // `group_rows`: a segment's rows never cross a multiple of it.
+    void arrange(const Matrix& matrix, int64_t group_rows);
 
     struct Chunk {
         int64_t row, end;
     };
-    int64_t block = 0;   // columns of a segment
+    int64_t block = 0;   // columns that a segment adds to those before
+    int64_t span = 0;    // columns after which nothing waits any more; a multiple of `block`
     int max_groups = 0;  // of 16 items, so that a block of their tile stays in the first-level cache
-    bool pairs = false;
     std::vector<Chunk> chunks;
-    // Segment of a chunk and of the columns from `block * index` on.
-    Segment segment(size_t chunk, int64_t index) const { return segments_[chunk * size_t(blocks_) + size_t(index)]; }
+    // The segments of a chunk that belong to the columns from `block * index` on.
+    const Segment* begin(size_t chunk, int64_t index) const { return segments_.data() + first_[chunk * size_t(blocks_) + size_t(index)]; }
+    const Segment* end(size_t chunk, int64_t index) const { return segments_.data() + first_[chunk * size_t(blocks_) + size_t(index) + 1]; }
     int64_t blocks() const { return blocks_; }
 
   private:
     int64_t blocks_ = 0;
     std::vector<Segment> segments_;
+    std::vector<size_t> first_;
+    Buffer<uint16_t> head_, rest_;
+    Buffer<uint8_t> column_;
+    Buffer<float> value_;
+};
+
+// A matrix arranged in strips.
+class Strips {
+  public:
+    // `block`: columns of a strip.
+    void arrange(const Matrix& matrix, int64_t group_rows, int64_t block);
+
+    int64_t blocks() const { return blocks_; }
+    // The strip of all rows of a group.
+    const Strip& strip(int64_t group, int64_t block) const { return strips_[size_t(group * blocks_ + block)]; }
+    // The column of each value.
+    const uint16_t* column() const { return column_.data(); }
+
+  private:
+    int64_t blocks_ = 0;
+    std::vector<Strip> strips_;
     Buffer<uint16_t> head_, column_;
     Buffer<float> value_;
 };

@@ -21,16 +21,28 @@ struct View {
     const uint16_t* column;    // of each value, for kernels that jump from one to the next; null until made
 };
 
-// Some rows and a block of columns, arranged for the product with a tile: rows with equally many nonzeros follow each other, so that the
-// processor foresees where each loop ends; and in dense weights rows come in pairs, so that a column that both have is loaded once.
+// Some rows and nearby columns, arranged for the product with a tile.
 //
-// Rows count from the first row of the segment, columns from its first column.
+// Each row is done in units of 8 nonzeros, whichever columns they are in: what is left over waits for the next block of columns. So rows with
+// equally many units follow each other in long runs, the processor foresees where each loop ends, and a row's sums are read and written once
+// for 8 nonzeros at least. What still waits at the end of a span of columns comes in a segment of its own, not in units.
+//
+// Rows count from the first row of the segment.
 struct Segment {
-    // Singles: a count, how many rows have it, these rows; until all rows are told. Pairs: for each the number of columns that both have, that only the
-    // first has, that only the second has; the two rows. The second of the last pair may be one behind the last row.
-    const uint16_t* head;
-    const uint16_t* column;  // in the order of the rows in `head`; of a pair, first what both have
-    const float* value;      // likewise; what both have comes in twos
+    const uint16_t *head, *end;  // a count (of units, or of what is left over), how many rows have it, these rows; and so on
+    const uint8_t* column;       // counted from `base`; or null
+    const uint16_t* rest;        // columns of what is left over, counted from the begin of the span; or null
+    const float* value;
+    int64_t base;                // column of the span
+};
+
+constexpr int kUnit = 8;         // nonzeros
+
+// The same for input that is read where it lies: all nonzeros of some rows in some columns, row by row.
+struct Strip {
+    const uint16_t *head, *end;  // a count, how many rows have it, these rows; and so on
+    const float* value;
+    size_t first;                // of these values among all of the matrix, and so of what tells where their columns lie
 };
 
 }  // namespace emp

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from emp_onnx.budget.doubt import doubt
+from emp_onnx.calibration.outputs import agreement, moved
 from emp_onnx.errors import UsageError
 from emp_onnx.files.model_io import save
 from emp_onnx.refit.fitting import Fitting, Thin
@@ -28,12 +30,15 @@ class Budget:
         error: how large the relative error of the outputs may be.
         size: bytes that the file may have when gzipped.
         score: a function from a model file to a number, higher is better.
+        accuracy: the drop is of the accuracy, as far as the dense model itself knows it (`Point.cost`), not of the
+            agreement.
     """
 
     drop: float | None = None
     error: float | None = None
     size: int | None = None
     score: Callable[[Path], float] | None = None
+    accuracy: bool = False
 
     def __post_init__(self) -> None:
         given = [x for x in (self.drop, self.error, self.size) if x is not None]
@@ -41,18 +46,37 @@ class Budget:
             raise UsageError(f"budget must be one of max_drop, max_error and target_size, got {len(given)} of them")
         if given[0] < 0:
             raise UsageError(f"budget must be ≥ 0, got {given[0]}")
+        if self.accuracy and (self.drop is None or self.score is not None):
+            raise UsageError("drop_in must be 'agreement' without max_drop, or with a metric, got 'accuracy'")
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was seen at one amount: sparsity, the agreement and relative error of the outputs on feeds kept back, the
-    score if one was asked for, and the bytes of the file when gzipped if they were."""
+    """What was seen at one amount, on feeds kept back.
+
+    Attributes:
+        sparsity: of all weights together.
+        agreement: share of the answers that stayed the same.
+        error: relative, of the outputs.
+        score: one's own, if it was asked for.
+        size: bytes of the file when gzipped, if they were.
+        expected: the agreement to expect on other inputs, one standard error below the mean; None where the outputs are
+            no class scores.
+        cost: the accuracy that is lost, if the dense model is right as often as it says, one standard error above the
+            mean.
+        mass: share of the original Σ|w| at the places that are kept.
+        bound: share that the largest of as many would keep at least, tensor by tensor, going by N_eff alone.
+    """
 
     sparsity: float
     agreement: float
     error: float
     score: float | None = None
     size: int | None = None
+    expected: float | None = None
+    cost: float | None = None
+    mass: float | None = None
+    bound: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -77,7 +101,11 @@ def measure(fitting: Fitting, thin: Thin, *, score: Callable[[Path], float] | No
             files = save(fitting.model.replaced(thin.changed, {}), Path(folder) / "model.onnx")
             value = None if score is None else score(files[0])
             nbytes = sum(_gzipped(file) for file in files) if size else None
-    return Point(thin.sparsity, fitting.agreement(thin), fitting.moved(thin), value, nbytes)
+    answers = fitting.both(thin)
+    found = doubt(*answers)
+    expected = None if found is None else 1 - min(1.0, sum(found.changed))
+    cost = None if found is None else min(1.0, sum(found.cost))
+    return Point(thin.sparsity, agreement(*answers), moved(*answers), value, nbytes, expected, cost)
 
 
 def search(
@@ -107,7 +135,10 @@ def search(
             assert first.score is not None
             assert point.score is not None
             return point.score >= first.score - budget.drop - 1e-12
-        return point.agreement >= 1 - budget.drop - 1e-12
+        if budget.accuracy and point.cost is not None:
+            return point.cost <= budget.drop
+        # what was counted, and what that lets expect: few feeds are too coarse a count
+        return min(point.agreement, 1.0 if point.expected is None else point.expected) >= 1 - budget.drop - 1e-12
 
     n = fitting.total
     fewest, most = max(1, round(n * (1 - MOST))), n

@@ -6,17 +6,21 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from emp_core import effective_size, mass_lower_bound
 from emp_onnx.budget.picture import Line, draw
 from emp_onnx.budget.search import Point, measure
 from emp_onnx.errors import UsageError
-from emp_onnx.refit.fitting import Fitting
+from emp_onnx.refit.fitting import Fitting, Thin
 
 __all__ = ["CURVE", "sweep", "to_csv", "to_json", "to_png"]
 
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-COLUMNS = ("sparsity", "agreement", "error", "score", "size")
+COLUMNS = ("sparsity", "mass", "bound", "agreement", "expected", "cost", "error", "score")
 
 
 def sweep(
@@ -34,8 +38,23 @@ def sweep(
     points = []
     for sparsity in sorted(set(sparsities)):
         keep = fitting.count(sparsity=sparsity)
-        points.append(measure(fitting, fitting.thin(keep, how=how, criterion=criterion, update=update), score=score))
+        thin = fitting.thin(keep, how=how, criterion=criterion, update=update)
+        mass, bound = _mass(fitting, thin)
+        points.append(replace(measure(fitting, thin, score=score), mass=mass, bound=bound))
     return points
+
+
+def _mass(fitting: Fitting, thin: Thin) -> tuple[float, float]:
+    """The share of Σ|w| that is kept, and the least share that the largest of as many would keep."""
+    total = kept = least = 0.0
+    for name, mask in thin.masks.items():
+        size = np.abs(fitting.model.values(name).astype(np.float64))
+        here, k = float(size.sum()), int(np.count_nonzero(mask))
+        total += here
+        kept += float(size[mask].sum())
+        if here:
+            least += here * float(mass_lower_bound(float(effective_size(size)), n=size.size, k=k))
+    return (kept / total, least / total) if total else (1.0, 1.0)
 
 
 def to_csv(points: Sequence[Point]) -> str:

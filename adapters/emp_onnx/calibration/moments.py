@@ -9,12 +9,13 @@ work.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Moments", "Sums"]
+__all__ = ["Moments", "Samples", "Sums"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -40,7 +41,7 @@ class Moments:
     yx: Float
     yy: Float | None
 
-    def merge(self, other: Moments) -> Moments:
+    def merge(self, other: Moments | Samples) -> Moments | Samples:
         """The sums over both."""
         yy = None if self.yy is None or other.yy is None else self.yy + other.yy
         return Moments(
@@ -66,11 +67,87 @@ class Moments:
         n = max(self.count, 1)
         return self.xx / n, self.yx / n
 
+    def miss(self, w: Float, centred: bool) -> float:
+        """How far W·x is from y, squared, per sample, up to a constant: to compare weights by."""
+        xx, yx = self.centred() if centred else self.raw()
+        return float(np.einsum("god,god->", w @ xx - 2 * yx, w))
+
     def variance(self, centred: bool) -> float:
         """Of Y per sample, over all outputs; its mean square if not `centred`."""
         assert self.yy is not None
         n = max(self.count, 1)
         return float(np.maximum(self.yy / n - (self.y / n) ** 2 if centred else self.yy / n, 0).sum())
+
+
+class Samples:
+    """The samples themselves, where they are so few that their moments would be larger: the same face as `Moments`.
+
+    Attributes:
+        rows_x: (samples, d); rows_y: (samples, out); in float64.
+    """
+
+    def __init__(self, rows_x: Float, rows_y: Float) -> None:
+        self.rows_x, self.rows_y = rows_x, rows_y
+        self.count = len(rows_x)
+        self.x, self.y = rows_x.sum(0)[None], rows_y.sum(0)[None]
+
+    @cached_property
+    def xx(self) -> Float:
+        """Σ x xᵀ."""
+        return (self.rows_x.T @ self.rows_x)[None]
+
+    @cached_property
+    def yx(self) -> Float:
+        """Σ y xᵀ."""
+        return (self.rows_y.T @ self.rows_x)[None]
+
+    @property
+    def yy(self) -> Float:
+        """Σ y²."""
+        found: Float = np.einsum("no,no->o", self.rows_y, self.rows_y)[None]
+        return found
+
+    def merge(self, other: Moments | Samples) -> Moments | Samples:
+        """Both: still samples if these are few enough."""
+        if isinstance(other, Samples) and few(self.count + other.count, self.rows_x.shape[1]):
+            x, y = (np.concatenate(pair) for pair in ((self.rows_x, other.rows_x), (self.rows_y, other.rows_y)))
+            return Samples(x, y)
+        return Moments(self.count, self.x, self.y, self.xx, self.yx, self.yy).merge(other)
+
+    def rows(self, some: NDArray[np.intp]) -> Samples:
+        """The same of some outputs alone."""
+        return Samples(self.rows_x, self.rows_y[:, some])
+
+    def scaled(self, centred: bool) -> tuple[Float, Float]:
+        """X and Y divided by √count, their means taken off if `centred`: the products of these are the moments."""
+        x, y = self.rows_x, self.rows_y
+        if centred:
+            x, y = x - x.mean(0), y - y.mean(0)
+        root = np.sqrt(self.count)
+        return x / root, y / root
+
+    def centred(self) -> tuple[Float, Float]:
+        """See `Moments.centred`."""
+        x, y = self.scaled(True)
+        return (x.T @ x)[None], (y.T @ x)[None]
+
+    def raw(self) -> tuple[Float, Float]:
+        """See `Moments.raw`."""
+        return self.xx / self.count, self.yx / self.count
+
+    def miss(self, w: Float, centred: bool) -> float:
+        """See `Moments.miss`."""
+        x, y = self.scaled(centred)
+        return float(np.square(x @ w[0].T - y).sum())
+
+    def variance(self, centred: bool) -> float:
+        """See `Moments.variance`."""
+        return float(np.square(self.scaled(centred)[1]).sum())
+
+
+def few(count: int, d: int) -> bool:
+    """Whether so many samples of so many inputs are better kept than multiplied."""
+    return 2 * count <= d and d >= SMALL
 
 
 class Sums:
@@ -83,36 +160,62 @@ class Sums:
     """
 
     def __init__(self, groups: int, d: int, out: int | None = None, two: bool = False) -> None:
-        self.count = 0
+        self.count, self.shape, self.made = 0, (groups, d, out), out is not None
         self.x, self.dense = np.zeros((groups, d)), np.zeros((groups, d))
-        self.xx = _Product(groups, d, d)
-        self.cross = _Product(groups, d, d) if two and out is None else None
-        self.yx = _Product(groups, out, d) if out is not None else None
         self.y = np.zeros((groups, out or 0))
+        self.two = two and out is None
+        self.early: list[tuple[Array, Array]] | None = [] if groups == 1 else None
+        self.xx: _Product | None = None
+        self.other: _Product | None = None  # what should come out, or the dense network's inputs, with the inputs
 
     def add(self, x: Array, want: Array | None = None, y: Float | None = None) -> None:
         """Take samples in: X of shape (groups, samples, d), the dense network's beside it, or what should come out."""
         self.count += x.shape[1]
+        second = y if self.made else want if self.two else x
+        assert second is not None
+        if self.early is not None:
+            self.early.append((x, second))
+            if few(self.count, self.shape[1]):
+                return
+            early, self.early = self.early, None
+            for pair in early:
+                self._take(*pair)
+        else:
+            self._take(x, second)
+
+    def _take(self, x: Array, second: Array) -> None:
+        groups, d, out = self.shape
+        if self.xx is None:
+            self.xx = _Product(groups, d, d)
+            if self.made or self.two:
+                self.other = _Product(groups, out or d, d)
         self.x += x.sum(1, dtype=np.float64)
         self.xx.add(x, x)
-        if y is not None:
-            assert self.yx is not None
-            self.y += y.sum(1)
-            self.yx.add(y, x)
-        elif self.cross is not None:
-            assert want is not None
-            self.dense += want.sum(1, dtype=np.float64)
-            self.cross.add(want, x)
+        if self.other is not None:
+            if self.made:
+                self.y += second.sum(1)
+            else:
+                self.dense += second.sum(1, dtype=np.float64)
+            self.other.add(second, x)
 
-    def moments(self, w: Float) -> Moments:
+    def moments(self, w: Float) -> Moments | Samples:
         """The moments, given the dense weights (groups, out, d)."""
+        if self.early:
+            x = np.concatenate([one[0] for one, _ in self.early], dtype=np.float64)
+            second = np.concatenate([two[0] for _, two in self.early], dtype=np.float64)
+            return Samples(x, second if self.made else second @ w[0].T)
+        groups, d, _ = self.shape
+        if self.xx is None:
+            zeros = np.zeros(w.shape)
+            return Moments(0, self.x, zeros[..., 0], np.zeros((groups, d, d)), zeros, zeros[..., 0])
         xx = self.xx.sum()
-        if self.yx is not None:
-            return Moments(self.count, self.x, self.y, xx, self.yx.sum(), None)
-        if self.cross is not None:
-            return Moments(self.count, self.x, _times(w, self.dense), xx, w @ self.cross.sum(), None)
-        yx = w @ xx
-        return Moments(self.count, self.x, _times(w, self.x), xx, yx, np.maximum(np.einsum("god,god->go", yx, w), 0))
+        if self.other is None:
+            yx = w @ xx
+            yy = np.maximum(np.einsum("god,god->go", yx, w), 0)
+            return Moments(self.count, self.x, _times(w, self.x), xx, yx, yy)
+        if self.made:
+            return Moments(self.count, self.x, self.y, xx, self.other.sum(), None)
+        return Moments(self.count, self.x, _times(w, self.dense), xx, w @ self.other.sum(), None)
 
 
 def _times(w: Float, x: Float) -> Float:

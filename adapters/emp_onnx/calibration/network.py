@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments, Sums
+from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.pooled import before_mean, pick, unpool
 from emp_onnx.calibration.program import Step, flatten
 from emp_onnx.calibration.recurrent import HIDDEN
@@ -55,6 +55,7 @@ class Network:
         self.cut = chunks(self.program, self.levels, {site.pooled for site in self.sites if site.pooled})
         self._cache: dict[str, Array] = {}
         self._held = 0
+        self._halves: NDArray[np.int64] | None = None
 
     def value(self, key: str, changed: Mapping[str, Array] | None = None, /) -> Array:
         """A tensor, as stored or as changed."""
@@ -88,6 +89,13 @@ class Network:
         """The sites of one level."""
         return [site for site in self.sites if site.step.level == level]
 
+    def half(self, feed: int) -> int:
+        """Which half a feed belongs to when one is learnt from and one measured on, 0 or 1: at random, since feeds may
+        come in turns (first steps and second ones, say)."""
+        if self._halves is None:
+            self._halves = np.random.default_rng(len(self.feeds)).permutation(len(self.feeds)) % 2
+        return int(self._halves[feed])
+
     def limit(self, problem: Problem) -> int:
         """Samples taken of each feed."""
         return max(8, (PER_INPUT * problem.shape[2] + SAMPLES) // max(len(self.feeds), 1))
@@ -96,7 +104,7 @@ class Network:
         self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,
         part: Callable[[int], int] = lambda feed: 0, parts: int = 1, positions: bool = True,
         shared: dict[object, list[Sums]] | None = None,
-    ) -> list[list[Moments]]:  # fmt: skip
+    ) -> list[list[Moments | Samples]]:  # fmt: skip
         """For each problem the moments of its inputs and of what should come out, over each part of the feeds.
 
         Inputs are those of `thin`, the pruned network with `changed` tensors, if given; what should come out is what
@@ -155,7 +163,7 @@ class Network:
             have = want if thin is None else have
         if not (np.isfinite(have).all() and (have is want or np.isfinite(want).all()) and np.isfinite(past).all()):
             raise ModelError(f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {feed}")
-        if sums.yx is None:
+        if not sums.made:
             sums.add(have, want)
         else:
             sums.add(have, y=want.astype(np.float64) @ w.swapaxes(1, 2) + past)

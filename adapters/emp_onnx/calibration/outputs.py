@@ -19,7 +19,7 @@ from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.weights.find import Weight
 
-__all__ = ["Answers", "distance", "rows_of", "top1"]
+__all__ = ["Answers", "agreement", "classes", "distance", "moved", "rows_of", "top1"]
 
 Array = NDArray[Any]
 LARGE = 1 << 28  # bytes of weights beyond which a network is run level by level
@@ -223,3 +223,31 @@ def _comparable(value: Array) -> Array:
         odds = np.exp(rows - rows.max(1, keepdims=True))
         found: Array = np.sqrt(odds / odds.sum(1, keepdims=True))
         return found
+
+
+def agreement(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> float:
+    """Share of answers that stayed the same (top-1), or 1 − their relative distance where none is class scores."""
+    same = top1(one, other)
+    return same if same is not None else 1 - min(1.0, distance(one, other))
+
+
+def moved(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> float:
+    """Relative error of answers: ‖difference‖ / ‖deviation from the mean‖."""
+    gap = size = 0.0
+    for a, b in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
+        count = mean = square = 0.0
+        for x, y in zip(a, b, strict=True):
+            if x.shape != y.shape:
+                return math.inf
+            p, q = x.astype(np.float64), y.astype(np.float64)
+            finite = np.isfinite(p) & np.isfinite(q)
+            if not finite.all():  # a score that is masked with −∞ is no difference
+                if (p != q)[~finite].any():
+                    return math.inf
+                p, q = p[finite], q[finite]
+            gap += float(((p - q) ** 2).sum())
+            square += float((p * p).sum())
+            mean += float(p.sum())
+            count += p.size
+        size += square - mean * mean / max(count, 1)
+    return math.sqrt(gap / size) if size > 0 else (0.0 if gap == 0 else math.inf)

@@ -222,9 +222,7 @@ def calibrate(
                 yy = np.zeros(0) if sums.yy is None else sums.yy
                 squares = np.diagonal(sums.xx, axis1=1, axis2=2).copy()
                 keys = tuple(key for key, _ in problem.parts)
-                found.append(
-                    Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, yy)
-                )
+                found.append(Inputs(keys, problem.shape, sums.count, sums.x, squares, sums.xx if second else None, yy))
                 if watch is not None:
                     watch.add(4 * problem.size)
     return Statistics(tuple(found), len(given), tuple(sorted(network.why.items())), random)

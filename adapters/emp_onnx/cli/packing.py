@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     target_option(one)
     one.add_argument(
         "--compact-indices", action="store_true",
-        help="coo with indices of 32 bits: onnxruntime takes them, onnx.checker does not",
+        help="coo with indices of 16 or 32 bits: onnxruntime takes them, onnx.checker does not",
     )  # fmt: skip
     one.add_argument("--values", choices=["float16"], help="LOSSY: round float32 values to float16")
     include_options(one)

@@ -96,11 +96,10 @@ def _prune(options: argparse.Namespace) -> int:
                 raise UsageError(f"--plan must come without --{name.replace('_', '-')}, which the plan has settled")
         given = {"plan": _read_plan(options.plan), "threads": threads(options)}
     check_out(options, options.plan)
-    model = load(options.model)
     with metered(options) as meter:
         report = prune(
-            model, options.out, watch=meter, feeds=options.feeds, seed=seed(options), in_place=options.in_place,
-            pack=options.pack, target=options.target, **given,
+            options.model, options.out, watch=meter, feeds=options.feeds, seed=seed(options), in_place=options.in_place,
+            pack=options.pack, target=options.target, gzip=options.json or not options.quiet, **given,
         )  # fmt: skip
     show(options, report.to_dict, lambda style: report_text(report, style))
     if options.verbose and not options.json:

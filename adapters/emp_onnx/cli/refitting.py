@@ -74,7 +74,8 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("refit in closed form, on the feeds of --feeds (any of these asks for it)")
     group.add_argument("--refit", action="store_true", help="solve the kept weights and the biases again")
     group.add_argument(
-        "--stats", metavar="STATS.npz",
+        "--stats",
+        metavar="STATS.npz",
         help="instead of feeds, what `emp calibrate` saved: the criterion reads it, and with --refit each layer is "
         "solved by itself (what earlier layers got wrong is made good with --feeds only)",
     )
@@ -85,6 +86,11 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     spread_options(parser, group)
     group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
     group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")
+    group.add_argument(
+        "--drop-in", choices=("agreement", "accuracy"),
+        help="what --max-drop is of: the answers that change (default), or what these cost in accuracy if the dense "
+        "model is right as often as it says, which allows more",
+    )  # fmt: skip
     group.add_argument(
         "--max-error", metavar="E", help="the most sparsity at which the outputs' relative error is at most E"
     )
@@ -98,8 +104,8 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
 def wanted(options: argparse.Namespace) -> bool:
     """Whether `emp prune` was asked for a refit."""
     asks = (
-        "allocate", "criterion", "target_sparsity", "max_drop", "max_error", "target_size", "metric", "stats",
-        "gradients",
+        "allocate", "criterion", "target_sparsity", "max_drop", "drop_in", "max_error", "target_size", "metric",
+        "stats", "gradients",
     )  # fmt: skip
     return options.refit or any(getattr(options, name) is not None for name in asks)
 
@@ -148,14 +154,15 @@ def _budget(options: argparse.Namespace) -> Budget | None:
     drop, error = share("--max-drop", options.max_drop), share("--max-error", options.max_error)
     file = size("--target-size", options.target_size)
     if drop is None and error is None and file is None:
-        if options.metric is None:
+        if options.metric is None and options.drop_in is None:
             return None
         drop = 0.01
     if options.metric is not None and drop is None:
         raise UsageError("--metric must come with --max-drop, or alone, got another budget with it")
     if sum(x is not None for x in (drop, error, file)) > 1:
         raise UsageError("--max-drop, --max-error and --target-size must come one at a time, got more than one of them")
-    return Budget(drop, error, file, read_metric(options.metric) if options.metric is not None else None)
+    metric = read_metric(options.metric) if options.metric is not None else None
+    return Budget(drop, error, file, metric, options.drop_in == "accuracy")
 
 
 def _calibrate(options: argparse.Namespace) -> int:

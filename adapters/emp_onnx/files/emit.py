@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.files.reader import DTYPES
+from emp_onnx.files.headers import DTYPES
 from emp_onnx.files.wire import LENGTH, VARINT, varint
 
 __all__ = ["CODES", "attribute", "constant", "external_entries", "field", "function", "node", "number", "tensor"]

@@ -1,4 +1,8 @@
-"""What a model looks like to the other rooms: nodes, headers of constant tensors, graphs within graphs; no values."""
+"""What a model looks like to the other rooms: nodes, headers of constant tensors, graphs within graphs; no values.
+
+What there may be tens of thousands of is a named tuple: as unchangeable as a frozen dataclass, and made in a tenth of
+the time.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,7 @@ __all__ = ["Graph", "Node", "Place", "Recipe", "Run", "Tensor"]
 Attribute = int | float | str | tuple[int, ...] | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Node:
+class Node(NamedTuple):
     """One operation: what it reads and writes, by name.
 
     `attributes` holds whole numbers, lists of them, and texts; None stands for one whose value the caller of a local
@@ -64,8 +67,7 @@ class Run(NamedTuple):
     step: int
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where the numbers of a tensor lie.
 
     Attributes:
@@ -96,8 +98,7 @@ class Recipe:
     node: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """The header of a constant tensor: no values. `storage` is raw, typed, external, segment, sparse or packed.
 
     `key` is its address, unique in the model: the plain name for initializers of the main graph and for the outputs of
@@ -110,8 +111,8 @@ class Tensor:
     shape: tuple[int, ...]
     storage: str
     key: str = ""
-    place: Place | None = field(default=None, repr=False, compare=False)
-    parts: tuple[Tensor, ...] = field(default=(), repr=False)
+    place: Place | None = None
+    parts: tuple[Tensor, ...] = ()
     recipe: Recipe | None = None
 
     @property

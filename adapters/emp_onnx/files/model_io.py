@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from emp_core.checksum import Checksum
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.graph import Graph, Tensor
 from emp_onnx.files.reader import DOMAIN, Contents, read
+from emp_onnx.files.short import read_each
 from emp_onnx.files.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.files.sparse import sparse
 from emp_onnx.files.storage import Stored, pieces_of, stored
@@ -87,8 +88,11 @@ class Model:
         watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
 
-    def __init__(self, source: Any, path: Path | None = None, *, parent: Model | None = None) -> None:
-        """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes."""
+    def __init__(
+        self, source: Any, path: Path | None = None, *, parent: Model | None = None, contents: Contents | None = None
+    ) -> None:
+        """From bytes, from anything with `SerializeToString` (a protobuf), or for `load` from a source of bytes, of
+        which `contents` is what is known already."""
         self.path = path
         self.cache: dict[Any, Any] = {}
         self._from_disk = False
@@ -97,7 +101,7 @@ class Model:
         self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
         self.sheet: Sheet | None = None
         self.source: Source = parent.source if parent else self._opened(source)
-        self._contents: Contents = parent._contents if parent else read(self.source, self.origin)
+        self._contents: Contents = parent._contents if parent else contents or read(self.source, self.origin)
         self._sources: dict[str, FileSource] = parent._sources if parent else {}
         self._stored: dict[str, Stored] = parent._stored if parent else {}
         self.tensors: dict[str, Tensor] = (
@@ -200,6 +204,23 @@ class Model:
             self.watch(values.nbytes)
         patch = self.patches.get(key)
         return values if patch is None else patch(start, values)
+
+    def wholes(self, keys: Sequence[str], /) -> list[Values]:
+        """All values of each of these tensors, as `piece` gives them, read together where that saves time: of short
+        ones. They are not to be written to.
+
+        Raises:
+            ModelError: as `stored`.
+        """
+        found = read_each([self.stored(key) for key in keys])
+        if self.watch is not None:
+            self.watch(sum(values.nbytes for values in found))
+        if not self.patches:
+            return found
+        return [
+            self.patches[key](0, values) if key in self.patches else values
+            for key, values in zip(keys, found, strict=True)
+        ]
 
     def digests(self) -> dict[str, str]:
         """The checksum of the new values of every tensor that has some."""

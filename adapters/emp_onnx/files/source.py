@@ -75,7 +75,13 @@ class FileSource:
             raise IsADirectoryError(f"{path} is a directory")
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"model must be a plain file, got {quote(path)}, which is something else")
-        self.size = status.st_size
+        self.size, self._changed = status.st_size, status.st_mtime_ns
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nobody has written to the file since it was opened, as far as its time and size tell."""
+        status = os.fstat(self._handle)
+        return (status.st_size, status.st_mtime_ns) == (self.size, self._changed)
 
     def __del__(self) -> None:
         if self._handle >= 0:

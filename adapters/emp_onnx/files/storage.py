@@ -77,6 +77,12 @@ class Stored:
     shared: str = ""
     decoded: NDArray[Any] | None = None
 
+    @property
+    def place(self) -> int:
+        """Where the numbers begin that lie one after the other in one place, each of whole bytes; else -1."""
+        runs = self.runs
+        return runs[0].at if len(runs) == 1 and runs[0].step == runs[0].width and each_of(self.dtype) == 1 else -1
+
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Stretches that can be written one by one."""
         return pieces_of(self.tensor.size)
@@ -91,6 +97,10 @@ class Stored:
         """Numbers `start` to `stop`, flat, in memory of their own."""
         if self.decoded is not None:
             return self.decoded[start:stop].copy()
+        if (place := self.place) >= 0:
+            out = np.empty(stop - start, self.dtype)
+            self.source.into(place + start * self.dtype.itemsize, out.view(np.uint8).data)
+            return out
         each = each_of(self.dtype)
         if each > 1:
             room = np.empty(-(-stop // each) - start // each, np.uint8)
@@ -116,8 +126,11 @@ class Stored:
 
     def write(self, start: int, new: NDArray[Any], put: Callable[[int, Any], None]) -> None:
         """Call `put(at, bytes)` so that numbers from `start` on become `new`."""
-        each, done = each_of(self.dtype), 0
         new = np.ascontiguousarray(new, self.dtype)
+        if (place := self.place) >= 0:
+            put(place + start * self.dtype.itemsize, new.view(np.uint8).data)
+            return
+        each, done = each_of(self.dtype), 0
         data = packed(new) if each > 1 else new.view(np.uint8)
         first = start // each if each > 1 else start * self.dtype.itemsize
         assert start % each == 0

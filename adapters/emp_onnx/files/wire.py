@@ -140,6 +140,19 @@ class Wire:
         self._buffer, self._base = self.source.read(at, count) if count > 0 else b"", at
         return self._buffer, at
 
+    def held(self, start: int, stop: int) -> bytes | None:
+        """The bytes of a short message, of which there may be many; None where it is not short."""
+        if stop - start > WINDOW:
+            return None
+        buffer, base = self._window(start, stop)
+        return buffer[start - base : stop - base]
+
+    def counted(self, fields: int) -> None:
+        """Note that so many fields were read elsewhere."""
+        self._left -= fields
+        if self._left < 0:
+            raise ModelError(f"model must have at most {FIELDS} fields, got more")
+
     def data(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`."""
         if self._base <= start and stop <= self._base + len(self._buffer):

@@ -24,16 +24,19 @@ from emp_core.checksum import Checksum, checksum
 from emp_core.direct import LARGE, DirectWriter
 from emp_onnx.errors import ModelError, OutputError, UsageError, quote
 from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.short import SHORT, batches, read_each
 from emp_onnx.files.source import FileSource, Source
 from emp_onnx.files.sparse import Sparse
 from emp_onnx.files.storage import Stored, pieces_of
 from emp_onnx.files.typed import respelled
 from emp_onnx.files.whole import check_target, copy_part, put, same_file, staged, sync_folder
 from emp_onnx.files.wire import Blob, Edit, Field, Piece, Wire, length_of, varint
+from emp_onnx.weights.kept import patched_each
 
 __all__ = ["save", "to_bytes"]
 
 Put = Callable[[int, Any], None]
+SMALL = 1 << 23  # bytes of a file that is made in memory: a graph of many nodes has thousands of short weights
 CLOSE = 2**31 - 2**28  # bytes from which what comes last is measured before it is known
 
 
@@ -86,21 +89,24 @@ def to_bytes(model: Model) -> bytes:
     layout = _layout(model, {}, hashes)
     if layout.most >= 2**31:
         raise ModelError(f"model {model.origin} cannot be written as one file: it would be larger than 2 GiB")
-    out = bytearray(layout.length)
+    return bytes(_made(model, "", model.source, layout.pieces, hashes) + _tail(model, hashes))
+
+
+def _made(model: Model, location: str, source: Source, pieces: Sequence[Piece], hashes: dict[str, str]) -> bytearray:
+    """A file's contents in memory: the model's own, or the sidecar of this location."""
+    out, at = bytearray(sum(map(length_of, pieces))), 0
 
     def into(at: int, data: Any) -> None:
-        view = memoryview(data).cast("B")
-        out[at : at + len(view)] = view
+        out[at : at + len(data)] = data
 
-    at = 0
-    for piece in layout.pieces:
+    for piece in pieces:
         if isinstance(piece, Blob):
             piece.write(_shifted(into, at))
         else:
-            into(at, piece if isinstance(piece, bytes) else model.source.read(piece[0], piece[1] - piece[0]))
+            into(at, piece if isinstance(piece, bytes) else source.read(piece[0], piece[1] - piece[0]))
         at += length_of(piece)
-    _patch(model, "", _moved(layout.pieces, into), hashes)
-    return bytes(out + _tail(model, hashes))
+    _patch(model, location, _moved(pieces, into), hashes)
+    return out
 
 
 def _write(
@@ -109,6 +115,9 @@ def _write(
 ) -> None:  # fmt: skip
     """Fill a file: the model's own, or the sidecar of this location."""
     size = sum(map(length_of, pieces))
+    if size <= SMALL:
+        put(handle, 0, _made(model, location, source, pieces, hashes))
+        return
     os.ftruncate(handle, size)
     at, written = 0, _places(model, location)
     for piece in pieces:
@@ -199,11 +208,19 @@ def _patch(model: Model, location: str, into: Put, hashes: dict[str, str]) -> No
 
     Zeros are there already, as holes.
     """
-    for key in _patched(model):
-        where, patch = model.stored(key), model.patches[key]
-        if where.shared != location or not where.runs:
+    mine = [(key, where) for key in _patched(model) if (where := model.stored(key)).shared == location and where.runs]
+    short = [(key, where) for key, where in mine if where.tensor.size <= SHORT]
+    for some in batches(short, lambda item: item[1].tensor.size):
+        values = read_each([where for _, where in some])
+        if model.watch is not None:
+            model.watch(sum(old.nbytes for old in values))
+        for (key, where), new in zip(some, patched_each([model.patches[key] for key, _ in some], values), strict=True):
+            hashes[key] = checksum(new)
+            where.write(0, new, into)
+    for key, where in mine:
+        if where.tensor.size <= SHORT:
             continue
-        digest = Checksum()
+        patch, digest = model.patches[key], Checksum()
         for start, stop in where.pieces():
             old = where.read(start, stop)
             if model.watch is not None:

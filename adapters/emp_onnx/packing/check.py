@@ -14,7 +14,8 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.files.storage import pieces_of
 from emp_onnx.packing.codes import bits_of
 from emp_onnx.packing.forms import rounded
-from emp_onnx.packing.rewrite import Chosen, half_name
+from emp_onnx.packing.places import Chosen
+from emp_onnx.packing.rewrite import half_name
 from emp_onnx.runtime.compare import Behaviour, NotRunError, compare
 from emp_onnx.runtime.feeds import Feed, read_feeds
 from emp_onnx.runtime.isolated import Isolated

@@ -15,7 +15,8 @@ from emp_onnx.files.storage import PLAIN, pieces_of
 from emp_onnx.packing.codes import Counts
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
 from emp_onnx.packing.functions import DOMAIN, EARLY_OPSET, STAGE, function_bytes
-from emp_onnx.packing.rewrite import FREE_SINCE, Chosen, graphs
+from emp_onnx.packing.header import FREE_SINCE
+from emp_onnx.packing.places import Chosen, graphs
 
 __all__ = ["Row", "choose"]
 
@@ -69,7 +70,7 @@ def choose(
     *,
     form: str = "auto",
     target: str = "onnxruntime",
-    index: int = 64,
+    compact: bool = False,
     half: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -81,7 +82,7 @@ def choose(
         model: from `load`, or with values replaced.
         form: auto (the smallest), or dense, coo, packed: the smallest of that kind, where it is smaller than dense.
         target: what must be able to run the result.
-        index: bits of an index of the coo form.
+        compact: indices of the coo form have 16 or 32 bits where that is enough, not 64.
         half: store the values of float32 tensors as float16: they are rounded.
         include, exclude: patterns of names.
         keys: only these tensors, if given.
@@ -111,7 +112,7 @@ def choose(
             rounds = half and floats and _within(model, item.tensor)
             said = _known(model, item.tensor) if form == "dense" else None
             item.found = said or survey(model, item.tensor, half=rounds)
-            possible = forms(item.tensor, item.found, target, index=index, opset=opset)
+            possible = forms(item.tensor, item.found, target, compact=compact, opset=opset)
             item.forms = [f for f in possible if _fits(f, form) and not (rounds and f.kind == "coo")]
             item.forms += [_as_it_is(item, f) for f in item.forms if f.kind == item.now == "coo" and form == "auto"]
         looked.append(item)

@@ -96,12 +96,16 @@ def rounded(values: NDArray[Any], fill: NDArray[Any]) -> NDArray[Any]:
     return values if values.dtype == fill.dtype else values.astype(fill.dtype)
 
 
-def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64, opset: int = 17) -> Iterator[Form]:
-    """Every form that can hold this tensor, in a model of this opset, and that the target runs; the dense one first."""
+def forms(tensor: Tensor, found: Survey, target: str, *, compact: bool = False, opset: int = 17) -> Iterator[Form]:
+    """Every form that can hold this tensor, in a model of this opset, and that the target runs; the dense one first.
+
+    Indices of the coo form have 64 bits; `compact`: the fewest of 16, 32 and 64 that hold all of them.
+    """
     n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
     yield Form("dense", 1, (n * item,))
     # the full checker misreads sparse initializers, and the web build has none
     if target == "onnxruntime" and not found.fill.view(f"u{item}").any() and fits(n, counts.stored):
+        index = _bits(n) if compact else 64
         yield Form("coo", index, (counts.stored * index // 8, counts.stored * item), 0, counts.stored)
     if not n or n > FOLDED or tensor.dtype not in DTYPES or opset < EARLY_OPSET:
         return
@@ -122,6 +126,11 @@ def forms(tensor: Tensor, found: Survey, target: str, *, index: int = 64, opset:
         if n % width == 0:
             many = counts.blocks[width]
             yield Form("UnpackBlocks", width, (-(-n // width // 8), (many + 1) * width * item), 0, many)
+
+
+def _bits(n: int) -> int:
+    """The fewest bits of an index into n elements."""
+    return next(bits for bits in (16, 32, 64) if n <= 1 << (bits - 1))
 
 
 def entropy_bound(n: int, stored: int, item: int) -> float:

@@ -14,7 +14,8 @@ from emp_onnx.files.model_io import Model, load, save, unfused
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.check import Feeds, checked
 from emp_onnx.packing.choose import Row, choose
-from emp_onnx.packing.rewrite import Chosen, rewritten
+from emp_onnx.packing.places import Chosen
+from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.progress import Watch
 from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.verify import Verification, weight_of, worth_running
@@ -82,7 +83,7 @@ def pack(
         out: where the result goes; `IN.packed.onnx` beside the input if not given. A file already there is replaced.
         form: auto, or dense, coo, packed: of these the smallest, and dense where that is smaller still.
         target: onnxruntime; onnxruntime-web (no sparse initializers); checker-strict (what `onnx.checker` accepts).
-        compact_indices: in the coo form, indices of 32 bits: onnxruntime takes them, `onnx.checker` does not.
+        compact_indices: in the coo form, indices of 16 or 32 bits: onnxruntime takes them, `onnx.checker` does not.
         values: float16 to round the values of float32 tensors to that type, which is LOSSY: outputs are compared and
             the difference is reported, not judged; a certificate no longer holds and is removed.
         include, exclude: patterns of names of tensors.
@@ -114,14 +115,14 @@ def pack(
     if values not in (None, "float16"):
         raise UsageError(f"values must be float16, or not be given, got {quote(values)}")
     place = _target(source, out, in_place, "packed")
-    index = 32 if compact_indices else 64
     run = _Run(given, seed, threads, watch)
     if watch is not None:
         total = sum(t.size * 4 for t in source.tensors.values())
         source.watch = watch.add
         watch.phase("looking", total)
     chosen, rows = choose(
-        source, form=form, target=target, index=index, half=values is not None, include=include, exclude=exclude
+        source, form=form, target=target, compact=compact_indices, half=values is not None, include=include,
+        exclude=exclude,
     )
     notes = []
     if lossy := sum(item.half for item in chosen):

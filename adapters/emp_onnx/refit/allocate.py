@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
@@ -12,9 +13,10 @@ from emp_core import effective_size
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.refit.curves import Curve
 
-__all__ = ["ALLOCATIONS", "allocate", "spread"]
+__all__ = ["ALLOCATIONS", "FLOOR", "allocate", "spread"]
 
 Float = NDArray[np.float64]
+FLOOR = 1.0
 Matrix = Callable[[Curve], Float]
 
 
@@ -106,7 +108,14 @@ def _owl(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
 
 
 def _error(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
-    """Where it costs the answers least: every layer's last weight costs the same (up to the steps of the curves)."""
+    """Where it costs the answers least: every layer's last weight costs the same (up to the steps of the curves).
+
+    But where there are recurrent cells no layer keeps less than `FLOOR` of the mean density: feeds may show only the
+    first steps, on which a cell has little to remember, and what follows it little to tell apart.
+    """
+    recurrent = any(len(c.problem.parts) > 1 for c in curves)
+    floor = FLOOR * total / sum(c.size for c in curves)
+    least = [math.ceil(floor * c.size) if recurrent else 0 for c in curves]
     pieces = []
     for i, curve in enumerate(curves):
         for (k, e), (k2, e2) in _hull(curve):
@@ -114,7 +123,7 @@ def _error(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
     keep = [c.size for c in curves]
     surplus = sum(keep) - total
     for _, i, count in sorted(pieces):
-        take = min(count, surplus)
+        take = max(0, min(count, surplus, keep[i] - least[i]))
         keep[i] -= take
         surplus -= take
     # beyond the ends of the curves, evenly

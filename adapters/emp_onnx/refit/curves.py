@@ -17,21 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import Moments, Sums
+from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.solve import Quadratic, descend, effort
+from emp_onnx.refit.loss import Few, Quadratic
+from emp_onnx.refit.solve import descend, effort
 
-__all__ = ["Curve", "curve", "curves", "enough", "quadratic"]
+__all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic", "unmeasured"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Says = list[list[Array]]
-DENSITIES = (*(0.95 - 0.05 * i for i in range(18)), 0.07, 0.05, 0.03, 0.02, 0.01)
+DENSITIES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06, 0.03, 0.01)
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
-RIDGES = (1e-3, 1e-2, 1e-1)
+RIDGES = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)  # tried in turn, as long as the next does better
 LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
 BUDGET, FEWEST = 8e9, 64  # multiplications of one round over all layers; outputs of a layer that are looked at anyway
 FEW, ROWS = 16, 1280  # or where each holds many answers, as a sequence does: so few, if they hold so many
@@ -65,11 +66,31 @@ class Curve:
         return int(np.prod(self.problem.shape))
 
 
-def quadratic(problem: Problem, w: Float, sums: Moments, ridge: float) -> tuple[Quadratic, Float]:
-    """The loss of a problem with weights w (or of some of its outputs), and the moments of its inputs: covariances
-    where a bias takes up the means."""
-    xx, yx = sums.centred() if problem.bias is not None else sums.raw()
-    return Quadratic.ridge(xx, yx, w, ridge), xx
+def quadratic(problem: Problem, w: Float, sums: Moments | Samples, ridge: float) -> Quadratic:
+    """The loss of a problem with weights w (or of some of its outputs): of covariances where a bias takes up the
+    means. The ridge is at least what the number of samples calls for."""
+    centred = problem.bias is not None
+    ridge = max(ridge, unseen(problem, sums.count))
+    if isinstance(sums, Samples):
+        return Few.fit(*sums.scaled(centred), w, ridge)
+    return Quadratic.ridge(*(sums.centred() if centred else sums.raw()), w, ridge)
+
+
+def unseen(problem: Problem, count: int) -> float:
+    """How much of each input is taken to vary by itself, in ways that so many samples do not show.
+
+    That is so of recurrent cells: what a cell remembers after the few steps that a feed shows is not all that it will
+    remember. So the fewer samples there are for each input, the less is made of how the inputs hung together in them.
+    """
+    return problem.shape[2] / max(count, 1) if len(problem.parts) > 1 else 0.0
+
+
+def _seen(problem: Problem, w: Float, sums: Moments | Samples) -> Quadratic:
+    """What the outputs are off by on these samples, and on others to come, when the weights are other ones than w."""
+    centred = problem.bias is not None
+    if isinstance(sums, Samples):
+        return Few.around(sums.scaled(centred)[0], w, unseen(problem, sums.count))
+    return Quadratic.around((sums.centred() if centred else sums.raw())[0], w, unseen(problem, sums.count))
 
 
 def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
@@ -87,7 +108,7 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
         after = answers.beyond(level, dense, probe, says) if sites else None
         shared: dict[object, list[Sums]] = {}
         for site in sites:
-            found = network.moments(site, dense, part=lambda feed: feed % 2, parts=2, shared=shared)
+            found = network.moments(site, dense, part=network.half, parts=2, shared=shared)
             for problem, (fit, test) in zip(site.problems, found, strict=True):
                 if watch is not None:
                     watch.add(problem.size * 4)
@@ -95,6 +116,14 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                     test = fit
                 assert after is not None
                 yield curve(network, site, problem, fit, test, partial(_cost, says, after))
+
+
+def unmeasured(network: Network) -> list[Curve]:
+    """The layers alone, for allocations that look at nothing but weights: no feed is run."""
+    return [
+        Curve(site, problem, (problem.size,), (0.0,), 0.0, RIDGES[2], 1, 0.0)
+        for site in network.sites for problem in site.problems
+    ]  # fmt: skip
 
 
 def enough(rows: Sequence[int], /) -> int:
@@ -112,30 +141,28 @@ def enough(rows: Sequence[int], /) -> int:
 
 
 def curve(
-    network: Network, site: Site, problem: Problem, fit: Moments, test: Moments,
+    network: Network, site: Site, problem: Problem, fit: Moments | Samples, test: Moments | Samples,
     cost: Callable[[Mapping[str, Array]], float],
 ) -> Curve:  # fmt: skip
     """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs."""
     n = problem.size
     if not fit.count:
-        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[1], 0, 0.0)
+        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], 0, 0.0)
     dense = w = network.matrix(problem)
-    some = _some(network, problem)
+    some = some_outputs(network, problem)
     share = 1.0 if some is None else some.size / w.shape[1]
     if some is not None:
         w, fit, test = w[:, some], fit.rows(some), test.rows(some)
-    seen = test.centred()[0] if problem.bias is not None else test.raw()[0]
-    real = Quadratic(seen, w)
-    ridge = min(RIDGES, key=lambda r: _trial(quadratic(problem, w, fit, r)[0], real, w.size))
-    loss, xx = quadratic(problem, w, fit, ridge)
+    real = _seen(problem, w, test)
+    ridge, loss = _tuned(problem, w, fit, real)
     variance = test.variance(problem.bias is not None)
-    steps, rounds = effort((w.shape[0], w.shape[1], w.shape[2]))
+    steps, _ = effort((w.shape[0], w.shape[1], w.shape[2]))
     every = max(1, -(-len(DENSITIES) // steps))
     densities = DENSITIES[::-1][::every]
     points = {max(1, round(d * w.size)): max(1, round(d * n)) for d in densities}
     points = {count: points[count] for count in sorted(points, reverse=True) if count < w.size and points[count] < n}
     errors, price, looked = [0.0], 0.0, False
-    for count, _, thin in descend(loss, list(points), rounds=rounds):
+    for count, _, thin in descend(loss, list(points)):
         errors.append(max(real.loss(thin), errors[-1]))
         last = count == min(points)
         if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
@@ -145,13 +172,13 @@ def curve(
             if some is not None:
                 thin, shift = _whole(dense, some, thin, shift)
             price = cost(dict(network.changed_by(problem, thin, shift, {}))) / max(errors[-1], 1e-300)
-    scores = np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None]
+    scores = np.abs(w) * np.sqrt(loss.diagonal)[:, None]
     outliers = float((scores > 5 * scores.mean()).mean())
     errors = [error / share for error in errors]
     return Curve(site, problem, (n, *points.values()), tuple(errors), price, ridge, fit.count, outliers)
 
 
-def _some(network: Network, problem: Problem) -> NDArray[np.intp] | None:
+def some_outputs(network: Network, problem: Problem) -> NDArray[np.intp] | None:
     """Outputs that stand for all of a problem's, where the network is so large that all of them would take minutes."""
     work = sum(math.prod(p.shape) * p.shape[2] for site in network.sites for p in site.problems)
     out = problem.shape[1]
@@ -170,6 +197,19 @@ def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mappin
     return distance(says, after(thin))
 
 
-def _trial(loss: Quadratic, real: Quadratic, n: int) -> float:
-    *_, (_, _, w) = descend(loss, [max(1, round(d * n)) for d in (0.75, 0.5)], rounds=6)
+def _tuned(problem: Problem, w: Float, fit: Moments | Samples, real: Quadratic) -> tuple[float, Quadratic]:
+    """The ridge that does best on the other half, and the loss with it."""
+    least, best, chosen = math.inf, RIDGES[0], None
+    for ridge in RIDGES:
+        loss = quadratic(problem, w, fit, ridge)
+        error = _trial(loss, real)
+        if chosen is not None and error >= least:
+            break
+        least, best, chosen = error, ridge, loss
+    assert chosen is not None
+    return best, chosen
+
+
+def _trial(loss: Quadratic, real: Quadratic) -> float:
+    *_, (_, _, w) = descend(loss, [max(1, round(d * real.best.size)) for d in (0.7, 0.5, 0.35)])
     return real.loss(w)

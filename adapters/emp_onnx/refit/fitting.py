@@ -16,12 +16,12 @@ from emp_core import effective_size
 from emp_onnx.calibration.feeding import gather
 from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, distance, top1
+from emp_onnx.calibration.outputs import Answers, agreement, moved
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
-from emp_onnx.refit.curves import Curve, curves
+from emp_onnx.refit.curves import Curve, curves, unmeasured
 from emp_onnx.refit.gradients import Gradients, checked
 from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
@@ -32,6 +32,7 @@ from emp_onnx.words import ALLOCATIONS, CRITERIA
 __all__ = ["Fitting", "Thin"]
 
 Array = NDArray[Any]
+MEASURED = ("error", "owl")  # allocations that need more than weights
 KINDS = ("float32", "float64", "float16")
 
 
@@ -196,17 +197,14 @@ class Fitting:
         if how not in ALLOCATIONS:
             raise UsageError(f"allocate must be one of {', '.join(ALLOCATIONS)}, got {quote(how)}")
         self.ready_for(criterion, update)
-        layers = [curve for curve in self.curves if curve.samples]
+        layers = [curve for curve in self._layers(how) if curve.samples]
         reached = {key for curve in layers for key, _ in curve.problem.parts}
         blind = [w for w in self.weights if w.name not in reached]
         density = keep / self.total
         masks: dict[str, NDArray[np.bool_]] = {}
         changed: dict[str, Array] = {}
         for weight in blind:
-            values = self.model.values(weight.name)
-            mask = largest(self._scores(weight), max(1, math.floor(density * values.size)))
-            masks[weight.name] = mask
-            changed[weight.name] = np.where(mask, values, values.dtype.type(0))
+            self._by_size(weight, max(1, math.floor(density * math.prod(weight.shape))), masks, changed)
         seen_twice = _once(layers)
         rest = keep - sum(int(np.count_nonzero(mask)) for mask in masks.values())
         loose = sum(math.prod(w.shape) for w in self.weights if w.name in reached) - sum(c.size for c in seen_twice)
@@ -217,20 +215,31 @@ class Fitting:
             gradients=self.gradients, known=self._known(),
         )  # fmt: skip
         masks |= done.masks
+        counted = {key: (problem, k) for problem, k in zip((c.problem for c in seen_twice), counts, strict=True)
+                   for key, _ in problem.parts}  # fmt: skip
+        for weight in self.weights:  # met by no feed, which shows only now where layers were not measured
+            if weight.name in counted and weight.name not in masks:
+                problem, k = counted[weight.name]
+                count = max(1, round(k * math.prod(weight.shape) / problem.size))
+                self._by_size(weight, count, masks, done.changed)
+                blind.append(weight)
         for weight in self.weights:
             masks.setdefault(weight.name, np.ones(weight.shape, bool))
         return Thin(done.changed, masks, self._notes(blind, done))
 
+    def both(self, thin: Thin) -> tuple[list[list[Array]], list[list[Array]]]:
+        """What the dense model and this one answer to the feeds kept back."""
+        if self._says is None:
+            self._says = self.answers.dense(self.kept_back)
+        return self._says, self.answers(thin.changed, self.kept_back)
+
     def agreement(self, thin: Thin) -> float:
-        """Share of answers that stayed the same on the feeds kept back (top-1), or 1 − their relative distance where
-        the outputs are no class scores."""
-        one, other = self._dense(), self.answers(thin.changed, self.kept_back)
-        same = top1(one, other)
-        return same if same is not None else 1 - min(1.0, distance(one, other))
+        """See `outputs.agreement`, on the feeds kept back."""
+        return agreement(*self.both(thin))
 
     def moved(self, thin: Thin) -> float:
-        """Relative error of the outputs on the feeds kept back: ‖difference‖ / ‖deviation from the mean‖."""
-        return math.sqrt(_relative(self._dense(), self.answers(thin.changed, self.kept_back)))
+        """See `outputs.moved`, on the feeds kept back."""
+        return moved(*self.both(thin))
 
     def digest(self) -> str:
         """A hash of the feeds."""
@@ -242,10 +251,17 @@ class Fitting:
                 hashed.update(value.tobytes())
         return hashed.hexdigest()
 
-    def _dense(self) -> list[list[Array]]:
-        if self._says is None:
-            self._says = self.answers.dense(self.kept_back)
-        return self._says
+    def _layers(self, how: str) -> list[Curve]:
+        """The layers: measured, where the allocation needs that, or has been done."""
+        return unmeasured(self.network) if how not in MEASURED and self._curves is None else self.curves
+
+    def _by_size(
+        self, weight: Weight, count: int, masks: dict[str, NDArray[np.bool_]], changed: dict[str, Array]
+    ) -> None:
+        """Keep the largest, as they are."""
+        values = self.model.values(weight.name)
+        masks[weight.name] = largest(self._scores(weight), count)
+        changed[weight.name] = np.where(masks[weight.name], values, values.dtype.type(0))
 
     def _known(self) -> Mapping[int, Moments] | None:
         """Moments that are used instead of running the network, by the id of their problem."""
@@ -301,24 +317,3 @@ def _once(layers: Iterable[Curve]) -> list[Curve]:
 
 def _spread(n: int, count: int) -> list[int]:
     return [int((i + 0.5) * n / count) for i in range(count)] if count else []
-
-
-def _relative(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float:
-    moved = size = 0.0
-    for a, b in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
-        count = mean = square = 0.0
-        for x, y in zip(a, b, strict=True):
-            if x.shape != y.shape:
-                return math.inf
-            p, q = x.astype(np.float64), y.astype(np.float64)
-            finite = np.isfinite(p) & np.isfinite(q)
-            if not finite.all():  # a score that is masked with −∞ is no difference
-                if (p != q)[~finite].any():
-                    return math.inf
-                p, q = p[finite], q[finite]
-            moved += float(((p - q) ** 2).sum())
-            square += float((p * p).sum())
-            mean += float(p.sum())
-            count += p.size
-        size += square - mean * mean / max(count, 1)
-    return moved / size if size > 0 else (0.0 if moved == 0 else math.inf)

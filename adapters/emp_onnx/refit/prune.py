@@ -25,7 +25,7 @@ from emp_onnx.weights.find import Refusal
 
 __all__ = ["RefitReport", "refit"]
 
-HELD, HELD_BUDGET = 0.1, 0.25  # share of the feeds kept back to measure on, without and with a budget
+HELD, HELD_BUDGET = 0.05, 0.25  # share of the feeds kept back to measure on, without and with a budget
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def refit(
         model: a path, or a model from `load`.
         out: where the result goes; `IN.pruned.onnx` beside the input if not given.
         feeds: calibration feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given, which say little.
-            A tenth of them, under a budget a quarter, is kept back and measured on.
+            A twentieth of them, under a budget a quarter, is kept back and measured on.
         stats: in place of feeds, statistics from `calibrate`, or their file. Each layer is then solved by itself;
             feeds, if given too, are only measured on.
         gradients: of a loss, by name of weight, or their `.npz` file: for the criterion `gradient`, ``|w·g|``.
@@ -160,6 +160,7 @@ def refit(
                 for k, v in (("drop", budget.drop), ("error", budget.error), ("size", budget.size))
                 if v is not None
             }
+            | ({"drop_in": "accuracy"} if budget.accuracy else {})
         }
         notes += _outcome(budget, tried)
     else:

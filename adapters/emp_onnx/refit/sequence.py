@@ -15,18 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core.criteria import gradient
-from emp_onnx.calibration.moments import Moments, Sums
+from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.curves import Curve, quadratic
-from emp_onnx.refit.solve import Quadratic, descend, effort, ladder, largest, polish, solve
+from emp_onnx.refit.curves import RIDGES, Curve, quadratic, some_outputs
+from emp_onnx.refit.loss import Quadratic
+from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, polish, solve
 
 __all__ = ["Fitted", "fit"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
+MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 
 
 @dataclass
@@ -70,18 +75,21 @@ def fit(
             if not mine or seen & set(site.keys):
                 continue
             for again in range(2 if site.hidden and update and known is None else 1):
+                sums: list[list[Moments | Samples]]
                 if known is not None:
                     sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]
                 else:
-                    sums = network.moments(site, dense, thin, done.changed, shared=shared)
+                    sums = network.moments(
+                        site, dense, thin, done.changed, part=network.half, parts=2, shared=shared
+                    )
                 new = dict(done.changed)
-                for problem, found in zip(site.problems, sums, strict=True):
-                    if id(problem) in counts and found and found[0].count:
-                        (moments,) = found
+                for problem, parts in zip(site.problems, sums, strict=True):
+                    found = [part for part in parts if part.count]
+                    if id(problem) in counts and found:
                         g = None if gradients is None else network.matrix(problem, gradients)
                         seen.update(key for key, _ in problem.parts)
                         asked = counts[id(problem)]
-                        _one(network, site, problem, moments, asked, criterion, update, new, done, again, g)
+                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g)
                 done.changed.update(new)
             if watch is not None:
                 watch.add(sum(problem.size * 4 for problem in mine))
@@ -89,26 +97,29 @@ def fit(
 
 
 def _one(
-    network: Network, site: Site, problem: Problem, sums: Moments, asked: tuple[int, float],
+    network: Network, site: Site, problem: Problem, parts: Sequence[Moments | Samples], asked: tuple[int, float],
     criterion: str, update: bool,
     new: dict[str, Array], done: Fitted, again: int, gradients: Float | None,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    w0 = network.matrix(problem)
-    loss, xx = quadratic(problem, w0, sums, ridge)
-    count = min(count, n)
+    w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else parts[0].merge(parts[1]), min(count, n)
+    if update and sums.count < MANY * d and len(parts) > 1:
+        ridge = _tuned(problem, w0, parts, count, some_outputs(network, problem))
+    loss = quadratic(problem, w0, sums, ridge)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
-            steps, rounds = effort(problem.shape)
-            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), rounds=rounds)
+            steps, sweeps = effort(problem.shape)
+            choose = fair([places.shape[2] for _, places in problem.parts], PART)
+            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose)
+            mask, w = exchange(loss, mask, w, choose, sweeps=sweeps)
             w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
         if criterion == "gradient" and gradients is not None:
             mask = largest(gradient(w0, gradients), count)
         else:
-            mask = _choose(criterion, Quadratic(loss.a, w0), w0, xx, count)
+            mask = _choose(criterion, Quadratic(loss.a, w0), w0, count)
         w = solve(loss, mask, w0, rounds=100) if update else w0 * mask
     shift = None
     if update and problem.bias is not None:
@@ -125,16 +136,40 @@ def _one(
         done.few.append((site.keys[0], sums.count, d))
 
 
+def _tuned(
+    problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int, some: NDArray[np.intp] | None
+) -> float:
+    """The ridge with which one half of the feeds foretells best what the dense network wants on the other half.
+
+    It is looked for again here, since what the layers before got wrong is noise that the dense network did not have.
+    """
+    fit, test = halves
+    if some is not None:
+        count = max(1, count * some.size // w0.shape[1])
+        w0, fit, test = w0[:, some], fit.rows(some), test.rows(some)
+    least, best = np.inf, RIDGES[0]
+    mask: Mask | None = None
+    for ridge in RIDGES:
+        loss = quadratic(problem, w0, fit, ridge)
+        if mask is None:
+            mask = largest(w0 * w0 * loss.diagonal[:, None], count)
+        miss = test.miss(solve(loss, mask, loss.best, rounds=12), problem.bias is not None)
+        if miss >= least:
+            break
+        least, best = miss, ridge
+    return best
+
+
 def _zero(new: dict[str, Array], key: str, kept: Mask) -> None:
     """Removed is +0.0, whatever arithmetic made of it."""
     new[key][~kept] = 0
 
 
-def _choose(criterion: str, loss: Quadratic, w: Float, xx: Float, count: int) -> Mask:
+def _choose(criterion: str, loss: Quadratic, w: Float, count: int) -> Mask:
     if criterion == "magnitude":
         return largest(np.abs(w), count)
     if criterion == "wanda":
-        return largest(np.abs(w) * np.sqrt(np.maximum(np.diagonal(xx, axis1=1, axis2=2), 0))[:, None], count)
+        return largest(np.abs(w) * np.sqrt(loss.diagonal)[:, None], count)
     if criterion == "sparsegpt":
         return _by_blocks(loss, count)
     return largest(w * w * loss.rise[:, None], count)

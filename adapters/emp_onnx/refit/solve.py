@@ -1,114 +1,38 @@
 """Least squares with few nonzero weights: arrays in, arrays out.
 
-The loss of weights W of shape (groups, out, d) is `Σ (W − W₀) A (W − W₀)ᵀ`, summed over groups and rows: the error of
-the outputs when A is the second moment of the inputs and W₀ the best dense solution. All rows of a group share A, so
-every product below is one matrix product over all rows, whatever their masks.
+All rows of a group share the matrix A of the loss (see `loss.py`), so every product below is one matrix product over
+all rows, whatever their masks.
 
 Removing one weight and re-solving the rest of its row raises the loss by `w² / [A⁻¹]ⱼⱼ` (optimal brain surgeon: Hassibi
-and Stork, NeurIPS 1992). Removing many at once is no sum of these, since they can stand in for one another. So
-weights go a few at a time; after each step the others are solved again.
+and Stork, NeurIPS 1992), if all the others can make good for it. The more of them are gone, and the fewer samples A was
+seen on, the less they can; where none can, it costs `w²·Aⱼⱼ`. So the two are mixed, as `lean` says.
+
+Removing many at once is no sum of these either, since they can stand in for one another. So weights go a few at a
+time; after each step the others are solved again. In the end some of those that went come back for some that stayed,
+as long as that helps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Quadratic", "descend", "effort", "ladder", "largest", "polish", "solve"]
+from emp_onnx.refit.loss import Quadratic
+
+__all__ = ["LEAN", "descend", "effort", "exchange", "fair", "ladder", "largest", "polish", "solve"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SMALL = 48  # inputs up to which rows are solved one by one, exactly
-STEPS = 24  # steps from dense to empty in which weights go
+STEPS, ROUNDS = 16, 4  # steps from dense to empty in which weights go, and rounds of conjugate gradients after each
+LEAN = 0.5  # 0: a removed weight costs what it does where all others make good for it; 1: where none does
+SWEEPS, SHARE = 6, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
 WORK = 6e11  # multiplications and additions that one way down may take
-EXACT = 1e-10  # relative squared residual at which an iterative solution counts as one
-FACTORED = 256  # inputs from which a matrix is factored once for all that is asked of it
-SINGLE = 1 << 28  # multiplications of one product from which iterations are in single precision
-NEAR = 1e-8  # and their residual that is near enough, far above that precision
+NEAR = 1e-8  # relative squared residual at which an iterative solution, in single precision, counts as one
 BLOCK = 1 << 20  # numbers of the rows that are iterated together
-
-
-@dataclass(eq=False)
-class Quadratic:
-    """The loss: A of shape (groups, d, d), positive definite, and its minimiser W₀ of shape (groups, out, d)."""
-
-    a: Float
-    best: Float
-
-    @classmethod
-    def ridge(cls, xx: Float, yx: Float, prior: Float, strength: float) -> Quadratic:
-        """From moments: least squares of Y on X, pulled towards `prior`.
-
-        The pull on each input is `strength` times its own second moment (and a tenth of the mean one): as if inputs had
-        been seen that many more times, without what links them to each other. Inputs that are never there keep their
-        prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is
-        not.
-        """
-        diagonal = np.diagonal(xx, axis1=1, axis2=2)
-        pull = 0.9 * diagonal + 0.1 * diagonal.mean(1, keepdims=True)
-        pull = np.where(pull > 0, pull, 1.0)
-        for _ in range(12):
-            a = xx.copy()
-            np.einsum("gii->gi", a)[...] += strength * pull
-            try:
-                made = cls(a, prior)
-                made.best = made._solved(yx + strength * prior * pull[:, None])
-            except np.linalg.LinAlgError:
-                strength = max(strength * 10, 1e-8)
-                continue
-            return made
-        return cls(np.broadcast_to(np.eye(xx.shape[-1]), xx.shape).copy(), prior)
-
-    def _solved(self, target: Float) -> Float:
-        """X of X·A = target.
-
-        Raises:
-            LinAlgError: A is not positive definite.
-        """
-        if self.a.shape[-1] < FACTORED:
-            np.linalg.cholesky(self.a)
-            return np.asarray(np.linalg.solve(self.a, target.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
-        from scipy.linalg import cho_solve
-
-        pairs = zip(self._factors, target, strict=True)
-        return np.stack([cho_solve((factor, True), t.T, check_finite=False).T for factor, t in pairs])
-
-    @cached_property
-    def _factors(self) -> list[Float]:
-        """The lower Cholesky factor of each group."""
-        from scipy.linalg import cholesky
-
-        return [cholesky(a, lower=True, check_finite=False) for a in self.a]
-
-    @cached_property
-    def target(self) -> Float:
-        """W₀·A."""
-        return self.best @ self.a
-
-    @cached_property
-    def single(self) -> NDArray[np.float32]:
-        """A in single precision."""
-        return self.a.astype(np.float32)
-
-    def loss(self, w: Float) -> float:
-        """Of weights."""
-        gap = w - self.best
-        return float(np.einsum("god,god->", gap @ self.a, gap))
-
-    @cached_property
-    def rise(self) -> Float:
-        """What removing a weight costs, per unit of its square: 1 / [A⁻¹]ⱼⱼ, of shape (groups, d)."""
-        if self.a.shape[-1] < FACTORED:
-            return 1 / np.diagonal(np.linalg.inv(self.a), axis1=1, axis2=2)
-        from scipy.linalg.lapack import dtrtri
-
-        inverses = (dtrtri(factor, lower=1)[0] for factor in self._factors)
-        return np.stack([1 / np.einsum("ij,ij->j", inverse, inverse) for inverse in inverses])
 
 
 def largest(scores: Float, count: int) -> Mask:
@@ -125,25 +49,38 @@ def largest(scores: Float, count: int) -> Mask:
     return out.reshape(scores.shape)
 
 
+def fair(widths: Sequence[int], floor: float) -> Callable[[Float, int], Mask]:
+    """`largest`, where each of several parts along the inputs keeps at least `floor` of the mean density."""
+
+    def choose(scores: Float, count: int) -> Mask:
+        scores, start = scores.copy(), 0
+        for width in widths:
+            part = scores[..., start : start + width]
+            least = int(floor * count * part.size / scores.size)
+            part[largest(part, least) & (part >= 0)] = np.inf
+            start += width
+        return largest(scores, count)
+
+    return choose
+
+
 def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Float:
     """The weights of least loss that are zero outside the mask.
 
     Rows of few inputs are solved exactly; others by conjugate gradients from `start`, all rows together, until the
     residual is nothing or `rounds` are over (then they are better than `start`, and short of the best).
     """
-    if loss.a.shape[-1] <= SMALL:
+    if loss.best.shape[-1] <= SMALL:
         return _rows(loss, mask)
     groups, out, d = mask.shape
-    single = out * d * d >= SINGLE
-    found = np.empty(mask.shape, np.float32 if single else np.float64)
+    found: Any = np.empty(mask.shape, np.float32)
     step = max(1, BLOCK // d) if out * d > BLOCK else out
     for g in range(groups):
-        a = loss.single[g] if single else loss.a[g]
         for i in range(0, out, step):
             some = np.s_[g, i : i + step]
             target, first = (part[some].astype(found.dtype, copy=False) for part in (loss.target, start))
-            found[some] = _gradients(a, target, first, mask[some], rounds)
-    return found
+            found[some] = _gradients(loss, g, target, first, mask[some], rounds)
+    return np.asarray(found)
 
 
 def _rows(loss: Quadratic, mask: Mask) -> Float:
@@ -160,19 +97,18 @@ def _rows(loss: Quadratic, mask: Mask) -> Float:
     return np.where(mask, found, 0)
 
 
-def _gradients(a: Any, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
-    w = np.where(mask, start, a.dtype.type(0))
-    diagonal = np.diagonal(a)
-    residual = (target - w @ a) * mask
+def _gradients(loss: Quadratic, group: int, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
+    w = np.where(mask, start, target.dtype.type(0))
+    diagonal = loss.diagonal[group].astype(w.dtype)
+    residual = (target - loss.times(w, group)) * mask
     scaled = residual / diagonal
     way = scaled.copy()
     now = np.einsum("od,od->o", residual, scaled)
-    near = EXACT if a.dtype == np.float64 else NEAR
-    enough = near * np.einsum("od,od->o", target * target / diagonal, mask.astype(a.dtype))
+    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask.astype(w.dtype))
     for _ in range(rounds):
         if (now <= enough).all():
             break
-        pull = way @ a
+        pull = loss.times(way, group)
         pull *= mask
         bend = np.einsum("od,od->o", way, pull)
         length = np.divide(now, bend, out=np.zeros_like(now), where=bend > 0)[:, None]
@@ -191,8 +127,9 @@ Choose = Callable[[Float, int], Mask]
 
 
 def descend(
-    loss: Quadratic, counts: Sequence[int], choose: Callable[[Float, int], Mask] = largest, *, rounds: int = 8
-) -> Iterator[tuple[int, Mask, Float]]:
+    loss: Quadratic, counts: Sequence[int], choose: Callable[[Float, int], Mask] = largest, *,
+    rounds: int = ROUNDS, lean: float = LEAN,
+) -> Iterator[tuple[int, Mask, Float]]:  # fmt: skip
     """Remove weights step by step until `counts` stay, one count after the other, each smaller than the one before.
 
     Args:
@@ -200,27 +137,55 @@ def descend(
         counts: how many stay after each step.
         choose: from scores and a count to the mask that is kept; scores of what is already gone are −1.
         rounds: of conjugate gradients after each step; where rows are small they are solved exactly.
+        lean: see `Quadratic.worth`.
 
     Yields:
         count, mask and weights after each step.
     """
     w, mask = loss.best, np.ones(loss.best.shape, bool)
+    worth = loss.worth(lean)[:, None, :]
     for count in counts:
         scores = w * w
-        scores *= loss.rise[:, None, :].astype(w.dtype, copy=False)
+        scores *= worth.astype(w.dtype, copy=False)
         scores[~mask] = -1
         mask = choose(scores, count)
         w = solve(loss, mask, w, rounds=rounds)
         yield count, mask, w
 
 
+def exchange(
+    loss: Quadratic, mask: Mask, w: Float, choose: Callable[[Float, int], Mask] = largest, *,
+    sweeps: int = SWEEPS, rounds: int = ROUNDS, lean: float = LEAN,
+) -> tuple[Mask, Float]:  # fmt: skip
+    """Let some weights that were removed come back, and as many others go: as many stay as before.
+
+    Those come back that would lower the loss most by themselves, `g² / worth` with the gradient g; then those go that
+    are worth least. Fewer with each sweep; the best that was seen is returned, so nothing gets worse.
+    """
+    count, worth = int(np.count_nonzero(mask)), loss.worth(lean)[:, None, :]
+    most = SHARE * 2 * min(count, mask.size - count)
+    best = loss.loss(w), mask, w
+    for i in range(sweeps):
+        back = int(most * (sweeps - i) / sweeps)
+        if not back:
+            break
+        pull = loss.target - loss.whole(w)
+        more = mask | largest(np.where(mask, -1.0, pull * pull / worth), back)
+        w = solve(loss, more, w, rounds=rounds)
+        mask = choose(np.where(more, w * w * worth, -1.0), count)
+        w = solve(loss, mask, w, rounds=rounds)
+        now = loss.loss(w)
+        if now < best[0]:
+            best = now, mask, w
+    return best[1], best[2]
+
+
 def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Into how many steps to cut the way down, and how many rounds of conjugate gradients to take after each: as many
-    as help, and fewer for a layer so large that they would take minutes."""
+    """Into how many steps to cut the way down, and how many sweeps of exchange to follow: as many as help, and fewer
+    for a layer so large that they would take minutes."""
     groups, out, d = shape
     rounds = WORK / (2.0 * groups * out * d * d)
-    each = 8 if rounds >= 8 * STEPS else 4
-    return int(min(STEPS, max(6, rounds // each))), each
+    return int(min(STEPS, max(6, rounds // ROUNDS))), int(min(SWEEPS, rounds // (4 * ROUNDS)))
 
 
 def polish(shape: tuple[int, int, int]) -> int:

@@ -14,6 +14,12 @@ from emp_onnx.report import NO_FASTER, Style, _finish, _refused, _sizes, _table,
 __all__ = ["comparison_text", "curve_text", "refit_text", "statistics_text"]
 
 
+EXPECTED = (
+    "expected: the agreement that this lets expect on other inputs, from how near answers came to change, one standard "
+    "error off. cost: what the changed answers cost in accuracy, if the dense model is right as often as it says."
+)
+
+
 def refit_text(report: RefitReport, style: Style | None = None) -> str:
     """What a refit did: per weight what is left, what was measured, the checks, and sizes."""
     style = style or Style()
@@ -26,7 +32,7 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
     n, k = (sum(getattr(w, what) for w in report.weights.values()) for what in ("n", "k"))
     size = math.fsum(w.n_eff for w in report.weights.values())
     total = [f"total, {len(report.weights)} weights", "", f"{n:,}", f"{size:,.1f}", f"{k:,}", f"{k / n:.2%}", ""]
-    how = report.how
+    how, point = report.how, report.point
     amount = (
         f"Σ⌊β·N_eff⌋, β = {how['beta']:g}" if "beta" in how
         else f"sparsity {how['sparsity']:g}, as asked" if "sparsity" in how
@@ -43,9 +49,10 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
     parts += _refused(report.refusals, True)
     if report.curve:
         parts += ["What was seen on the way, on feeds kept back:", curve_text(report.curve, style)]
+        if point.expected is not None:
+            parts.append(EXPECTED)
     parts.append(verification_text(report.verification, style))
     parts += [*_sizes(report.before, report.after), NO_FASTER, *map(escape, report.notes)]
-    point = report.point
     parts.append(
         f"Wrote {quote(report.out)}: {n - k:,} of {n:,} weights removed ({point.sparsity:.2%} sparsity), "
         f"{len(report.biases)} biases adjusted; on feeds kept back {point.agreement:.2%} of the answers "
@@ -57,12 +64,15 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
 
 def curve_text(points: Sequence[Point], style: Style | None = None) -> str:
     """Points as a table."""
-    columns = ["sparsity", "agreement", "relative error"]
+    sure = any(p.expected is not None for p in points)
+    columns = ["sparsity", "agreement", *(["expected", "cost"] if sure else []), "relative error"]
     columns += ["score"] if any(p.score is not None for p in points) else []
     columns += ["gzipped"] if any(p.size is not None for p in points) else []
     lines = []
     for p in points:
-        line = [f"{p.sparsity:.2%}", f"{p.agreement:.2%}", f"{p.error:.4g}"]
+        line = [f"{p.sparsity:.2%}", f"{p.agreement:.2%}"]
+        line += ["-" if x is None else f"{x:.2%}" for x in (p.expected, p.cost)] if sure else []
+        line.append(f"{p.error:.4g}")
         line += [f"{p.score:.4f}" if p.score is not None else "-"] if "score" in columns else []
         line += [f"{p.size:,}" if p.size is not None else "-"] if "gzipped" in columns else []
         lines.append(line)

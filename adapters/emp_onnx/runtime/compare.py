@@ -18,7 +18,18 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.runtime import ort
 from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
 
-__all__ = ["Behaviour", "CrashedError", "Difference", "NotRunError", "Session", "Sessions", "compare", "declared"]
+__all__ = [
+    "Behaviour",
+    "CrashedError",
+    "Difference",
+    "NotRunError",
+    "Session",
+    "Sessions",
+    "compare",
+    "compare_runs",
+    "declared",
+    "runs_of",
+]
 
 RANDOM_FEEDS = 4
 PATIENCE = 30.0  # seconds to look for made-up feeds that fit
@@ -59,6 +70,7 @@ class Behaviour:
     problems: tuple[str, ...] = ()
 
 
+Run = tuple[Feed, dict[str, Any]]  # a feed, and the outputs for it by name
 LIMIT = 10.0  # seconds that one run on made-up feeds may take
 
 
@@ -118,11 +130,24 @@ def compare(original: Sessions, pruned: Sessions, feeds: Iterable[Feed] | None, 
         UsageError: a feed that does not fit the model, or on which the original does not run.
         NotRunError: no feeds given, and none could be made up on which the original runs.
     """
-    random = feeds is None
-    tally: dict[str, _Tally] = {name: _Tally(name) for name in original.outputs}
+    return compare_runs(runs_of(original, feeds, seed=seed), original.outputs, pruned, random=feeds is None)
+
+
+def runs_of(original: Sessions, feeds: Iterable[Feed] | None, /, *, seed: int = 0) -> Iterable[Run]:
+    """The feeds with the original's outputs: made-up ones are run at once, given ones when they are asked for.
+
+    Raises:
+        UsageError, NotRunError: as `compare`.
+    """
+    return _random(original, seed) if feeds is None else _given(original, feeds)
+
+
+def compare_runs(runs: Iterable[Run], outputs: Sequence[str], pruned: Sessions, /, *, random: bool) -> Behaviour:
+    """`compare` for runs of the original."""
+    tally: dict[str, _Tally] = {name: _Tally(name) for name in outputs}
     problems: dict[str, None] = {}
     count = 0
-    for feed, before in _random(original, seed) if feeds is None else _given(original, feeds):
+    for feed, before in runs:
         count += 1
         try:
             after = pruned.run(feed, 10 * LIMIT if random else None)
@@ -136,11 +161,11 @@ def compare(original: Sessions, pruned: Sessions, feeds: Iterable[Feed] | None, 
                 problems[problem] = None
     if not count:
         raise NotRunError("no feeds were given")
-    outputs = tuple(item.result() for item in tally.values() if item.seen)
-    return Behaviour(count, random, outputs, tuple(problems))
+    moved = tuple(item.result() for item in tally.values() if item.seen)
+    return Behaviour(count, random, moved, tuple(problems))
 
 
-def _given(original: Sessions, feeds: Iterable[Feed]) -> Iterator[tuple[Feed, dict[str, Any]]]:
+def _given(original: Sessions, feeds: Iterable[Feed]) -> Iterator[Run]:
     optional = frozenset(item.name for item in original.overridable)
     for i, feed in enumerate(feeds):
         check_feed(feed, (*original.inputs, *original.overridable), i, optional)
@@ -150,32 +175,31 @@ def _given(original: Sessions, feeds: Iterable[Feed]) -> Iterator[tuple[Feed, di
             raise UsageError(f"feed {i} must be one that the original model runs on: {error}") from error
 
 
-def _random(original: Sessions, seed: int) -> Iterator[tuple[Feed, dict[str, Any]]]:
+def _random(original: Sessions, seed: int) -> list[Run]:
     try:
         attempts = random_feeds(original.inputs, seed=seed, count=RANDOM_FEEDS)
         attempts = chain([next(attempts)], attempts)
     except UsageError as error:
         raise NotRunError(f"{error}; give feeds") from error
     last: Exception | None = None
-    fallback: list[tuple[Feed, dict[str, Any]]] = []
+    fallback: list[Run] = []
     until = time.monotonic() + PATIENCE
     for feeds in attempts:
         if time.monotonic() > until:
             break
         try:
-            ran: list[tuple[Feed, dict[str, Any]]] = [(feed, original.run(feed, LIMIT)) for feed in feeds]
+            ran: list[Run] = [(feed, original.run(feed, LIMIT)) for feed in feeds]
         except CrashedError as error:
             raise CrashedError(f"{error}, on made-up feeds; give feeds") from error
         except (NotRunError, MemoryError) as error:
             last = error
             continue
         if all(_finite(value) for _, out in ran for value in out.values()):
-            yield from ran
-            return
+            return ran
         fallback = fallback or ran
     if not fallback:
         raise NotRunError(f"made-up feeds do not fit it ({last}); give feeds")
-    yield from fallback
+    return fallback
 
 
 class _Tally:

@@ -1,43 +1,24 @@
-"""onnxruntime in a process of its own: it may crash, hang or run out of memory there, and what is said then is true."""
+"""onnxruntime in processes of its own, and models that load there while other work goes on."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import signal
-import subprocess
-import sys
 import threading
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from emp_onnx.errors import MissingExtraError
 from emp_onnx.files.model_io import Model
-from emp_onnx.runtime import ort
-from emp_onnx.runtime.compare import CrashedError, NotRunError, Session, Sessions, declared
-from emp_onnx.runtime.feeds import Feed
+from emp_onnx.runtime.compare import Sessions
+from emp_onnx.runtime.process import Process
 
 __all__ = ["Isolated"]
 
-START, LOAD, RUN = 120.0, 60.0, 3600.0  # seconds to begin, to load a small model, for one run on feeds given
-RATE = 1 << 22  # bytes of a model for which loading may take a second more
-GRACE = 30.0  # seconds after which a run that does not heed its limit is ended from outside
-BEGIN = "import sys; sys.path[:] = sys.argv[2:]; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
-SIGNALS = {"SIGSEGV": "segmentation fault", "SIGBUS": "bus error", "SIGABRT": "aborted", "SIGFPE": "division by 0",
-           "SIGILL": "instruction that this processor does not have",
-           "SIGKILL": "killed from outside, as happens when memory runs out"}  # fmt: skip
-
 
 class Isolated:
-    """One process for all sessions of one comparison; a context, at whose end the process is gone.
+    """Where the sessions of one comparison run; a context, at whose end every process is gone.
 
-    It is a fresh interpreter, not a fork, and takes nothing from the program around but where packages are, so it
-    works in notebooks, threads and scripts without a main guard. It ends by itself when this
-    process dies. Where no interpreter
-    can be started (Python inside another program), sessions are opened in this process.
+    Usually that is one process. A `plain` model is a graph of so many nodes that onnxruntime needs a second or more
+    to load it: the first two of these get a process each, and load at the same time.
 
     Example:
         >>> with Isolated() as process:
@@ -46,12 +27,8 @@ class Isolated:
     """
 
     def __init__(self, *, threads: int | None = None) -> None:
-        self.threads = threads
-        self._process: subprocess.Popen[bytes] | None = None
-        self._greeted = self._late = self._ended = False
-        self._gone = ""
-        self._lock = threading.RLock()  # one request at a time
-        self._life = threading.Lock()  # of the process: what still loads ahead begins no other when all is over
+        self._processes = (Process(threads=threads), Process(threads=threads))
+        self._given = 0  # plain models that were given a process
         self._ahead: dict[Path, Future[Sessions]] = {}
 
     def __enter__(self) -> Isolated:
@@ -60,43 +37,32 @@ class Isolated:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended = True
-        self.close()
+        for process in self._processes:
+            process.end()
 
     @property
     def running(self) -> bool:
         """Whether there is a process."""
-        return self._process is not None
+        return any(process.running for process in self._processes)
 
-    def start(self) -> None:
-        """Begin, and do not wait: what follows here goes on at the same time."""
-        script = Path(ort.__file__)
-        if self._process is not None or self._gone or not sys.executable or not script.is_file() or not _installed():
-            return
-        paths = [os.path.abspath(path) for path in sys.path]
-        flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
-        with self._life, suppress(OSError):
-            if self._process is not None or self._ended:
-                return
-            self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-c", BEGIN, str(script), *paths],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, creationflags=flags,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # NumPy moves arrays there, and needs no threads ready
-            )  # fmt: skip
+    def start(self, *, plain: bool = False) -> None:
+        """Begin, and do not wait: the first process, or for plain models both."""
+        for process in self._processes[: 1 + plain]:
+            process.start()
 
     def ahead(self, path: Path, /, *, plain: bool = False) -> None:
-        """Begin to load a file that will be opened, and do not wait; files are loaded in this order."""
-        self.start()
-        if self._process is None:
+        """Begin to load a file that will be opened, and do not wait; one process loads its files in this order."""
+        process = self._for(plain)
+        if not process.start():
             return
         future: Future[Sessions] = Future()
         before, self._ahead[path] = list(self._ahead.values()), future
 
         def work() -> None:
-            for other in before:
+            for other in () if plain else before:
                 other.exception()
             try:
-                future.set_result(self._open(path, plain))
+                future.set_result(process.open(path, plain=plain))
             except BaseException as error:
                 future.set_exception(error)
 
@@ -110,142 +76,14 @@ class Isolated:
             MissingExtraError: onnxruntime is not installed.
         """
         future = self._ahead.pop(model, None) if isinstance(model, Path) else None
-        return self._open(model, plain) if future is None else future.result()
+        return self._for(plain).open(model, plain=plain) if future is None else future.result()
 
-    def _open(self, model: Model | Path, plain: bool) -> Sessions:
-        with self._lock:
-            return self._opened(model, plain)
+    def wait(self, path: Path, /) -> None:
+        """Until a model that loads ahead is there, or is known not to load."""
+        if (future := self._ahead.get(path)) is not None:
+            future.exception()
 
-    def _opened(self, model: Model | Path, plain: bool) -> Sessions:
-        self.start()
-        if self._process is not None and not self._greeted:
-            self._greet()
-        if self._process is None:
-            if self._gone or self._ended:
-                raise CrashedError(self._gone or "onnxruntime's process has ended")
-            return Session(model, threads=self.threads, plain=plain)
-        if isinstance(model, Path):
-            source: str | bytes = os.path.abspath(model)
-            size = os.path.getsize(model)
-        else:
-            source = model.to_bytes()
-            size = len(source)
-        request = {"do": "open", "threads": self.threads, "plain": plain}
-        answer, _ = self._ask(request, source, LOAD + size / RATE, "when it loaded it")
-        if answer["error"] == "missing":
-            raise MissingExtraError("onnxruntime")
-        if answer["error"] == "text":
-            raise NotRunError("its inputs and outputs have names or sizes that are no text")
-        if answer["error"]:
-            raise NotRunError(f"onnxruntime cannot load it: {answer['said']}")
-        return _Remote(self, answer)
-
-    def run(self, session: int, feed: Feed, limit: float | None) -> list[Any]:
-        """One run; see `Session.run`."""
-        patience = RUN if limit is None else limit + GRACE
-        request = {"do": "run", "session": session, "limit": limit}
-        with self._lock:
-            answer, outputs = self._ask(request, dict(feed), patience, "when it ran it")
-        if answer["error"]:
-            raise NotRunError(f"onnxruntime cannot run it: {answer.get('said', answer['error'])}")
-        found: list[Any] = outputs
-        return found
-
-    def close(self) -> None:
-        """End the process."""
-        with self._life:
-            process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
-        process.wait()
-
-    def _greet(self) -> None:
-        """Wait for the first word; an interpreter that has none to say is none."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        timer = self._timer(START)
-        try:
-            self._greeted = "here" in ort.receive(self._process.stdout)[0]  # type: ignore[arg-type]
-        except EOFError:
-            self.close()
-        finally:
-            timer.cancel()
-
-    def _ask(self, request: dict[str, Any], value: Any, limit: float, doing: str) -> tuple[dict[str, Any], Any]:
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
-            raise CrashedError(self._gone or "onnxruntime's process has ended")
-        timer = self._timer(limit)
-        try:
-            ort.send(process.stdin, request, value)  # type: ignore[arg-type]
-            answer, result = ort.receive(process.stdout)  # type: ignore[arg-type]
-            if not isinstance(answer.get("error"), str):
-                raise EOFError
-            return answer, result
-        except (EOFError, OSError, ValueError, MemoryError) as error:
-            if isinstance(error, MemoryError):
-                how = "gave more than there is memory for"
-            elif self._late:
-                how = f"did not end within {limit:.0f} seconds"
-            else:
-                how = f"crashed ({_how(process)})"
-            self._gone = f"onnxruntime {how} {doing}"
-            self.close()
-            raise CrashedError(self._gone) from error
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            timer.cancel()
-
-    def _timer(self, limit: float) -> threading.Timer:
-        process = self._process
-        assert process is not None
-
-        def end() -> None:
-            self._late = True
-            process.kill()
-
-        timer = threading.Timer(limit, end)
-        timer.daemon = True
-        timer.start()
-        return timer
-
-
-class _Remote:
-    """A session there, with the face of one here."""
-
-    def __init__(self, process: Isolated, facts: dict[str, Any]) -> None:
-        self._process, self._number = process, facts["session"]
-        self.inputs = tuple(declared(*item) for item in facts["inputs"])
-        self.overridable = tuple(declared(*item) for item in facts["overridable"])
-        self.outputs: tuple[str, ...] = tuple(facts["outputs"])
-
-    def run(self, feed: Feed, /, limit: float | None = None) -> dict[str, Any]:
-        """See `Session.run`."""
-        return dict(zip(self.outputs, self._process.run(self._number, feed, limit), strict=True))
-
-
-def _installed() -> bool:
-    try:
-        return importlib.util.find_spec("onnxruntime") is not None
-    except ValueError:  # a module without a specification
-        return "onnxruntime" in sys.modules and sys.modules["onnxruntime"] is not None
-
-
-def _how(process: subprocess.Popen[bytes]) -> str:
-    """How a process ended, in words."""
-    try:
-        code = process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        return "it sent something else than an answer"
-    if code < 0:
-        with suppress(ValueError):
-            name = signal.Signals(-code).name
-            return SIGNALS.get(name, name)
-    return "access violation" if code == 0xC0000005 else f"exit code {code}"
+    def _for(self, plain: bool) -> Process:
+        """The process that takes the next model."""
+        self._given += plain
+        return self._processes[1 if plain and self._given == 2 else 0]

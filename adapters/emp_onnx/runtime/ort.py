@@ -49,6 +49,7 @@ def open_session(source: str | bytes, threads: int | None, plain: bool = False) 
     if plain:
         with suppress(Exception):  # some operations run only when what feeds them was made a constant
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -186,6 +187,8 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
     send(answers, {"here": True})
     threading.Thread(target=listen, daemon=True).start()
+    with suppress(Exception):  # before the first request: it takes longer than many a model; who asks is told
+        import onnxruntime  # type: ignore[import-untyped, unused-ignore]  # noqa: F401
     sessions: list[Any] = []
     while True:
         request, value = waiting.get()

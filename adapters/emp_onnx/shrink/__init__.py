@@ -1,7 +1,7 @@
 """Structured pruning: whole channels, neurons and heads taken out of an ONNX model, with a proof each time.
 
 ```text
-file ── store: protobuf ── view: operations, constants ── trace: sizes, from runs
+file ── store: protobuf ── view: operations, constants ── trace: sizes, from runs ── plain
                                    │
           rules: one relation per operation ── links ── regions: groups of units (union-find)
                                    │
@@ -11,6 +11,7 @@ file ── store: protobuf ── view: operations, constants ── trace: siz
 ```
 """
 
-from emp_onnx.shrink.run import GroupRow, ShrinkReport, shrink
+from emp_onnx.shrink.report import GroupRow, ShrinkReport
+from emp_onnx.shrink.run import shrink
 
 __all__ = ["GroupRow", "ShrinkReport", "shrink"]

@@ -17,7 +17,7 @@ __all__ = ["Budget", "fit_budget"]
 
 FARTHER = 0.6  # of a target on latency: so far paths go, since predictions are not measurements
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
-TRIES = 6
+TRIES = 9
 CLOSE = 0.95  # of a target on latency: near enough not to look for a smaller cut
 HALF = 0.6  # of the cost: where paths are compared when no target says where
 
@@ -85,13 +85,17 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
     paths = planner.paths(costs.total, FLOOR if budget.latency is None else budget.latency * FARTHER)
     if budget.latency is None:
         return _best(planner, [_until(path, HALF) for path in paths], paths)
+    uncut = problem.settle()
+    if uncut <= budget.latency:
+        return [([0] * len(problem.groups), 1.0)]
     found: Path | None = None
-    deep, shallow, aim, ratio = 0.0, 1.0, budget.latency, 1.0  # aims that were enough, and that were not
+    deep, shallow = 0.0, 1.0  # aims that were enough, and that were not
+    aim, ratio = budget.latency / uncut, 1.0
     for _ in range(TRIES):
         path = _best(planner, [_until(path, aim) for path in paths])
         masks = problem.masks(path[-1][0])
         if masks:
-            before, after = latencies([problem.view.model, problem.cut(masks)], problem.feeds, seconds=1.0)
+            before, after = latencies([problem.source, problem.finish(problem.cut(masks))], problem.feeds, seconds=1.0)
             ratio = after / before
         if masks and ratio <= budget.latency:
             found, deep = path, aim
@@ -99,7 +103,7 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
                 break
         else:
             shallow = aim
-        guess = aim * min(max(budget.latency / ratio, 0.7), 1.2)
+        guess = aim * min(max(budget.latency / ratio, 0.7), 1.2 if found else 0.94)
         aim = guess if deep < guess < shallow else (deep + shallow) / 2
     if found is None:
         raise UsageError(

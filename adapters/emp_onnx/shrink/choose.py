@@ -2,7 +2,7 @@
 
 The error of a cut at the model's outputs is taken to be the sum over groups of sensitivity × (error of the group's
 own readers), both measured: each group is cut alone, at three depths, and the outputs are compared on feeds kept
-back.
+back. A share of the readers' own errors counts too: feeds need not show at the outputs what other inputs would.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["Planner"]
 
 
 DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
+UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
 LEVELS = 12  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
@@ -56,9 +57,14 @@ class Planner:
 
     def error(self, which: int, count: int) -> float:
         """Predicted error at the outputs when `count` units of a group go."""
-        if not count:
-            return 0.0
-        own = max(float(self.problem.curves[which].error[count - 1]), 1e-12)
+        own = max(self.own(which, count), 1e-12)
+        return self._shown(which, own) + UNSEEN * own if count else 0.0
+
+    def own(self, which: int, count: int) -> float:
+        """The error of a group's own readers when `count` units go, as a share of what they say."""
+        return float(self.problem.curves[which].error[count - 1]) if count else 0.0
+
+    def _shown(self, which: int, own: float) -> float:
         points = self.weights[which]
         if not points:
             return np.inf
@@ -139,4 +145,5 @@ class Planner:
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf
-        return output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
+        error = output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
+        return error + UNSEEN * sum(self.own(g, n) for g, n in enumerate(counts))

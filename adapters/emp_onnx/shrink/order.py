@@ -21,7 +21,7 @@ from emp_onnx.shrink.readers import Reader
 
 __all__ = ["Curve", "eliminate"]
 
-RIDGE = 1e-2  # of the mean of the diagonal
+RIDGE = 3e-2  # of the mean of the diagonal
 Wide = NDArray[np.float64]
 
 

@@ -13,14 +13,17 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
 from emp_onnx.shrink.distance import output_error, watched
+from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.links import find_links
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
+from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.proof import masked, prove
 from emp_onnx.shrink.readers import Reader, find_readers, with_biases
-from emp_onnx.shrink.refit import refit, refit_locally
+from emp_onnx.shrink.refit import RIDGE, RIDGES, refit, refit_locally
 from emp_onnx.shrink.regions import Group, find_groups
 from emp_onnx.shrink.rotate import rotate
+from emp_onnx.shrink.together import together
 from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
@@ -28,6 +31,7 @@ __all__ = ["Problem"]
 
 Wide = NDArray[np.float64]
 assert rules
+FASTER = 0.98  # of the latency: what is less counts as faster
 ANCHOR = 1.0  # weight of the dense model's own inputs in a refit in sequence
 
 
@@ -43,26 +47,37 @@ class Problem:
     feeds: list[dict[str, Any]]
     threads: int = 1
     added: list[str] = field(default_factory=list)
+    fewer: int = 0
+    source: Any = None
+    joins: bool = False
+    way: tuple[float, bool] = (RIDGE, False)
     moments: dict[int, Wide] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: Any, feeds: Sequence[Feed], *, biases: bool = False, threads: int = 1) -> Problem:
+    def of(
+        cls, model: Any, feeds: Sequence[Feed], *, biases: bool = False, simpler: bool = True, threads: int = 1
+    ) -> Problem:
         """Read a model.
 
         Args:
             model: an onnx protobuf.
             feeds: on which it runs.
             biases: whether readers without a bias get one, of zeros.
+            simpler: whether what is said in a roundabout way is said plainly first (`plain`).
             threads: for onnxruntime.
         """
-        plain = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
+        runs = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
         view = View.of(prepared(model))
-        traced = trace(view, plain)
+        traced = trace(view, runs)
+        before = len(view.ops)
+        if simpler:
+            view, traced = _simpler(view, traced, runs, threads)
+        fewer = before - len(view.ops)
         added = with_biases(view.model, view, find_readers(view, traced)) if biases else []
         if added:
             view = View.of(view.model)
-            traced = trace(view, plain)
+            traced = trace(view, runs)
         seeds = [
             (name, axis)
             for name, values in view.constants.items()
@@ -71,7 +86,7 @@ class Problem:
             if values.shape[axis] > 1
         ]
         groups, reasons = find_groups(find_links(view, traced), seeds, set(view.constants))
-        return cls(view, traced, groups, reasons, find_readers(view, traced), plain, threads, added)
+        return cls(view, traced, groups, reasons, find_readers(view, traced), runs, threads, added, fewer, model)
 
     def of_group(self, group: Group) -> list[int]:
         """The numbers of the readers that sum over a group's units."""
@@ -93,12 +108,15 @@ class Problem:
 
     def measure(self, feeds: Sequence[Feed]) -> None:
         """Take the moments of every reader that some group concerns, and the curves of all groups."""
-        needed = sorted({i for group in self.groups for i in self.of_group(group)})
-        found = (
-            moments(self.view.model, [self.readers[i] for i in needed], feeds, threads=self.threads) if needed else []
-        )
-        self.moments = dict(zip(needed, found, strict=True))
+        self.moments = self._moments(feeds)
         self.curves = [self.curve(group) for group in self.groups]
+
+    def _moments(self, feeds: Sequence[Feed]) -> dict[int, Wide]:
+        needed = sorted({i for group in self.groups for i in self.of_group(group)})
+        if not needed:
+            return {}
+        found = moments(self.view.model, [self.readers[i] for i in needed], feeds, threads=self.threads)
+        return dict(zip(needed, found, strict=True))
 
     def curve(self, group: Group) -> Curve:
         """In which order a group's units go."""
@@ -150,21 +168,70 @@ class Problem:
     def fitted(self, masks: Masks, feeds: Sequence[Feed] | None, held: Sequence[Feed] = ()) -> Any:
         """The cut model with its readers refitted.
 
-        Without feeds each by itself, from the moments. With feeds also in sequence; what does better on `held` is
-        returned: fits in sequence make up for what came before, and need more samples than a few feeds of a plain
-        network give.
+        Without feeds each by itself, from the moments. With feeds the way and the strength of the ridge are chosen
+        that do best on `held`: each by itself, which few feeds bear, or in sequence, which makes up for what came
+        before; `way` is then the strength, and whether in sequence.
         """
-        model = self.cut(masks)
-        refit_locally(self.view, model, masks, self.readers, self.moments)
         if feeds is None:
-            return model
-        other = self.cut(masks)
-        refit(self.view, other, masks, self.readers, feeds, threads=self.threads, stats=self.moments, anchor=ANCHOR)
+            return self._fit(masks, RIDGE)
         runner = watched(self.view.model, self.threads)
         dense = [runner(feed) for feed in held]
-        errors = [output_error(dense, m, held, self.threads) if dense else 0.0 for m in (other, model)]
-        return other if errors[0] <= errors[1] else model
+        best: tuple[float, float, bool, Any] | None = None
+        for ridge, sequence in [*((r, False) for r in RIDGES), (RIDGE, True)]:
+            strength = best[1] if sequence and best is not None else ridge
+            model = self._fit(masks, strength, feeds if sequence else None)
+            error = output_error(dense, model, held, self.threads) if dense else 0.0
+            if best is None or error < best[0]:
+                best = (error, strength, sequence, model)
+        assert best is not None
+        self.way = best[1], best[2]
+        return best[3]
+
+    def fitted_again(self, masks: Masks, feeds: Sequence[Feed]) -> Any:
+        """The same in the way chosen last, from other feeds: all of them."""
+        kept, self.moments = self.moments, self._moments(feeds)
+        model = self._fit(masks, self.way[0], feeds if self.way[1] else None)
+        self.moments = kept
+        return model
+
+    def _fit(self, masks: Masks, ridge: float, feeds: Sequence[Feed] | None = None) -> Any:
+        model = self.cut(masks)
+        if feeds is None:
+            refit_locally(self.view, model, masks, self.readers, self.moments, ridge=ridge)
+        else:
+            refit(
+                self.view, model, masks, self.readers, feeds, threads=self.threads, ridge=ridge, stats=self.moments,
+                anchor=ANCHOR,
+            )  # fmt: skip
+        return model
+
+    def settle(self) -> float:
+        """See by measurement whether products that read the same are faster as one; the share of the model's latency
+        that is left before anything is cut."""
+        other = together(self.view.model)
+        if other is None and not self.fewer:
+            return 1.0
+        models = [self.source, self.view.model, *([] if other is None else [other])]
+        whole, *times = latencies(models, self.feeds, seconds=1.5)
+        self.joins = len(times) > 1 and times[1] < FASTER * times[0]
+        return min(times[-1 if self.joins else 0] / whole, 1.0)
+
+    def finish(self, model: Any) -> Any:
+        """The cut model as it is written: products that read the same joined, where that is faster."""
+        other = together(model) if self.joins else None
+        return model if other is None else other
 
     def reference(self, shrunk: Any, masks: Masks) -> Any:
         """The masked model to which a shrunk one is compared."""
         return masked(self.view, shrunk, masks)
+
+
+def _simpler(view: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> tuple[View, Trace]:
+    """The model said plainly, where that is proven to compute the same; else as it was."""
+    for _ in range(3):  # what became plain may make more so
+        model = plain(view, traced)
+        if model is None or not prove(view.model, model, [*traced.feeds, *feeds[2:8]], threads=threads).holds:
+            break
+        view = View.of(model)
+        traced = trace(view, feeds)
+    return view, traced

@@ -19,9 +19,10 @@ from emp_onnx.shrink.moments import cross_moments
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.view import View
 
-__all__ = ["refit", "refit_locally", "solve"]
+__all__ = ["RIDGE", "RIDGES", "refit", "refit_locally", "solve"]
 
-RIDGE = 3e-3  # of the mean of the diagonal
+RIDGE = 3e-2  # of the mean of the diagonal
+RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose
 Wide = NDArray[np.float64]
 
 
@@ -99,7 +100,9 @@ def refit(
             _one(view, tensors, masks, reader, own, cross, ridge, onnx)
 
 
-def refit_locally(view: View, shrunk: Any, masks: Masks, readers: Sequence[Reader], stats: Mapping[int, Wide]) -> None:
+def refit_locally(
+    view: View, shrunk: Any, masks: Masks, readers: Sequence[Reader], stats: Mapping[int, Wide], *, ridge: float = RIDGE
+) -> None:
     """Refit, in place, each reader whose input was cut, as if nothing had changed before it."""
     import onnx
 
@@ -110,7 +113,7 @@ def refit_locally(view: View, shrunk: Any, masks: Masks, readers: Sequence[Reade
             continue
         moment = stats[i]
         kept = _kept(mask, moment)
-        _one(view, tensors, masks, reader, moment[np.ix_(kept, kept)], moment[kept], RIDGE, onnx)
+        _one(view, tensors, masks, reader, moment[np.ix_(kept, kept)], moment[kept], ridge, onnx)
 
 
 def _kept(mask: NDArray[np.bool_] | None, moment: Wide) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.shrink.links import Axis, Link, Links
 
-__all__ = ["Group", "find_groups"]
+__all__ = ["Group", "find_groups", "parts"]
 
 MOST_WAYS = 24  # regions tried from one axis
 
@@ -99,11 +99,35 @@ def find_groups(links: Links, seeds: list[Axis], constants: set[str]) -> tuple[l
             if len(tried) == 1:
                 for axis in tried[0].axes:
                     reasons.setdefault(axis, reasons[seed])
-    found = list(groups.values())
+    found = [part for group in groups.values() for part in parts(group)]
     for group in found:
-        named = [axis for axis in seeds if axis in group.axes and (group.axes[axis] >= 0).any()]
-        group.name = f"{named[0][0]}, axis {named[0][1]}" if named else "?"
+        named = [axis for axis in seeds if axis in group.axes]
+        own = [axis for axis in named if (group.axes[axis] >= 0).all()] or named
+        group.name = f"{own[0][0]}, axis {own[0][1]}" if own else "?"
     return found, reasons
+
+
+def parts(group: Group) -> list[Group]:
+    """A group as several, where its units are not all made and read in the same places.
+
+    Channels of a concatenation come from different operations. Each of these has a number of channels that it computes
+    fast, so each is counted by itself.
+    """
+    met = np.zeros((group.units, len(group.axes)), np.intp)
+    for place, labels in enumerate(group.axes.values()):
+        met[:, place] = np.bincount(labels[labels >= 0], minlength=group.units)
+    kinds, which = np.unique(met, axis=0, return_inverse=True)
+    if len(kinds) < 2:
+        return [group]
+    which = which.reshape(-1)
+    out = []
+    for kind in sorted(range(len(kinds)), key=lambda k: int(np.argmax(which == k))):
+        number = np.full(group.units + 1, -1, np.intp)
+        own = np.flatnonzero(which == kind)
+        number[own] = np.arange(len(own))
+        axes = {axis: number[labels] for axis, labels in group.axes.items()}
+        out.append(Group({axis: n for axis, n in axes.items() if (n >= 0).any()}, len(own), dict(group.held)))
+    return out
 
 
 def _regions(

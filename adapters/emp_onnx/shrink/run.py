@@ -3,93 +3,47 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.errors import ModelError, UsageError, VerifyError, quote
-from emp_onnx.files.whole import check_target, same_file
-from emp_onnx.runtime.feeds import Feed, read_feeds
-from emp_onnx.shrink.amounts import SIGNALS, keep, signal_of, step
+from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.amounts import keep, signal_of, step
 from emp_onnx.shrink.budget import Budget, fit_budget
 from emp_onnx.shrink.choose import Planner
-from emp_onnx.shrink.constants import constant_channels
 from emp_onnx.shrink.cost import Costs
-from emp_onnx.shrink.cut import Masks, cut
 from emp_onnx.shrink.distance import agreement, output_error, watched
-from emp_onnx.shrink.fold import fold, muted, silent
+from emp_onnx.shrink.exact import dead, exact
+from emp_onnx.shrink.given import check, chosen, feeds_of, target_of
 from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.lengthen import lengthened
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.proof import Proof, prove
+from emp_onnx.shrink.proof import prove
 from emp_onnx.shrink.readers import drop_zero_biases
-from emp_onnx.shrink.store import default_out, read, write
-from emp_onnx.shrink.trace import made_up
-from emp_onnx.shrink.view import View
+from emp_onnx.shrink.report import (
+    GroupRow,
+    ShrinkReport,
+    added_to,
+    flops_of,
+    notes_on,
+    nothing,
+    parameters,
+    walls_of,
+)  # fmt: skip
+from emp_onnx.shrink.store import read, write
+from emp_onnx.shrink.trace import Runner, made_up
 
-__all__ = ["GroupRow", "ShrinkReport", "shrink"]
+__all__ = ["shrink"]
 
-MOST_FEEDS = 512
+LAST = (
+    "The last fit is made from all feeds. Agreement and error are those of the one before, which had not seen feeds "
+    "kept back."
+)
 PROVEN = 16  # feeds of the proof
-
-
-@dataclass(frozen=True)
-class GroupRow:
-    """One group: its name, how many units there were and are, and the effective number that decided (None if a budget
-    did)."""
-
-    name: str
-    units: int
-    kept: int
-    n_eff: float | None
-
-
-@dataclass(frozen=True)
-class ShrinkReport:
-    """What was done, with every figure measured.
-
-    Attributes:
-        source, out, sidecars: files.
-        groups: those with units that can go. walls: why other axes stay, with counts.
-        proof: masked against shrunk. feeds, random: how many, and whether made up.
-        parameters, bytes, flops, micros: before and after; micros is the latency of one run, one thread.
-        agreement: share of largest class scores that stayed, on feeds kept back. error: relative, of the outputs.
-        notes: what else is worth knowing.
-    """
-
-    source: Path
-    out: Path
-    sidecars: tuple[Path, ...]
-    groups: tuple[GroupRow, ...]
-    walls: tuple[tuple[str, int], ...]
-    proof: Proof
-    feeds: int
-    random: bool
-    parameters: tuple[int, int]
-    bytes: tuple[int, int]
-    flops: tuple[float, float]
-    micros: tuple[float, float]
-    agreement: float | None
-    error: float
-    notes: tuple[str, ...]
-
-    @property
-    def removed(self) -> int:
-        """How many units went."""
-        return sum(row.units - row.kept for row in self.groups)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        data = asdict(self)
-        data["source"], data["out"] = str(self.source), str(self.out)
-        data["sidecars"] = [str(file) for file in self.sidecars]
-        return data
 
 
 def shrink(
@@ -155,23 +109,27 @@ def shrink(
         emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
     """
     budget = Budget(max_drop, max_error, target_latency, target_flops, target_size)
-    _check(locals())
+    check(locals())
     proto, source = read(model)
     path = Path(model)
-    target = _target(path, out, in_place)
-    given = None if feeds is None else _given(feeds)
+    target = target_of(path, out, in_place)
+    given = None if feeds is None else feeds_of(feeds)
     samples = made_up(proto, seed=seed) if given is None else given
     signal = signal or ("norm" if given is None else "spectrum")
-    problem = Problem.of(proto, samples, biases=True, threads=threads)
-    _select(problem, include, exclude)
+    problem = Problem.of(proto, samples, biases=True, simpler=not dead_only, threads=threads)
+    chosen(problem, include, exclude)
     if not problem.groups:
         raise nothing(path, problem)
-    notes = _notes(problem, given, refit)
+    notes = notes_on(problem, given, refit)
     held = samples[-max(len(samples) // 5, 1) :]
     fit = samples[: len(samples) - len(held)] or samples
+    runner = Runner(proto, threads=threads)
+    more = [lengthened(runner, part) for part in (fit, held)]
+    fit, held = [*fit, *more[0]], [*held, *more[1]]
     rows: list[GroupRow]
+    judged: Any = None
     if dead_only:
-        masks, reference, shrunk, rows = _dead(problem, proto)
+        masks, reference, shrunk, rows = dead(problem, proto)
     else:
         if refit:
             problem.turn(fit)
@@ -179,21 +137,24 @@ def shrink(
             problem.measure(fit)
         else:
             problem.curves = [problem.by_norm(group) for group in problem.groups]
-        build = lambda m: problem.fitted(m, fit, held) if refit else _exact(problem, m)[1]  # noqa: E731
+        build = lambda m: problem.fitted(m, fit, held) if refit else exact(problem, m)[1]  # noqa: E731
         counts, effective = _counts(
             problem, budget, signal, scores, beta, order, round_to, min_channels, held, samples, build
         )
-        chosen = problem.masks(counts)
-        masks = {} if chosen is None else chosen
+        masks = problem.masks(counts) or {}
         rows = [
             GroupRow(g.name, g.units, g.units - n, e) for g, n, e in zip(problem.groups, counts, effective, strict=True)
         ]
         if refit:
             shrunk = problem.fitted(masks, fit, held)
+            if max_drop is None and max_error is None and masks:  # else what was measured is what is written
+                judged, shrunk = shrunk, problem.fitted_again(masks, [*fit, *held])
+                notes = (*notes, LAST)
             reference = problem.reference(shrunk, masks)
         else:
-            reference, shrunk = _exact(problem, masks)
+            reference, shrunk = exact(problem, masks)
     drop_zero_biases(shrunk, problem.added)
+    shrunk = problem.finish(shrunk)
     evidence = [*samples[:PROVEN], *problem.trace.feeds[min(len(samples), 2) :]]
     proof = prove(reference, shrunk, evidence, random=given is None, threads=threads)
     if not proof.holds:
@@ -203,164 +164,23 @@ def shrink(
             *notes,
             "NOTHING WAS REMOVED: " + ("no unit is dead." if dead_only else "the amount asked for keeps every unit."),
         )
+    judged = shrunk if judged is None else judged
     seen = watched(proto, threads)
     dense = [seen(feed) for feed in held[:64]]
     figures: dict[str, Any] = {
-        "parameters": (_parameters(problem.view.model) - _parameters_of(problem), _parameters(shrunk)),
-        "flops": _flops(problem, masks),
+        "parameters": (parameters(problem.view.model) - added_to(problem), parameters(shrunk)),
+        "flops": flops_of(problem, masks),
         "micros": tuple(latencies([proto, shrunk], samples, seconds=1.0)),
-        "agreement": agreement(dense, shrunk, held[:64]),
-        "error": output_error(dense, shrunk, held[:64]) ** 0.5,
+        "agreement": agreement(dense, judged, held[:64]),
+        "error": output_error(dense, judged, held[:64]) ** 0.5,
     }
     before = path.stat().st_size + sum(f.stat().st_size for f in source.sidecars().values())
     files = write(shrunk, target, source)
-    walls = tuple(Counter(_plain(reason) for reason in problem.reasons.values()).most_common())
+    walls = walls_of(problem)
     return ShrinkReport(
         path, files[0], files[1:], tuple(rows), walls, proof, len(samples), given is None,
         bytes=(before, sum(f.stat().st_size for f in files)), notes=notes, **figures,
     )  # fmt: skip
-
-
-def nothing(path: Path, problem: Problem) -> ModelError:
-    """The error for a model in which no unit can go, with the reasons."""
-    reasons = Counter(problem.reasons.values()).most_common(4)
-    why = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    return ModelError(f"nothing in {quote(path)} can be shrunk: {why or 'it has no weights of more than one channel'}")
-
-
-def _plain(reason: str) -> str:
-    """A reason without the tensor it was met at, and without the names of operations, to be counted."""
-    return re.sub(r"^(\S+) '[^']*'", r"\1", reason.split(" (axis ")[0])
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    for name in ("max_drop", "max_error"):
-        if given[name] is not None and not 0 <= given[name] < 1:
-            raise UsageError(f"{name} must be ≥ 0 and < 1, got {given[name]:g}")
-    targets = [name for name in ("target_latency", "target_flops", "target_size") if given[name] is not None]
-    for name in targets:
-        if not 0 < given[name] < 1:
-            raise UsageError(f"{name} must be a share > 0 and < 1 of the dense model's, got {given[name]:g}")
-    if len(targets) > 1:
-        raise UsageError(f"{targets[0]} must come without {targets[1]}, got both")
-    asked = [n for n in ("refit", "signal", "scores", "max_drop", "max_error", *targets) if given[n]]
-    if given["dead_only"] and asked:
-        raise UsageError(f"dead_only must come without {asked[0]}, got both")
-    if given["signal"] is not None and given["signal"] not in SIGNALS:
-        raise UsageError(f"signal must be one of {', '.join(SIGNALS)}, got {quote(given['signal'])}")
-    for name in ("round_to", "min_channels", "threads"):
-        if given[name] < 1:
-            raise UsageError(f"{name} must be ≥ 1, got {given[name]}")
-    if not 0 < given["beta"] < float("inf"):
-        raise UsageError(f"beta must be > 0, got {given['beta']}")
-    if not given["order"] >= 0:
-        raise UsageError(f"order must be ≥ 0, got {given['order']}")
-
-
-def _target(path: Path, out: str | os.PathLike[str] | None, in_place: bool) -> Path:
-    if in_place:
-        if out is not None and not same_file(out, path):
-            raise UsageError("in_place must come without another output")
-        return path
-    target = default_out(path) if out is None else Path(out)
-    if same_file(target, path):
-        raise UsageError(f"out must not be the input {quote(path)}; to replace that, ask for it with in_place")
-    check_target(target, "out")
-    return target
-
-
-def _given(feeds: Iterable[Feed] | str | os.PathLike[str]) -> list[dict[str, NDArray[Any]]]:
-    found = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
-    out = []
-    for feed in found:
-        out.append({name: np.asarray(value) for name, value in feed.items()})
-        if len(out) == MOST_FEEDS:
-            break
-    if not out:
-        raise UsageError("feeds must hold at least one feed, got none")
-    return out
-
-
-def _select(problem: Problem, include: Sequence[str], exclude: Sequence[str]) -> None:
-    def named(pattern: str) -> set[int]:
-        hits = {
-            i
-            for i, g in enumerate(problem.groups)
-            if any(fnmatchcase(n, pattern) for n in (g.name, *{a[0] for a in g.axes if a[0] in problem.view.constants}))
-        }
-        if not hits:
-            raise UsageError(f"a pattern must match the name of a group or of one of its tensors, got {quote(pattern)}")
-        return hits
-
-    wanted = set().union(*map(named, include)) if include else set(range(len(problem.groups)))
-    wanted -= set().union(*map(named, exclude))
-    if problem.groups and not wanted:
-        raise UsageError("include and exclude must leave some group, got none")
-    problem.groups = [g for i, g in enumerate(problem.groups) if i in wanted]
-
-
-def _notes(problem: Problem, given: Any, refit: bool) -> tuple[str, ...]:
-    notes = []
-    if given is None:
-        notes.append(
-            "NO FEEDS WERE GIVEN: random ones were made up. The proof holds on them; agreement and error on them say "
-            "little about real inputs."
-        )
-        if refit:
-            notes.append("REFITTED TO RANDOM FEEDS: the consumers were fitted to inputs that are none. Give real ones.")
-    if problem.trace.fixed:
-        some = ", ".join(problem.trace.fixed[:6])
-        notes.append(
-            f"The model leaves some sizes open and does not run with twice the size given: {some}. They are taken to "
-            "be as in the feeds."
-        )
-    return tuple(notes)
-
-
-def _dead(problem: Problem, proto: Any) -> tuple[Masks, Any, Any, list[GroupRow]]:
-    """Units that say nothing or always the same, folded and cut; the reference is the model as it came."""
-    told = constant_channels(problem.view, problem.trace)
-    quiet = [silent(problem.view, problem.trace, g, problem.readers, told) for g in problem.groups]
-    masks: dict[Any, Any] = {}
-    rows = []
-    for group, mask in zip(problem.groups, quiet, strict=True):
-        gone = np.flatnonzero(mask)
-        merged = _merged(masks, group.removed(gone))
-        while gone.size and any(m.all() for m in merged.values()):  # one of them has to stay
-            gone = gone[:-1]
-            merged = _merged(masks, group.removed(gone))
-        masks = merged
-        rows.append(GroupRow(group.name, group.units, group.units - len(gone), None))
-    fold(problem.view, problem.readers, masks, told)
-    return masks, proto, cut(problem.view, problem.trace, masks), rows
-
-
-def _merged(masks: Masks, more: Masks) -> dict[Any, Any]:
-    return {axis: masks.get(axis, False) | more.get(axis, False) for axis in {**masks, **more}}
-
-
-def _exact(problem: Problem, masks: Masks) -> tuple[Any, Any]:
-    """The masked model, and the one without what goes, which says the same.
-
-    The weights that make a unit are zero in the masked model, its biases and shifts stay, and what it still says is
-    folded into its readers. Where a reader cannot take that, all constants of the unit are zero.
-    """
-    view = View.of(muted(problem.view, masks, problem.readers, whole=False))
-    told = constant_channels(view, problem.trace)
-    loud: dict[Any, Any] = {}
-    for group in problem.groups:
-        gone = np.zeros(group.units, bool)
-        for axis, labels in group.axes.items():
-            if axis in masks and axis[0] in view.constants:
-                hit = np.bincount(labels[(labels >= 0) & masks[axis]], minlength=group.units)
-                gone |= hit == np.maximum(np.bincount(labels[labels >= 0], minlength=group.units), 1)
-        bad = np.flatnonzero(gone & ~silent(view, problem.trace, group, problem.readers, told))
-        loud = _merged(loud, {axis: mask & masks[axis] for axis, mask in group.removed(bad).items() if axis in masks})
-    loud = {axis: mask for axis, mask in loud.items() if mask.any()}
-    reference = muted(view, loud, problem.readers, whole=True)
-    folded = View.of(muted(view, loud, problem.readers, whole=True))
-    fold(folded, problem.readers, masks, constant_channels(folded, problem.trace))
-    return reference, cut(folded, problem.trace, masks)
 
 
 def _counts(
@@ -400,25 +220,3 @@ def _counts(
         worst = int(np.argmax([n / g.units for n, g in zip(counts, problem.groups, strict=True)]))
         counts[worst] -= 1
     return counts, effective
-
-
-def _parameters(model: Any) -> int:
-    return sum(int(np.prod(t.dims)) for t in model.graph.initializer)
-
-
-def _parameters_of(problem: Problem) -> int:
-    return sum(problem.view.constants[name].size for name in problem.added)
-
-
-def _flops(problem: Problem, masks: Masks) -> tuple[float, float]:
-    from emp_onnx.shrink.cost import counts_as_work, flops
-
-    def total(sizes: Mapping[str, tuple[int, ...]]) -> float:
-        return sum(flops(op, sizes) for op in problem.view.ops if counts_as_work(op))
-
-    dense = problem.trace.runs[0]
-    left = {
-        name: tuple(d - int(masks[name, a].sum()) if (name, a) in masks else d for a, d in enumerate(shape))
-        for name, shape in dense.items()
-    }
-    return total(dense), total(left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emp_onnx.errors import escape, quote
 from emp_onnx.report import Style, _table
-from emp_onnx.shrink.run import ShrinkReport
+from emp_onnx.shrink.report import ShrinkReport
 
 __all__ = ["shrink_text"]
 

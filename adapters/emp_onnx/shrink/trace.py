@@ -19,7 +19,7 @@ from emp_onnx.errors import MissingExtraError, ModelError, UsageError
 from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
 from emp_onnx.shrink.view import View
 
-__all__ = ["Runner", "Trace", "made_up", "trace"]
+__all__ = ["Runner", "Trace", "made_up", "open_axes", "trace"]
 
 SMALL = 256  # elements; what describes a shape has fewer
 NAMELESS = ("", "?", "None", None)
@@ -187,15 +187,21 @@ def _free(view: View) -> frozenset[str]:
     return frozenset(free)
 
 
-def _vary(view: View, runner: Runner, found: Trace, seen: list[dict[str, Any]]) -> None:
-    """Add runs in which the open sizes are doubled: all at once, or one after the other where that fails."""
+def open_axes(inputs: Iterable[Input]) -> dict[str, list[tuple[str, int]]]:
+    """The sizes that a model leaves open: by symbol, the inputs and axes that have it."""
     places: dict[str, list[tuple[str, int]]] = {}
-    for item in runner.inputs:
+    for item in inputs:
         for axis, size in enumerate(item.shape):
             if not isinstance(size, int):
                 places.setdefault(f"axis {axis} of {item.name}" if size in NAMELESS else str(size), []).append(
                     (item.name, axis)
                 )
+    return places
+
+
+def _vary(view: View, runner: Runner, found: Trace, seen: list[dict[str, Any]]) -> None:
+    """Add runs in which the open sizes are doubled: all at once, or one after the other where that fails."""
+    places = open_axes(runner.inputs)
     base = found.feeds[0]
     if not places:
         return

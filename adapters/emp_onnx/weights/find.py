@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from emp_core.quick import quick
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.graph import Tensor
 from emp_onnx.files.model_io import Model, unfused
 from emp_onnx.weights.layout import EMBEDDINGS, LEFT, SLOTS, Layout, Slot, canonical
 from emp_onnx.weights.steps import Understood, understand
 from emp_onnx.weights.trace import LONGEST, THROUGH, Trace, Use, Value
-from emp_onnx.weights.zero import Zero
+from emp_onnx.weights.zero import FLOAT, Zero
 
 __all__ = ["Found", "Refusal", "Weight", "find_weights"]
 
@@ -23,6 +24,7 @@ FLOATS = {
 INTEGERS = {"int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16"}
 
 
+@quick
 @dataclass(frozen=True)
 class Weight:
     """A constant tensor that can be pruned.
@@ -48,7 +50,7 @@ class Weight:
     nodes: tuple[str, ...] = ()
     dtype: str = "float32"
     path: tuple[str, ...] = ()
-    zero: Zero = field(default_factory=Zero)
+    zero: Zero = FLOAT
     tensor: str = ""
 
     @property
@@ -149,18 +151,18 @@ def _everything(model: Model, embeddings: bool) -> list[Weight | Refusal]:
         tensor = origin.tensor
         if tensor is None:
             continue
-        repeated = origin.name in origin.frame.graph.repeated
-        item = candidates.setdefault(tensor.key, _Candidate(tensor, repeated))
-        known = {(id(use.node), use.slot) for use in (*(u for u, _ in item.uses), *item.others) if use.node}
+        item = candidates.get(tensor.key)
+        if item is None:
+            item = candidates[tensor.key] = _Candidate(tensor, origin.name in origin.frame.graph.repeated)
+        before = [*(use for use, _ in item.uses), *item.others]
+        known = {(id(use.node), use.slot) for use in before if use.node} if before else ()
         for use in trace.uses(origin):
             if use.node is not None and (id(use.node), use.slot) in known and use.frame.graph.where:
                 continue  # a function called again
-            slot = None
-            if use.node is not None:
-                found = slots.get((use.node.domain, use.node.op), ())
-                slot = next((s for s in found if s.index == use.slot), None)
-            if slot is not None:
-                item.uses.append((use, slot))
+            for slot in slots.get((use.node.domain, use.node.op), ()) if use.node is not None else ():
+                if slot.index == use.slot:
+                    item.uses.append((use, slot))
+                    break
             else:
                 item.others.append(use)
         item.origins.append(origin)
@@ -203,7 +205,9 @@ def _judge(model: Model, item: _Candidate) -> Weight | Refusal | None:
     for code, reason in _against(model, item, seen):
         return Refusal(tensor.key, op, tensor.shape, code, reason, words, nodes, tensor.name)
     layouts = [one.layout for one in seen if one.layout is not None]
-    whole = len(layouts) == len(seen) and len({canonical(layout) for layout in layouts}) == 1
+    whole = len(layouts) == len(seen)
+    if whole and len(layouts) > 1:
+        whole = len({canonical(layout) for layout in layouts}) == 1
     shape, layout = tensor.shape, layouts[0] if whole else None
     path = tuple(step.node.op for step in item.uses[0][0].steps)
     if tensor.storage == "sparse":

@@ -4,18 +4,32 @@ made."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import Cut
-from emp_onnx.files.model_io import Model, Values
+from emp_onnx.files.model_io import Model, Patch, Values
 from emp_onnx.weights.boxes import boxes
 from emp_onnx.weights.find import Weight
 
-__all__ = ["ByRow", "Kept", "Mask", "Pruned", "Scores", "Whole", "boxes", "mask_of"]
+__all__ = [
+    "ByRow",
+    "Kept",
+    "Mask",
+    "Pruned",
+    "Scores",
+    "Together",
+    "Whole",
+    "boxes",
+    "mask_of",
+    "patched_each",
+    "plain",
+]
 
 Mask = NDArray[np.bool_]
 
@@ -109,6 +123,71 @@ class Pruned:
         bits = old.view(f"u{old.dtype.itemsize}")
         new: Values = np.multiply(bits, keep, dtype=bits.dtype).view(old.dtype)
         return new
+
+
+@dataclass(frozen=True)
+class Together:
+    """Whole weights of plain floats of one type, one after the other, and what is kept of them.
+
+    Attributes:
+        before: their values as they were.
+        keep: the mask.
+        edges: where each begins, and the end.
+    """
+
+    before: Values
+    keep: Mask
+    edges: list[int]
+
+    @classmethod
+    def of(cls, patches: Sequence[Pruned], values: Sequence[Values]) -> Together:
+        """From what prunes each, and all its values. Each must be `plain`."""
+        sizes = [some.size for some in values]
+        before, edges = np.concatenate(values), [0, *np.cumsum(sizes).tolist()]
+        cuts = [patch.kept.cut for patch in patches if isinstance(patch.kept, Whole)]
+        least = np.array([cut.threshold for cut in cuts])
+        narrow = least.astype(before.dtype)
+        narrow = np.where(narrow < least, np.nextafter(narrow, np.array(np.inf, before.dtype)), narrow)
+        keep = np.abs(before) >= np.repeat(narrow, sizes)
+        for cut, patch, start, stop in zip(cuts, patches, edges, edges[1:], strict=False):
+            if cut.last < cut.n:  # some ties go
+                keep[start:stop] = patch.kept.mask(before[start:stop], 0)
+        return cls(before, keep, edges)
+
+    @property
+    def after(self) -> Values:
+        """Their new values."""
+        bits = self.before.view(f"u{self.before.dtype.itemsize}")
+        new: Values = np.multiply(bits, self.keep, dtype=bits.dtype).view(self.before.dtype)
+        return new
+
+    def parts(self) -> Iterator[Values]:
+        """The new values of each."""
+        after = self.after
+        return (after[start:stop] for start, stop in pairwise(self.edges))
+
+
+def plain(patch: object, dtype: np.dtype[Any]) -> bool:
+    """Whether a patch can be taken together with others: one pool over a weight of float32 or float64."""
+    return (
+        isinstance(patch, Pruned) and isinstance(patch.kept, Whole) and not patch.weight.zero.quantised
+        and dtype in (np.float32, np.float64)
+    )  # fmt: skip
+
+
+def patched_each(patches: Sequence[Patch], values: Sequence[Values]) -> list[Values]:
+    """What each patch makes of all values of its weight; most together."""
+    out, groups = list(values), dict[np.dtype[Any], list[int]]()
+    for i, (patch, old) in enumerate(zip(patches, values, strict=True)):
+        if plain(patch, old.dtype):
+            groups.setdefault(old.dtype, []).append(i)
+        else:
+            out[i] = patch(0, old)
+    for which in groups.values():
+        group = Together.of([patches[i] for i in which], [values[i] for i in which])  # type: ignore[misc]
+        for i, new in zip(which, group.parts(), strict=True):
+            out[i] = new
+    return out
 
 
 def mask_of(model: Model, weight: Weight, kept: Kept) -> Mask:

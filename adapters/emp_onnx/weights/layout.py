@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["SLOTS", "Layout", "Slot", "canonical", "layout_of", "separate", "transposed"]
+__all__ = ["SLOTS", "Layout", "Slot", "canonical", "layout_of", "separate", "transposed", "units"]
 
 Attributes = Mapping[str, object]
 
@@ -211,13 +211,20 @@ def layout_of(
         >>> layout_of("Gemm", 1, (8, 3), {"transB": 1})
         Layout(view=(8, 3), axes=(0,))
     """
-    shape, rank = tuple(shape), len(shape)
-    if rank < 2:
-        return "a scalar is not a weight" if rank == 0 else "one-dimensional: it has no output units"
+    shape = tuple(shape)
+    if len(shape) < 2:
+        return units(Slot(slot, _unknown), op, shape, attributes)
     for item in (*SLOTS.get((domain, op), ()), *EMBEDDINGS.get((domain, op), ())):
         if item.index == slot:
-            return item.rule(shape, attributes, 0 if slot == 0 else 1 if op != "Einsum" else slot)
+            return units(item, op, shape, attributes)
     return None
+
+
+def units(slot: Slot, op: str, shape: tuple[int, ...], attributes: Attributes) -> Layout | str | None:
+    """`layout_of` for a slot already found."""
+    if len(shape) < 2:
+        return "one-dimensional: it has no output units" if shape else "a scalar is not a weight"
+    return slot.rule(shape, attributes, min(slot.index, 1) if op != "Einsum" else slot.index)
 
 
 def _refined(layout: Layout, shape: tuple[int, ...]) -> list[list[tuple[int, bool]]] | None:

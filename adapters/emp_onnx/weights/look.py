@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from emp_core.checksum import Checksum
 from emp_onnx.files.model_io import Model, Values
+from emp_onnx.files.short import SHORT, batches
 from emp_onnx.files.storage import pieces_of
 from emp_onnx.weights.find import Weight
-from emp_onnx.weights.kept import Pruned, Whole
+from emp_onnx.weights.kept import Pruned, Together, plain
 
 __all__ = ["Seen", "look", "look_each"]
 
 ROW = 4096
-SHORT = 1 << 12  # elements of a weight that is looked at with others, and how many of these at a time
 
 
 @dataclass
@@ -84,35 +84,22 @@ def look_each(model: Model, original: Model, patches: Sequence[Pruned], /) -> di
     Weights that need more care are not in the result: long ones, quantised ones, those of rows, and all that differ.
     """
     out: dict[str, Seen] = {}
-    groups: dict[str, list[Pruned]] = {}
+    groups: dict[np.dtype[Any], list[Pruned]] = {}
     for patch in patches:
-        size = math.prod(patch.weight.shape)
-        if isinstance(patch.kept, Whole) and not patch.weight.zero.quantised and 0 < size <= SHORT:
-            groups.setdefault(patch.weight.dtype, []).append(patch)
-    for dtype, group in groups.items():
-        for start in range(0, len(group), SHORT) if dtype in ("float32", "float64") else ():
-            out |= _together(model, original, group[start : start + SHORT])
+        dtype = original.stored(patch.weight.name).dtype
+        if plain(patch, dtype) and 0 < math.prod(patch.weight.shape) <= SHORT:
+            groups.setdefault(dtype, []).append(patch)
+    for group in groups.values():
+        for some in batches(group, lambda patch: math.prod(patch.weight.shape)):
+            out |= _together(model, original, some)
     return out
 
 
 def _together(model: Model, original: Model, group: Sequence[Pruned]) -> dict[str, Seen]:
-    sizes = [math.prod(patch.weight.shape) for patch in group]
-    before, after = (
-        np.concatenate([m.piece(p.weight.name, 0, n) for p, n in zip(group, sizes, strict=True)])
-        for m in (original, model)
-    )
-    edges = np.cumsum([0, *sizes])
-    first = edges[:-1]
-    cuts = [patch.kept.cut for patch in group if isinstance(patch.kept, Whole)]
-    least = np.array([cut.threshold for cut in cuts])
-    narrow = least.astype(before.dtype)
-    narrow = np.where(narrow < least, np.nextafter(narrow, np.array(np.inf, before.dtype)), narrow)
-    keep = np.abs(before) >= np.repeat(narrow, sizes)
-    for patch, at, stop in zip(group, first.tolist(), edges[1:].tolist(), strict=True):
-        if isinstance(patch.kept, Whole) and patch.kept.cut.last < patch.kept.cut.n:  # some ties go
-            keep[at:stop] = patch.kept.mask(before[at:stop], 0)
-    wanted, bits = _bits(before) * keep, _bits(after)
-    wrong = np.logical_or.reduceat(wanted != bits, first)
+    names = [patch.weight.name for patch in group]
+    there, after = Together.of(group, original.wholes(names)), np.concatenate(model.wholes(names))
+    first = np.array(there.edges[:-1])
+    wrong = np.logical_or.reduceat(_bits(there.after) != _bits(after), first)
     size = np.abs(after).astype(np.float64)
     figures = (
         np.add.reduceat((after == 0).astype(np.int64), first), np.add.reduceat(size, first),

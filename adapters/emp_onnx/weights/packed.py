@@ -7,7 +7,7 @@ block and stay as they are. A code of 2 or 4 bits begins at the lowest bits of i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Packed(Stored):
     """The codes of a packed weight, as `Stored` has the numbers of a plain one."""
 
     def __init__(self, under: Stored, packing: Packing) -> None:
-        tensor = replace(under.tensor, shape=packing.shape, dtype=packing.dtype)
+        tensor = under.tensor._replace(shape=packing.shape, dtype=packing.dtype)
         super().__init__(tensor, np.dtype(np.uint8), under.source, under.runs, under.shared)
         self.under, self.packing = under, packing
         if under.decoded is not None:

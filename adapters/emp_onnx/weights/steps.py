@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from emp_onnx.errors import ModelError
 from emp_onnx.files.graph import Node, Tensor
 from emp_onnx.files.model_io import Model
 from emp_onnx.weights.blocks import Reason, blocks_of
-from emp_onnx.weights.layout import Layout, Slot, layout_of, separate, transposed
+from emp_onnx.weights.layout import Layout, Slot, separate, transposed, units
 from emp_onnx.weights.packed import Packing
 from emp_onnx.weights.trace import Frame, Step, Use, Value
-from emp_onnx.weights.zero import Zero
+from emp_onnx.weights.zero import FLOAT, Zero
 
 __all__ = ["Understood", "understand"]
 
@@ -31,13 +31,16 @@ class Understood:
     """What one use says of a weight: its units as stored, its zero, or the code and reason why it is no weight."""
 
     layout: Layout | None = None
-    zero: Zero = field(default_factory=Zero)
+    zero: Zero = FLOAT
     against: tuple[str, str] | None = None
     packing: Packing | None = None
 
 
 def understand(model: Model, tensor: Tensor, use: Use, slot: Slot) -> Understood:
     """Follow a weight from where it is stored to its use, and its units and zero back."""
+    if use.last is None and use.node is not None and not slot.quantised and not slot.packed:  # there is no way
+        found = None if use.node.open else units(slot, use.node.op, tensor.shape, use.node.attributes)
+        return Understood(against=("rank", found)) if isinstance(found, str) else Understood(found)
     try:
         return _Way(model, tensor).along(use, slot)
     except Reason as error:
@@ -70,7 +73,7 @@ class _Way:
             self._quantised(point, scale, along)
         if self.faked:
             raise Reason("quantised", "it is quantised on its way, and not dequantised again")
-        return Understood(self._home(layout), self.zero or Zero())
+        return Understood(self._home(layout), self.zero or FLOAT)
 
     def _packed(self, use: Use) -> Understood:
         """A use by an operation that packs its weights."""
@@ -87,7 +90,7 @@ class _Way:
         shape = self.shape
         if shape is None or node.open:
             return None
-        found = layout_of(node.op, slot.index, shape, node.attributes, node.domain)
+        found = units(slot, node.op, shape, node.attributes)
         if isinstance(found, str):
             if self.cut and len(shape) > 1:
                 return None

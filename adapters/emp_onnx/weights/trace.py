@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from emp_onnx.errors import ModelError
 from emp_onnx.files.graph import Graph, Node, Tensor
@@ -22,6 +23,7 @@ THROUGH = {
     "QuantizeLinear",
 }  # fmt: skip
 MOVING = {"Slice", "Split", "Concat"}  # these move elements; followed where all their inputs are constants
+PASSING = THROUGH | MOVING
 HARMLESS = {"Shape", "Size"}  # these look at a weight's dimensions only
 FLOATS = {1, 10, 11, 16}
 LONGEST, FRAMES = 64, 20_000
@@ -36,9 +38,12 @@ class Frame:
     arguments: dict[str, Value | None]
     makers: dict[str, Node | None]
     depth: int = 0
+    followed: set[str] | None = None  # of the main graph: names of what is a constant, or may be a weight on its way
 
     def value(self, name: str) -> Value | None:
         """What `name` means here."""
+        if self.parent is None and not self.arguments:  # nearly always
+            return Value(self, name) if name in self.makers else None
         frame: Frame | None = self
         while frame is not None:
             if name in frame.arguments:
@@ -49,8 +54,7 @@ class Frame:
         return None
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """A value: the frame that defines it, and its name there."""
 
     frame: Frame
@@ -111,7 +115,8 @@ class Trace:
 
     Attributes:
         origins: every constant tensor met, as a value, in the order met; one in a function once per call.
-        reads: every input of every node, in order: the frame, the node, the input's number, the value.
+        reads: every input of every node that may be a weight, in order: the frame, the node, the input's number, the
+            value.
         derived: values computed from nothing but constants, and not constants themselves.
     """
 
@@ -137,9 +142,14 @@ class Trace:
         if makers is None:
             makers = dict.fromkeys([*graph.inputs, *graph.tensors, *graph.sparse])
             for node in graph.nodes:
-                makers.update(dict.fromkeys(filter(None, node.outputs), node))
+                for name in node.outputs:
+                    if name:
+                        makers[name] = node
             self._makers[id(graph)] = makers
         frame = Frame(graph, parent, arguments, makers, depth)
+        if parent is None and not graph.where:
+            held = (name for name in (*graph.tensors, *graph.sparse) if makers[name] is None)
+            frame.followed = {*held, *(name for name, node in makers.items() if node is not None and node.constant)}
         self.origins += [Value(frame, name) for name in (*graph.tensors, *graph.sparse)]
         return frame
 
@@ -148,17 +158,21 @@ class Trace:
         stack: list[tuple[Frame, Iterator[Node]]] = [(top, iter(top.graph.nodes))]
         while stack:
             frame, nodes = stack[-1]
-            node = next(nodes, None)
-            if node is None:
+            for node in nodes:
+                if inner := self._node(frame, node):
+                    stack += [(f, iter(f.graph.nodes)) for f in reversed(inner)]
+                    break
+            else:
                 stack.pop()
                 for name in frame.graph.outputs:
                     if (value := frame.value(name)) is not None:
                         self._readers.setdefault(value, []).append((frame, None, 0))
-                continue
-            inner = self._node(frame, node)
-            stack += [(f, iter(f.graph.nodes)) for f in reversed(inner)]
 
     def _node(self, frame: Frame, node: Node) -> list[Frame]:
+        if frame.followed is not None and node.constant is None and not node.bodies:
+            called = self.model.functions and (node.domain, node.op) in self.model.functions
+            if not called and frame.followed.isdisjoint(node.inputs):
+                return []  # nearly always: nothing that it reads is of interest
         values = [frame.value(name) if name else None for name in node.inputs]
         if node.constant is not None and node.constant.recipe is not None:
             self.origins.append(Value(frame, node.outputs[0]))
@@ -167,16 +181,27 @@ class Trace:
         if function is not None:
             given = dict(zip(function.inputs, [*values, *[None] * len(function.inputs)], strict=False))
             return [self._frame(function, None, given, frame.depth + 1)]
+        fixed = False
         for slot, value in enumerate(values):
             if value is not None:
+                fixed = True
                 self.reads.append((frame, node, slot, value))
-                self._readers.setdefault(value, []).append((frame, node, slot))
+                known = self._readers.get(value)
+                if known is None:
+                    self._readers[value] = [(frame, node, slot)]
+                else:
+                    known.append((frame, node, slot))
         if node.constant is not None and node.outputs:
             self.origins.append(Value(frame, node.outputs[0]))
-        fixed = all(v is None or v in self.derived or v.tensor is not None for v in values)
-        if fixed and any(values) and not node.bodies:
+        if node.bodies:
+            return [self._frame(body, frame, {}, frame.depth + 1) for body in node.bodies]
+        if fixed and all(v is None or v in self.derived or v.tensor is not None for v in values):
             self.derived.update(Value(frame, name) for name in node.outputs)
-        return [self._frame(body, frame, {}, frame.depth + 1) for body in node.bodies]
+            if frame.followed is not None:
+                frame.followed.update(node.outputs)
+        elif frame.followed is not None and node.op in PASSING:
+            frame.followed.update(node.outputs)
+        return []
 
     def uses(self, origin: Value) -> Iterator[Use]:
         """Where a constant ends up, followed through the operations that only pass it on."""

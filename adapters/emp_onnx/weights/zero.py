@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.weights.boxes import boxes
 
-__all__ = ["Zero"]
+__all__ = ["FLOAT", "Zero"]
 
 Values = NDArray[Any]
 PLAIN = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
@@ -135,3 +135,6 @@ class Zero:
             elif array.shape[i] != 1:
                 array = array[(slice(None),) * i + (part,)]
         return np.broadcast_to(array, tuple(part.stop - part.start for part in box))
+
+
+FLOAT = Zero()  # of every weight that is not quantised

@@ -1,0 +1,112 @@
+"""How many answers would change on other inputs: what a count on a few feeds is too coarse to say.
+
+On 50 feeds one answer more or less is two points. But every answer also says how near it came to change: by how much
+its best score leads, and by how much the leads moved. So each answer is also given the movements that others like it
+saw, and its share of these that would have turned it over is its doubt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.outputs import classes
+
+__all__ = ["Doubt", "doubt"]
+
+Array = NDArray[Any]
+Float = NDArray[np.float64]
+RIVALS = 16  # of the best class, by rank
+ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
+ROWS = 512  # answers that are looked at; more are thinned out evenly
+LEAST = 1e-12  # of a probability
+FAR = 1e30  # stands for infinity
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What to expect on other inputs, each with its standard error.
+
+    Attributes:
+        changed: share of answers that change.
+        cost: what that costs in accuracy, if the first model is right as often as it says: each changed answer costs
+            the probability that it gave its own answer, less the one that it gave the other. (A model that is surer
+            than it should be makes this too large.)
+    """
+
+    changed: tuple[float, float]
+    cost: tuple[float, float]
+
+
+def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> Doubt | None:
+    """How many answers are expected to change, and what that costs.
+
+    Args:
+        one, other: answers of two models to the same feeds: per feed, per output.
+
+    Returns:
+        None where no output is class scores.
+    """
+    shares: list[Float] = []
+    feeds: list[NDArray[np.intp]] = []
+    for outputs in range(len(one[0]) if one else 0):
+        rows = [(classes(a[outputs]), classes(b[outputs])) for a, b in zip(one, other, strict=True)]
+        if any(p is None for p, _ in rows):
+            continue
+        pairs = [(i, p, q) for i, (p, q) in enumerate(rows) if p is not None and q is not None and p.shape == q.shape]
+        if len(pairs) < len(rows) or len({p.shape[1] for _, p, _ in pairs}) > 1:
+            return Doubt((1.0, 0.0), (1.0, 0.0))
+        owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
+        some = np.unique(np.linspace(0, len(owner) - 1, ROWS).astype(int))
+        before = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
+        after = np.concatenate([q for _, _, q in pairs])[some].astype(np.float64)
+        shares.append(_each(*_scores(before, after)))
+        feeds.append(owner[some])
+    if not shares:
+        return None
+    found, owner = np.concatenate(shares), np.concatenate(feeds)
+    means = []
+    for share in found.T:
+        each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
+        means.append((float(share.mean()), math.sqrt(float(each @ each)) / share.size))
+    return Doubt(*means)
+
+
+def _each(before: Float, after: Float) -> Float:
+    """Of each row (rows, classes): the share of the movements like its own that would turn it over, and their cost."""
+    n, count = before.shape
+    ranks = np.argsort(-before, axis=1, kind="stable")[:, : min(RIVALS, count - 1) + 1]
+    first, then = (np.take_along_axis(x, ranks, 1) for x in (before, after))
+    lead = first[:, :1] - first[:, 1:]
+    moved = lead - (then[:, :1] - then[:, 1:])
+    odds = np.exp(before - before.max(1, keepdims=True))
+    sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
+    loss = sure[:, :1] - sure[:, 1:]
+    beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
+    order = np.argsort(lead[:, 0], kind="stable")
+    ordered = moved[order]
+    wide = min(n, max(1, math.ceil(ALIKE * n)))
+    out = np.empty((n, 2))
+    for at, i in enumerate(order):
+        start = min(max(0, at - wide // 2), n - wide)
+        over = ordered[start : start + wide] - lead[i]
+        turned = (over > 0).any(1)
+        out[i] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
+        if beyond[i]:
+            out[i] = np.maximum(out[i], (1 / wide, sure[i, 0] / wide))
+    return out
+
+
+def _scores(before: Float, after: Float) -> tuple[Float, Float]:
+    """Probabilities as logarithms: leads of near certain answers are all the same otherwise."""
+    if (before >= 0).all() and (after >= 0).all() and np.allclose(before.sum(1), 1, atol=1e-3):
+        return np.log(np.maximum(before, LEAST)), np.log(np.maximum(after, LEAST))
+    # a class that is masked with −∞ is far behind, and stays there
+    return np.nan_to_num(before, nan=-FAR, neginf=-FAR, posinf=FAR), np.nan_to_num(
+        after, nan=-FAR, neginf=-FAR, posinf=FAR
+    )

@@ -1,0 +1,186 @@
+"""The loss that a layer's weights are chosen and solved by: of many samples by their second moments, of few by
+themselves.
+
+The loss of weights W of shape (groups, out, d) is `Σ (W − W₀) A (W − W₀)ᵀ`, summed over groups and rows: the error of
+the outputs when A is the second moment of the inputs and W₀ the best dense solution. Where there are fewer samples than
+half the inputs, A is never made: products with the samples are less work and less memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Few", "Quadratic"]
+
+Float = NDArray[np.float64]
+Single = NDArray[np.float32]
+FACTORED = 256  # inputs from which a matrix is factored once for all that is asked of it
+
+
+@dataclass(eq=False)
+class Quadratic:
+    """The loss: A of shape (groups, d, d), positive definite, and its minimiser W₀ of shape (groups, out, d)."""
+
+    a: Float
+    best: Float
+
+    @classmethod
+    def ridge(cls, xx: Float, yx: Float, prior: Float, strength: float) -> Quadratic:
+        """From moments: least squares of Y on X, pulled towards `prior`.
+
+        The pull on each input is `strength` times its own second moment (and a tenth of the mean one): as if inputs had
+        been seen that many more times, without what links them to each other. Inputs that are never there keep their
+        prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is
+        not.
+        """
+        pull = _pull(np.diagonal(xx, axis1=1, axis2=2))
+        for _ in range(12):
+            a = xx.copy()
+            np.einsum("gii->gi", a)[...] += strength * pull
+            try:
+                made = cls(a, prior)
+                made.best = made._solved(yx + strength * prior * pull[:, None])
+            except np.linalg.LinAlgError:
+                strength = max(strength * 10, 1e-8)
+                continue
+            return made
+        return cls(np.broadcast_to(np.eye(xx.shape[-1]), xx.shape).copy(), prior)
+
+    @classmethod
+    def around(cls, xx: Float, best: Float, strength: float) -> Quadratic:
+        """With `best` as the minimiser, and each input seen `strength` times more by itself."""
+        a = xx.copy()
+        np.einsum("gii->gi", a)[...] += strength * _pull(np.diagonal(xx, axis1=1, axis2=2))
+        return cls(a, best)
+
+    def _solved(self, target: Float) -> Float:
+        """X of X·A = target.
+
+        Raises:
+            LinAlgError: A is not positive definite.
+        """
+        if self.a.shape[-1] < FACTORED:
+            np.linalg.cholesky(self.a)
+            return np.asarray(np.linalg.solve(self.a, target.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
+        from scipy.linalg import cho_solve
+
+        pairs = zip(self._factors, target, strict=True)
+        return np.stack([cho_solve((factor, True), t.T, check_finite=False).T for factor, t in pairs])
+
+    @cached_property
+    def _factors(self) -> list[Float]:
+        """The lower Cholesky factor of each group."""
+        from scipy.linalg import cholesky
+
+        return [cholesky(a, lower=True, check_finite=False) for a in self.a]
+
+    @cached_property
+    def target(self) -> Float:
+        """W₀·A."""
+        return self.whole(self.best)
+
+    @cached_property
+    def _single(self) -> Single:
+        return self.a.astype(np.float32)
+
+    @cached_property
+    def diagonal(self) -> Float:
+        """Of A, (groups, d)."""
+        return np.diagonal(self.a, axis1=1, axis2=2)
+
+    def times(self, w: Any, group: int) -> Any:
+        """W·A of some rows of a group, (rows, d), in single precision where these are."""
+        return w @ (self._single if w.dtype == np.float32 else self.a)[group]
+
+    def whole(self, w: Any) -> Float:
+        """W·A, (groups, out, d)."""
+        return np.stack([self.times(rows, group) for group, rows in enumerate(w)])
+
+    def loss(self, w: Float) -> float:
+        """Of weights."""
+        gap = w - self.best
+        return float(np.einsum("god,god->", self.whole(gap), gap))
+
+    @cached_property
+    def rise(self) -> Float:
+        """What removing a weight costs, per unit of its square: 1 / [A⁻¹]ⱼⱼ, of shape (groups, d)."""
+        if self.a.shape[-1] < FACTORED:
+            return 1 / np.diagonal(np.linalg.inv(self.a), axis1=1, axis2=2)
+        from scipy.linalg.lapack import dtrtri
+
+        inverses = (dtrtri(factor, lower=1)[0] for factor in self._factors)
+        return np.stack([1 / np.einsum("ij,ij->j", inverse, inverse) for inverse in inverses])
+
+    def worth(self, lean: float) -> Float:
+        """What a weight is worth per unit of its square, of shape (groups, d): `rise`, leaning towards Aⱼⱼ."""
+        found: Float = self.diagonal if lean == 1 else self.rise ** (1 - lean) * self.diagonal**lean
+        return found
+
+
+class Few(Quadratic):
+    """The same from few samples of one group: A = XᵀX + diag(weight), X of shape (n, d), n well below d."""
+
+    def __init__(self, x: Float, weight: Float, best: Float) -> None:
+        self.x, self.weight, self.best = x, weight, best
+
+    @classmethod
+    def fit(cls, x: Float, y: Float, prior: Float, strength: float) -> Few:
+        """Least squares of Y (n, out) on X, both already divided by √n, pulled as `Quadratic.ridge` does; strength > 0.
+
+        By the matrix inversion lemma only an n × n matrix is factored: with P the pull times its strength and W₀ the
+        prior, `W = W₀ + (Y − X·W₀ᵀ)ᵀ (1 + X P⁻¹ Xᵀ)⁻¹ X P⁻¹`.
+        """
+        pull = _pull(np.einsum("nd,nd->d", x, x)[None])[0]
+        made = cls(x, strength * pull, prior)
+        gap = (y - x @ prior[0].T).T
+        made.best = prior + (np.linalg.solve(made._inner, gap.T).T @ (x / made.weight))[None]
+        return made
+
+    @classmethod
+    def around(cls, x: Float, best: Float, strength: float) -> Few:
+        """See `Quadratic.around`."""
+        return cls(x, strength * _pull(np.einsum("nd,nd->d", x, x)[None])[0], best)
+
+    @cached_property
+    def _inner(self) -> Float:
+        """1 + X diag(weight)⁻¹ Xᵀ."""
+        found: Float = np.eye(len(self.x)) + (self.x / self.weight) @ self.x.T
+        return found
+
+    @cached_property
+    def a(self) -> Float:  # type: ignore[override]
+        """A itself, for those who cannot do without."""
+        return (self.x.T @ self.x + np.diag(self.weight))[None]
+
+    @cached_property
+    def _halves(self) -> tuple[Single, Single]:
+        return self.x.astype(np.float32), self.weight.astype(np.float32)
+
+    @cached_property
+    def diagonal(self) -> Float:
+        """Of A, (1, d)."""
+        found: Float = (np.einsum("nd,nd->d", self.x, self.x) + self.weight)[None]
+        return found
+
+    def times(self, w: Any, group: int) -> Any:
+        """W·A of some rows."""
+        x, weight = self._halves if w.dtype == np.float32 else (self.x, self.weight)
+        return (w @ x.T) @ x + w * weight
+
+    @cached_property
+    def rise(self) -> Float:
+        """1 / [A⁻¹]ⱼⱼ, by the matrix inversion lemma."""
+        root = np.linalg.cholesky(self._inner)
+        part = np.linalg.solve(root, self.x / self.weight)
+        found: Float = 1 / (1 / self.weight - np.einsum("nd,nd->d", part, part))[None]
+        return found
+
+
+def _pull(diagonal: Float) -> Float:
+    pull = 0.9 * diagonal + 0.1 * diagonal.mean(1, keepdims=True)
+    return np.where(pull > 0, pull, 1.0)

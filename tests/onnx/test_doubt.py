@@ -1,0 +1,79 @@
+"""What to expect on other inputs, from how near answers came to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emp_onnx.budget.doubt import doubt
+
+
+def answers(scores: Any) -> list[list[Any]]:
+    return [[row[None]] for row in scores]
+
+
+@given(st.integers(2, 40), st.integers(2, 30), st.floats(0, 3), st.integers(0, 99))
+def test_it_is_a_share_and_nothing_changes_where_nothing_moved(n: int, classes: int, size: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before = rng.standard_normal((n, classes))
+    found = doubt(answers(before), answers(before + size * rng.standard_normal(before.shape)))
+    assert found is not None
+    for mean, error in (found.changed, found.cost):
+        assert 0 <= mean <= 1
+        assert 0 <= error <= 1
+    assert found.cost[0] <= found.changed[0] + 1e-12
+    same = doubt(answers(before), answers(before))
+    assert same is not None
+    assert same.changed == same.cost == (0, 0)
+
+
+def test_it_foretells_better_than_a_count() -> None:
+    rng = np.random.default_rng(0)
+
+    def some(n: int) -> tuple[Any, Any]:
+        before = 3 * rng.standard_normal((n, 10))
+        return before, before + 0.15 * rng.standard_normal(before.shape)
+
+    def count(pair: tuple[Any, Any]) -> float:
+        return float((pair[0].argmax(1) != pair[1].argmax(1)).mean())
+
+    true = count(some(100_000))
+    pairs = [some(40) for _ in range(60)]
+    found = [doubt(answers(a), answers(b)) for a, b in pairs]
+    mine = [f.changed[0] for f in found if f is not None]
+    assert np.mean(mine) == pytest.approx(true, rel=0.25)
+    assert np.std(mine) < 0.8 * np.std([count(pair) for pair in pairs])
+
+
+def test_what_an_answer_costs_is_what_the_model_believed() -> None:
+    odds = np.log(np.array([[0.6, 0.4]] * 8))
+    turned = odds[:, ::-1]
+    found = doubt(answers(odds), answers(turned))
+    assert found is not None
+    assert found.changed[0] == pytest.approx(1)
+    assert found.cost[0] == pytest.approx(0.2)
+
+
+def test_probabilities_count_as_their_logarithms() -> None:
+    rng = np.random.default_rng(1)
+    one, other = rng.standard_normal((2, 30, 5))
+    soft = [np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (one, other)]
+    plain, shared = doubt(answers(one), answers(other)), doubt(answers(soft[0]), answers(soft[1]))
+    assert plain is not None
+    assert shared is not None
+    assert shared.changed[0] == pytest.approx(plain.changed[0], abs=0.1)
+
+
+def test_other_outputs_and_other_shapes() -> None:
+    assert doubt([[np.zeros(3)]], [[np.ones(3)]]) is None
+    far = doubt([[np.zeros((1, 3))]], [[np.zeros((1, 4))]])
+    assert far is not None
+    assert far.changed == (1.0, 0.0)
+    masked = np.array([[1.0, -np.inf, 0.0]] * 4)
+    still = doubt(answers(masked), answers(masked))
+    assert still is not None
+    assert still.changed == (0, 0)
