@@ -37,7 +37,7 @@ class Peer:
     def __init__(self, python: str, model: Path, threads: int, shape: tuple[int, ...]) -> None:
         script = Path(__file__).with_name("peer_deepsparse.py")
         self.process = subprocess.Popen(
-            [python, str(script), str(model), str(threads), json.dumps(shape)], text=True,
+            [python, "-I", str(script), str(model), str(threads), json.dumps(shape)], text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self._line()
