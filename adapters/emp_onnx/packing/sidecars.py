@@ -11,7 +11,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.files.wire import Blob, Piece
 from emp_onnx.packing.places import Chosen, Place, location, parts_of, span_of
 
-__all__ = ["Write", "sidecar"]
+__all__ = ["sidecar"]
 
 ALIGN = 64
 Write = Callable[[Chosen, Sequence[int], Any], None]  # a tensor, where its parts begin, and what takes the bytes
