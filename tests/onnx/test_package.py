@@ -89,8 +89,8 @@ def test_only_the_command_line_prints_or_exits() -> None:
 def test_no_room_needs_protobufs_but_those_that_make_parts_of_a_graph_for_onnxruntime() -> None:
     for file in (ROOT / "adapters" / "emp_onnx").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        # the demo, parts of a graph and other shapes are made in protobufs; what fuses works on what a session is given,
-        # which is whole in memory anyway; everything else works on the bytes
+        # the demo, parts of a graph and other shapes are made in protobufs; what fuses works on what a session is
+        # given, which is whole in memory anyway; everything else works on the bytes
         if not {"demo", "calibration", "shrink"} & set(file.parts) and not file.name.startswith("fuse"):
             assert "import onnx\n" not in text
             assert "from onnx import" not in text
