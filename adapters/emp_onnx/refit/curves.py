@@ -23,7 +23,7 @@ from emp_onnx.calibration.outputs import Answers, distance, rows_of
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.loss import Few, Quadratic
-from emp_onnx.refit.solve import descend, effort
+from emp_onnx.refit.solve import descend, effort, leaning
 
 __all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic", "unmeasured"]
 
@@ -162,7 +162,8 @@ def curve(
     points = {max(1, round(d * w.size)): max(1, round(d * n)) for d in densities}
     points = {count: points[count] for count in sorted(points, reverse=True) if count < w.size and points[count] < n}
     errors, price, looked = [0.0], 0.0, False
-    for count, _, thin in descend(loss, list(points)):
+    lean = leaning(w.shape[2], fit.count)
+    for count, _, thin in descend(loss, list(points), lean=lean):
         errors.append(max(real.loss(thin), errors[-1]))
         last = count == min(points)
         if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
@@ -202,7 +203,7 @@ def _tuned(problem: Problem, w: Float, fit: Moments | Samples, real: Quadratic) 
     least, best, chosen = math.inf, RIDGES[0], None
     for ridge in RIDGES:
         loss = quadratic(problem, w, fit, ridge)
-        error = _trial(loss, real)
+        error = _trial(loss, real, leaning(w.shape[2], fit.count))
         if chosen is not None and error >= least:
             break
         least, best, chosen = error, ridge, loss
@@ -210,6 +211,7 @@ def _tuned(problem: Problem, w: Float, fit: Moments | Samples, real: Quadratic) 
     return best, chosen
 
 
-def _trial(loss: Quadratic, real: Quadratic) -> float:
-    *_, (_, _, w) = descend(loss, [max(1, round(d * real.best.size)) for d in (0.7, 0.5, 0.35)])
+def _trial(loss: Quadratic, real: Quadratic, lean: float) -> float:
+    counts = [max(1, round(d * real.best.size)) for d in (0.7, 0.5, 0.35)]
+    *_, (_, _, w) = descend(loss, counts, lean=lean)
     return real.loss(w)

@@ -21,7 +21,7 @@ from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import RIDGES, Curve, quadratic, some_outputs
 from emp_onnx.refit.loss import Quadratic
-from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, polish, solve
+from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, leaning, polish, solve
 
 __all__ = ["Fitted", "fit"]
 
@@ -108,10 +108,10 @@ def _one(
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
-            steps, sweeps = effort(problem.shape)
+            (steps, sweeps), lean = effort(problem.shape), leaning(d, sums.count)
             choose = fair([places.shape[2] for _, places in problem.parts], PART)
-            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose)
-            mask, w = exchange(loss, mask, w, choose, sweeps=sweeps)
+            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
+            mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
             w = solve(loss, mask, w, rounds=polish(problem.shape))
     else:
         if criterion == "gradient" and gradients is not None:
