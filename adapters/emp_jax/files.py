@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import secrets
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 
 from emp_core import ArgumentError
 from emp_core.certificates import BFLOAT16, KEY
+from emp_core.whole import whole
 from emp_jax.trees import Tree, name_of, verify
 
 __all__ = ["load", "save"]
@@ -41,18 +40,8 @@ def save(params: Tree, certificate: str, path: str | os.PathLike[str], /) -> Pat
     arrays = {name_of(where): _plain(leaf) for where, leaf in leaves}
     if len(arrays) < len(leaves) or KEY in arrays:
         raise ArgumentError("params must have leaves of different names, got two of one name")
-    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            np.savez(file, allow_pickle=False, **{**arrays, KEY: np.array(certificate)})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ArgumentError(f"path must be a place for a file, got {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+    with whole(target) as temporary, open(temporary, "xb") as file:
+        np.savez(file, allow_pickle=False, **{**arrays, KEY: np.array(certificate)})
     return target
 
 

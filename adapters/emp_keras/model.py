@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from emp_core import ArgumentError
 from emp_core.certificates import KEY, Certificate, Seen, certify, contradictions
 from emp_core.certificates import read as read_certificate
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
+from emp_core.whole import whole
 
 __all__ = ["apply", "certificate_of", "find_weights", "load", "plan", "prune", "save", "verify"]
 
@@ -163,19 +162,10 @@ def save(model: Any, path: str | os.PathLike[str], /) -> Path:
         raise ArgumentError(f"model must be as its certificate says, got one in which {'; '.join(faults[:3])}")
     if target.suffix != ".keras":
         raise ArgumentError(f"path must end in .keras, got {str(path)!r}")
-    temporary = target.with_name(f".{secrets.token_hex(6)}.{target.name[:80]}")
-    try:
+    with whole(target) as temporary:
         model.save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(KEY, getattr(model, ATTRIBUTE))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ArgumentError(f"path must be a place for a file, got {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
     return target
 
 

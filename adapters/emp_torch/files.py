@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import nn
 
 from emp_core import ArgumentError
 from emp_core.certificates import KEY, read
+from emp_core.whole import whole
 from emp_torch.apply import ATTRIBUTE, certificate_of, verify
 
 __all__ = ["load", "save"]
@@ -36,18 +35,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], /) -> Path:
         raise ArgumentError(f"model must be as its certificate says, got one in which {'; '.join(faults[:3])}")
     target = Path(path)
     body = {STATE: model.state_dict(), KEY: getattr(model, ATTRIBUTE)}
-    temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(body, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ArgumentError(f"path must be a place for a file, got {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+    with whole(target) as temporary, open(temporary, "xb") as file:
+        torch.save(body, file)
     return target
 
 

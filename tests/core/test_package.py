@@ -11,7 +11,7 @@ import pytest
 import emp_core
 
 # rooms that are imported by their own names
-APART = ("attention", "certificates", "checksum", "direct", "figures", "kan", "plans", "quick", "signals")
+APART = ("attention", "certificates", "checksum", "direct", "figures", "kan", "plans", "quick", "signals", "whole")
 HEAVY = ["scipy", "onnx", "onnxruntime", "torch", "jax", "hypothesis", "emp_onnx"]
 
 
