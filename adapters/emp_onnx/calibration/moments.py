@@ -21,6 +21,7 @@ Array = NDArray[Any]
 Float = NDArray[np.float64]
 ROWS = 1024  # samples that are gathered before they are multiplied: of a few, adding the product takes longest
 SMALL = 64  # inputs below which products are taken as they come
+LARGE = 1024  # inputs from which a product of its own, to be added, is too much memory
 
 
 @dataclass(eq=False)
@@ -259,12 +260,15 @@ class _Product:
     def _flush(self) -> None:
         if not self.waiting:
             return
-        from scipy.linalg.blas import dgemm, dsyrk  # takes as long to import as a small model takes altogether
-
         same = all(a is b for a, b in self.waiting)
         left = np.concatenate([a for a, _ in self.waiting], dtype=np.float64)
         right = left if same else np.concatenate([b for _, b in self.waiting], dtype=np.float64)
         self.waiting, self.held = [], 0
+        if min(self.total.shape[1:]) < LARGE:
+            self.total[0] += left.T @ right
+            return
+        from scipy.linalg.blas import dgemm, dsyrk  # takes as long to import as a small model takes altogether
+
         # these speak of columns where NumPy has rows: their matrix is ours transposed, lower there is upper here
         if same:
             self.half = True

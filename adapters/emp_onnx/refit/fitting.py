@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emp_core import effective_size
 from emp_onnx.calibration.feeding import gather, longer
-from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, agreement, moved
 from emp_onnx.errors import ModelError, UsageError, quote
@@ -89,6 +89,7 @@ class Fitting:
     threads: int | None = None
     watch: Watch | None = None
     gradients: Gradients | None = None
+    quick = False  # whether layers are solved with little effort
     refusals: tuple[Refusal, ...] = field(init=False)
     random: bool = field(init=False)
 
@@ -122,6 +123,7 @@ class Fitting:
             self.gradients = checked(self.gradients, chosen, [w.name for w in refused])
         self._says: list[list[Array]] | None = None
         self._curves: list[Curve] | None = None
+        self._seen: tuple[Network, Mapping[int, Moments | Samples]] | None = None
         self.joined = 0  # feeds that were made of others
         self._sizes: dict[str, float] = {}
         self._ready()
@@ -217,7 +219,7 @@ class Fitting:
         self._phase("solving")
         done = fit(
             self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch,
-            gradients=self.gradients, known=self._known(),
+            gradients=self.gradients, known=self._known(), quick=self.quick,
         )  # fmt: skip
         masks |= done.masks
         counted = {key: (problem, k) for problem, k in zip((c.problem for c in seen_twice), counts, strict=True)
@@ -268,7 +270,7 @@ class Fitting:
         masks[weight.name] = largest(self._scores(weight), count)
         changed[weight.name] = np.where(masks[weight.name], values, values.dtype.type(0))
 
-    def _known(self) -> Mapping[int, Moments] | None:
+    def _known(self) -> Mapping[int, Moments | Samples] | None:
         """Moments that are used instead of running the network, by the id of their problem."""
         return None
 
