@@ -87,8 +87,8 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     spread_options(parser, group)
     group.add_argument(
         "--effort", choices=EFFORTS,
-        help="full (default), or quick: each layer solved by itself in a few steps, in a fraction of the time; --allocate "
-        "is then lamp unless given",
+        help="full (default), or quick: each layer solved by itself in a few steps, in a fraction of the time (then "
+        "--allocate is lamp unless given)",
     )  # fmt: skip
     group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
     group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")

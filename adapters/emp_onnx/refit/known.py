@@ -22,7 +22,6 @@ from emp_onnx.calibration.outputs import Answers
 from emp_onnx.calibration.sites import Problem
 from emp_onnx.calibration.statistics import Inputs, Statistics
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.refit.curves import Curve
 from emp_onnx.refit.quick import Quick
 from emp_onnx.refit.sequence import Fitted
 from emp_onnx.weights.find import Weight
@@ -142,4 +141,3 @@ class Known(Quick):
                 "NO FEEDS WERE GIVEN: agreement and error were measured on seeded random numbers, and say little."
             )
         return tuple(notes)
-

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.moments import Moments, Samples
-from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.once import once
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.refit.curves import Curve, curve
