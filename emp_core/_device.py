@@ -24,7 +24,7 @@ from ._rows import parts as folded
 PIECE = 1 << 22  # scores that are taken at once: 32 MB in float64
 ROW = 1 << 12  # scores that one float64 sum takes
 ROOM = 1 << 22  # most scores that are gathered near the threshold
-SAMPLE = 1 << 16
+SAMPLE = 1 << 14  # scores that bracket the threshold; the host sorts them, which takes longer than a sweep
 
 
 class DeviceStream:
@@ -41,14 +41,14 @@ class DeviceStream:
         self.source, self.xp, self.parts, self.where, self.names = source, source.xp, parts, where, names
         xp = self.xp
         self.sizes = [int(p.shape[0]) for p in parts]
-        self.n = sum(
-            size if w is None else int(to_host(xp.sum(xp.astype(w, xp.int64))))
-            for size, w in zip(self.sizes, where, strict=True)
-        )
+        masked = [w for w in where if w is not None]
+        free = sum(size for size, w in zip(self.sizes, where, strict=True) if w is None)
+        self.n = free + self._total([self._count(w) for w in masked])
         narrow = [getattr(xp, name, None) for name in ("float32", "float16", "bfloat16")]
         self.single = all(p.dtype in narrow for p in parts)
         self.dtype = xp.float32 if self.single else xp.float64
         self._finite = False
+        self._l1: float | None = None
 
     def pieces(self) -> Iterator[tuple[int, slice]]:
         """Every stretch of every part, in order."""
@@ -62,10 +62,11 @@ class DeviceStream:
         a = xp.abs(xp.astype(self.parts[part][at], self.dtype))
         return a if where is None else xp.where(where[at], a, xp.full_like(a, outside))
 
-    def rows(self, part: int, at: slice, width: int) -> Any:
-        """Magnitudes as float64 rows of this width, 0 outside the pool and beyond the end."""
+    def rows(self, part: int, at: slice, width: int, mask: Any = None) -> Any:
+        """Magnitudes as float64 rows of this width, 0 outside the pool (and the mask) and beyond the end."""
         xp = self.xp
-        a = xp.astype(self.magnitude(part, at, 0.0), xp.float64)
+        a = self.magnitude(part, at, 0.0)
+        a = xp.astype(a if mask is None else xp.where(mask[at], a, xp.zeros_like(a)), xp.float64)
         missing = -int(a.shape[0]) % width
         if missing:
             a = xp.concat([a, xp.zeros((missing,), dtype=xp.float64, device=a.device)])
@@ -93,7 +94,7 @@ class DeviceStream:
         if not (math.isfinite(total) and math.isfinite(square)):
             self.refuse_not_finite()
             return None
-        self._finite = True
+        self._finite, self._l1 = True, total
         slack = ROW * 2.0**-52  # addends of a row, in any order, round by ROW·2**-53; twice that, for the rest
         return Sums(
             self.n,
@@ -150,12 +151,12 @@ class DeviceStream:
         places = list(self.pieces())
         for part, at in places:
             masks[part].append(self.magnitude(part, at) >= threshold)
-        surplus = self._total([xp.sum(xp.astype(m, xp.int64)) for some in masks for m in some]) - k
+        surplus = self._total([self._count(m) for some in masks for m in some]) - k
         for part, at in reversed(places):  # ties to let go, from the last place up
             if not surplus:
                 break
             same = self.magnitude(part, at) == threshold
-            here = int(to_host(xp.sum(xp.astype(same, xp.int64))))
+            here = int(to_host(self._count(same)))
             if here > surplus:
                 order = getattr(xp, "cumulative_sum", None) or xp.cumsum
                 same = same & (order(xp.astype(same, xp.int64), axis=0) > here - surplus)
@@ -212,16 +213,20 @@ class DeviceStream:
 
     def _counts(self, places: list[int]) -> list[int]:
         """How many scores are at least each of these floats."""
-        xp = self.xp
         limits, found = [self._float(p) for p in places], [list[Any]() for _ in places]
         for part, at in self.pieces():
             a = self.magnitude(part, at)
             for limit, counts in zip(limits, found, strict=True):
-                counts.append(xp.sum(xp.astype(a >= limit, xp.int64)))
+                counts.append(self._count(a >= limit))
         return [self._total(counts) for counts in found]
 
     def _total(self, counts: list[Any]) -> int:
         return int(to_host(self.xp.sum(self.xp.stack(counts)))) if counts else 0
+
+    def _count(self, mask: Any) -> Any:
+        """How many are True, there."""
+        count = getattr(self.xp, "count_nonzero", None)
+        return self.xp.sum(self.xp.astype(mask, self.xp.int64)) if count is None else count(mask)
 
     def _bits(self, value: float) -> int:
         """The place of a float ≥ 0 among all of its kind."""
@@ -235,14 +240,15 @@ class DeviceStream:
     # --- the mass -------------------------------------------------------------------------------------------------
     def share(self, masks: Sequence[Any]) -> float:
         """Σ|s| of the kept scores over Σ|s| of all; 1 when all are zero."""
-        xp, totals, kept = self.xp, [], []
         self.refuse_not_finite()
-        scale = 1.0 if self.single else math.ldexp(1.0, -max(math.frexp(self.largest())[1], -1000))
+        xp, scale, l1, totals, kept = self.xp, 1.0, self._l1, list[Any](), list[Any]()
+        if not self.single:  # sums of the largest numbers would overflow
+            scale, l1 = math.ldexp(1.0, -max(math.frexp(self.largest())[1], -1000)), None
         for part, at in self.pieces():
-            a = xp.astype(self.magnitude(part, at, 0.0), xp.float64) * scale
-            totals.append(xp.sum(a))
-            kept.append(xp.sum(xp.where(masks[part][at], a, xp.zeros_like(a))))
-        total, some = (math.fsum(to_host(xp.stack(x)).tolist()) for x in (totals, kept))
+            if l1 is None:
+                totals.append(xp.sum(self.rows(part, at, ROW) * scale, axis=1))
+            kept.append(xp.sum(self.rows(part, at, ROW, masks[part]) * scale, axis=1))  # all kept: the same sums
+        total, some = (math.fsum(to_host(xp.concat(x)).tolist()) if x else l1 or 0.0 for x in (totals, kept))
         return min(1.0, some / total) if total else 1.0
 
     def largest(self) -> float:

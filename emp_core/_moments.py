@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ._device import DeviceStream
 from ._effective import checked_beta
 from ._errors import PoolError
 from ._exact import UNIT, Sums
@@ -52,6 +51,8 @@ class Moments:
             )
             sums = stream.exact()
             return cls(sums.n, sums.total, sums.squares, stream.largest())
+        from ._device import DeviceStream  # only where there is a device
+
         flat = source.xp.reshape(source.array, (-1,))
         if not int(flat.shape[0]) or (mask is not None and not mask.any()):
             return cls()

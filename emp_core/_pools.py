@@ -10,19 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _top
 from ._chunks import fits_float32
-from ._device import DeviceStream
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK
 from ._namespace import Given, as_mask, given, to_host, wide
 from ._rows import Counted, count_rows, mask_rows, parts
 from ._stream import Stream
+
+if TYPE_CHECKING:
+    from ._device import DeviceStream
 
 Mask = NDArray[np.bool_]
 SLAB = 1 << 18  # scores of short pools taken at once on the host
@@ -163,6 +165,8 @@ class DevicePools:
 
     def alone(self, i: int) -> DeviceStream:
         """One pool by itself."""
+        from ._device import DeviceStream  # only where there is a device
+
         where = None if self.where is None else self.where[i, :]
         return DeviceStream(self.source, [self.matrix[i, :]], [where], [self.name(i)])
 

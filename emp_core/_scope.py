@@ -11,18 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _top
-from ._device import DeviceStream
 from ._errors import ArgumentError
 from ._namespace import HOST, Given, as_mask, given, to_host, wide
 from ._pools import DevicePools, HostPools, Pools, normal_axes, pools_along, refuse_empty
 from ._rows import Counted
 from ._stream import Stream
+
+if TYPE_CHECKING:
+    from ._device import DeviceStream
 
 Mask = NDArray[np.bool_]
 
@@ -321,6 +323,8 @@ class ModelPools:
             self.n = np.array([self.stream.n])
             refuse_empty(self.n, lambda _: "the model")
         else:
+            from ._device import DeviceStream  # only where there is a device
+
             first = next(s for s in sources.values() if s.host is None)
             xp = first.xp
             if any(s.xp is not xp for s in sources.values()):

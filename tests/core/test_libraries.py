@@ -156,7 +156,9 @@ def test_bounds_on_arrays(make):
     for bound in (emp_core.mass_lower_bound, emp_core.mass_upper_bound):
         found = bound(make(v), n=4, k=make(k))
         same_home(found, make(v))
-        np.testing.assert_allclose(host(found), bound(v, n=4, k=k), rtol=1e-5 if make in (jax_array, jax_gpu) else 1e-14)
+        np.testing.assert_allclose(
+            host(found), bound(v, n=4, k=k), rtol=1e-5 if make in (jax_array, jax_gpu) else 1e-14
+        )
 
 
 def test_strict_values_are_exact_too():
@@ -331,6 +333,8 @@ def test_a_long_pool_on_a_device_in_pieces(make, monkeypatch):
                 assert math.isclose(float(found.mass), expected.mass, rel_tol=1e-6)
             for k in (0, 1, a.size // 3, a.size) if make is not jax_array else ():
                 found = emp_core.top_mask(on_device(make(a)), k)
+                if k == a.size:
+                    assert float(emp_core.select(on_device(make(a)), beta=1e9).mass) == 1
                 assert np.array_equal(host(found), emp_core.top_mask(a, k)), (name, k)
 
 
