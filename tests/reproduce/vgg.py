@@ -1,8 +1,9 @@
-"""VGG16 on CIFAR-10: on a GPU full width, the schedule of a hundred epochs; on a CPU a quarter of the width.
+"""VGG16 on CIFAR-10: on a GPU as the paper's code has it; on a CPU a quarter of the width, with batch norm.
 
-Batch norm, SGD with momentum 0.9 and weight decay 5e-4, rate 0.05 to 0 along a cosine, batches of 128, every image
-cropped and flipped by itself; then EMP by magnitude without further training (paper, β = 1, over the whole model:
-91.12 → 90.98 at 59.5 %).
+The paper's code: 3 × 3 convolutions with biases and no norms, one linear layer of 512 → 10; SGD with momentum 0.9 and
+weight decay 5e-4, 200 epochs, batches of 128; rate 0.01, which rises over 5 epochs and falls along a cosine; every
+image cropped and flipped by itself. Then EMP by magnitude without further training (β = 1, over the whole model: 91.12
+→ 90.98 at 59.5 %). The paper keeps the epoch that is best on the test images; here it is the last one.
 
 ``--data`` is any folder with a ``cifar10.npz`` (x_train, y_train, x_test, y_test; images uint8, n × 32 × 32 × 3). The
 paper's dense figure needs all 50 000 training images; with fewer, as many steps are made over those there are.
@@ -11,6 +12,7 @@ paper's dense figure needs all 50 000 training images; with fewer, as many steps
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import AbstractContextManager
 
 import torch
@@ -26,35 +28,32 @@ from ._data import Options, Split
 PLAN = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 PAPER = "91.12 → 90.98 @ 59.5 %"
 SIZE, PAD = 128, 4
-STEPS = 100 * -(-50_000 // SIZE)  # a hundred epochs over all of CIFAR-10
+WHOLE = -(-50_000 // SIZE)  # steps of an epoch over all of CIFAR-10
+EPOCHS, WARM, RATE = 200, 5, 0.01
 
 
-def vgg16(part: int = 1) -> nn.Sequential:
-    """Sixteen layers; ``part`` divides every width."""
+def vgg16(part: int = 1, *, norm: bool = False) -> nn.Sequential:
+    """Thirteen convolutions and a linear layer; ``part`` divides every width; with ``norm``, batch norm after each."""
     layers: list[nn.Module] = []
     before = 3
     for width in PLAN:
-        if width:
-            layers += [
-                nn.Conv2d(before, width // part, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width // part),
-                nn.ReLU(inplace=True),
-            ]
-            before = width // part
-        else:
+        if not width:
             layers.append(nn.MaxPool2d(2))
-    hidden = 512 // part
-    return nn.Sequential(
-        *layers,
-        nn.Flatten(),
-        nn.Linear(before, hidden),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(hidden, 10),
-    )
+            continue
+        convolution = nn.Conv2d(before, width // part, 3, padding=1)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+        layers += [convolution, *([nn.BatchNorm2d(width // part)] if norm else []), nn.ReLU(inplace=True)]
+        before = width // part
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, 10))
+
+
+def rate(step: int) -> float:
+    """What the paper's schedule has after so many steps over all of CIFAR-10: changed at the end of an epoch only."""
+    epoch = step // WHOLE
+    if epoch < WARM:
+        return RATE * (1e-8 + (1 - 1e-8) * epoch / WARM)
+    return RATE * (1 + math.cos(math.pi * (epoch - WARM) / (EPOCHS - WARM))) / 2
 
 
 def moved(padded: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
@@ -89,23 +88,29 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 def train(model: nn.Module, split: Split, epochs: int, device: str) -> None:
     """All of it on the device: images, order, crops."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    steps = epochs * -(-len(split.x) // SIZE)
-    schedule: torch.optim.lr_scheduler.LRScheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    if device == "cpu":  # few steps: the rate has to rise slowly
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
+    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
+    few: torch.optim.lr_scheduler.LRScheduler | None = None
+    if device == "cpu":  # few steps: another schedule
+        steps = epochs * -(-len(split.x) // SIZE)
+        few = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=steps)
     generator = torch.Generator(device).manual_seed(0)
     padded = F.pad(split.x, (PAD,) * 4)
     model.train()
+    step = 0
     for _ in range(epochs):
-        for index in torch.randperm(len(padded), generator=generator, device=device).split(SIZE):
+        order = torch.randperm(len(padded), generator=generator, device=device)
+        images = moved(padded, order, generator).contiguous(memory_format=torch.channels_last)
+        for x, y in zip(images.split(SIZE), split.y[order].split(SIZE), strict=True):
+            if few is None:
+                optimizer.param_groups[0]["lr"] = rate(step)
             optimizer.zero_grad()
-            x = moved(padded, index, generator).contiguous(memory_format=torch.channels_last)
             with faster(device):
-                loss = F.cross_entropy(model(x), split.y[index])
+                loss = F.cross_entropy(model(x), y)
             loss.backward()
             optimizer.step()
-            schedule.step()
+            step += 1
+            if few is not None:
+                few.step()
 
 
 def run(options: Options) -> str:
@@ -115,9 +120,9 @@ def run(options: Options) -> str:
     torch.manual_seed(0)
     held = cifar(options)
     split = Split(*(t.to(device) for t in (held.x, held.y, held.x_test, held.y_test)))
-    model = vgg16(1 if on_gpu else 4).to(device, memory_format=torch.channels_last)
+    model = (vgg16() if on_gpu else vgg16(4, norm=True)).to(device, memory_format=torch.channels_last)
     per_epoch = -(-len(split.x) // SIZE)
-    epochs = options.steps(-(-STEPS // per_epoch)) if on_gpu else options.steps(8)
+    epochs = options.steps(-(-EPOCHS * WHOLE // per_epoch)) if on_gpu else options.steps(8)
     if options.quick:
         epochs = min(epochs, 2)
     train(model, split, epochs, device)
@@ -130,6 +135,6 @@ def run(options: Options) -> str:
             sparsity = f"{100 * plan.total.sparsity:.1f} %"
             said = PAPER if scope == "model" and beta == 1 else ""
             rows.append([f"{scope}, β = {beta:g}", f"{dense:.2f}", f"{pruned:.2f}", sparsity, said])
-    what = "full width, bfloat16 convolutions while training" if on_gpu else "a quarter of the width"
+    what = "full width, bfloat16 convolutions while training" if on_gpu else "a quarter of the width, batch norm"
     what += f", {len(split.x):,} training images, {epochs:,} epochs ({epochs * per_epoch:,} steps)"
     return table(["scope", "dense", "pruned", "sparsity", "paper"], rows) + f"\n\n{what}."
