@@ -97,15 +97,18 @@ def namespace(*arrays: Any) -> Any:
 
 
 def to_host(array: Any) -> HostArray:
-    """A small array of any library as NumPy (sums and figures, never the scores)."""
+    """A small array of any library as NumPy (sums and figures, never the scores); bfloat16 as bits under a name."""
     if isinstance(array, (np.ndarray, np.generic)):
         return np.asarray(array)
     if _of("torch", "Tensor", array):
-        return np.asarray(array.detach().cpu().numpy())
+        seen = _torch(array.cpu(), "array").host
+        assert seen is not None
+        return seen
     if hasattr(array, "get") and type(array).__module__.startswith("cupy"):
         return np.asarray(array.get())
     try:
-        return np.asarray(array)
+        seen = np.asarray(array)
+        return seen.view(BFLOAT16) if seen.dtype.name == "bfloat16" else seen
     except (TypeError, RuntimeError):
         return np.from_dlpack(array)
 
