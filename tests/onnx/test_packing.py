@@ -123,7 +123,7 @@ def test_every_form_gives_back_every_bit(
         if chosen.form.kind != "dense":
             assert read_packed(out)["w"] == wanted, chosen.form
             stored = sum(after.stored(key).dtype.itemsize * after.tensors[key].size
-                         for key in (*after.tensors["w"].recipe.where, after.tensors["w"].recipe.values))  # fmt: skip
+                         for key in (*after.tensors["w"].recipe.where, *after.tensors["w"].recipe.values))  # fmt: skip
             assert stored == chosen.form.bytes
         back = folder / "back.onnx"
         save(rewritten(after, [dense for dense in in_every_form(after, "w") if dense.form.kind == "dense"]), back)

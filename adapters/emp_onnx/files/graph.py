@@ -89,10 +89,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a packed tensor is stored: the function that unpacks it, what that is given by which key, and the node."""
+    """How a packed tensor is stored: the function that unpacks it, what that is given by which keys, and the node.
+
+    `values` are several where they are in parts, each of which begins with the fill.
+    """
 
     function: str
-    values: str
+    values: tuple[str, ...]
     where: tuple[str, ...]
     count: int
     node: tuple[int, int]

@@ -283,14 +283,14 @@ class _Reader(Headers):
             if attribute.name != "ends" and len(attribute.tensors) == 1:
                 numbers[attribute.name] = self.whole(*attribute.tensors[0])
         many = {"UnpackGaps6": 2, "UnpackEarly": 3}.get(op, 1)
-        parts = [graph.tensors.get(name) for name in inputs[: many + 1]]
-        values = parts[-1] if len(parts) == many + 1 else None
-        if values is None or None in parts or "shape" not in numbers:
+        cut = int(op[11:]) if op.startswith("UnpackParts") and op[11:].isdecimal() and len(op) < 14 else 1
+        parts = [tensor for name in inputs[: many + cut] if (tensor := graph.tensors.get(name)) is not None]
+        if len(parts) != many + cut or cut < 1 or "shape" not in numbers:
             return None
-        where = tuple(part.key for part in parts[:-1] if part)
-        recipe = Recipe(op, values.key, where, numbers.get("count", (0,))[0], node)
+        where, values = (tuple(part.key for part in some) for some in (parts[:many], parts[many:]))
+        recipe = Recipe(op, values, where, numbers.get("count", (0,))[0], node)
         shape = numbers["shape"]
-        tensor = Tensor(output, values.dtype, shape, "packed", self.key(graph.path + output), None, recipe=recipe)
+        tensor = Tensor(output, parts[-1].dtype, shape, "packed", self.key(graph.path + output), None, recipe=recipe)
         self.all.append(tensor)
         return tensor
 

@@ -213,7 +213,7 @@ def _stored_otherwise(model: Model, wire: Wire, apart: frozenset[str]) -> set[tu
     for key in apart & model.tensors.keys():
         recipe = model.tensors[key].recipe
         if recipe is not None:
-            keys |= {recipe.values, *recipe.where}
+            keys |= {*recipe.values, *recipe.where}
             found.add(recipe.node)
     found |= {t.place.message for t in model.tensors.values() if t.place and t.key in keys}
     todo = [model.graph]

@@ -16,7 +16,7 @@ from emp_onnx.packing.codes import Counts
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
 from emp_onnx.packing.functions import DOMAIN, EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.packing.header import FREE_SINCE
-from emp_onnx.packing.places import Chosen, graphs
+from emp_onnx.packing.places import Chosen, graphs, parts_of
 
 __all__ = ["Row", "choose"]
 
@@ -112,7 +112,9 @@ def choose(
             rounds = half and floats and _within(model, item.tensor)
             said = _known(model, item.tensor) if form == "dense" else None
             item.found = said or survey(model, item.tensor, half=rounds)
-            possible = forms(item.tensor, item.found, target, compact=compact, opset=opset)
+            # kernels read values of sidecars where they are, so there they stay in one place
+            cut = all(model.tensors[key].storage != "external" for key in parts_of(item.tensor) or [item.tensor.key])
+            possible = forms(item.tensor, item.found, target, compact=compact, opset=opset, cut=cut)
             item.forms = [f for f in possible if _fits(f, form) and not (rounds and f.kind == "coo")]
             item.forms += [_as_it_is(item, f) for f in item.forms if f.kind == item.now == "coo" and form == "auto"]
         looked.append(item)
@@ -125,7 +127,7 @@ def _candidates(model: Model) -> Iterator[_Candidate]:
     opset = next((version for name, (version, _) in contents.imports.items() if not name), 1)
     for graph in graphs(model):
         parts = {key for node in graph.nodes if node.constant and node.constant.recipe
-                 for key in (*node.constant.recipe.where, node.constant.recipe.values)}  # fmt: skip
+                 for key in (*node.constant.recipe.where, *node.constant.recipe.values)}  # fmt: skip
         nodes = [node.constant for node in graph.nodes if node.constant is not None]
         for tensor in (*(t for t in graph.tensors.values() if t.key not in parts), *graph.sparse.values(), *nodes):
             if tensor.storage not in ("raw", "typed", "external", "packed", "sparse"):
@@ -141,7 +143,7 @@ def _candidates(model: Model) -> Iterator[_Candidate]:
                 continue
             before, now = size, "dense"
             if tensor.recipe is not None:
-                inner = [model.stored(key) for key in (tensor.recipe.values, *tensor.recipe.where)]
+                inner = [model.stored(key) for key in (*tensor.recipe.values, *tensor.recipe.where)]
                 before, now = sum(s.tensor.size * s.dtype.itemsize for s in inner), tensor.recipe.function
             yield _Candidate(tensor, before, now, _against(model, graph, tensor) or _too_old_or_large(tensor, opset))
     for (domain, _), function in model.functions.items():
@@ -199,8 +201,8 @@ def _known(model: Model, tensor: Tensor) -> Survey | None:
         return Survey(np.zeros((), model.stored(tensor.key).dtype), Counts(tensor.size, tensor.parts[0].size))
     if tensor.recipe is None:
         return None
-    dtype, values = model.stored(tensor.key).dtype, model.stored(tensor.recipe.values).tensor
-    stored = values.size - values.size // values.shape[0]
+    dtype, values = model.stored(tensor.key).dtype, [model.stored(key).tensor for key in tensor.recipe.values]
+    stored = sum(part.size - part.size // part.shape[0] for part in values)
     return Survey(np.zeros((), dtype), Counts(tensor.size, stored))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ class Counts:
         codes: how many codes of so many bits say where they are.
         blocks: how many blocks of so many elements hold at least one.
         dense: whether so many were stored in some stretch that codes were no longer counted.
+        cuts: where parts of the tensor begin, and where the last ends; nothing where it has none.
+        parts: how many elements of each part are stored.
     """
 
     size: int = 0
@@ -47,11 +50,13 @@ class Counts:
     codes: dict[int, int] = field(default_factory=lambda: dict.fromkeys(GAPS, 0))
     blocks: dict[int, int] = field(default_factory=lambda: dict.fromkeys(BLOCKS, 0))
     dense: bool = False
+    cuts: tuple[int, ...] = ()
+    parts: list[int] = field(default_factory=list)
     _end: int = -1  # where the last stored element was
 
     def add(self, mask: Bits) -> None:
         """Count a stretch; its length is a multiple of the largest block, unless it is the last."""
-        many = int(np.count_nonzero(mask))
+        many = self._many(mask)
         self.dense |= many > SPARSE * mask.size
         if many and not self.dense:
             place = np.flatnonzero(mask) + self.size
@@ -68,6 +73,20 @@ class Counts:
             self.blocks[width] += int(np.count_nonzero(some))
         self.stored += many
         self.size += mask.size
+
+    def _many(self, mask: Bits) -> int:
+        """How many are set, counted for each part."""
+        stop = self.size + mask.size
+        if not self.cuts:
+            return int(np.count_nonzero(mask))
+        self.parts = self.parts or [0] * (len(self.cuts) - 1)
+        many = 0
+        for i, (first, last) in enumerate(pairwise(self.cuts)):
+            if first < stop and last > self.size:
+                found = int(np.count_nonzero(mask[max(first - self.size, 0) : last - self.size]))
+                self.parts[i] += found
+                many += found
+        return many
 
 
 def gap_codes(mask: Bits, base: int, end: int, bits: int) -> tuple[NDArray[np.uint8], int]:

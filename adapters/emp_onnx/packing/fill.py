@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.files.storage import pieces_of
 from emp_onnx.packing.codes import gap_codes, split, stored_mask
 from emp_onnx.packing.forms import Form, Survey, rounded
-from emp_onnx.packing.functions import EARLY, GROUP
+from emp_onnx.packing.functions import EARLY, GROUP, cut_in
 
 __all__ = ["fill_parts"]
 
@@ -30,13 +31,17 @@ def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[i
         _coo(form, found, at, put, pieces)
         return
     width, stored = form.width, 0
-    place = at[-1] + width * item
-    put(at[-1], np.full(width, found.fill).view(np.uint8).data)
+    first = len(at) - max(cut_in(form.kind), 1)  # where the values, or the first of their parts, begin
+    begins = dict(zip(found.counts.cuts, at[first:], strict=False)) if cut_in(form.kind) else {0: at[-1]}
+    for begin in at[first:]:
+        put(begin, np.full(width, found.fill).view(np.uint8).data)
+    place = 0
     if form.kind == EARLY:
         put(at[2], np.array(model.tensors[key].shape, "<i8").view(np.uint8).data)
     codes = _Codes(form, at, put) if form.kind.startswith("UnpackGaps") else None
-    for start, values in pieces:
+    for start, values in _cut(pieces, list(begins)):
         mask = stored_mask(values, found.fill)
+        place = begins[start] + width * item if start in begins else place
         if width > 1:
             mask, values = np.asarray(mask.reshape(-1, width).any(axis=1)), values.reshape(-1, width)
         if codes is not None:
@@ -53,6 +58,14 @@ def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[i
         place += some.nbytes
     if codes is not None:
         codes.end()
+
+
+def _cut(pieces: Iterable[tuple[int, Any]], at: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """The same stretches, cut further at these places."""
+    for start, values in pieces:
+        ends = [place - start for place in at if start < place < start + values.size]
+        for first, last in pairwise([0, *ends, values.size]):
+            yield start + first, values[first:last]
 
 
 def _coo(form: Form, found: Survey, at: Sequence[int], put: Put, pieces: Any) -> None:

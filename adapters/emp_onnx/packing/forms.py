@@ -15,16 +15,16 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.files.sparse import fits
 from emp_onnx.files.storage import pieces_of
 from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
-from emp_onnx.packing.functions import EARLY, EARLY_OPSET, GROUP, LEAST_OPSET
+from emp_onnx.packing.functions import EARLY, EARLY_OPSET, GROUP, LEAST_OPSET, cut_in, cuts
 
-__all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "rounded", "survey"]
+__all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "parted", "rounded", "survey"]
 
 FORMS = ("auto", "dense", "coo", "packed")
 TARGETS = ("onnxruntime", "onnxruntime-web", "checker-strict")
 DTYPES = {"float32", "float16", "bfloat16", "float64", "int8", "uint8"}
 NO_GAPS = {"bfloat16"}  # onnxruntime has no Expand for it
 FOLDED = 1 << 28  # elements up to which onnxruntime folds: at most 1 GiB of whole numbers of 32 bits
-PARTED = 1 << 18  # elements from which a mask is unpacked in four parts
+PARTED = {1 << 18: "UnpackParts4", 1 << 23: "UnpackParts16"}  # elements from which a mask is unpacked in parts, by what
 NODE = 160  # bytes that a node and the headers of its inputs take, without names
 
 
@@ -60,7 +60,7 @@ class Form:
             return f"gaps of {self.kind[-1]} bits"
         if self.kind == "coo":
             return f"coo, int{self.width}"
-        return "mask" if self.kind.startswith(("UnpackMask", EARLY)) else self.kind
+        return "mask" if self.kind.startswith(("UnpackMask", "UnpackParts", EARLY)) else self.kind
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def survey(model: Model, tensor: Tensor, *, half: bool = False) -> Survey:
         for start, stop in pieces_of(size):
             seen += np.bincount(model.piece(tensor.key, start, stop).view(np.uint8), minlength=256)
         fill = seen.argmax().astype(np.uint8).view(dtype)
-    counts = Counts()
+    counts = Counts(cuts=tuple(cuts(tensor.shape, cut_in(parted(tensor)))) if parted(tensor) else ())
     for start, stop in pieces_of(size):
         counts.add(stored_mask(rounded(model.piece(tensor.key, start, stop), fill), fill))
     return Survey(np.asarray(fill), counts)
@@ -96,10 +96,22 @@ def rounded(values: NDArray[Any], fill: NDArray[Any]) -> NDArray[Any]:
     return values if values.dtype == fill.dtype else values.astype(fill.dtype)
 
 
-def forms(tensor: Tensor, found: Survey, target: str, *, compact: bool = False, opset: int = 17) -> Iterator[Form]:
+def parted(tensor: Tensor) -> str:
+    """What unpacks a mask of this tensor in parts; "" where it has too few elements, or rows do not end with bytes."""
+    n, rows = tensor.size, tensor.shape[0] if tensor.shape else 1
+    function = max(((least, name) for least, name in PARTED.items() if n >= least), default=(0, ""))[1]
+    parts = cut_in(function)
+    whole = n // rows % 8 == 0 and rows >= parts if rows else False
+    return function if function and (whole or (rows % parts == 0 and n % (8 * parts) == 0)) else ""
+
+
+def forms(
+    tensor: Tensor, found: Survey, target: str, *, compact: bool = False, opset: int = 17, cut: bool = True
+) -> Iterator[Form]:
     """Every form that can hold this tensor, in a model of this opset, and that the target runs; the dense one first.
 
-    Indices of the coo form have 64 bits; `compact`: the fewest of 16, 32 and 64 that hold all of them.
+    Values are cut into parts where `cut`, and else stand in one place. Indices of the coo form have 64 bits; `compact`:
+    the fewest of 16, 32 and 64 that hold all of them.
     """
     n, item, counts = tensor.size, found.fill.dtype.itemsize, found.counts
     yield Form("dense", 1, (n * item,))
@@ -114,9 +126,13 @@ def forms(tensor: Tensor, found: Survey, target: str, *, compact: bool = False, 
         early = (groups * GROUP, groups * 4, 8 * len(tensor.shape), (counts.stored + 1) * item)
         yield Form(EARLY, 1, early, 0, counts.stored)
         return
-    parted = n >= PARTED and n % 32 == 0 and tensor.shape[0] % 4 == 0
     values = (counts.stored + 1) * item
-    yield Form("UnpackMask4" if parted else "UnpackMask", 1, (-(-n // 8), values), 0, counts.stored)
+    function = parted(tensor) if counts.parts or not cut else ""
+    if function and cut:
+        yield Form(function, 1, (-(-n // 8), *((many + 1) * item for many in counts.parts)), 0, counts.stored)
+    else:
+        four = function and n % 32 == 0 and tensor.shape[0] % 4 == 0
+        yield Form("UnpackMask4" if four else "UnpackMask", 1, (-(-n // 8), values), 0, counts.stored)
     if not counts.dense and tensor.dtype not in NO_GAPS:
         for bits in GAPS:
             many = counts.codes[bits]

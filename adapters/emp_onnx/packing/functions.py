@@ -4,7 +4,10 @@ A packed tensor is one node of this domain that makes it. The node's attribute `
 are initializers. `values` begins with the fill (what stands wherever nothing is stored: 0, or a zero point), then come
 the stored values in flat order. In which places they stand is said in one of these ways:
 
-- `UnpackMask`, `UnpackMask4` (mask: uint8): one bit per element, the lowest bit of a byte first; 1 = stored.
+- `UnpackMask` (mask: uint8): one bit per element, the lowest bit of a byte first; 1 = stored.
+- `UnpackParts4`, `UnpackParts16`: the same, and the values are in so many parts, each of some rows of the tensor (of
+  its first axis), and each with a fill of its own: see `cuts`.
+- `UnpackMask4`: the same as `UnpackMask`, unpacked in four parts: what version 1 had, and sidecar files still have.
 - `UnpackEarly` (mask: uint8, starts: int32, size: int64): the same for opsets 7 to 10: the mask is filled up to whole
   groups of 64 bytes, `starts` says how many values are stored before each; `size` is the shape once more.
 - `UnpackBlocks` (mask: uint8): one bit per block of neighbouring elements; `values` has a row for each stored block.
@@ -18,26 +21,32 @@ the stored values in flat order. In which places they stand is said in one of th
 which delays the unpacking.
 
 Why the bodies are as they are: onnxruntime folds them when it loads the model, and keeps every intermediate result
-until the pass over the whole graph has ended. So intermediates are few and short, a large tensor is unpacked in four
-parts, and a `Stage` makes one pass wait for the one before: its Add becomes a constant only after the rule that removes
-additions of 0 has run, which is once per pass. Where nothing is folded all of this computes the same.
+until the pass over the whole graph has ended. Each operation's inputs are copied before it is folded. So intermediates
+are few and short, a large tensor is unpacked in parts, each of which has values of its own, and a `Stage` makes one
+pass wait for the one before: its Add becomes a constant only after the rule that removes additions of 0 has run, which
+is once per pass. Where nothing is folded all of this computes the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from emp_onnx.files.emit import constant, function, node
 from emp_onnx.files.reader import DOMAIN
 
-__all__ = ["DOMAIN", "EARLY", "EARLY_OPSET", "GROUP", "LEAST_OPSET", "PARTS", "STAGE", "VERSION", "function_bytes"]
+__all__ = [
+    "DOMAIN", "EARLY", "EARLY_OPSET", "GROUP", "LEAST_OPSET", "PARTS", "STAGE", "VERSION", "cut_in", "cuts",
+    "function_bytes",
+]  # fmt: skip
 
-VERSION = 1
+VERSION = 2
 LEAST_OPSET = 11  # the first with CumSum
 EARLY, EARLY_OPSET, GROUP = "UnpackEarly", 7, 64  # without it; and how many bytes of a mask have a start of their own
-PARTS = {"UnpackMask4": 4, EARLY: 0}  # how many inputs `after` a function has, if not 1
+# how many inputs `after` a function has, if not 1
+PARTS = {"UnpackMask4": 4, "UnpackParts4": 4, "UnpackParts16": 16, EARLY: 0}
 STAGE = "Stage"
 BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.int32)
 FLOAT, INT32, INT64 = 1, 6, 7
@@ -53,6 +62,21 @@ def function_bytes(name: str, opset: int) -> bytes:
     nodes = body(opset)
     outputs = ["next"] if name == STAGE else ["dense"]
     return function(name, DOMAIN, inputs, outputs, nodes, opset, attributes=attributes)
+
+
+def cut_in(function: str) -> int:
+    """In how many parts this function takes the values; 0: not in parts."""
+    return PARTS[function] if function in PARTS and function.startswith("UnpackParts") else 0
+
+
+def cuts(shape: Sequence[int], parts: int) -> list[int]:
+    """Where the parts of a tensor begin, and where the last ends: whole rows, as like in number as can be.
+
+    >>> cuts((10, 8), 4)
+    [0, 16, 40, 56, 80]
+    """
+    row = math.prod(shape[1:])
+    return [shape[0] * i // parts * row for i in range(parts + 1)]
 
 
 def _positive(opset: int, given: str, out: str) -> list[bytes]:
@@ -134,6 +158,38 @@ def _mask4(opset: int) -> list[bytes]:
         out += [node("Reshape", [f"index_{i}", "part_size"], [f"where_{i}"])]
         out += [node("Gather", ["values", f"where_{i}"], [f"part_{i}"])]
     return [*out, node("Concat", [f"part_{i}" for i in range(4)], ["dense"], {"axis": 0})]
+
+
+def _cut(parts: int) -> Callable[[int], list[bytes]]:
+    def body(opset: int) -> list[bytes]:
+        # where each part of the mask ends, in bytes: rows first, as `cuts` has them
+        out = [
+            *_mask_constants(1), node("Reshape", ["table_count", "column"], ["counts"]),
+            constant("one", np.array([1], np.int64)), constant("last", np.array([64], np.int64)),
+            node("Slice", ["size", "one", "last"], ["tail"]),
+            node("Concat", ["flat", "tail"], ["part_size"], {"axis": 0}),
+            node("Slice", ["size", "first", "one"], ["rows"]), node("Shape", ["mask"], ["bytes"]),
+            constant("steps", np.arange(1, parts + 1)), constant("many", np.array([parts], np.int64)),
+            node("Mul", ["steps", "rows"], ["times"]), node("Div", ["times", "many"], ["row_ends"]),
+            node("Mul", ["row_ends", "bytes"], ["scaled"]), node("Div", ["scaled", "rows"], ["ends"]),
+        ]  # fmt: skip
+        for i in range(parts):
+            out += [
+                constant(f"at_{i}", np.array([i], np.int64)), node("Gather", ["ends", f"at_{i}"], [f"end_{i}"]),
+                node("Cast", [f"after_{i}"], [f"delay_{i}"], {"to": INT64}),
+                node("Add", ["first" if i == 0 else f"end_{i - 1}", f"delay_{i}"], [f"start_{i}"]),
+                node("Slice", ["mask", f"start_{i}", f"end_{i}"], [f"mask_{i}"]),
+                node("Cast", [f"mask_{i}"], [f"byte_{i}"], {"to": INT32}),
+                node("Gather", ["counts", f"byte_{i}"], [f"count_{i}"]),
+                node("CumSum", [f"count_{i}", "axis"], [f"base_{i}"], {"exclusive": 1}),
+                node("Gather", ["table_rank", f"byte_{i}"], [f"rank_{i}"]),
+                node("Add", [f"rank_{i}", f"base_{i}"], [f"place_{i}"]), *_positive(opset, f"place_{i}", f"index_{i}"),
+                node("Reshape", [f"index_{i}", "part_size"], [f"where_{i}"]),
+                node("Gather", [f"values_{i}", f"where_{i}"], [f"part_{i}"]),
+            ]  # fmt: skip
+        return [*out, node("Concat", [f"part_{i}" for i in range(parts)], ["dense"], {"axis": 0})]
+
+    return body
 
 
 def _blocks(opset: int) -> list[bytes]:
@@ -230,10 +286,16 @@ def _stage(opset: int) -> list[bytes]:
     ]  # fmt: skip
 
 
+def _parts_inputs(parts: int) -> list[str]:
+    return ["mask", *(f"values_{i}" for i in range(parts)), *(f"after_{i}" for i in range(parts))]
+
+
 Made = tuple[list[str], list[str], Callable[[int], list[bytes]]]
 FUNCTIONS: dict[str, Made] = {
     "UnpackMask": (["mask", "values", "after"], ["shape"], _mask),
     "UnpackMask4": (["mask", "values", "after_0", "after_1", "after_2", "after_3"], ["shape"], _mask4),
+    "UnpackParts4": (_parts_inputs(4), ["shape"], _cut(4)),
+    "UnpackParts16": (_parts_inputs(16), ["shape"], _cut(16)),
     EARLY: (["mask", "starts", "size", "values"], ["shape", "ends"], _early),
     "UnpackBlocks": (["mask", "values", "after"], ["shape"], _blocks),
     "UnpackGaps4": (["codes", "values", "after"], ["shape", "count"], _gaps(4)),

@@ -70,7 +70,7 @@ def places_of(model: Model, wire: Wire) -> dict[str, Place]:
             if held.recipe is None:
                 found[held.key] = Place(graph, [span], True, location(held), node)
                 continue
-            parts = [found[key] for key in (*held.recipe.where, held.recipe.values)]
+            parts = [found[key] for key in (*held.recipe.where, *held.recipe.values)]
             found[held.key] = Place(graph, [parts[0].fields[0], span, *(p.fields[0] for p in parts[1:])], False,
                                        parts[-1].location, node)  # fmt: skip
     return found
@@ -78,7 +78,7 @@ def places_of(model: Model, wire: Wire) -> dict[str, Place]:
 
 def parts_of(tensor: Tensor) -> tuple[str, ...]:
     """The keys of the tensors that a packed one consists of."""
-    return (*tensor.recipe.where, tensor.recipe.values) if tensor.recipe else ()
+    return (*tensor.recipe.where, *tensor.recipe.values) if tensor.recipe else ()
 
 
 def location(tensor: Tensor) -> str:

@@ -21,7 +21,7 @@ from emp_onnx.files.model_io import Model, Sheet
 from emp_onnx.files.wire import Edit, Piece, Wire
 from emp_onnx.packing.bodies import initializers, sparse
 from emp_onnx.packing.fill import fill_parts
-from emp_onnx.packing.functions import DOMAIN, EARLY
+from emp_onnx.packing.functions import DOMAIN, EARLY, cut_in
 from emp_onnx.packing.header import header
 from emp_onnx.packing.places import Chosen, Place, graphs, location, parts_of, places_of
 from emp_onnx.packing.sidecars import sidecar
@@ -111,16 +111,17 @@ class _Rewrite:
             return initializers(item, [(output, dtype, tensor.shape)], self._write, held), cast
         if form.kind == "coo":
             return sparse(item, self._write), []
-        width, stored = form.width, form.stored + 1
-        values = (stored,) if width == 1 else (stored, width)
+        width, parts = form.width, item.found.counts.parts if cut_in(form.kind) else [form.stored]
         gaps = form.kind.startswith("UnpackGaps")
-        where = (["codes", "high"] if gaps else ["mask", "starts", "size"])[: len(form.parts) - 1]
-        called = [self._free(f"{tensor.name}.{part}") for part in (*where, "values")]
+        where = (["codes", "high"] if gaps else ["mask", "starts", "size"])[: len(form.parts) - len(parts)]
+        several = [f"values.{i}" for i in range(len(parts))] if len(parts) > 1 else ["values"]
+        called = [self._free(f"{tensor.name}.{part}") for part in (*where, *several)]
         heads: list[tuple[str, str, Sequence[int]]] = []
         for part, name, size in zip(where, called, form.parts, strict=False):
             kind, item_size = {"starts": ("int32", 4), "size": ("int64", 8)}.get(part, ("uint8", 1))
             heads.append((name, kind, (size // item_size,)))
-        heads.append((called[-1], dtype, values))
+        for name, many in zip(called[len(where) :], parts, strict=True):
+            heads.append((name, dtype, (many + 1,) if width == 1 else (many + 1, width)))
         made = initializers(item, heads, self._write, held)
         attributes: dict[str, Any] = {"shape": np.array(tensor.shape, np.int64)}
         if gaps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,37 @@ from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.graph import Recipe, Tensor
 from emp_onnx.files.storage import Stored
 from emp_onnx.packing.codes import GapDecoder, join
-from emp_onnx.packing.functions import EARLY, GROUP
+from emp_onnx.packing.functions import EARLY, GROUP, cut_in, cuts
 
 __all__ = ["PackedStored", "unpacking"]
 
-KNOWN = {"UnpackMask", "UnpackMask4", "UnpackBlocks", "UnpackGaps4", "UnpackGaps6", "UnpackGaps8", EARLY}
+KNOWN = {
+    "UnpackMask", "UnpackMask4", "UnpackParts4", "UnpackParts16", "UnpackBlocks", "UnpackGaps4", "UnpackGaps6",
+    "UnpackGaps8", EARLY,
+}  # fmt: skip
 CHUNK = 1 << 16  # bits or codes between two places that are known without counting
 COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 Values = NDArray[Any]
+
+
+@dataclass
+class _Joined(Stored):
+    """Values in parts, read as one: a fill, and then what all parts hold behind theirs."""
+
+    parts: tuple[Stored, ...] = ()
+
+    def read(self, start: int, stop: int) -> Values:
+        """Numbers `start` to `stop`, in memory of their own."""
+        found, done = [np.empty(0, self.dtype)], 1
+        if start == 0 < stop:
+            found.append(self.parts[0].read(0, 1))
+        for part in self.parts:
+            many = part.tensor.size - 1
+            first, last = max(start - done, 0), min(stop - done, many)
+            if last > first:
+                found.append(part.read(1 + first, 1 + last))
+            done += many
+        return np.concatenate(found)
 
 
 @dataclass
@@ -142,6 +166,8 @@ class PackedStored(Stored):
                         raise ModelError(self._wrong("its starts are not those of its mask"))
                 rank += int(found.sum(dtype=np.int64))
             self._index = self._index or [(0, -1)]
+            if isinstance(self.values, _Joined):
+                self._check_parts(self.values.parts)
             last = self.where[0].read(bits // 8, many)
             if bits < 8 * many and (int(last[0]) >> bits % 8 or last[1:].any()):
                 raise ModelError(self._wrong("its mask has bits beyond its end"))
@@ -151,6 +177,19 @@ class PackedStored(Stored):
         if rank != shape[0] - 1:
             raise ModelError(self._wrong(f"it stores {shape[0] - 1} values, and places for {rank}"))
         return self
+
+    def _check_parts(self, parts: tuple[Stored, ...]) -> None:
+        fills = {part.read(0, 1).tobytes() for part in parts}
+        if len(fills) > 1:
+            raise ModelError(self._wrong("its parts have different fills"))
+        for part, (first, last) in zip(parts, pairwise(cuts(self.tensor.shape, len(parts))), strict=True):
+            many = sum(
+                int(COUNT[self.where[0].read(at, min(at + CHUNK // 8, last // 8))].sum(dtype=np.int64))
+                for at in range(first // 8, last // 8, CHUNK // 8)
+            )
+            if first % 8 or last % 8 or many != part.tensor.size - 1:
+                stored = part.tensor.size - 1
+                raise ModelError(self._wrong(f"a part of it stores {stored} values, and places for {many}"))
 
     def _check_codes(self, recipe: Recipe, size: int) -> None:
         width = int(recipe.function[-1])
@@ -181,7 +220,13 @@ def unpacking(tensor: Tensor, part: Callable[[str], Stored]) -> PackedStored:
     """
     recipe = tensor.recipe
     assert recipe is not None
-    values, where = part(recipe.values), tuple(part(key) for key in recipe.where)
+    several, where = tuple(part(key) for key in recipe.values), tuple(part(key) for key in recipe.where)
+    values = several[0]
+    if cut_in(recipe.function):
+        if any(len(s.tensor.shape) != 1 or not s.tensor.size or s.dtype != values.dtype for s in several):
+            raise ModelError(f"packed tensor {quote(tensor.name)} must have parts of one type, each with a fill")
+        shape = (1 + sum(s.tensor.size - 1 for s in several),)
+        values = _Joined(values.tensor._replace(shape=shape), values.dtype, values.source, (), "", None, several)
     types = [np.uint8, np.int32, np.int64] if recipe.function == EARLY else [np.uint8, np.uint8]
     fits = all(s.dtype == dtype and len(s.tensor.shape) == 1 for s, dtype in zip(where, types, strict=False))
     if any(size < 0 for size in tensor.shape) or not fits:

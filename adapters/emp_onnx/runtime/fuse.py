@@ -28,6 +28,7 @@ from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.runtime.fused_body import ATTRIBUTES, Shape, function_of
 from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
+from emp_onnx.runtime.rejoin import rejoin
 
 __all__ = ["FORMS", "Fused", "fuse", "fused_model"]
 
@@ -88,6 +89,7 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
         >>> fuse(onnx.ModelProto())
         []
     """
+    rejoin(model)
     work = _Work(model, every, folder)
     told: list[Fused] = []
     for node in list(model.graph.node):
