@@ -282,8 +282,8 @@ class _Reader(Headers):
             attribute = read_attribute(self.wire, at, end)
             if attribute.name != "ends" and len(attribute.tensors) == 1:
                 numbers[attribute.name] = self.whole(*attribute.tensors[0])
-        many = {"UnpackGaps6": 2, "UnpackEarly": 3}.get(op, 1)
         cut = int(op[11:]) if op.startswith("UnpackParts") and op[11:].isdecimal() and len(op) < 14 else 1
+        many = {"UnpackGaps6": 2, "UnpackEarly": 3}.get(op, cut)
         parts = [tensor for name in inputs[: many + cut] if (tensor := graph.tensors.get(name)) is not None]
         if len(parts) != many + cut or cut < 1 or "shape" not in numbers:
             return None

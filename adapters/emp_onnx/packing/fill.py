@@ -31,23 +31,26 @@ def fill_parts(model: Model, key: str, form: Form, found: Survey, at: Sequence[i
         _coo(form, found, at, put, pieces)
         return
     width, stored = form.width, 0
-    first = len(at) - max(cut_in(form.kind), 1)  # where the values, or the first of their parts, begin
-    begins = dict(zip(found.counts.cuts, at[first:], strict=False)) if cut_in(form.kind) else {0: at[-1]}
-    for begin in at[first:]:
-        put(begin, np.full(width, found.fill).view(np.uint8).data)
-    place = 0
+    parts = cut_in(form.kind)
+    # for each part the element it begins with, and where its mask and its values go
+    firsts = enumerate(found.counts.cuts[:parts])
+    begins = {first: (at[i], at[parts + i]) for i, first in firsts} or {0: (at[0], at[-1])}
+    place = mask_at = begun = 0
     if form.kind == EARLY:
         put(at[2], np.array(model.tensors[key].shape, "<i8").view(np.uint8).data)
     codes = _Codes(form, at, put) if form.kind.startswith("UnpackGaps") else None
     for start, values in _cut(pieces, list(begins)):
         mask = stored_mask(values, found.fill)
-        place = begins[start] + width * item if start in begins else place
+        if start in begins:
+            begun, (mask_at, place) = start, begins[start]
+            put(place, np.full(width, found.fill).view(np.uint8).data)
+            place += width * item
         if width > 1:
             mask, values = np.asarray(mask.reshape(-1, width).any(axis=1)), values.reshape(-1, width)
         if codes is not None:
             codes.add(mask, start)
         else:
-            put(at[0] + start // width // 8, np.packbits(mask, bitorder="little").data)
+            put(mask_at + (start - begun) // width // 8, np.packbits(mask, bitorder="little").data)
         if form.kind == EARLY:
             groups = np.add.reduceat(mask, np.arange(0, mask.size, 8 * GROUP), dtype=np.int64)
             starts = (stored + np.cumsum(groups) - groups).astype("<i4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ TARGETS = ("onnxruntime", "onnxruntime-web", "checker-strict")
 DTYPES = {"float32", "float16", "bfloat16", "float64", "int8", "uint8"}
 NO_GAPS = {"bfloat16"}  # onnxruntime has no Expand for it
 FOLDED = 1 << 28  # elements up to which onnxruntime folds: at most 1 GiB of whole numbers of 32 bits
-PARTED = {1 << 18: "UnpackParts4", 1 << 23: "UnpackParts16"}  # elements from which a mask is unpacked in parts, by what
+PARTED = {1 << 18: "UnpackParts4", 1 << 22: "UnpackParts8"}  # elements from which a mask is unpacked in parts, by what
 NODE = 160  # bytes that a node and the headers of its inputs take, without names
 
 
@@ -129,7 +130,9 @@ def forms(
     values = (counts.stored + 1) * item
     function = parted(tensor) if counts.parts or not cut else ""
     if function and cut:
-        yield Form(function, 1, (-(-n // 8), *((many + 1) * item for many in counts.parts)), 0, counts.stored)
+        masks = (last // 8 - first // 8 for first, last in pairwise(counts.cuts))
+        stored = ((many + 1) * item for many in counts.parts)
+        yield Form(function, 1, (*masks, *stored), 0, counts.stored)
     else:
         four = function and n % 32 == 0 and tensor.shape[0] % 4 == 0
         yield Form("UnpackMask4" if four else "UnpackMask", 1, (-(-n // 8), values), 0, counts.stored)

@@ -5,8 +5,8 @@ are initializers. `values` begins with the fill (what stands wherever nothing is
 the stored values in flat order. In which places they stand is said in one of these ways:
 
 - `UnpackMask` (mask: uint8): one bit per element, the lowest bit of a byte first; 1 = stored.
-- `UnpackParts4`, `UnpackParts16`: the same, and the values are in so many parts, each of some rows of the tensor (of
-  its first axis), and each with a fill of its own: see `cuts`.
+- `UnpackParts4`, `UnpackParts8`: the same in so many parts, each of some rows of the tensor (of its first axis: see
+  `cuts`), and each with values that begin with the fill. The masks of all parts are given first, then all values.
 - `UnpackMask4`: the same as `UnpackMask`, unpacked in four parts: what version 1 had, and sidecar files still have.
 - `UnpackEarly` (mask: uint8, starts: int32, size: int64): the same for opsets 7 to 10: the mask is filled up to whole
   groups of 64 bytes, `starts` says how many values are stored before each; `size` is the shape once more.
@@ -46,7 +46,7 @@ VERSION = 2
 LEAST_OPSET = 11  # the first with CumSum
 EARLY, EARLY_OPSET, GROUP = "UnpackEarly", 7, 64  # without it; and how many bytes of a mask have a start of their own
 # how many inputs `after` a function has, if not 1
-PARTS = {"UnpackMask4": 4, "UnpackParts4": 4, "UnpackParts16": 16, EARLY: 0}
+PARTS = {"UnpackMask4": 4, "UnpackParts4": 4, "UnpackParts8": 8, EARLY: 0}
 STAGE = "Stage"
 BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little").astype(np.int32)
 FLOAT, INT32, INT64 = 1, 6, 7
@@ -65,7 +65,7 @@ def function_bytes(name: str, opset: int) -> bytes:
 
 
 def cut_in(function: str) -> int:
-    """In how many parts this function takes the values; 0: not in parts."""
+    """In how many parts this function takes a tensor; 0: not in parts."""
     return PARTS[function] if function in PARTS and function.startswith("UnpackParts") else 0
 
 
@@ -162,24 +162,19 @@ def _mask4(opset: int) -> list[bytes]:
 
 def _cut(parts: int) -> Callable[[int], list[bytes]]:
     def body(opset: int) -> list[bytes]:
-        # where each part of the mask ends, in bytes: rows first, as `cuts` has them
         out = [
             *_mask_constants(1), node("Reshape", ["table_count", "column"], ["counts"]),
             constant("one", np.array([1], np.int64)), constant("last", np.array([64], np.int64)),
             node("Slice", ["size", "one", "last"], ["tail"]),
             node("Concat", ["flat", "tail"], ["part_size"], {"axis": 0}),
-            node("Slice", ["size", "first", "one"], ["rows"]), node("Shape", ["mask"], ["bytes"]),
-            constant("steps", np.arange(1, parts + 1)), constant("many", np.array([parts], np.int64)),
-            node("Mul", ["steps", "rows"], ["times"]), node("Div", ["times", "many"], ["row_ends"]),
-            node("Mul", ["row_ends", "bytes"], ["scaled"]), node("Div", ["scaled", "rows"], ["ends"]),
         ]  # fmt: skip
         for i in range(parts):
+            # what delays is the shape of the bytes: nothing of a later part is made before
             out += [
-                constant(f"at_{i}", np.array([i], np.int64)), node("Gather", ["ends", f"at_{i}"], [f"end_{i}"]),
                 node("Cast", [f"after_{i}"], [f"delay_{i}"], {"to": INT64}),
-                node("Add", ["first" if i == 0 else f"end_{i - 1}", f"delay_{i}"], [f"start_{i}"]),
-                node("Slice", ["mask", f"start_{i}", f"end_{i}"], [f"mask_{i}"]),
-                node("Cast", [f"mask_{i}"], [f"byte_{i}"], {"to": INT32}),
+                node("Add", ["flat", f"delay_{i}"], [f"line_{i}"]),
+                node("Reshape", [f"mask_{i}", f"line_{i}"], [f"plain_{i}"]),
+                node("Cast", [f"plain_{i}"], [f"byte_{i}"], {"to": INT32}),
                 node("Gather", ["counts", f"byte_{i}"], [f"count_{i}"]),
                 node("CumSum", [f"count_{i}", "axis"], [f"base_{i}"], {"exclusive": 1}),
                 node("Gather", ["table_rank", f"byte_{i}"], [f"rank_{i}"]),
@@ -287,7 +282,7 @@ def _stage(opset: int) -> list[bytes]:
 
 
 def _parts_inputs(parts: int) -> list[str]:
-    return ["mask", *(f"values_{i}" for i in range(parts)), *(f"after_{i}" for i in range(parts))]
+    return [f"{name}_{i}" for name in ("mask", "values", "after") for i in range(parts)]
 
 
 Made = tuple[list[str], list[str], Callable[[int], list[bytes]]]
@@ -295,7 +290,7 @@ FUNCTIONS: dict[str, Made] = {
     "UnpackMask": (["mask", "values", "after"], ["shape"], _mask),
     "UnpackMask4": (["mask", "values", "after_0", "after_1", "after_2", "after_3"], ["shape"], _mask4),
     "UnpackParts4": (_parts_inputs(4), ["shape"], _cut(4)),
-    "UnpackParts16": (_parts_inputs(16), ["shape"], _cut(16)),
+    "UnpackParts8": (_parts_inputs(8), ["shape"], _cut(8)),
     EARLY: (["mask", "starts", "size", "values"], ["shape", "ends"], _early),
     "UnpackBlocks": (["mask", "values", "after"], ["shape"], _blocks),
     "UnpackGaps4": (["codes", "values", "after"], ["shape", "count"], _gaps(4)),

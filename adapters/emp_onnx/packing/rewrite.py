@@ -111,16 +111,18 @@ class _Rewrite:
             return initializers(item, [(output, dtype, tensor.shape)], self._write, held), cast
         if form.kind == "coo":
             return sparse(item, self._write), []
-        width, parts = form.width, item.found.counts.parts if cut_in(form.kind) else [form.stored]
+        width, cut = form.width, cut_in(form.kind)
+        stored = item.found.counts.parts if cut else [form.stored]
         gaps = form.kind.startswith("UnpackGaps")
-        where = (["codes", "high"] if gaps else ["mask", "starts", "size"])[: len(form.parts) - len(parts)]
-        several = [f"values.{i}" for i in range(len(parts))] if len(parts) > 1 else ["values"]
-        called = [self._free(f"{tensor.name}.{part}") for part in (*where, *several)]
+        where = (["codes", "high"] if gaps else ["mask", "starts", "size"])[: len(form.parts) - 1]
+        where = [f"mask.{i}" for i in range(cut)] or where
+        parts = [f"values.{i}" for i in range(cut)] or ["values"]
+        called = [self._free(f"{tensor.name}.{part}") for part in (*where, *parts)]
         heads: list[tuple[str, str, Sequence[int]]] = []
         for part, name, size in zip(where, called, form.parts, strict=False):
             kind, item_size = {"starts": ("int32", 4), "size": ("int64", 8)}.get(part, ("uint8", 1))
             heads.append((name, kind, (size // item_size,)))
-        for name, many in zip(called[len(where) :], parts, strict=True):
+        for name, many in zip(called[len(where) :], stored, strict=True):
             heads.append((name, dtype, (many + 1,) if width == 1 else (many + 1, width)))
         made = initializers(item, heads, self._write, held)
         attributes: dict[str, Any] = {"shape": np.array(tensor.shape, np.int64)}

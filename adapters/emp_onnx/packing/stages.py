@@ -6,6 +6,7 @@ before constants are folded, so stage 1 is known in the first pass, and stage n 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from emp_onnx.packing.places import Chosen, Place
 
 __all__ = ["count", "stage_name", "stage_nodes", "stages_of", "staging"]
 
+SHARES = (44, 38, 34, 31, 28, 26, 24, 22, 20)
+ENDS = [sum(SHARES[: i + 1]) / sum(SHARES) for i in range(9)]
 STAGES = 9  # passes that onnxruntime makes, less one: unpacking is spread over them
 STAGED = 1 << 25  # dense bytes from which it is spread at all
 
@@ -31,7 +34,7 @@ def stages_of(chosen: Sequence[Chosen]) -> dict[str, list[int]]:
     for item in packed:
         many, size = PARTS.get(item.form.kind, 1), _dense_bytes(item)
         steps = [done + size * i // max(many, 1) for i in range(many)]
-        out[item.tensor.key] = [1 + step * STAGES // total if total >= STAGED else 0 for step in steps]
+        out[item.tensor.key] = [1 + bisect_right(ENDS, step / total) if total >= STAGED else 0 for step in steps]
         done += size
     return out
 

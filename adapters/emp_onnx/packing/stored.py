@@ -20,7 +20,7 @@ from emp_onnx.packing.functions import EARLY, GROUP, cut_in, cuts
 __all__ = ["PackedStored", "unpacking"]
 
 KNOWN = {
-    "UnpackMask", "UnpackMask4", "UnpackParts4", "UnpackParts16", "UnpackBlocks", "UnpackGaps4", "UnpackGaps6",
+    "UnpackMask", "UnpackMask4", "UnpackParts4", "UnpackParts8", "UnpackBlocks", "UnpackGaps4", "UnpackGaps6",
     "UnpackGaps8", EARLY,
 }  # fmt: skip
 CHUNK = 1 << 16  # bits or codes between two places that are known without counting
@@ -30,22 +30,35 @@ Values = NDArray[Any]
 
 @dataclass
 class _Joined(Stored):
-    """Values in parts, read as one: a fill, and then what all parts hold behind theirs."""
+    """Parts read as one: a fill, and then what all of them hold behind theirs; or, of masks, just all of them.
+
+    Attributes:
+        parts: these.
+        fills: how many numbers each begins with that are the same in all: 1, or 0.
+    """
 
     parts: tuple[Stored, ...] = ()
+    fills: int = 0
 
     def read(self, start: int, stop: int) -> Values:
         """Numbers `start` to `stop`, in memory of their own."""
-        found, done = [np.empty(0, self.dtype)], 1
-        if start == 0 < stop:
-            found.append(self.parts[0].read(0, 1))
+        found, done = [np.empty(0, self.dtype)], self.fills
+        if start < self.fills < stop + 1:
+            found.append(self.parts[0].read(start, self.fills))
         for part in self.parts:
-            many = part.tensor.size - 1
+            many = part.tensor.size - self.fills
             first, last = max(start - done, 0), min(stop - done, many)
             if last > first:
-                found.append(part.read(1 + first, 1 + last))
+                found.append(part.read(self.fills + first, self.fills + last))
             done += many
         return np.concatenate(found)
+
+    @classmethod
+    def of(cls, parts: tuple[Stored, ...], fills: int) -> _Joined:
+        """These parts as one."""
+        size = fills + sum(part.tensor.size - fills for part in parts)
+        first = parts[0]
+        return cls(first.tensor._replace(shape=(size,)), first.dtype, first.source, (), "", None, parts, fills)
 
 
 @dataclass
@@ -166,8 +179,8 @@ class PackedStored(Stored):
                         raise ModelError(self._wrong("its starts are not those of its mask"))
                 rank += int(found.sum(dtype=np.int64))
             self._index = self._index or [(0, -1)]
-            if isinstance(self.values, _Joined):
-                self._check_parts(self.values.parts)
+            if isinstance(self.values, _Joined) and isinstance(self.where[0], _Joined):
+                self._check_parts(self.where[0].parts, self.values.parts)
             last = self.where[0].read(bits // 8, many)
             if bits < 8 * many and (int(last[0]) >> bits % 8 or last[1:].any()):
                 raise ModelError(self._wrong("its mask has bits beyond its end"))
@@ -178,17 +191,15 @@ class PackedStored(Stored):
             raise ModelError(self._wrong(f"it stores {shape[0] - 1} values, and places for {rank}"))
         return self
 
-    def _check_parts(self, parts: tuple[Stored, ...]) -> None:
-        fills = {part.read(0, 1).tobytes() for part in parts}
-        if len(fills) > 1:
+    def _check_parts(self, masks: tuple[Stored, ...], parts: tuple[Stored, ...]) -> None:
+        if len({part.read(0, 1).tobytes() for part in parts}) > 1:
             raise ModelError(self._wrong("its parts have different fills"))
-        for part, (first, last) in zip(parts, pairwise(cuts(self.tensor.shape, len(parts))), strict=True):
-            many = sum(
-                int(COUNT[self.where[0].read(at, min(at + CHUNK // 8, last // 8))].sum(dtype=np.int64))
-                for at in range(first // 8, last // 8, CHUNK // 8)
-            )
-            if first % 8 or last % 8 or many != part.tensor.size - 1:
-                stored = part.tensor.size - 1
+        for mask, part, (first, last) in zip(masks, parts, pairwise(cuts(self.tensor.shape, len(parts))), strict=True):
+            if first % 8 or 8 * mask.tensor.size != last - first:
+                raise ModelError(self._wrong(f"a mask of it must have {(last - first) / 8:g} bytes"))
+            pieces = ((at, min(at + CHUNK // 8, mask.tensor.size)) for at in range(0, mask.tensor.size, CHUNK // 8))
+            many, stored = sum(int(COUNT[mask.read(*p)].sum(dtype=np.int64)) for p in pieces), part.tensor.size - 1
+            if many != stored:
                 raise ModelError(self._wrong(f"a part of it stores {stored} values, and places for {many}"))
 
     def _check_codes(self, recipe: Recipe, size: int) -> None:
@@ -223,10 +234,10 @@ def unpacking(tensor: Tensor, part: Callable[[str], Stored]) -> PackedStored:
     several, where = tuple(part(key) for key in recipe.values), tuple(part(key) for key in recipe.where)
     values = several[0]
     if cut_in(recipe.function):
-        if any(len(s.tensor.shape) != 1 or not s.tensor.size or s.dtype != values.dtype for s in several):
+        one = all(s.dtype == values.dtype for s in several) and all(s.dtype == np.uint8 for s in where)
+        if not one or any(len(s.tensor.shape) != 1 or not s.tensor.size for s in (*where, *several)):
             raise ModelError(f"packed tensor {quote(tensor.name)} must have parts of one type, each with a fill")
-        shape = (1 + sum(s.tensor.size - 1 for s in several),)
-        values = _Joined(values.tensor._replace(shape=shape), values.dtype, values.source, (), "", None, several)
+        values, where = _Joined.of(several, 1), (_Joined.of(where, 0),)
     types = [np.uint8, np.int32, np.int64] if recipe.function == EARLY else [np.uint8, np.uint8]
     fits = all(s.dtype == dtype and len(s.tensor.shape) == 1 for s, dtype in zip(where, types, strict=False))
     if any(size < 0 for size in tensor.shape) or not fits:

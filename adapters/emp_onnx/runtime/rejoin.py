@@ -27,22 +27,19 @@ def rejoin(model: onnx.ModelProto) -> None:
     made: set[str] = set()
     for node in nodes:
         parts = cut_in(node.op_type)
-        names = list(node.input[1 : 1 + parts])
-        values = [tensors[name] for name in names if name in tensors and uses[name] == 1]
-        if len(values) < parts or not all(tensor.HasField("raw_data") and tensor.dims for tensor in values):
+        names = list(node.input[: 2 * parts])
+        held = [tensors[name] for name in names if name in tensors and uses[name] == 1]
+        if len(held) < 2 * parts or not all(tensor.HasField("raw_data") and tensor.dims for tensor in held):
             continue
-        item = len(values[0].raw_data) // values[0].dims[0]  # each part begins with a fill: that of the first is enough
-        first, rest = values[0], values[1:]
-        first.raw_data = b"".join([first.raw_data, *(tensor.raw_data[item:] for tensor in rest)])
-        first.dims[0] += sum(tensor.dims[0] - 1 for tensor in rest)
-        gone.update(names[1:])
+        _join(held[:parts], 0)
+        _join(held[parts:], 1)
+        gone.update((*names[1:parts], *names[parts + 1 :]))
         shape = shape_of(node)
         many = 4 if shape[0] % 4 == 0 and math.prod(shape) % 32 == 0 else 1
-        after = list(node.input[1 + parts :])[:: parts // many]
-        mask = node.input[0]
+        after = list(node.input[2 * parts :])[:: parts // many]
         node.op_type = "UnpackMask4" if many == 4 else "UnpackMask"
         del node.input[:]
-        node.input.extend([mask, names[0], *after])
+        node.input.extend([names[0], names[parts], *after])
         made.add(node.op_type)
     for i in reversed([i for i, tensor in enumerate(graph.initializer) if tensor.name in gone]):
         del graph.initializer[i]
@@ -53,3 +50,11 @@ def rejoin(model: onnx.ModelProto) -> None:
     kept = [item for item in model.functions if item.domain != DOMAIN or not cut_in(item.name) or item.name in used]
     del model.functions[:]
     model.functions.extend(kept)
+
+
+def _join(parts: list[onnx.TensorProto], fills: int) -> None:
+    """Make the first of these tensors all of them; each begins with so many numbers that are needed only once."""
+    first, rest = parts[0], parts[1:]
+    skip = len(first.raw_data) // first.dims[0] * fills
+    first.raw_data = b"".join([first.raw_data, *(tensor.raw_data[skip:] for tensor in rest)])
+    first.dims[0] += sum(tensor.dims[0] - fills for tensor in rest)
