@@ -88,10 +88,16 @@ def decoded(node: onnx.NodeProto, tensors: dict[str, TensorProto]) -> bytes:
     attributes = {a.name: numpy_helper.to_array(a.t) for a in node.attribute if a.name != "ends"}
     size = int(np.prod(attributes["shape"]))
     inputs = [tensors[name] for name in node.input if name in tensors and "stage" not in name]
-    values, where = inputs[-1], [numpy_helper.to_array(t).tolist() for t in inputs[:-1]]
+    parts = int(node.op_type[11:]) if node.op_type.startswith("UnpackParts") else 1
+    several, where = inputs[-parts:], [numpy_helper.to_array(t).tolist() for t in inputs[:-parts]]
+    if parts > 1:
+        where = [[byte for mask in where for byte in mask]]
+    values = several[0]
     width = values.dims[1] if len(values.dims) > 1 else 1
     item = len(values.raw_data) // (values.dims[0] * width) * width
-    stored = [values.raw_data[i : i + item] for i in range(0, len(values.raw_data), item)]
+    stored = [values.raw_data[:item]]
+    for part in several:
+        stored += [part.raw_data[i : i + item] for i in range(item, len(part.raw_data), item)]
     if "Gaps" not in node.op_type:
         out, rank = [], 0
         for i in range(size // width):

@@ -1,4 +1,4 @@
-"""Large models are unpacked in stages: one for each of onnxruntime's passes, each a like share of the bytes."""
+"""Large models are unpacked in stages: one for each of onnxruntime's passes, each a little less than the one before."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def network(layers: int, size: int, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("layers", [3, 4, 10])
-def test_each_pass_unpacks_a_like_share(
+@pytest.mark.parametrize("layers", [4, 10])
+def test_each_pass_unpacks_its_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], layers: int
 ) -> None:
     monkeypatch.setattr(stages, "STAGED", 0)
@@ -47,7 +47,8 @@ def test_each_pass_unpacks_a_like_share(
     assert used == sorted(used)
     shares = np.bincount(used, minlength=stages.STAGES + 1)
     assert shares[0] == 0  # what stage 0 begins would be done in the pass of stage 1
-    assert shares[1:].max() - shares[1:].min() <= 1
+    wanted = stages.SHRINK ** np.arange(stages.STAGES)
+    assert (np.abs(shares[1:] - len(used) * wanted / wanted.sum()) <= 1).all()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 0
     options.optimized_model_filepath = str(tmp_path / "folded.onnx")

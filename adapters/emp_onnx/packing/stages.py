@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -20,9 +21,8 @@ from emp_onnx.packing.places import Chosen, Place
 
 __all__ = ["count", "stage_name", "stage_nodes", "stages_of", "staging"]
 
-SHARES = (44, 38, 34, 31, 28, 26, 24, 22, 20)
-ENDS = [sum(SHARES[: i + 1]) / sum(SHARES) for i in range(9)]
 STAGES = 9  # passes that onnxruntime makes, less one: unpacking is spread over them
+SHRINK = 0.9  # what each stage does of the one before: the more is unpacked, the less room there is
 STAGED = 1 << 25  # dense bytes from which it is spread at all
 
 
@@ -30,11 +30,13 @@ def stages_of(chosen: Sequence[Chosen]) -> dict[str, list[int]]:
     """For each packed tensor the stages in which its parts are unpacked."""
     packed = [item for item in chosen if item.form.kind not in ("dense", "coo")]
     total = sum(map(_dense_bytes, packed))
+    ends = [*accumulate(SHRINK**i for i in range(STAGES))]
+    ends = [end / ends[-1] for end in ends]
     done, out = 0, dict[str, list[int]]()
     for item in packed:
         many, size = PARTS.get(item.form.kind, 1), _dense_bytes(item)
         steps = [done + size * i // max(many, 1) for i in range(many)]
-        out[item.tensor.key] = [1 + bisect_right(ENDS, step / total) if total >= STAGED else 0 for step in steps]
+        out[item.tensor.key] = [1 + bisect_right(ends, step / total) if total >= STAGED else 0 for step in steps]
         done += size
     return out
 
