@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,10 @@ from tests.benchmarks._report import machine, table, write
 
 LEVELS = ((0.6366, "36 %, β = 1"), (0.5, "50 %"), (0.4, "60 %"), (0.2, "80 %"), (0.1, "90 %"), (0.05, "95 %"))
 FLOORS = (0.68, 0.54, 0.44, 0.24, 0.14, 0.09)
+LARGE = [(4096, 4096)] * 4
+BLOCK = [*[(768, 768)] * 4, (768, 3072), (3072, 768)]  # the shapes of a block of a transformer
 ROUNDS = 5
+PROCESSES = 8  # that measure latency: where memory lies differs between them
 
 LOADER = """
 import json, sys, time, resource
@@ -48,19 +51,45 @@ cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
 print(json.dumps({"cpu": cpu, "wall": wall, "peak": line("VmHWM") - before, "rest": line("VmRSS") - before}))
 """
 
+# the median of ratios to the first file, runs in turn and in an order that changes
+LATENCY = """
+import json, statistics, sys, time
+import numpy as np, onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+turn, paths = int(sys.argv[1]), sys.argv[2:]
+made = {}
+for i in range(len(paths)):  # another is loaded first each time
+    which = (i + turn) % len(paths)
+    made[which] = onnxruntime.InferenceSession(paths[which], options, providers=["CPUExecutionProvider"])
+x = {"x0": np.random.default_rng(1).standard_normal((1, made[0].get_inputs()[0].shape[1])).astype(np.float32)}
+assert len({session.run(None, x)[0].tobytes() for session in made.values()}) == 1
+ratios = [[] for _ in paths[1:]]
+for i in range(60):
+    taken = {}
+    for j in range(len(paths)):
+        which = (i + j if i // len(paths) % 2 else i - j) % len(paths)
+        start = time.process_time()
+        made[which].run(None, x)
+        taken[which] = time.process_time() - start
+    for k in range(1, len(paths)):
+        ratios[k - 1].append(taken[k] / taken[0])
+print(json.dumps([statistics.median(some) for some in ratios]))
+"""
 
-def network(layers: int, size: int, density: float, path: Path) -> Path:
+
+def network(shapes: Sequence[tuple[int, int]], density: float, path: Path) -> Path:
     """Layers of Gaussian weights, of which only the largest are kept."""
     rng, tensors, nodes = np.random.default_rng(0), [], []
-    for i in range(layers):
-        weight = rng.standard_normal((size, size), dtype=np.float32) / np.float32(np.sqrt(size))
-        sample = np.abs(weight.reshape(-1)[:: max(1, size * size // 100_000)])
+    for i, shape in enumerate(shapes):
+        weight = rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[0]))
+        sample = np.abs(weight.reshape(-1)[:: max(1, weight.size // 100_000)])
         weight[np.abs(weight) < np.quantile(sample, 1 - density)] = 0
         tensors.append(numpy_helper.from_array(weight, f"w{i}"))
         nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]))
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [value("x0", 1, ["n", size])], [value(f"x{layers}", 1, ["n", size])], tensors
+        nodes, "g", [value("x0", 1, ["n", shapes[0][0]])], [value(f"x{len(shapes)}", 1, ["n", shapes[-1][1]])], tensors
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
@@ -116,7 +145,7 @@ def sizes(folder: Path) -> str:
     """The table of sizes."""
     rows = []
     for (density, name), floor in zip(LEVELS, FLOORS, strict=True):
-        path = network(1, 1024, density, folder / "one.onnx")
+        path = network([(1024, 1024)], density, folder / "one.onnx")
         done = pack(path, folder / "packed.onnx")
         row, dense = done.rows[0], path.stat().st_size
         bound = entropy_bound(1024**2, round(row.density * 1024**2), 4)
@@ -137,10 +166,14 @@ def sizes(folder: Path) -> str:
 
 
 def loads(folder: Path) -> str:
-    """The table of load time, memory and latency: 4 × 4096²."""
+    """The table of load time and memory."""
     rows = []
-    for density, name in ((0.5, "50 %"), (0.1, "90 %")):
-        dense = network(4, 4096, density, folder / "dense.onnx")
+    for shapes, density, name in (
+        (LARGE, 0.5, "4 × 4096², 50 %"), (LARGE, 0.1, "4 × 4096², 90 %"),
+        ([(2048, 2048)] * 16, 0.5, "16 × 2048², 50 %"),
+        (BLOCK * 8, 0.5, "48 weights of 768 and 3072, 50 %"),
+    ):  # fmt: skip
+        dense = network(shapes, density, folder / "dense.onnx")
         files = {"dense": dense, "packed": pack(dense, folder / "packed.onnx").out}
         if sparsified(dense, folder / "script.onnx") < dense.stat().st_size:
             files["onnxruntime's script"] = folder / "script.onnx"
@@ -153,44 +186,42 @@ def loads(folder: Path) -> str:
                 seen[which].append(json.loads(told.stdout))
         least = {w: {k: min(s[k] for s in some) for k in ("cpu", "wall", "peak", "rest")} for w, some in seen.items()}
         for which, path in files.items():
-            ratio = 1.0 if which == "dense" else latency(dense, path)
             one = least[which]
             rows.append([
                 f"{name}, {which}", f"{path.stat().st_size / 1e6:.1f}", f"{one['cpu']:.2f}",
                 f"{one['cpu'] / least['dense']['cpu']:.2f}", f"{one['peak'] / 1e6:.0f}",
                 f"{one['peak'] / least['dense']['peak']:.2f}", f"{one['rest'] / 1e6:.0f}",
-                "1" if which == "dense" else f"{ratio:.3f}",
             ])  # fmt: skip
-    head = ["4 × 4096²", "file, MB", "load, CPU s", "× dense", "peak while loading, MB", "× dense", "after, MB",
-            "latency, × dense"]  # fmt: skip
+    head = ["", "file, MB", "load, CPU s", "× dense", "peak while loading, MB", "× dense", "after, MB"]
     return table(head, rows)
 
 
-def latency(one: Path, other: Path) -> float:
-    """The median of ratios of latencies, runs in turn, one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    both = [onnxruntime.InferenceSession(str(p), options, providers=["CPUExecutionProvider"]) for p in (one, other)]
-    x = {"x0": np.random.default_rng(1).standard_normal((1, both[0].get_inputs()[0].shape[1])).astype(np.float32)}
-    assert both[0].run(None, x)[0].tobytes() == both[1].run(None, x)[0].tobytes()
-    ratios = []
-    for i in range(200):
-        taken = [0.0, 0.0]
-        for which in (0, 1) if i % 2 else (1, 0):
-            start = time.process_time()
-            both[which].run(None, x)
-            taken[which] = time.process_time() - start
-        ratios.append(taken[1] / taken[0])
-    return statistics.median(ratios)
+def latencies(folder: Path) -> str:
+    """The table of latency: the packed file, and the dense one once more, against the dense one."""
+    rows = []
+    for density, name in ((0.5, "50 %"), (0.1, "90 %")):
+        dense = network(LARGE, density, folder / "dense.onnx")
+        files = {"dense, a second session": dense, "packed": pack(dense, folder / "packed.onnx").out}
+        seen: dict[str, list[float]] = {which: [] for which in files}
+        for i in range(PROCESSES):
+            command = [sys.executable, "-c", LATENCY, str(i), str(dense), *map(str, files.values())]
+            told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            for which, ratio in zip(files, told, strict=True):
+                seen[which].append(ratio)
+        for which, some in seen.items():
+            rows.append([
+                f"{name}, {which}", f"{statistics.median(some):.3f}", f"{min(some):.3f} to {max(some):.3f}",
+                f"{statistics.stdev(some) / len(some) ** 0.5:.3f}",
+            ])  # fmt: skip
+    head = ["4 × 4096², one row, one thread", "latency, × dense: median", f"of {PROCESSES} processes", "standard error"]
+    return table(head, rows)
 
 
 def speed(folder: Path) -> str:
     """The table of the speed of packing and unpacking, without and with the checks."""
     rows = []
     for density, name in ((0.5, "50 %"), (0.1, "90 %")):
-        dense = network(2, 4096, density, folder / "dense.onnx")
+        dense = network(LARGE[:2], density, folder / "dense.onnx")
         size = dense.stat().st_size
         taken: dict[str, float] = {}
         beside: dict[str, float] = {}
@@ -231,11 +262,12 @@ def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--only", choices=["loads", "speed", "sizes", "machine"], help="this table alone")
+    parser.add_argument("--only", choices=["loads", "latency", "speed", "sizes", "machine"], help="this table alone")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     about: dict[str, Callable[[Path], str]] = {
-        "loads": loads, "speed": speed, "sizes": sizes, "machine": lambda _: machine("onnxruntime", "onnx", "numpy"),
+        "loads": loads, "latency": latencies, "speed": speed, "sizes": sizes,
+        "machine": lambda _: machine("onnxruntime", "onnx", "numpy"),
     }  # fmt: skip
     for marker, measure in about.items():
         if options.only not in (None, marker):
