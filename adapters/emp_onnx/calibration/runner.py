@@ -84,6 +84,7 @@ class Values:
         self._at: dict[str, dict[int, Array | Path]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
+        self._shapes: dict[Path, tuple[int, ...]] = {}
 
     def __del__(self) -> None:
         if self._folder is not None:
@@ -104,6 +105,11 @@ class Values:
         found = self._at.get(name, {}).get(feed)
         return np.load(found) if isinstance(found, Path) else found
 
+    def shape(self, name: str, feed: int) -> tuple[int, ...] | None:
+        """The shape of a value, or None where the feed does not reach it."""
+        found = self._at.get(name, {}).get(feed)
+        return None if found is None else self._shapes[found] if isinstance(found, Path) else found.shape
+
     def drop(self, keep: Iterable[str]) -> None:
         """Forget everything else."""
         stay = set(keep)
@@ -111,6 +117,7 @@ class Values:
             for value in self._at.pop(name).values():
                 if isinstance(value, Path):
                     value.unlink(missing_ok=True)
+                    del self._shapes[value]
                 elif value.dtype.kind != "O" and value.nbytes > SMALL:
                     self.held -= value.nbytes
 
@@ -121,6 +128,7 @@ class Values:
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.npy"
         np.save(path, value)
+        self._shapes[path] = value.shape
         return path
 
 
