@@ -8,6 +8,7 @@ import pytest
 
 import emp_core
 from emp_core import Blocks, Groups, Labels, Moments, PoolError, Rows, criteria
+from emp_core._namespace import keep_subnormals
 
 
 def torch_cpu(a):
@@ -45,11 +46,17 @@ def strict_array(a):
     return pytest.importorskip("array_api_strict", reason="array-api-strict is not installed").asarray(a)
 
 
+def strict_elsewhere(a):
+    """On a device that is not the library's own first one: whatever is made there by default does not mix."""
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    return strict.asarray(a, device=strict.Device("device1"))
+
+
 def tensorflow_array(a):
     return pytest.importorskip("tensorflow", reason="TensorFlow is not installed").constant(a)
 
 
-LIBRARIES = [torch_cpu, torch_cuda, jax_array, jax_gpu, cupy_array, strict_array, tensorflow_array]
+LIBRARIES = [torch_cpu, torch_cuda, jax_array, jax_gpu, cupy_array, strict_array, strict_elsewhere, tensorflow_array]
 
 
 @pytest.fixture(params=LIBRARIES, ids=lambda f: f.__name__)
@@ -63,7 +70,10 @@ def host(a):
         a = a.detach().cpu()
     if hasattr(a, "get") and type(a).__module__.startswith("cupy"):
         a = a.get()
-    return np.asarray(a)
+    try:
+        return np.asarray(a)
+    except RuntimeError:  # of another device
+        return np.from_dlpack(a)
 
 
 def arrays():
@@ -159,6 +169,22 @@ def test_bounds_on_arrays(make):
         np.testing.assert_allclose(
             host(found), bound(v, n=4, k=k), rtol=1e-5 if make in (jax_array, jax_gpu) else 1e-14
         )
+
+
+def test_subnormals_are_kept_where_a_library_would_flush_them():
+    """With NumPy in the place of CuPy, which does not run here."""
+    r = np.random.default_rng(0)
+    tiny = np.array([0.0, -0.0, 1e-45, -1e-45, 1.1754942e-38, -1.1754942e-38], np.float32)
+    a = np.concatenate([tiny, r.standard_normal(500).astype(np.float32) * np.float32(1e-38), [np.inf, -np.inf, np.nan]])
+    for one in (a.astype(np.float32), a.astype(np.float32)[::-3], a.astype(np.float32)[:500].reshape(20, 25).T):
+        kept = keep_subnormals(np, one)
+        assert kept.dtype == np.float64
+        assert np.array_equal(kept, one.astype(np.float64), equal_nan=True)
+        assert np.array_equal(np.signbit(kept), np.signbit(one))
+    for plain in (r.standard_normal(50).astype(np.float32), np.zeros((2, 3), np.float32), np.ones(0, np.float32)):
+        assert keep_subnormals(np, plain) is plain
+    smallest = np.array([1.1754944e-38, 3e38, np.inf, 0], np.float32)
+    assert keep_subnormals(np, smallest) is smallest
 
 
 def test_strict_values_are_exact_too():
