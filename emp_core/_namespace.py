@@ -91,6 +91,12 @@ def keep_subnormals(xp: Any, array: Any) -> Any:
     return xp.where((bits & 0x7F800000) != 0, array.astype(xp.float64), signed)
 
 
+def is_narrow(xp: Any, dtype: Any) -> bool:
+    """Whether float32 holds every value of a floating-point type exactly."""
+    narrow = (getattr(xp, name, None) for name in ("float32", "float16", "bfloat16"))
+    return any(dtype == kind for kind in narrow if kind is not None)  # NumPy takes None for float64
+
+
 def is_tensorflow(array: Any) -> bool:
     """True for a TensorFlow tensor or variable: a library without the standard, but with NumPy underneath."""
     return _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array)
