@@ -39,14 +39,15 @@ def weights_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:
     return table(["MLP layers, by row", "dense", *ways], rows)
 
 
-def summed(model: Gpt, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Σ|h·∂L/∂h| over all that a head puts out: Taylor as the paper's code has it, magnitudes within the sum."""
+def summed(model: Gpt, batches: list[torch.Tensor], *, after: bool) -> dict[str, torch.Tensor]:
+    """Σ|h·∂L/∂h| with magnitudes within the sum: over all that a head puts out, or, as the paper's code has it, over
+    as many features ``after`` the output layer, which has mixed the heads."""
     blocks, seen, scores = emp_torch.find_heads(model), dict[str, torch.Tensor](), dict[str, torch.Tensor]()
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        return lambda _, inputs: seen.update({name: inputs[0]})
+    def keep(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        return lambda _, inputs, output: seen.update({name: output if after else inputs[0]})
 
-    hooks = [h.parts["o"].module.register_forward_pre_hook(keep(h.name)) for h in blocks]
+    hooks = [h.parts["o"].module.register_forward_hook(keep(h.name)) for h in blocks]
     for rows in batches:
         loss = loss_of(model, rows)
         for h, grad in zip(blocks, torch.autograd.grad(loss, [seen[h.name] for h in blocks]), strict=True):
@@ -62,7 +63,8 @@ def heads_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:
     blocks = emp_torch.find_heads(model)
     ways = {
         "abs(Σ)": emp_torch.head_scores(blocks, batches=batches, loss=lambda rows: loss_of(model, rows)),
-        "Σ abs": summed(model, batches),
+        "Σ abs": summed(model, batches, after=False),
+        "Σ abs, mixed": summed(model, batches, after=True),
     }
     dense, rows = perplexity(model, data.test), []
     for way, scores in ways.items():
@@ -80,7 +82,7 @@ def heads_table(model: Gpt, data: Text, batches: list[torch.Tensor]) -> str:
                     f"{way}, β = {beta:g}",
                     f"{int(chosen.n)} → {int(chosen.k)}",
                     f"{dense:.3f} → {perplexity(smaller, data.test):.3f}",
-                    "144 → 141, 34.86 → 35.20 (GPT-2)" if beta == 1 and way == "Σ abs" else "",
+                    "144 → 141, 34.86 → 35.20 (GPT-2)" if beta == 1 and way == "Σ abs, mixed" else "",
                 ]
             )
     return table(["heads, Taylor", "heads", "perplexity", "paper"], rows)
