@@ -91,12 +91,6 @@ def keep_subnormals(xp: Any, array: Any) -> Any:
     return xp.where((bits & 0x7F800000) != 0, array.astype(xp.float64), signed)
 
 
-def is_narrow(xp: Any, dtype: Any) -> bool:
-    """Whether float32 holds every value of a floating-point type exactly."""
-    narrow = (getattr(xp, name, None) for name in ("float32", "float16", "bfloat16"))
-    return any(dtype == kind for kind in narrow if kind is not None)  # NumPy takes None for float64
-
-
 def is_tensorflow(array: Any) -> bool:
     """True for a TensorFlow tensor or variable: a library without the standard, but with NumPy underneath."""
     return _of("tensorflow", "Tensor", array) or _of("tensorflow", "Variable", array)
@@ -142,6 +136,12 @@ def to_host(array: Any) -> HostArray:
 def cast(xp: Any, array: Any, dtype: Any) -> Any:
     """``array`` in another dtype; NumPy 1 has no function for it."""
     return array.astype(dtype) if xp is np else xp.astype(array, dtype)
+
+
+def is_narrow(xp: Any, dtype: Any) -> bool:
+    """Whether float32 holds every value of this dtype."""
+    kinds = (getattr(xp, name, None) for name in ("float32", "float16", "bfloat16"))
+    return any(kind is not None and dtype == kind for kind in kinds)  # NumPy's float64 equals None
 
 
 def is_traced(array: Any) -> bool:
