@@ -26,6 +26,7 @@ struct Kernels {
     const char* name;
     int max_groups;  // of 16 columns in a tile, so that its sums fit the registers
     bool (*supported)();
+    double gather_below;  // the density below which `gather` is faster than `dot` for one item
 
     // Few items: the weights are decoded in registers, 8 at a time. x[item * stride + column], zero from `columns` up to the next multiple of 64.
     void (*dot)(const View&, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output&);
