@@ -305,7 +305,7 @@ void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t en
             out.y[i * out.item_stride + r] = activate(tile[(r - row) * lanes + i] + (out.bias ? out.bias[r] : 0.0f), out.activation);
 }
 
-void finish(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride,
+void finish(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, int64_t y_stride,
             Activation activation, float* y) {
     for (int64_t r = 0; r < rows; r++, tile += lanes, y += y_stride) {
         const float b = bias ? bias[r] : 0.0f;
@@ -313,11 +313,9 @@ void finish(const float* tile, int lanes, int64_t rows, int64_t count, const flo
         int64_t i = 0;
         for (; i + kWidth <= count; i += kWidth) {
             F value = add(F::load(tile + i), offset);
-            if (added) value = add(value, F::load(added + i));
             activate(value, activation).store(y + i);
         }
-        for (; i < count; i++) y[i] = activate(tile[i] + b + (added ? added[i] : 0.0f), activation);
-        if (added) added += y_stride;
+        for (; i < count; i++) y[i] = activate(tile[i] + b, activation);
     }
 }
 
