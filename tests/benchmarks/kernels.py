@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -142,7 +143,22 @@ def roofline() -> str:
     return f"A plain sum of 256 MiB reads {bandwidth / 1e9:.1f} GB/s.\n\n" + table(head, rows)
 
 
-SECTIONS = {"products": products, "convolutions": convolutions, "networks": networks, "roofline": roofline}
+def decoders() -> str:
+    """Ways that were tried for one item, each alone: decoders.cpp, compiled for this machine."""
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        return "These need AVX-512."
+    columns: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        program, source = Path(folder, "decoders"), Path(__file__).with_name("decoders.cpp")
+        subprocess.run(["c++", "-std=c++17", "-O3", "-march=native", "-w", str(source), "-o", str(program)], check=True)
+        for sparsity in SPARSITIES:
+            told = subprocess.run([str(program), str(sparsity)], check=True, capture_output=True, text=True).stdout
+            columns.append([line.split("\t")[1] for line in told.splitlines()])
+    ways = [line.split("\t")[0] for line in told.splitlines()]
+    return table(["clocks for", *HEADER], [list(row) for row in zip(ways, *columns, strict=True)])
+
+
+SECTIONS = {"products": products, "convolutions": convolutions, "networks": networks, "roofline": roofline, "decoders": decoders}
 
 
 def main() -> None:

@@ -20,6 +20,15 @@ inline F activate(F value, Activation activation) { return activation == Activat
 
 // ---- few items
 
+// Written out, since a loop over them would put the sums into memory at the end of each row.
+template <int kChains>
+D joined(const D* sum) {
+    if constexpr (kChains == 1)
+        return sum[0];
+    else
+        return add(joined<kChains / 2>(sum), joined<kChains / 2>(sum + kChains / 2));
+}
+
 template <int kItems, int kChains>
 void dot_rows(const View& w, int64_t row, int64_t end, const float* x, int64_t stride, const Output& out) {
     constexpr int kStep = D::kStep, kSteps = 64 / kStep;
@@ -51,10 +60,8 @@ void dot_rows(const View& w, int64_t row, int64_t end, const float* x, int64_t s
             std::memcpy(&word, mask + 8 * words, size_t(w.mask_stride - 8 * words));
             step(word);
         }
-        for (int i = 0; i < kItems; i++) {
-            for (int step = 1; step < kChains; step *= 2)
-                for (int j = 0; j + step < kChains; j += 2 * step) sum[i][j] = add(sum[i][j], sum[i][j + step]);
-            const float total = sum[i][0].sum() + (out.bias ? out.bias[row] : 0.0f);
+        EMP_UNROLL for (int i = 0; i < kItems; i++) {
+            const float total = joined<kChains>(sum[i]).sum() + (out.bias ? out.bias[row] : 0.0f);
             out.y[i * out.item_stride + row] = activate(total, out.activation);
         }
     }
