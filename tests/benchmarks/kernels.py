@@ -127,7 +127,7 @@ def networks() -> str:
 def roofline() -> str:
     """What one thread reads from memory, and what `dot` and `gather` read and compute."""
     big = np.ones(1 << 26, np.float32)
-    bandwidth = big.nbytes / medians([big.max], 7)[0]  # two registers of maxima keep up with memory; NumPy's sum does not
+    bandwidth = big.nbytes / medians([big.max], 7)[0]  # keeps up with memory; NumPy's sum does not
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((8192, 4096)).astype(np.float32)
     x, y = rng.standard_normal((1, 4096)).astype(np.float32), np.empty((1, 8192), np.float32)
@@ -140,7 +140,8 @@ def roofline() -> str:
         rows.append([f"{sparsity:.0%}", one.way(1), f"{read / seconds / 1e9:.1f}", f"{read / seconds / bandwidth:.0%}",
                      f"{weight.size / seconds / 1e9:.1f}", f"{nonzeros / seconds / 1e9:.2f}"])  # fmt: skip
     head = ["sparsity", "way", "GB/s read", "of a plain read's", "10⁹ weights/s, zeros too", "10⁹ nonzeros/s"]
-    return f"The greatest of 256 MiB of numbers is found at {bandwidth / 1e9:.1f} GB/s, a plain read.\n\n" + table(head, rows)
+    found = f"The greatest of 256 MiB of numbers is found at {bandwidth / 1e9:.1f} GB/s, a plain read."
+    return f"{found}\n\n{table(head, rows)}"
 
 
 def decoders() -> str:
@@ -158,7 +159,10 @@ def decoders() -> str:
     return table(["clocks for", *HEADER], [list(row) for row in zip(ways, *columns, strict=True)])
 
 
-SECTIONS = {"products": products, "convolutions": convolutions, "networks": networks, "roofline": roofline, "decoders": decoders}
+SECTIONS = {
+    "products": products, "convolutions": convolutions, "networks": networks, "roofline": roofline,
+    "decoders": decoders,
+}  # fmt: skip
 
 
 def main() -> None:
