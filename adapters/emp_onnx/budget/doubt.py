@@ -24,6 +24,8 @@ Float = NDArray[np.float64]
 RIVALS = 16  # of the best class, by rank
 ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
 ROWS = 512  # answers that are looked at; more are thinned out evenly
+WHOLE = 0.1  # of the answers that change, those that count as right ones lost, whatever the model says of them
+SURE = 0.5  # how sure, beyond chance, a model must be of one answer at least for its doubts to be believed
 LEAST = 1e-12  # of a probability
 FAR = 1e30  # stands for infinity
 
@@ -34,9 +36,10 @@ class Doubt:
 
     Attributes:
         changed: share of answers that change.
-        cost: what that costs in accuracy, if the first model is right as often as it says: each changed answer costs
-            the probability that it gave its own answer, less the one that it gave the other. (A model that is surer
-            than it should be makes this too large.)
+        cost: what that costs in accuracy. Each changed answer costs the probability that the first model gave its own
+            answer, less the one that it gave the other. But no model knows quite how often it is right, so a tenth of
+            the changed answers costs a whole one each. And where a model is not sure of a single answer, its outputs
+            are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed answers do.
     """
 
     changed: tuple[float, float]
@@ -86,7 +89,9 @@ def _each(before: Float, after: Float) -> Float:
     moved = lead - (then[:, :1] - then[:, 1:])
     odds = np.exp(before - before.max(1, keepdims=True))
     sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
-    loss = sure[:, :1] - sure[:, 1:]
+    chance = 1 / count
+    believed = (sure[:, 0].max() - chance) / (1 - chance) >= SURE
+    loss = WHOLE + (1 - WHOLE) * (sure[:, :1] - sure[:, 1:]) if believed else np.ones((n, ranks.shape[1] - 1))
     beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
     order = np.argsort(lead[:, 0], kind="stable")
     ordered = moved[order]
@@ -98,7 +103,7 @@ def _each(before: Float, after: Float) -> Float:
         turned = (over > 0).any(1)
         out[i] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
         if beyond[i]:
-            out[i] = np.maximum(out[i], (1 / wide, sure[i, 0] / wide))
+            out[i] = np.maximum(out[i], (1 / wide, (WHOLE + (1 - WHOLE) * sure[i, 0] if believed else 1) / wide))
     return out
 
 

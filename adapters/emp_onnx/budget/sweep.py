@@ -13,7 +13,7 @@ import numpy as np
 
 from emp_core import effective_size, mass_lower_bound
 from emp_onnx.budget.picture import Line, draw
-from emp_onnx.budget.search import Point, measure
+from emp_onnx.budget.point import Point, measure
 from emp_onnx.errors import UsageError
 from emp_onnx.refit.fitting import Fitting, Thin
 

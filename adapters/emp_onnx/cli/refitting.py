@@ -25,7 +25,7 @@ from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
 
 if TYPE_CHECKING:
-    from emp_onnx.budget.search import Budget
+    from emp_onnx.budget.point import Budget
     from emp_onnx.progress import Meter
     from emp_onnx.refit.fitting import Fitting
 
@@ -85,11 +85,11 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     spread_options(parser, group)
     group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
-    group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")
+    group.add_argument("--max-drop", metavar="D", help="the most sparsity at which accuracy falls by at most D (1%%)")
     group.add_argument(
         "--drop-in", choices=("agreement", "accuracy"),
-        help="what --max-drop is of: the answers that change (default), or what these cost in accuracy if the dense "
-        "model is right as often as it says, which allows more",
+        help="what --max-drop is of: what the answers that change cost in accuracy, as far as the dense model's own "
+        "doubts tell (default), or all that change, which allows less",
     )  # fmt: skip
     group.add_argument(
         "--max-error", metavar="E", help="the most sparsity at which the outputs' relative error is at most E"
@@ -97,7 +97,7 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-size", metavar="N", help="the least sparsity at which the file gzips to N bytes (4MB)")
     group.add_argument(
         "--metric", metavar="SCRIPT.py:FUNCTION",
-        help="with --max-drop: your own score, from the path of a model to a number, instead of the agreement",
+        help="with --max-drop: your own score, from the path of a model to a number, instead of the accuracy",
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def refit(options: argparse.Namespace) -> int:
 
 def _budget(options: argparse.Namespace) -> Budget | None:
     from emp_onnx.budget.metric import read_metric
-    from emp_onnx.budget.search import Budget
+    from emp_onnx.budget.point import Budget
 
     drop, error = share("--max-drop", options.max_drop), share("--max-error", options.max_error)
     file = size("--target-size", options.target_size)
@@ -162,7 +162,7 @@ def _budget(options: argparse.Namespace) -> Budget | None:
     if sum(x is not None for x in (drop, error, file)) > 1:
         raise UsageError("--max-drop, --max-error and --target-size must come one at a time, got more than one of them")
     metric = read_metric(options.metric) if options.metric is not None else None
-    return Budget(drop, error, file, metric, options.drop_in == "accuracy")
+    return Budget(drop, error, file, metric, options.drop_in == "agreement")
 
 
 def _calibrate(options: argparse.Namespace) -> int:

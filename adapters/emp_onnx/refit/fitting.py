@@ -89,6 +89,7 @@ class Fitting:
     threads: int | None = None
     watch: Watch | None = None
     gradients: Gradients | None = None
+    learns = True  # from its feeds; otherwise they are only measured on
     refusals: tuple[Refusal, ...] = field(init=False)
     random: bool = field(init=False)
 

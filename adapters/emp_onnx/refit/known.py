@@ -46,6 +46,7 @@ class Known(Fitting):
     """
 
     statistics: Statistics | None = None
+    learns = False
 
     def _ready(self) -> None:
         given, self.random = gather(self.model, self.feeds, self.seed, self.threads)
