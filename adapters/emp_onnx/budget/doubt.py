@@ -39,7 +39,8 @@ class Doubt:
         cost: what that costs in accuracy. Each changed answer costs the probability that the first model gave its own
             answer, less the one that it gave the other. But no model knows quite how often it is right, so a tenth of
             the changed answers costs a whole one each. And where a model is not sure of a single answer, its outputs
-            are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed answers do.
+            are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed answers do. It
+            is never less than what was counted.
     """
 
     changed: tuple[float, float]
@@ -74,14 +75,16 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         return None
     found, owner = np.concatenate(shares), np.concatenate(feeds)
     means = []
-    for share in found.T:
+    for share in found[:, :2].T:
         each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
         means.append((float(share.mean()), math.sqrt(float(each @ each)) / share.size))
-    return Doubt(*means)
+    changed, (cost, error) = means
+    return Doubt(changed, (max(cost, float(found[:, 2].mean())), error))
 
 
 def _each(before: Float, after: Float) -> Float:
-    """Of each row (rows, classes): the share of the movements like its own that would turn it over, and their cost."""
+    """Of each row (rows, classes): the share of the movements like its own that would turn it over, what these cost,
+    and what its own movement costs."""
     n, count = before.shape
     ranks = np.argsort(-before, axis=1, kind="stable")[:, : min(RIVALS, count - 1) + 1]
     first, then = (np.take_along_axis(x, ranks, 1) for x in (before, after))
@@ -96,14 +99,18 @@ def _each(before: Float, after: Float) -> Float:
     order = np.argsort(lead[:, 0], kind="stable")
     ordered = moved[order]
     wide = min(n, max(1, math.ceil(ALIKE * n)))
-    out = np.empty((n, 2))
+    out = np.zeros((n, 3))
     for at, i in enumerate(order):
         start = min(max(0, at - wide // 2), n - wide)
         over = ordered[start : start + wide] - lead[i]
         turned = (over > 0).any(1)
-        out[i] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
+        out[i, :2] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
+        own = moved[i] - lead[i]
         if beyond[i]:
-            out[i] = np.maximum(out[i], (1 / wide, (WHOLE + (1 - WHOLE) * sure[i, 0] if believed else 1) / wide))
+            out[i, 2] = WHOLE + (1 - WHOLE) * sure[i, 0] if believed else 1
+            out[i, :2] = np.maximum(out[i, :2], (1 / wide, out[i, 2] / wide))
+        elif (own > 0).any():
+            out[i, 2] = loss[i, own.argmax()]
     return out
 
 

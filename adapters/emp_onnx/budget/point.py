@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.budget.doubt import doubt
 from emp_onnx.calibration.outputs import agreement, moved
-from emp_onnx.errors import UsageError
+from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import save
 from emp_onnx.refit.fitting import Fitting, Thin
 
@@ -33,14 +33,15 @@ class Budget:
         error: how large the relative error of the outputs may be.
         size: bytes that the file may have when gzipped.
         score: a function from a model file to a number, higher is better.
-        agreement: the drop is of the answers that stay the same, not of those that stay right.
+        drop_in: what the drop is of, where it is not of a score of one's own: `accuracy` (the default), answers that
+            stay right, or `agreement`, answers that stay the same.
     """
 
     drop: float | None = None
     error: float | None = None
     size: int | None = None
     score: Score | None = None
-    agreement: bool = False
+    drop_in: str | None = None
 
     def __post_init__(self) -> None:
         given = [x for x in (self.drop, self.error, self.size) if x is not None]
@@ -48,20 +49,17 @@ class Budget:
             raise UsageError(f"budget must be one of max_drop, max_error and target_size, got {len(given)} of them")
         if given[0] < 0:
             raise UsageError(f"budget must be ≥ 0, got {given[0]}")
-        if self.agreement and (self.drop is None or self.score is not None):
-            raise UsageError("drop_in must come with max_drop, and without a metric, got 'agreement'")
-
-    @property
-    def drop_in(self) -> str:
-        """What a drop is of, where it is not of a score of one's own."""
-        return "" if self.drop is None or self.score is not None else "agreement" if self.agreement else "accuracy"
+        if self.drop_in not in (None, "accuracy", "agreement"):
+            raise UsageError(f"drop_in must be accuracy or agreement, got {quote(self.drop_in)}")
+        if self.drop_in is not None and (self.drop is None or self.score is not None):
+            raise UsageError(f"drop_in must come with max_drop, and without a metric, got {quote(self.drop_in)}")
 
     @property
     def most(self) -> float:
         """The largest `lost` that is within."""
         if self.size is not None:
             return self.size
-        return (self.error if self.drop is None else self.drop or 0.0) + 1e-12
+        return (self.drop or self.error or 0.0) + 1e-12
 
     def lost(self, point: Point, dense: Point) -> float:
         """What a point loses, in the budget's own measure; the dense model's point is there to compare with."""
@@ -74,7 +72,7 @@ class Budget:
             assert point.score is not None
             assert dense.score is not None
             return dense.score - point.score
-        if point.cost is not None and not self.agreement:
+        if point.cost is not None and self.drop_in != "agreement":
             return point.cost
         # what was counted, and what that lets expect: few feeds are too coarse a count
         return 1 - min(point.agreement, 1.0 if point.expected is None else point.expected)

@@ -162,7 +162,7 @@ def _budget(options: argparse.Namespace) -> Budget | None:
     if sum(x is not None for x in (drop, error, file)) > 1:
         raise UsageError("--max-drop, --max-error and --target-size must come one at a time, got more than one of them")
     metric = read_metric(options.metric) if options.metric is not None else None
-    return Budget(drop, error, file, metric, options.drop_in == "agreement")
+    return Budget(drop, error, file, metric, options.drop_in)
 
 
 def _calibrate(options: argparse.Namespace) -> int:

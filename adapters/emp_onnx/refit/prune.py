@@ -163,7 +163,7 @@ def refit(
                 for k, v in (("drop", budget.drop), ("error", budget.error), ("size", budget.size))
                 if v is not None
             }
-            | ({} if not budget.drop_in else {"drop_in": budget.drop_in})
+            | ({"drop_in": budget.drop_in or "accuracy"} if budget.drop is not None and budget.score is None else {})
         }
         notes += _outcome(budget, tried)
     else:
