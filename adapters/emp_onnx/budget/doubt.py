@@ -39,12 +39,13 @@ class Doubt:
         cost: what that costs in accuracy. Each changed answer costs the probability that the first model gave its own
             answer, less the one that it gave the other. But no model knows quite how often it is right, so a tenth of
             the changed answers costs a whole one each. And where a model is not sure of a single answer, its outputs
-            are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed answers do. It
-            is never less than what was counted.
+            are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed answers do.
+        paid: what the answers that did change cost, counted the same way.
     """
 
     changed: tuple[float, float]
     cost: tuple[float, float]
+    paid: float
 
 
 def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> Doubt | None:
@@ -64,7 +65,7 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
             continue
         pairs = [(i, p, q) for i, (p, q) in enumerate(rows) if p is not None and q is not None and p.shape == q.shape]
         if len(pairs) < len(rows) or len({p.shape[1] for _, p, _ in pairs}) > 1:
-            return Doubt((1.0, 0.0), (1.0, 0.0))
+            return Doubt((1.0, 0.0), (1.0, 0.0), 1.0)
         owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
         some = np.unique(np.linspace(0, len(owner) - 1, ROWS).astype(int))
         before = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
@@ -78,13 +79,13 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     for share in found[:, :2].T:
         each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
         means.append((float(share.mean()), math.sqrt(float(each @ each)) / share.size))
-    changed, (cost, error) = means
-    return Doubt(changed, (max(cost, float(found[:, 2].mean())), error))
+    changed, cost = means
+    return Doubt(changed, cost, float(found[:, 2].mean()))
 
 
 def _each(before: Float, after: Float) -> Float:
-    """Of each row (rows, classes): the share of the movements like its own that would turn it over, what these cost,
-    and what its own movement costs."""
+    """Of each row (rows, classes): the share of the movements like its own that would turn it over, and what these
+    cost, and what its own does."""
     n, count = before.shape
     ranks = np.argsort(-before, axis=1, kind="stable")[:, : min(RIVALS, count - 1) + 1]
     first, then = (np.take_along_axis(x, ranks, 1) for x in (before, after))
