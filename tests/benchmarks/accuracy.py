@@ -4,8 +4,9 @@
 
 Models, data and scores come from `../shared/eval/tasks.py`, which is no part of this repository: 200 calibration feeds
 without labels, disjoint from what is scored. Results are added to FILE.json task by task, so a run can be continued;
-`--write` puts the tables made from that file into the page. `--peer` is a Python that has onnxsim: its Wanda and
-SparseGPT then run on the same feeds, in a process of their own, with their time and memory.
+`--write` puts the tables made from that file into the page, and the curves beside it as a picture. `--peer` is a Python
+that has onnxsim: its Wanda and SparseGPT then run on the same feeds, in a process of their own, with their time and
+memory.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import emp_onnx
 from emp_onnx.budget.compare import RULES, _plain
 from emp_onnx.refit.fitting import Fitting
 from tests.benchmarks._report import machine, table, write
+from tests.benchmarks.accuracy_picture import picture
 from tests.benchmarks.evidence import load_tasks
 
 FLOORS = {
@@ -236,7 +238,9 @@ def main() -> None:
             file.write_text(json.dumps(results, indent=1))
     results = json.loads(file.read_text()) if file.exists() else {}
     if options.write:
-        write(Path(options.write), "accuracy", text(results))
+        page = Path(options.write)
+        write(page, "accuracy", text(results))
+        page.with_suffix(".svg").write_text(picture(results, FLOORS, CURVES, BUDGET), encoding="utf-8")
     else:
         print(text(results))
 

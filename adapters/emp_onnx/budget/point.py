@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,22 @@ class Point:
     mass: float | None = None
     bound: float | None = None
     feeds: int | None = None
+
+    def worst(self, *others: Point) -> Point:
+        """The same amount, with the worst that was seen on several kinds of feeds."""
+        points = (self, *others)
+
+        def of(pick: Callable[[list[float]], float], values: list[float | None]) -> float | None:
+            known = [value for value in values if value is not None]
+            return pick(known) if known else None
+
+        return replace(
+            self,
+            agreement=min(p.agreement for p in points),
+            error=max(p.error for p in points),
+            expected=of(min, [p.expected for p in points]),
+            cost=of(max, [p.cost for p in points]),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from emp_onnx.budget.point import Budget, Point, measure, point_of
+from emp_onnx.budget.point import Budget, Point, measure
 from emp_onnx.budget.slope import Slope
-from emp_onnx.budget.turns import Says, Turns
+from emp_onnx.budget.turns import Turns
 from emp_onnx.refit.fitting import Fitting, Thin
 
 __all__ = ["Tried", "in_turns", "search"]
 
 MOST = 0.98  # sparsity beyond which no search goes
-TRIES = 7  # amounts that are looked at by halving
-LOOKS, CHECKS = 5, 4  # amounts that are looked at on one share of the feeds, and then on all
+TRIES = 7  # amounts that are looked at; in turns twice as many where none of them is within
 AIM, ENOUGH = 0.9, 0.8  # shares of the budget: what a step aims at, and from where on no further step is taken
 
 
@@ -84,35 +83,18 @@ def _dense(fitting: Fitting) -> Thin:
 
 
 def _in_turns(fitting: Fitting, budget: Budget, turns: Turns) -> Tried:
-    """What a drop or an error allows: looked at on one share of the feeds, a fit for each amount, then on all, a fit
-    for each share. The model is fitted to all feeds in the end, at an amount that is within the budget on all."""
-    n, every = fitting.total, len(turns.shares)
-    answers: dict[int, list[Says]] = {}
-
-    def look(keep: int, count: int) -> Point:
-        found = answers.setdefault(keep, [])
-        while len(found) < count:
-            found.append(turns.answers(keep, len(found)))
-        return point_of(1 - keep / n, turns.before(range(count)), [a for part in found[:count] for a in part])
-
-    before = turns.before(range(every))
-    dense = point_of(0.0, before, before)
-    points, best = {n: dense}, fitting.count()
-    for count, tries in ((1, LOOKS), (every, CHECKS)) if every > 1 else ((1, LOOKS + CHECKS),):
-        slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, AIM * budget.most)
-        for tried in range(2 * tries):
-            if tried >= tries and slope.best < n:
-                break
-            keep = slope.next(best)
-            if keep is None:
-                break
-            points[keep] = look(keep, count)
-            slope.seen[keep] = budget.lost(points[keep], dense)
-            if ENOUGH * budget.most <= slope.seen[keep] <= budget.most:
-                break
-        best = slope.best
-        if best == n:
+    """What a drop or an error allows, measured on all feeds, each kept back in its turn. The model is fitted to all of
+    them in the end, at an amount that was within the budget."""
+    n, points = fitting.total, {fitting.total: turns.dense}
+    slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, AIM * budget.most)
+    for tried in range(2 * TRIES):
+        keep = slope.next(fitting.count()) if tried < TRIES or slope.best == n else None
+        if keep is None:
             break
-    curve = tuple(sorted(points.values(), key=lambda point: point.sparsity))
-    thin = turns.thin(best) if best < n else _dense(fitting)
-    return Tried(thin, replace(points[best], sparsity=thin.sparsity), curve, True)
+        points[keep] = turns.point(keep, budget)
+        slope.seen[keep] = budget.lost(points[keep], turns.dense)
+        if ENOUGH * budget.most <= slope.seen[keep] <= budget.most:
+            break
+    thin = turns.thin(slope.best) if slope.best < n else _dense(fitting)
+    curve = sorted(points.values(), key=lambda point: point.sparsity)
+    return Tried(thin, replace(points[slope.best], sparsity=thin.sparsity), tuple(curve), True)

@@ -58,8 +58,8 @@ class Slope:
         low, high, aim = self._loss(best), self._loss(worst) if worst else math.inf, self._floor(self.aim)
         if not worst:
             to = here + min(FAR, max((aim - low) / POWER, EDGE * (there - here)))
-        elif best == self.total or low <= self._floor(0):
-            to = there - (high - aim) / POWER
+        elif best == self.total or low <= self._floor(0):  # nothing is known of where it starts to rise
+            to = max(there - (high - aim) / POWER, (here + there) / 2)
         else:
             to = here + (there - here) * (aim - low) / max(high - low, 1e-12)
         gap = EDGE * (there - here)

@@ -3,19 +3,25 @@
 A quarter of 200 feeds is too few to tell a drop of one point from none. So each quarter is kept back once, while the
 others are learnt from; the answers of the four fits together are one measurement on all feeds. The model that is
 written is fitted to all feeds, at an amount that four fits to three quarters of them have borne out.
+
+Where feeds are short sequences, the longer ones that are made of them (`longer`) are measured on as well: there a
+cell's errors have had time to grow. What is worse counts.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.budget.point import Budget, Point, point_of
 from emp_onnx.calibration.feeding import longer
 from emp_onnx.refit.fitting import Fitting, Thin
+from emp_onnx.runtime.feeds import Feed
 
 __all__ = ["TURNS", "Turns"]
 
@@ -33,6 +39,7 @@ class Turns:
 
     Attributes:
         shares: for each turn which feeds are kept back.
+        dense: what the dense model is like.
     """
 
     def __init__(self, fitting: Fitting, *, how: str, criterion: str, update: bool, count: int = TURNS) -> None:
@@ -42,21 +49,39 @@ class Turns:
         # at random, since feeds may come in some order of their own
         turn = np.random.default_rng(n).permutation(n) % count
         self.shares: list[list[int]] = [np.flatnonzero(turn == i).tolist() for i in range(count)]
-        self.dense = fitting.answers.dense(fitting.kept_back)
         self._parts: list[Fitting | None] = [None] * count
+        kept = [[fitting.kept_back[i] for i in share] for share in self.shares]
+        more = [longer(fitting.model, feeds, fitting.threads) if fitting.joined else [] for feeds in kept]
+        self._sets: list[list[list[Feed]]] = [kept, more] if all(more) else [kept]
+        self._before = [[fitting.answers.dense(feeds) for feeds in part] for part in self._sets]
+        self.dense = replace(self._point(0.0, self._before), feeds=n)
 
     def thin(self, keep: int) -> Thin:
         """The model fitted to all feeds."""
         return self._fit(self.fitting, keep)
 
-    def answers(self, keep: int, turn: int) -> Says:
-        """What a model with `keep` weights answers to the feeds that are kept back in this turn."""
-        part = self._part(turn)
-        return part.answers(self._fit(part, keep).changed, part.kept_back)
+    def point(self, keep: int, budget: Budget) -> Point:
+        """What a model with `keep` weights is like, on all feeds; or on those of the first turns, where these lose so
+        much that the others cannot make good for it."""
+        found: list[list[Says]] = [[] for _ in self._sets]
+        n = sum(map(len, self.shares))
+        point = self.dense
+        for turn in range(len(self.shares)):
+            part = self._part(turn)
+            changed = self._fit(part, keep).changed
+            for answers, feeds in zip(found, self._sets, strict=True):
+                answers.append(part.answers(changed, feeds[turn]))
+            point = self._point(1 - keep / self.fitting.total, found)
+            if budget.lost(point, self.dense) * (point.feeds or 0) / n > budget.most:
+                break
+        return point
 
-    def before(self, turns: Sequence[int]) -> Says:
-        """What the dense model answers to the feeds of these turns, turn by turn."""
-        return [self.dense[i] for turn in turns for i in self.shares[turn]]
+    def _point(self, sparsity: float, found: Sequence[Sequence[Says]]) -> Point:
+        points = [
+            point_of(sparsity, _flat(before[: len(after)]), _flat(after))
+            for before, after in zip(self._before, found, strict=True)
+        ]
+        return points[0].worst(*points[1:])
 
     def _fit(self, part: Fitting, keep: int) -> Thin:
         return part.thin(keep, how=self._how, criterion=self._criterion, update=self._update)
@@ -76,3 +101,7 @@ class Turns:
             more = longer(whole.model, used, whole.threads) if whole.joined else []
             out.joined, out.network = len(more), whole.network.on([*used, *more])
         return out
+
+
+def _flat(parts: Sequence[Says]) -> Says:
+    return [answer for part in parts for answer in part]
