@@ -259,7 +259,7 @@ def _metric(options: argparse.Namespace) -> Any:
 def _fitting(options: argparse.Namespace, model: Model, meter: Meter) -> Fitting:
     from emp_onnx.refit.fitting import Fitting
 
-    made = Fitting(model, options.feeds, seed=seed(options), held=0.25, watch=meter, **choice(options))
+    made = Fitting(model, options.feeds, seed=seed(options), held=0.25, watch=meter, biases=True, **choice(options))
     if made.random:
         complain("no feeds were given: this is measured on seeded random numbers, not on data; give --feeds")
     return made

@@ -12,7 +12,7 @@ from emp_onnx.budget.point import Budget, Point, measure
 from emp_onnx.budget.search import Tried, in_turns, search
 from emp_onnx.calibration.statistics import Statistics
 from emp_onnx.certificate import KEY
-from emp_onnx.errors import UsageError, VerifyError
+from emp_onnx.errors import UsageError, VerifyError, quote
 from emp_onnx.files.model_io import Model, load, save
 from emp_onnx.progress import Watch
 from emp_onnx.prune import Sizes, _sizes, _target
@@ -143,7 +143,7 @@ def refit(
     alone = known is not None or (given is not None and not update)
     turned = budget is not None and in_turns(budget)
     held = 0.0 if turned else HELD
-    common = (source, feeds, include, exclude, min_size, embeddings, seed, held, threads, watch, given)
+    common = (source, feeds, include, exclude, min_size, embeddings, seed, held, threads, watch, given, update)
     if alone and budget is not None and feeds is None:
         raise UsageError("a budget must come with feeds to measure it on, got none")
     fitting = Known(*common, known) if alone else Fitting(*common)
@@ -176,8 +176,13 @@ def refit(
         notes.append(
             f"The feeds are short sequences: {fitting.joined} longer ones, made by joining them, were learned from too."
         )
+    if fitting.added:
+        some = ", ".join(quote(item.name) for item in fitting.added[:4])
+        more = f" and {len(fitting.added) - 4} more" if len(fitting.added) > 4 else ""
+        notes.append(f"Layers without a bias got one, which makes good what the weights' loss shifts: {some}{more}.")
     how |= dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
-    changed = source.replaced(dict(tried.thin.changed), {KEY: write(source, tried.thin, how)})
+    seal = write(fitting.model, tried.thin, how, fitting.added)
+    changed = fitting.model.replaced(dict(tried.thin.changed), {KEY: seal})
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)
     result: list[Verification] = []
 
