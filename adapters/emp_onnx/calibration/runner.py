@@ -248,6 +248,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.use_deterministic_compute = True
+    options.enable_cpu_mem_arena = False  # what runs is small, and what an arena keeps is memory that work could use
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

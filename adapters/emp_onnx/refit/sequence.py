@@ -30,6 +30,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+QUICK, LAST = (4, 0), 15  # see `effort` and `polish`, where little is to be done
 PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 
@@ -46,7 +47,8 @@ class Fitted:
 def fit(
     network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
     criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
-    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Moments] | None = None,
+    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Moments | Samples] | None = None,
+    quick: bool = False,
 ) -> Fitted:  # fmt: skip
     """Choose and solve every layer in turn.
 
@@ -61,6 +63,7 @@ def fit(
         watch: told how many bytes of weights are done.
         gradients: by key of weight.
         known: moments by the id of their problem: then the network is not run, and each layer is solved by itself.
+        quick: with little effort.
     """
     done = Fitted(dict(start or {}))
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
@@ -87,7 +90,7 @@ def fit(
                         g = None if gradients is None else network.matrix(problem, gradients)
                         seen.update(key for key, _ in problem.parts)
                         asked = counts[id(problem)]
-                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g)
+                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g, quick)
                 done.changed.update(new)
             if watch is not None:
                 watch.add(sum(problem.size * 4 for problem in mine))
@@ -97,7 +100,7 @@ def fit(
 def _one(
     network: Network, site: Site, problem: Problem, parts: Sequence[Moments | Samples], asked: tuple[int, float],
     criterion: str, update: bool,
-    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None,
+    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None, quick: bool,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
@@ -108,11 +111,11 @@ def _one(
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
-            (steps, sweeps), lean = effort(problem.shape), leaning(d, sums.count)
+            (steps, sweeps), lean = QUICK if quick else effort(problem.shape), leaning(d, sums.count)
             choose = fair([places.shape[2] for _, places in problem.parts], PART)
             *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
             mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
-            w = solve(loss, mask, w, rounds=polish(problem.shape))
+            w = solve(loss, mask, w, rounds=LAST if quick else polish(problem.shape))
     else:
         if criterion == "gradient" and gradients is not None:
             mask = largest(gradient(w0, gradients), count)
