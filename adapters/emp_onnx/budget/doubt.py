@@ -24,7 +24,7 @@ Float = NDArray[np.float64]
 RIVALS = 16  # of the best class, by rank
 ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
 ROWS = 512  # answers that are looked at; more are thinned out evenly
-WHOLE = 0.1  # of the answers that change, those that count as right ones lost, whatever the model says of them
+WHOLE = 0.1  # of the answers that change, those that may be right ones lost, whatever the model says of them
 SURE = 0.5  # how sure, beyond chance, a model must be of one answer at least for its doubts to be believed
 LEAST = 1e-12  # of a probability
 FAR = 1e30  # stands for infinity
@@ -37,9 +37,10 @@ class Doubt:
     Attributes:
         changed: share of answers that change.
         cost: what that costs in accuracy. Each changed answer costs the probability that the first model gave its own
-            answer, less the one that it gave the other. But no model knows quite how often it is right, so a tenth of
-            the changed answers costs a whole one each. And where a model is not sure of a single answer, its outputs
-            are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed answers do.
+            answer, less the one that it gave the other. But no model knows quite how often it is right: that a tenth of
+            the changed answers may cost a whole one each is part of the error. And where a model is not sure of a
+            single answer, its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and
+            all changed answers cost one.
         paid: what the answers that did change cost, counted the same way.
     """
 
@@ -79,8 +80,9 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     for share in found[:, :2].T:
         each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
         means.append((float(share.mean()), math.sqrt(float(each @ each)) / share.size))
-    changed, cost = means
-    return Doubt(changed, cost, float(found[:, 2].mean()))
+    changed, (cost, error) = means
+    error = math.hypot(error, WHOLE * max(changed[0] - cost, 0.0))
+    return Doubt(changed, (cost, error), float(found[:, 2].mean()))
 
 
 def _each(before: Float, after: Float) -> Float:
@@ -95,7 +97,7 @@ def _each(before: Float, after: Float) -> Float:
     sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
     chance = 1 / count
     believed = (sure[:, 0].max() - chance) / (1 - chance) >= SURE
-    loss = WHOLE + (1 - WHOLE) * (sure[:, :1] - sure[:, 1:]) if believed else np.ones((n, ranks.shape[1] - 1))
+    loss = sure[:, :1] - sure[:, 1:] if believed else np.ones((n, ranks.shape[1] - 1))
     beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
     order = np.argsort(lead[:, 0], kind="stable")
     ordered = moved[order]
@@ -108,7 +110,7 @@ def _each(before: Float, after: Float) -> Float:
         out[i, :2] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
         own = moved[i] - lead[i]
         if beyond[i]:
-            out[i, 2] = WHOLE + (1 - WHOLE) * sure[i, 0] if believed else 1
+            out[i, 2] = sure[i, 0] if believed else 1
             out[i, :2] = np.maximum(out[i, :2], (1 / wide, out[i, 2] / wide))
         elif (own > 0).any():
             out[i, 2] = loss[i, own.argmax()]

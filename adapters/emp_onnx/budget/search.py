@@ -14,7 +14,7 @@ __all__ = ["Tried", "in_turns", "search"]
 
 MOST = 0.98  # sparsity beyond which no search goes
 TRIES = 7  # amounts that are looked at; in turns twice as many where none of them is within
-AIM, ENOUGH = 0.9, 0.8  # shares of the budget: what a step aims at, and from where on no further step is taken
+AIM, ENOUGH = 0.975, 0.95  # shares of the budget: what a step aims at, and from where on no further step is taken
 
 
 @dataclass(frozen=True, eq=False)
