@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["picture"]
 
 ACROSS = 4  # panels
-WIDE, HIGH, GAP, LEFT, TOP = 190, 130, 34, 46, 64
+WIDE, HIGH, GAP, LEFT, TOP = 190, 130, 44, 46, 78
 INK = "#768390"
 LOST = 0.10  # of the score: what lies lower is drawn at the lower edge
 COLOURS = ("#d97a2b", "#8a63d2", "#3b82d6")
