@@ -14,7 +14,8 @@ __all__ = ["Tried", "in_turns", "search"]
 
 MOST = 0.98  # sparsity beyond which no search goes
 TRIES = 7  # amounts that are looked at; in turns twice as many where none of them is within
-AIM, ENOUGH = 0.975, 0.95  # shares of the budget: what a step aims at, and from where on no further step is taken
+AIM, ENOUGH = 0.99, 0.98  # shares of the budget: what a step aims at, and from where on no further step is taken
+LARGE, FEW, NEARLY = 1_000_000, 4, (0.9, 0.8)  # the same for networks of more weights, whose fits take long
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +87,15 @@ def _in_turns(fitting: Fitting, budget: Budget, turns: Turns) -> Tried:
     """What a drop or an error allows, measured on all feeds, each kept back in its turn. The model is fitted to all of
     them in the end, at an amount that was within the budget."""
     n, points = fitting.total, {fitting.total: turns.dense}
-    slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, AIM * budget.most)
-    for tried in range(2 * TRIES):
-        keep = slope.next(fitting.count()) if tried < TRIES or slope.best == n else None
+    tries, (aim, enough) = (FEW, NEARLY) if n > LARGE else (TRIES, (AIM, ENOUGH))
+    slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, aim * budget.most)
+    for tried in range(2 * tries):
+        keep = slope.next(fitting.count()) if tried < tries or slope.best == n else None
         if keep is None:
             break
         points[keep] = turns.point(keep, budget)
         slope.seen[keep] = budget.lost(points[keep], turns.dense)
-        if ENOUGH * budget.most <= slope.seen[keep] <= budget.most:
+        if enough * budget.most <= slope.seen[keep] <= budget.most:
             break
     thin = turns.thin(slope.best) if slope.best < n else _dense(fitting)
     curve = sorted(points.values(), key=lambda point: point.sparsity)
