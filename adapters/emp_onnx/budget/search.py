@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from emp_onnx.budget.point import Budget, Point, measure
 from emp_onnx.budget.slope import Slope
-from emp_onnx.budget.turns import Turns
+from emp_onnx.budget.turns import LARGE, Turns
 from emp_onnx.refit.fitting import Fitting, Thin
 
 __all__ = ["Tried", "in_turns", "search"]
@@ -15,7 +15,7 @@ __all__ = ["Tried", "in_turns", "search"]
 MOST = 0.98  # sparsity beyond which no search goes
 TRIES = 7  # amounts that are looked at; in turns twice as many where none of them is within
 AIM, ENOUGH = 0.99, 0.98  # shares of the budget: what a step aims at, and from where on no further step is taken
-LARGE, FEW, NEARLY = 1_000_000, 4, (0.9, 0.8)  # the same for networks of more weights, whose fits take long
+FEW, NEARLY = 4, (0.9, 0.8)  # the same for large networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ def _dense(fitting: Fitting) -> Thin:
 
 
 def _in_turns(fitting: Fitting, budget: Budget, turns: Turns) -> Tried:
-    """What a drop or an error allows, measured on all feeds, each kept back in its turn. The model is fitted to all of
-    them in the end, at an amount that was within the budget."""
+    """What a drop or an error allows, measured on feeds that are kept back in turn. The model is fitted to all of them
+    in the end, at an amount that was within the budget."""
     n, points = fitting.total, {fitting.total: turns.dense}
     tries, (aim, enough) = (FEW, NEARLY) if n > LARGE else (TRIES, (AIM, ENOUGH))
     slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, aim * budget.most)

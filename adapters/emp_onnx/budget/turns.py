@@ -2,7 +2,8 @@
 
 A quarter of 200 feeds is too few to tell a drop of one point from none. So each quarter is kept back once, while the
 others are learnt from; the answers of the four fits together are one measurement on all feeds. The model that is
-written is fitted to all feeds, at an amount that four fits to three quarters of them have borne out.
+written is fitted to all feeds, at an amount that four fits to three quarters of them have borne out. (Of a large
+network two of the four quarters are measured on.)
 
 Where feeds are short sequences, the longer ones that are made of them (`longer`) are measured on as well: there a
 cell's errors have had time to grow. What is worse counts.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = ["TURNS", "Turns"]
 
 Says = list[list[NDArray[Any]]]
 TURNS = 4
+LARGE, TAKEN = 1_000_000, 2  # weights from which on a fit takes long, and how many of the turns are taken then
 
 
 class Turns:
@@ -38,7 +39,7 @@ class Turns:
         count: of the turns; never more than there are feeds. One turn measures on the very feeds that were learnt from.
 
     Attributes:
-        shares: for each turn which feeds are kept back.
+        shares: for each turn that is taken which feeds are kept back.
         dense: what the dense model is like.
     """
 
@@ -48,13 +49,14 @@ class Turns:
         count = min(count, n) if fitting.learns else 1
         # at random, since feeds may come in some order of their own
         turn = np.random.default_rng(n).permutation(n) % count
-        self.shares: list[list[int]] = [np.flatnonzero(turn == i).tolist() for i in range(count)]
+        taken = TAKEN if fitting.total > LARGE and count > TAKEN else count
+        self.shares: list[list[int]] = [np.flatnonzero(turn == i).tolist() for i in range(taken)]
         self._parts: list[Fitting | None] = [None] * count
         kept = [[fitting.kept_back[i] for i in share] for share in self.shares]
         more = [longer(fitting.model, feeds, fitting.threads) if fitting.joined else [] for feeds in kept]
         self._sets: list[list[list[Feed]]] = [kept, more] if all(more) else [kept]
         self._before = [[fitting.answers.dense(feeds) for feeds in part] for part in self._sets]
-        self.dense = replace(self._point(0.0, self._before), feeds=n)
+        self.dense = self._point(0.0, self._before)
 
     def thin(self, keep: int) -> Thin:
         """The model fitted to all feeds."""
@@ -96,7 +98,7 @@ class Turns:
         """The same fitting, but that it does not learn from some feeds."""
         whole, out = self.fitting, copy.copy(self.fitting)
         out.kept_back = [whole.kept_back[i] for i in back]
-        if len(self.shares) > 1:
+        if len(back) < len(whole.kept_back):
             used = [feed for i, feed in enumerate(whole.kept_back) if i not in set(back)]
             more = longer(whole.model, used, whole.threads) if whole.joined else []
             out.joined, out.network = len(more), whole.network.on([*used, *more])
