@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ._bracket import RUN, bracket_of
 from ._errors import PoolError
 from ._exact import CHUNK, UNIT, Sums, exact_rows, units
-from ._namespace import Given, to_host
+from ._namespace import Given, is_narrow, to_host
 from ._rows import parts as folded
 
 PIECE = 1 << 22  # scores that are taken at once: 32 MB in float64
@@ -44,8 +44,7 @@ class DeviceStream:
         masked = [w for w in where if w is not None]
         free = sum(size for size, w in zip(self.sizes, where, strict=True) if w is None)
         self.n = free + self._total([self._count(w) for w in masked])
-        narrow = [getattr(xp, name, None) for name in ("float32", "float16", "bfloat16")]
-        self.single = all(p.dtype in narrow for p in parts)
+        self.single = all(is_narrow(xp, p.dtype) for p in parts)
         self.dtype = xp.float32 if self.single else xp.float64
         self._finite = False
         self._l1: float | None = None

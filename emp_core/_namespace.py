@@ -138,6 +138,12 @@ def cast(xp: Any, array: Any, dtype: Any) -> Any:
     return array.astype(dtype) if xp is np else xp.astype(array, dtype)
 
 
+def is_narrow(xp: Any, dtype: Any) -> bool:
+    """Whether float32 holds every value of this dtype."""
+    kinds = (getattr(xp, name, None) for name in ("float32", "float16", "bfloat16"))
+    return any(kind is not None and dtype == kind for kind in kinds)  # NumPy's float64 equals None
+
+
 def is_traced(array: Any) -> bool:
     """True for a value under ``jax.jit``: shape known, content not."""
     jax = sys.modules.get("jax")

@@ -19,7 +19,7 @@ from . import _top
 from ._chunks import fits_float32
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK
-from ._namespace import Given, as_mask, given, to_host, wide
+from ._namespace import Given, as_mask, given, is_narrow, to_host, wide
 from ._rows import Counted, count_rows, mask_rows, parts
 from ._stream import Stream
 
@@ -140,13 +140,9 @@ class DevicePools:
         if where is not None:
             with wide(source):
                 self.n = to_host(self.xp.sum(self.xp.astype(where, self.xp.int64), axis=1)).astype(np.int64)
-        self.single = self._single()
+        self.single = is_narrow(self.xp, matrix.dtype)
         self.long = self.length > (CHUNK if self.rows == 1 else DEVICE_LONG)
         refuse_empty(self.n, name)
-
-    def _single(self) -> bool:
-        xp, dtype = self.xp, self.matrix.dtype
-        return bool(dtype in (xp.float32, getattr(xp, "float16", None), getattr(xp, "bfloat16", None)))
 
     def like(self, a: NDArray[Any]) -> Any:
         """A small host array beside the scores."""

@@ -8,7 +8,7 @@ import pytest
 
 import emp_core
 from emp_core import Blocks, Groups, Labels, Moments, PoolError, Rows, criteria
-from emp_core._namespace import keep_subnormals
+from emp_core._namespace import Given, keep_subnormals
 
 
 def torch_cpu(a):
@@ -187,13 +187,25 @@ def test_subnormals_are_kept_where_a_library_would_flush_them():
     assert keep_subnormals(np, smallest) is smallest
 
 
-def test_strict_values_are_exact_too():
-    """The road for devices decides on the same rationals, also where float64 sums mislead."""
-    for s in ([0.1] * 10, [1.0, 1.0 + 2.0**-52], [1.0, 1.0, 2.0**-1000], [1.7e308] * 7, [5e-324] * 3, [1e308, 5e-324]):
-        assert int(emp_core.keep_count(strict_array(np.array(s)))) == emp_core.keep_count(s)
-        assert float(emp_core.effective_size(strict_array(np.array(s)))) == emp_core.effective_size(s)
+def numpy_as_a_device(a):
+    """NumPy's functions and dtypes on the road for devices, as CuPy has them."""
+    return Given(np.asarray(a), pytest.importorskip("array_api_compat.numpy"), None, np.asarray)
+
+
+@pytest.mark.parametrize("make", [strict_array, strict_elsewhere, numpy_as_a_device], ids=lambda f: f.__name__)
+def test_the_road_for_devices_is_exact_too(make):
+    """It decides on the same rationals, also where float64 sums mislead, or float32 would lose all."""
+    for s in (
+        [0.1] * 10, [1.0, 1.0 + 2.0**-52], [1.0, 1.0, 2.0**-1000], [1.7e308] * 7, [5e-324] * 3, [1e308, 5e-324],
+        [1e-60, 3e-60],
+    ):  # fmt: skip
+        a = np.array(s)
+        assert int(host(emp_core.keep_count(make(a)))) == emp_core.keep_count(s)
+        assert float(host(emp_core.effective_size(make(a)))) == emp_core.effective_size(s)
+        assert np.array_equal(host(emp_core.select(make(a)).mask), emp_core.select(a).mask)
+        assert Moments.of(make(a)) == Moments.of(a)
     flat = np.full(200_000, 0.1)
-    assert int(emp_core.keep_count(strict_array(flat))) == 200_000
+    assert int(host(emp_core.keep_count(make(flat)))) == 200_000
 
 
 def test_bfloat16_everywhere():

@@ -5,7 +5,8 @@ The feeds need not all be there at once: whoever runs the network on a few of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ Array = NDArray[Any]
 Float = NDArray[np.float64]
 Changed = Mapping[str, Array] | None
 PER_INPUT = 12  # samples for each input of a linear map that are enough
+STACK, ROOM = 16, 1 << 20  # feeds that are taken together at most, and numbers in them: one by one, calls take longest
 
 
 class NotPooledError(Exception):
@@ -72,7 +74,7 @@ class Taking:
                 x = run.values.get(self.site.pooled, i)
                 if run.values.get(self.site.reads[0], i) is None:
                     continue
-                rows = problem.rows(reads.at(run, i), i, self.network.limit(problem))
+                rows = problem.rows(reads.at(run, [i]), i, self.network.limit(problem))
                 if x is None or unpool(x, rows) is None:
                     return
                 found += rows.shape[1]
@@ -102,14 +104,37 @@ class Taking:
             NotPooledError: see there.
         """
         ways = (dense,) if thin is None else (dense, thin)
-        for i in range(dense.feeds if self._todo else 0):
-            one = self._reads[0].at(dense, i)
-            two = one if thin is None else self._reads[1].at(thin, i)
-            reached = all(holds(run.values.get(n, i), wanted) for run in ways for n, wanted in self.site.step.guard)
-            if not reached or any(get(name) is None for get in (one, two) for name in self.site.reads[:1]):
-                continue
+        for some in self._stacks(ways, first) if self._todo else ():
+            one = self._reads[0].at(dense, some)
+            two = one if thin is None else self._reads[1].at(thin, some)
             for problem, w, sums in self._todo:
-                self._add(problem, w, sums[self.part(first + i)], (dense, thin), (one, two), i, first + i)
+                self._add(problem, w, sums[self.part(first + some[0])], (dense, thin), (one, two), some, first)
+
+    def _stacks(self, ways: Sequence[Runner], first: int) -> Iterator[list[int]]:
+        """The feeds that reach the site; those together that can be, of one part and of the same shapes."""
+        site, stack, before = self.site, list[int](), object()
+        names = [name for name in (*site.reads, site.skip) if name]
+        joins = all(problem.stacks for problem in site.problems) and not self._apart
+        for i in sorted(range(ways[0].feeds), key=lambda i: self.part(first + i)):
+            if not all(holds(run.values.get(n, i), wanted) for run in ways for n, wanted in site.step.guard):
+                continue
+            shapes = [run.values.shape(name, i) for run in ways for name in names]
+            if any(run.values.shape(name, i) is None for run in ways for name in site.reads[:1] if self._made(name)):
+                continue
+            large = max((math.prod(shape) for shape in shapes if shape is not None), default=0)
+            kind = (self.part(first + i), shapes)
+            deep = all(shape is not None and len(shape) > 1 for shape in shapes)
+            if stack and not (joins and deep and kind == before and len(stack) < min(STACK, ROOM // max(large, 1))):
+                yield stack
+                stack = []
+            stack.append(i)
+            before = kind
+        if stack:
+            yield stack
+
+    def _made(self, name: str) -> bool:
+        """Whether a value is one that a network makes from its feeds."""
+        return name not in self.network.program.fixed and not name.startswith(HIDDEN)
 
     def moments(self) -> list[list[Moments | Samples]]:
         """For each problem the moments of each part."""
@@ -121,26 +146,35 @@ class Taking:
 
     def _add(
         self, problem: Problem, w: Float | None, sums: Sums, runs: tuple[Runner, Runner | None], gets: tuple[Get, Get],
-        at: int, feed: int,
+        some: list[int], first: int,
     ) -> None:  # fmt: skip
-        """Take in the samples of one feed."""
+        """Take in the samples of some feeds."""
         dense, thin = runs
-        site, limit, past = self.site, self.network.limit(problem), 0.0
+        site, limit, past, feed = self.site, self.network.limit(problem) * len(some), 0.0, first + some[0]
         want = problem.rows(gets[0], feed, limit)
         have = want if thin is None else problem.rows(gets[1], feed, limit)
         if have.shape != want.shape:
             return
         if site.skip and thin is not None and problem.outs is not None:
-            past = self._missing(problem, dense, thin, at, feed, limit)
+            past = self._missing(problem, dense, thin, some, feed, limit)
         if self._apart:
             want, have, past = self._spread(gets, (want, have, past), feed, limit)
             have = want if thin is None else have
         if not (np.isfinite(have).all() and (have is want or np.isfinite(want).all()) and np.isfinite(past).all()):
-            raise ModelError(f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {feed}")
+            which = first + self._culprit(runs, some)
+            raise ModelError(f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {which}")
         if w is None:
             sums.add(have, want)
         else:
             sums.add(have, y=want.astype(np.float64) @ w.swapaxes(1, 2) + past)
+
+    def _culprit(self, runs: Iterable[Runner | None], some: list[int]) -> int:
+        """The first of some feeds on which a value that the site reads is not finite."""
+        for i in some[:-1]:
+            found = [run.values.get(name, i) for run in runs if run is not None for name in self.site.reads]
+            if not all(np.isfinite(x).all() for x in found if x is not None):
+                return i
+        return some[-1]
 
     def _spread(self, gets: tuple[Get, Get], rows: tuple[Array, Array, Any], feed: int, limit: int) -> Any:
         """Inputs, dense and thin, and what is missing, at the positions behind them."""
@@ -157,11 +191,19 @@ class Taking:
             past = pick(past, feed, limit)
         return pick(out[0], feed, limit), pick(out[1], feed, limit), past
 
-    def _missing(self, problem: Problem, dense: Runner, thin: Runner, at: int, feed: int, limit: int) -> Any:
-        one, two = dense.values.get(self.site.skip, at), thin.values.get(self.site.skip, at)
+    def _missing(self, problem: Problem, dense: Runner, thin: Runner, some: list[int], feed: int, limit: int) -> Any:
+        one, two = (_joined(run, self.site.skip, some) for run in (dense, thin))
         if one is None or two is None or one.shape != two.shape or problem.outs is None:
             return 0.0
         return problem.outs(one.astype(np.float64) - two, feed, limit)
+
+
+def _joined(run: Runner, name: str, some: list[int]) -> Array | None:
+    """A value on some feeds, one after the other along its first axis; None where one of them lacks it."""
+    if len(some) == 1:
+        return run.values.get(name, some[0])
+    found = [run.values.get(name, i) for i in some]
+    return None if any(x is None for x in found) else np.concatenate(found)  # type: ignore[arg-type]
 
 
 class _Reads:
@@ -172,8 +214,8 @@ class _Reads:
         self._session: Any = None
         self._constant: dict[str, Array] = {}
 
-    def at(self, run: Runner, feed: int) -> Get:
-        """Those of one of the feeds that a network was run on."""
+    def at(self, run: Runner, some: list[int]) -> Get:
+        """Those of some of the feeds that a network was run on; of cells, of one."""
         seen: dict[str, Array] = {}
         fixed = self.network.program.fixed
 
@@ -182,9 +224,15 @@ class _Reads:
                 if name not in self._constant:
                     self._constant[name] = self._fixed(name)
                 return self._constant[name]
+            if name in seen:
+                return seen[name]
             if not name.startswith(HIDDEN):
-                return run.values.get(name, feed)
+                found = _joined(run, name, some)
+                if found is not None and len(some) > 1:
+                    seen[name] = found
+                return found
             if name not in seen:
+                (feed,) = some
                 reads = {n: run.values.get(n, feed) for n in self.site.step.inputs if n and n not in fixed}
                 given = {n: v for n, v in reads.items() if v is not None}
                 if self._session is None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["Window", "positions", "stuffed", "unroll"]
 
 Array = NDArray[Any]
+SMALL = 1 << 20  # numbers that are looked up one by one sooner than they are cut out tap by tap
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Window:
         return tuple(found)
 
 
-@lru_cache(256)
+@lru_cache(16)
 def positions(count: int, limit: int, seed: int) -> NDArray[np.intp] | None:
     """At most `limit` of `count` positions, spread at random and in order; None for all of them."""
     if count <= limit:
@@ -62,9 +63,9 @@ def unroll(x: Array, window: Window, groups: int, some: NDArray[np.intp] | None)
         x = _padded(x, window.pads)
     many = batch * math.prod(out) if some is None else some.size
     taps = math.prod(window.kernel)
-    if some is not None:
+    if some is not None or channels * taps * many < SMALL:
         flat = (x[0] if batch == 1 else np.moveaxis(x, 1, 0)).reshape(channels, -1)
-        place, *at = np.unravel_index(some, (batch, *out))
+        place, *at = np.unravel_index(np.arange(many) if some is None else some, (batch, *out))
         for size, s, where in zip(x.shape[2:], window.strides, at, strict=True):
             place = place * size + where * s
         rows = flat.take((_offsets(window, x.shape[2:])[:, None] + place).reshape(-1), 1)

@@ -79,7 +79,12 @@ class Quadratic:
     @cached_property
     def target(self) -> Float:
         """W₀·A."""
-        return self.whole(self.best)
+        return np.asarray(self.whole(self.best), np.float64)
+
+    @cached_property
+    def wanted(self) -> Single:
+        """W₀·A in single precision."""
+        return self.target.astype(np.float32)
 
     @cached_property
     def _single(self) -> Single:
@@ -94,14 +99,14 @@ class Quadratic:
         """W·A of some rows of a group, (rows, d), in single precision where these are."""
         return w @ (self._single if w.dtype == np.float32 else self.a)[group]
 
-    def whole(self, w: Any) -> Float:
-        """W·A, (groups, out, d)."""
-        return np.stack([self.times(rows, group) for group, rows in enumerate(w)])
+    def whole(self, w: Any) -> Any:
+        """W·A, (groups, out, d), in single precision where W is."""
+        return np.asarray(w @ (self._single if w.dtype == np.float32 else self.a))
 
     def loss(self, w: Float) -> float:
         """Of weights."""
-        gap = w - self.best
-        return float(np.einsum("god,god->", self.whole(gap), gap))
+        gap = (w - self.best).astype(w.dtype, copy=False)
+        return float(np.einsum("god,god->go", self.whole(gap), gap).sum(dtype=np.float64))
 
     @cached_property
     def rise(self) -> Float:
@@ -163,6 +168,10 @@ class Few(Quadratic):
 
     def times(self, w: Any, group: int) -> Any:
         """W·A of some rows."""
+        return self.whole(w)
+
+    def whole(self, w: Any) -> Any:
+        """W·A."""
         x, weight = self._halves if w.dtype == np.float32 else (self.x, self.weight)
         return (w @ x.T) @ x + w * weight
 

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.once import once
 from emp_onnx.calibration.sites import Problem, Site
-from emp_onnx.refit.curves import Curve, curve
+from emp_onnx.refit.curves import USUAL, Curve, curve
 from emp_onnx.refit.fitting import Fitting
 
 __all__ = ["Quick"]
 
 Array = NDArray[Any]
-RIDGE = 1e-2  # no half of the feeds is at hand to try others on
 
 
 @dataclass(eq=False)
@@ -51,7 +50,7 @@ class Quick(Fitting):
             return replace(curve(self.network, site, problem, _none(problem), _none(problem), _nothing), counts=(n,))
         found = curve(self.network, site, problem, moments, moments, _nothing)
         variance = moments.variance(problem.bias is not None)
-        return replace(found, ridge=RIDGE, price=1 / variance if variance > 0 else 0.0)
+        return replace(found, ridge=USUAL, price=1 / variance if variance > 0 else 0.0)
 
 
 def _none(problem: Problem) -> Moments:

@@ -19,9 +19,9 @@ from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.curves import RIDGES, Curve, quadratic, some_outputs
+from emp_onnx.refit.curves import RIDGES, TRIED, Curve, quadratic, stand_ins
 from emp_onnx.refit.loss import Quadratic
-from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, leaning, polish, solve
+from emp_onnx.refit.solve import LAST, descend, effort, exchange, fair, ladder, largest, leaning, solve
 
 __all__ = ["Fitted", "fit"]
 
@@ -30,9 +30,10 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-QUICK, LAST = (4, 0), 15  # see `effort` and `polish`, where little is to be done
+QUICK = 4, 0  # see `effort`, where little is to be done
 PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
+TRIAL = 6  # rounds after which solutions with different ridges are compared
 
 
 @dataclass
@@ -106,7 +107,7 @@ def _one(
     n, d = int(np.prod(problem.shape)), problem.shape[2]
     w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else parts[0].merge(parts[1]), min(count, n)
     if update and sums.count < MANY * d and len(parts) > 1:
-        ridge = _tuned(problem, w0, parts, count, some_outputs(network, problem))
+        ridge = _tuned(problem, w0, parts, count)
     loss = quadratic(problem, w0, sums, ridge)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
@@ -115,7 +116,7 @@ def _one(
             choose = fair([places.shape[2] for _, places in problem.parts], PART)
             *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
             mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
-            w = solve(loss, mask, w, rounds=LAST if quick else polish(problem.shape))
+            w = solve(loss, mask, w, rounds=LAST)
     else:
         if criterion == "gradient" and gradients is not None:
             mask = largest(gradient(w0, gradients), count)
@@ -137,24 +138,22 @@ def _one(
         done.few.append((site.keys[0], sums.count, d))
 
 
-def _tuned(
-    problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int, some: NDArray[np.intp] | None
-) -> float:
-    """The ridge with which one half of the feeds foretells best what the dense network wants on the other half.
+def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int) -> float:
+    """The ridge with which one half of the feeds foretells best what the dense network wants on the other half, as some
+    outputs tell.
 
     It is looked for again here, since what the layers before got wrong is noise that the dense network did not have.
     """
-    fit, test = halves
-    if some is not None:
-        count = max(1, count * some.size // w0.shape[1])
-        w0, fit, test = w0[:, some], fit.rows(some), test.rows(some)
+    some = stand_ins(w0.shape[1], TRIED)
+    count = max(1, count * some.size // w0.shape[1])
+    w0, fit, test = w0[:, some], halves[0].rows(some), halves[1].rows(some)
     least, best = np.inf, RIDGES[0]
     mask: Mask | None = None
     for ridge in RIDGES:
         loss = quadratic(problem, w0, fit, ridge)
         if mask is None:
             mask = largest(w0 * w0 * loss.diagonal[:, None], count)
-        miss = test.miss(solve(loss, mask, loss.best, rounds=12), problem.bias is not None)
+        miss = test.miss(solve(loss, mask, loss.best, rounds=TRIAL), problem.bias is not None)
         if miss >= least:
             break
         least, best = miss, ridge
