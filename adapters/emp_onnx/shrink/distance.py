@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from emp_onnx.calibration.outputs import classes
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.trace import Runner
 
+Wide = NDArray[np.float64]
 CHOICES = ("ArgMax", "ArgMin", "TopK", "Hardmax", "Softmax", "LogSoftmax", "Sigmoid")
 PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten")
 
-__all__ = ["agreement", "ancestors", "output_error", "watched"]
+__all__ = ["agreement", "ancestors", "misses", "output_error", "watched"]
+
+SHAPE = 0.05  # weight of the error of scores beside that of answers: it tells models apart that miss nothing
 
 
 def watched(model: Any, threads: int = 1) -> Runner:
@@ -36,6 +41,45 @@ def output_error(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Fe
             size[name] += float(np.square(a - a.mean()).sum())
     errors = [moved[n] / size[n] for n in names]
     return float(np.mean(errors)) if errors else 0.0
+
+
+def misses(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], threads: int = 1) -> float:
+    """How many of the dense model's answers are likely to be missed: the mean over outputs that are class scores.
+
+    Scores may be moved or stretched as a whole without another answer, and a fit to few feeds does shrink them; so it
+    is not their error that counts, but the lead of the dense model's class over all others, by the error that is left
+    in one score: 1 / (1 + exp(lead / error)), the mean over rows. What few rows do not show, since no answer changes,
+    leads do. Where no output is class scores, `output_error`.
+    """
+    runner = watched(model, threads)
+    rows: dict[str, list[tuple[Wide, Wide]]] = {}
+    for feed, before in zip(feeds, dense, strict=True):
+        after = runner(feed, [*before])
+        for name, values in before.items():
+            one = classes(values) if isinstance(values, np.ndarray) else None
+            other = classes(after[name]) if one is not None else None
+            if one is not None and other is not None:
+                if one.shape != other.shape:
+                    return np.inf
+                rows.setdefault(name, []).append((one.astype(np.float64), other.astype(np.float64)))
+    found = [_missed(*(np.concatenate(part) for part in zip(*pairs, strict=True))) for pairs in rows.values()]
+    return float(np.mean(found)) if found else output_error(dense, model, feeds, threads)
+
+
+def _missed(dense: Wide, other: Wide) -> float:
+    """The same of scores (rows, classes)."""
+    if not (np.isfinite(dense).all() and np.isfinite(other).all()):
+        return 1.0
+    at = np.arange(len(dense)), dense.argmax(1)
+    a, b = dense - dense.mean(1, keepdims=True), other - other.mean(1, keepdims=True)
+    size = float(np.square(a).sum()) or 1.0
+    scale = max(float((a * b).sum()), 0.0) / max(float(np.square(b).sum()), 1e-300)
+    b = scale * b
+    left = float(np.square(a - b).sum())
+    own = b[at]
+    b[at] = -np.inf
+    lead = (own - b.max(1)) / max((left / a.size) ** 0.5, 1e-6 * (size / a.size) ** 0.5)
+    return float((1 / (1 + np.exp(np.clip(lead, -50, 50)))).mean()) + SHAPE * left / size
 
 
 def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]) -> float | None:
