@@ -24,7 +24,8 @@ __all__ = ["Planner"]
 
 DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
 UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
-LEVELS = 12  # at most so many counts of each group are considered
+STATES = 5.0  # the same of groups that states are made of: what they are for shows many steps later
+LEVELS = 16  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
 
@@ -60,7 +61,7 @@ class Planner:
     def error(self, which: int, count: int) -> float:
         """Predicted error at the outputs when `count` units of a group go."""
         own = max(self.own(which, count), 1e-12)
-        return self._shown(which, own) + UNSEEN * own if count else 0.0
+        return self._shown(which, own) + (STATES if self.later[which] else UNSEEN) * own if count else 0.0
 
     def own(self, which: int, count: int) -> float:
         """The error of a group's own readers when `count` units go, as a share of what they say."""
@@ -149,4 +150,4 @@ class Planner:
         if masks is None:
             return np.inf
         error = misses(self.dense, locally(self.problem, masks), self.held, self.problem.threads)
-        return error + UNSEEN * sum(self.own(g, n) for g, n in enumerate(counts) if self.later[g])
+        return error + STATES * sum(self.own(g, n) for g, n in enumerate(counts) if self.later[g])

@@ -7,16 +7,16 @@ the dense model's own inputs as samples. Each with a ridge of one of several str
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks
-from emp_onnx.shrink.distance import misses, watched
+from emp_onnx.shrink.distance import Missed, missed, watched
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.refit import RIDGE, RIDGES, refit, refit_locally
 
-__all__ = ["Fitted", "Way", "best_fit", "fit", "fit_again", "locally"]
+__all__ = ["Fitted", "Way", "anew", "best_fit", "fit", "locally"]
 
 ANCHOR = 1.0  # weight of the dense model's own inputs in a refit in sequence
 
@@ -36,7 +36,12 @@ class Fitted:
 
     model: Any
     way: Way
-    error: float
+    missed: Missed
+
+    @property
+    def error(self) -> float:
+        """As one number."""
+        return self.missed.total
 
 
 def fit(problem: Problem, masks: Masks, way: Way, feeds: Sequence[Feed] = ()) -> Any:
@@ -65,7 +70,7 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
 
     def tried(way: Way) -> Fitted:
         model = fit(problem, masks, way, feeds)
-        return Fitted(model, way, misses(dense, model, held, problem.threads) if dense else 0.0)
+        return Fitted(model, way, missed(dense, model, held, problem.threads))
 
     best = min((tried(Way(ridge)) for ridge in RIDGES), key=lambda f: f.error)
     strong = [*({best.way.ridge, RIDGES[-1]})]
@@ -73,9 +78,11 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
     return min((best, *map(tried, ways)), key=lambda f: f.error)
 
 
-def fit_again(problem: Problem, masks: Masks, way: Way, feeds: Sequence[Feed]) -> Any:
-    """A fit in a way that was chosen before, from other feeds: all of them."""
-    kept, problem.moments = problem.moments, problem.sums(feeds)
-    model = fit(problem, masks, way, feeds)
-    problem.moments = kept
-    return model
+def anew(problem: Problem, feeds: Sequence[Feed]) -> Problem:
+    """The same layers left out, and the same units in the same order, but all fitted to these feeds."""
+    one = problem.whole()
+    for skip in problem.skips:
+        one = one.without(skip, feeds)
+    one = replace(one, curves=problem.curves, joins=problem.joins)
+    one.moments = one.sums(feeds)
+    return one

@@ -14,23 +14,24 @@ Whether they help is seen on feeds that are kept back, and not taken for granted
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink.distance import misses, watched
+from emp_onnx.shrink.distance import missed, watched
 from emp_onnx.shrink.fits import locally
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.rules.elementwise import BROADCAST, UNARY
 from emp_onnx.shrink.view import View
 
-__all__ = ["chosen_near", "mixed", "moved", "nearby"]
+__all__ = ["MOVED", "chosen_near", "mixed", "moved", "nearby"]
 
+MOVED, MIXED = "moved", "mixed"
 MOST = 2000  # feeds in all
 BYTES = 1 << 27  # of all of them
 REACH = 8  # a shift is at most so small a part of an axis
-HELPS = 0.98  # of the error without them: what is less counts as help
 
 
 def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, list[Feed]]:
@@ -42,34 +43,37 @@ def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, lis
     if count < len(feeds) or len(shapes) > 1 or len(feeds) < 2 or any(a.dtype.kind != "f" for a in arrays[0].values()):
         return {}
     rng = np.random.default_rng(seed)
-    out = {}
+    out: dict[str, list[Feed]] = {}
     if len(arrays[0]) == 1 and _slid(view, next(iter(arrays[0]))):
-        out["moved"] = [moved(arrays[i], rng) for i in rng.integers(0, len(feeds), count)]
-    out["mixed"] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]
+        out[MOVED] = [moved(arrays[i], rng) for i in rng.integers(0, len(feeds), count)]
+    out[MIXED] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]
     return out
 
 
 def chosen_near(problem: Problem, feeds: Sequence[Feed], held: Sequence[Feed]) -> str:
-    """The way that lowers the error on `held` most when half of every group goes; empty where none does.
+    """The way that does best on `held` when a third of every group goes; empty where each is seen to do harm.
 
     The problem must be measured on `feeds`; it is afterwards as before.
     """
     runner = watched(problem.dense, problem.threads)
     dense = [runner(feed) for feed in held]
-    counts = [group.units // 2 for group in problem.groups]
+    counts = [group.units // 3 for group in problem.groups]
     masks = problem.masks(counts)
     if not masks:
         return ""
     kept = problem.moments
-    best = (HELPS * misses(dense, locally(problem, masks), held, problem.threads), "")
+    alone = missed(dense, locally(problem, masks), held, problem.threads)
+    best: tuple[float, str] | None = None
     for way, more in nearby(problem.view, feeds).items():
         problem.moments = problem.sums([*feeds, *more])
-        best = min(best, (misses(dense, locally(problem, masks), held, problem.threads), way))
+        found = missed(dense, locally(problem, masks), held, problem.threads)
+        if not found.worse(alone) and (best is None or found.total < best[0]):
+            best = (found.total, way)
     problem.moments = kept
-    return best[1]
+    return best[1] if best else ""
 
 
-def mixed(one: Feed, other: Feed, rng: np.random.Generator) -> dict[str, NDArray[np.floating]]:
+def mixed(one: Feed, other: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     """A point between two feeds, the same share of each input.
 
     >>> out = mixed({"x": np.zeros(2, np.float32)}, {"x": np.ones(2, np.float32)}, np.random.default_rng(0))
@@ -80,7 +84,7 @@ def mixed(one: Feed, other: Feed, rng: np.random.Generator) -> dict[str, NDArray
     return {name: np.asarray(share * a + (1 - share) * other[name]).astype(a.dtype) for name, a in one.items()}
 
 
-def moved(feed: Feed, rng: np.random.Generator) -> dict[str, NDArray[np.floating]]:
+def moved(feed: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     """A feed shifted along every axis from the third on, edges repeated; every second one mirrored along the last.
 
     >>> out = moved({"x": np.arange(16.0).reshape(1, 1, 16)}, np.random.default_rng(1))

@@ -50,6 +50,7 @@ class Problem:
     source: Any = None
     joins: bool = False
     origin: Origin | None = None
+    before: Problem | None = None
     skips: tuple[Skip, ...] = ()
     moments: dict[int, Wide] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
@@ -86,6 +87,10 @@ class Problem:
         """The model that says what outputs should be: before layers were left out."""
         return self.view.model if self.origin is None else self.origin.view.model
 
+    def whole(self) -> Problem:
+        """The problem as it was before layers were left out."""
+        return self if self.before is None else self.before.whole()
+
     def without(self, skip: Skip, feeds: Sequence[Feed]) -> Problem:
         """The same with a layer left out, and the readers behind it fitted on feeds.
 
@@ -99,7 +104,7 @@ class Problem:
         groups, reasons = _groups(view, traced)
         return replace(
             self, view=view, trace=traced, groups=groups, reasons=reasons, readers=find_readers(view, traced),
-            origin=origin, skips=(*self.skips, skip), moments={}, curves=[],
+            origin=origin, before=self, skips=(*self.skips, skip), moments={}, curves=[],
         )  # fmt: skip
 
     def of_group(self, group: Group) -> list[int]:

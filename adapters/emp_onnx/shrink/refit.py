@@ -20,7 +20,7 @@ from emp_onnx.shrink.moments import cross_moments
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.view import View
 
-__all__ = ["Origin", "RIDGE", "RIDGES", "refit", "refit_locally", "solve"]
+__all__ = ["RIDGE", "RIDGES", "Origin", "refit", "refit_locally", "solve"]
 
 RIDGE = 3e-2  # of the mean of the diagonal
 RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose

@@ -20,10 +20,11 @@ from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.depth import plan
 from emp_onnx.shrink.distance import agreement, output_error, watched
 from emp_onnx.shrink.exact import dead, exact
-from emp_onnx.shrink.fits import best_fit, fit_again
+from emp_onnx.shrink.fits import best_fit
 from emp_onnx.shrink.given import check, chosen, feeds_of, target_of
+from emp_onnx.shrink.last import last_fit, with_near
 from emp_onnx.shrink.latency import latencies
-from emp_onnx.shrink.near import chosen_near, nearby
+from emp_onnx.shrink.near import MOVED, chosen_near
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
 from emp_onnx.shrink.readers import drop_zero_biases
@@ -49,7 +50,9 @@ LAST = (
     "kept back."
 )
 NEAR = "Readers were fitted to more feeds, {} from those given, for that was seen to help on feeds kept back."
-SKIPPED = "{} layers went whole: what read their outputs ({}) reads what came before them. The masked model lacks them too."
+SKIPPED = (
+    "{} layers went whole: what read their outputs ({}) reads what came before them. The masked model lacks them too."
+)
 PROVEN = 16  # feeds of the proof
 JUDGING = 100  # made from feeds kept back, with which cuts are compared
 
@@ -147,16 +150,18 @@ def shrink(
         else:
             problem.curves = [problem.by_norm(group) for group in problem.groups]
         near = chosen_near(problem, fit, held) if refit and given is not None else ""
-        judging = held
+        wide, judging = with_near(problem, fit, near), []
+        if near == MOVED:  # what is mixed of two classes has no answer that could be missed
+            judging = with_near(problem, held, near)[len(held) :][:JUDGING]
         if near:
-            fit = [*fit, *nearby(problem.view, fit)[near]]
-            judging = [*held, *nearby(problem.view, held)[near][:JUDGING]]
-            problem.measure(fit)
-            notes = (*notes, NEAR.format(near))
-        build = lambda m: best_fit(problem, m, fit, held).model if refit else exact(problem, m)[1]  # noqa: E731
+            problem.measure(wide)
+        build = lambda m: best_fit(problem, m, wide, held).model if refit else exact(problem, m)[1]  # noqa: E731
         if refit and budget.latency is not None and max_drop is None and max_error is None:
             layers = not include and not exclude
-            found = plan(problem, budget.latency, fit, judging, round_to=round_to, least=min_channels, layers=layers)
+            found = plan(
+                problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
+                layers=layers,
+            )  # fmt: skip
             problem, counts = found.problem, found.counts
             effective: list[float | None] = [None] * len(counts)
         else:
@@ -170,12 +175,10 @@ def shrink(
             GroupRow(g.name, g.units, g.units - n, e) for g, n, e in zip(problem.groups, counts, effective, strict=True)
         ]
         if refit:
-            found_fit = best_fit(problem, masks, fit, held)
-            shrunk = found_fit.model
-            if max_drop is None and max_error is None and masks:  # else what was measured is what is written
-                whole = [*fit, *held, *(nearby(problem.view, held)[near] if near else ())]
-                judged, shrunk = shrunk, fit_again(problem, masks, found_fit.way, whole)
-                notes = (*notes, LAST)
+            final = max_drop is None and max_error is None and bool(masks or problem.skips)
+            last = last_fit(problem, masks, fit, held, near, final=final, more=final and given is not None)
+            shrunk, judged, problem = last.shrunk, last.judged, last.problem
+            notes = (*notes, *([NEAR.format(last.near)] if last.near else []), *([LAST] if final else []))
             reference = problem.reference(shrunk, masks)
         else:
             reference, shrunk = exact(problem, masks)
@@ -185,7 +188,7 @@ def shrink(
     proof = prove(reference, shrunk, evidence, random=given is None, threads=threads)
     if not proof.holds:
         raise VerifyError(f"verification failed, nothing was written: {proof.problem}")
-    if not masks:
+    if not masks and not problem.skips:
         notes = (
             *notes,
             "NOTHING WAS REMOVED: " + ("no unit is dead." if dead_only else "the amount asked for keeps every unit."),

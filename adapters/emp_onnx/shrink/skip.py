@@ -1,4 +1,4 @@
-"""Layers left out whole: who read the tensor behind them reads one before them, with weights fitted to what it received.
+"""Layers left out whole: who read the tensor behind them reads one before them, with weights fitted anew.
 
 A *skip* (A, B) lets every reader of B read A. Where A goes into B by itself too (a residual sum), anything may read A
 in B's place, if both have one shape. Elsewhere all that read B must be readers (`readers.py`), since nothing says
@@ -24,7 +24,7 @@ from emp_onnx.shrink.readers import Reader, find_readers
 from emp_onnx.shrink.refit import RIDGE, Origin, solve
 from emp_onnx.shrink.sizes import Sizes
 from emp_onnx.shrink.trace import Trace
-from emp_onnx.shrink.view import Op, View
+from emp_onnx.shrink.view import View
 
 __all__ = ["Skip", "find_skips", "left_out", "skipped"]
 
@@ -132,9 +132,10 @@ def skipped(
             if not skip.passes and isinstance(count, int):
                 blank = np.zeros(_shape(reader, old.shape, count), old.dtype)
                 tensors[reader.weight].CopyFrom(onnx.numpy_helper.from_array(blank, reader.weight))
+                kind = tensors[reader.weight].data_type
                 for info in model.graph.input:  # in files of old, constants are inputs too
                     if info.name == reader.weight:
-                        info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, blank.shape))
+                        info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, blank.shape))
     drop_dead(model.graph)
     changed = View.of(model)
     left = [replace(r, source=skip.before) if r.source == skip.after else r for r in own.values()]
@@ -149,9 +150,8 @@ def skipped(
             start = reader.matrix(now)
             if len(start) != len(goal):
                 continue
-            new, shift = solve(
-                z, cross, goal.reshape(len(goal), -1), start.reshape(len(start), -1), bias=bool(reader.bias), ridge=ridge
-            )
+            flat = (matrix.reshape(len(matrix), -1) for matrix in (goal, start))
+            new, shift = solve(z, cross, *flat, bias=bool(reader.bias), ridge=ridge)
             if not (np.isfinite(new).all() and np.isfinite(shift).all()):
                 continue
             _store(model, reader.weight, reader.put(new.reshape(start.shape), now))
