@@ -6,7 +6,7 @@ what the numbers mean:
 
 - *moved*: shifted by up to an eighth along each axis that a convolution slides over, edges repeated, every second one
   mirrored along the last;
-- *mixed*: λ·a + (1 − λ)·b of two feeds, λ even on (0, 1).
+- *mixed*: λ·a + (1 − λ)·b of two feeds, λ even on (0, 1); where nothing is slid over.
 
 Whether they help is seen on feeds that are kept back, and not taken for granted.
 """
@@ -46,7 +46,8 @@ def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, lis
     out: dict[str, list[Feed]] = {}
     if len(arrays[0]) == 1 and _slid(view, next(iter(arrays[0]))):
         out[MOVED] = [moved(arrays[i], rng) for i in rng.integers(0, len(feeds), count)]
-    out[MIXED] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]
+    else:
+        out[MIXED] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]
     return out
 
 

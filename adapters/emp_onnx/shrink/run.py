@@ -139,6 +139,7 @@ def shrink(
     fit, held = [*fit, *more[0]], [*held, *more[1]]
     dense_problem = problem
     rows: list[GroupRow]
+    effective: list[float | None]
     judged: Any = None
     if dead_only:
         masks, reference, shrunk, rows = dead(problem, proto)
@@ -149,22 +150,22 @@ def shrink(
             problem.measure(fit)
         else:
             problem.curves = [problem.by_norm(group) for group in problem.groups]
-        near = chosen_near(problem, fit, held) if refit and given is not None else ""
-        wide, judging = with_near(problem, fit, near), []
-        if near == MOVED:  # what is mixed of two classes has no answer that could be missed
-            judging = with_near(problem, held, near)[len(held) :][:JUDGING]
-        if near:
-            problem.measure(wide)
-        build = lambda m: best_fit(problem, m, wide, held).model if refit else exact(problem, m)[1]  # noqa: E731
+        near = ""
         if refit and budget.latency is not None and max_drop is None and max_error is None:
-            layers = not include and not exclude
+            layers, judging = not include and not exclude, []
+            near = "" if given is None else chosen_near(problem, fit, held)
+            if near:
+                problem.measure(with_near(problem, fit, near))
+            if near == MOVED:  # what is mixed of two classes has no answer that could be missed
+                judging = with_near(problem, held, near)[len(held) :][:JUDGING]
             found = plan(
                 problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
                 layers=layers,
             )  # fmt: skip
             problem, counts = found.problem, found.counts
-            effective: list[float | None] = [None] * len(counts)
+            effective = [None] * len(counts)
         else:
+            build = lambda m: best_fit(problem, m, fit, held).model if refit else exact(problem, m)[1]  # noqa: E731
             counts, effective = _counts(
                 problem, budget, signal, scores, beta, order, round_to, min_channels, held, samples, build
             )

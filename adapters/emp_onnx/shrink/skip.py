@@ -62,8 +62,10 @@ def find_skips(view: View, traced: Trace) -> list[Skip]:
             passes = name in passing and same
             if not passes and not (whole and name in read and _fits(sizes, name, own)):
                 continue
-            out.append(Skip(name, after, passes))
-            found += 1
+            skip = Skip(name, after, passes)
+            if left_out(view, skip):
+                out.append(skip)
+                found += 1
     return out
 
 
@@ -161,12 +163,15 @@ def skipped(
 
 
 def left_out(view: View, skip: Skip) -> frozenset[str]:
-    """The tensors that nobody needs any more after a skip."""
+    """What the operations make that nobody needs any more after a skip."""
     needed: set[str] = set(view.outputs) | set(view.captured)
+    gone: set[str] = set()
     for op in reversed(view.ops):
         if needed.intersection(op.outputs):
             needed |= {skip.before if name == skip.after else name for name in op.inputs}
-    return frozenset(name for op in view.ops for name in op.outputs if name and name not in needed)
+        else:
+            gone.update(filter(None, op.outputs))
+    return frozenset(gone)
 
 
 def tensors_of(model: Any) -> dict[str, Any]:
