@@ -64,8 +64,8 @@ def hill_of(pools: Any, q: float) -> NDArray[np.float64]:
             return np.array([hill_of_stream(s, q) for s in pools.streams()], np.float64)
         slabs = [(np.maximum(pools.magnitude(s), 0, dtype=np.float64), pools.n[s]) for s in pools.slabs()]
         return np.concatenate([np.empty(0), *(hill_of_rows(np, a, n, q) for a, n in slabs)])
-    device: DevicePools = pools if isinstance(pools, DevicePools) else pools.device
-    with wide(device.source):
+    with wide(pools.source if isinstance(pools, DevicePools) else pools.device.source):
+        device: DevicePools = pools if isinstance(pools, DevicePools) else pools.joined()
         found = [
             hill_of_rows(device.xp, device.magnitude(s), device.like(device.n[s].astype(float)), q)
             for s in device.slabs()

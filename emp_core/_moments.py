@@ -9,9 +9,8 @@ import numpy as np
 
 from ._effective import checked_beta
 from ._errors import PoolError
-from ._exact import UNIT, Sums, exact_rows
+from ._exact import UNIT, Sums
 from ._namespace import as_mask, given, to_host, wide
-from ._pools import DevicePools
 from ._stream import Stream
 
 
@@ -52,19 +51,16 @@ class Moments:
             )
             sums = stream.exact()
             return cls(sums.n, sums.total, sums.squares, stream.largest())
-        xp = source.xp
-        flat = xp.reshape(source.array, (1, -1))
-        if not int(flat.shape[1]) or (mask is not None and not mask.any()):
+        from ._device import DeviceStream  # only where there is a device
+
+        flat = source.xp.reshape(source.array, (-1,))
+        if not int(flat.shape[0]) or (mask is not None and not mask.any()):
             return cls()
         with wide(source):
-            chosen = None if mask is None else source.back(np.ascontiguousarray(mask.reshape(1, -1)))
-            pools = DevicePools(source, flat, chosen, lambda _: "scores")
-            found, largest = Sums(int(pools.n[0]), 0, 0), 0.0
-            for piece in pools.long_row(0):
-                totals, squares = exact_rows(xp, piece, pools.like, single=pools.single)
-                found = found + Sums(0, sum(totals), sum(squares))
-                largest = max(largest, float(xp.max(piece)))
-        return cls(found.n, found.total, found.squares, largest)
+            chosen = None if mask is None else source.back(np.ascontiguousarray(mask.reshape(-1)))
+            pool = DeviceStream(source, [flat], [chosen], ["scores"])
+            found = pool.exact()
+            return cls(found.n, found.total, found.squares, pool.largest())
 
     def __or__(self, other: Moments) -> Moments:
         if not isinstance(other, Moments):

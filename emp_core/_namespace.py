@@ -68,7 +68,27 @@ def given(array: Any, name: str = "scores") -> Given:
     if not (xp.isdtype(array.dtype, "real floating") or xp.isdtype(array.dtype, ("bool", "integral"))):
         raise ArgumentError(f"{name} must be real numbers, got dtype {array.dtype}")
     device = array.device
+    if type(array).__module__.startswith("cupy") and array.dtype == np.float32:
+        array = keep_subnormals(xp, array)
     return Given(array, xp, None, lambda a: xp.asarray(_plain(a), device=device))
+
+
+def keep_subnormals(xp: Any, array: Any) -> Any:
+    """float32 as it is, or, where some are subnormal, as float64, made from the bits.
+
+    For CuPy, whose kernels are compiled to take subnormal float32 for zeros, also where they are widened.
+    """
+    flat = array.reshape(-1).view(xp.uint32)  # whole numbers are left alone
+    below = [
+        xp.any((part & 0x7FFFFFFF) - 1 < 0x7FFFFF)  # zeros wrap around
+        for part in (flat[at : at + (1 << 22)] for at in range(0, int(flat.shape[0]), 1 << 22))
+    ]
+    if not (below and bool(xp.any(xp.stack(below)))):
+        return array
+    bits = array.view(xp.uint32)
+    small = (bits & 0x7FFFFF).astype(xp.float64) * 2.0**-149
+    signed = xp.where((bits >> 31) != 0, -small, small)
+    return xp.where((bits & 0x7F800000) != 0, array.astype(xp.float64), signed)
 
 
 def is_tensorflow(array: Any) -> bool:
@@ -97,15 +117,18 @@ def namespace(*arrays: Any) -> Any:
 
 
 def to_host(array: Any) -> HostArray:
-    """A small array of any library as NumPy (sums and figures, never the scores)."""
+    """A small array of any library as NumPy (sums and figures, never the scores); bfloat16 as bits under a name."""
     if isinstance(array, (np.ndarray, np.generic)):
         return np.asarray(array)
     if _of("torch", "Tensor", array):
-        return np.asarray(array.detach().cpu().numpy())
+        seen = _torch(array.cpu(), "array").host
+        assert seen is not None
+        return seen
     if hasattr(array, "get") and type(array).__module__.startswith("cupy"):
         return np.asarray(array.get())
     try:
-        return np.asarray(array)
+        seen = np.asarray(array)
+        return seen.view(BFLOAT16) if seen.dtype.name == "bfloat16" else seen
     except (TypeError, RuntimeError):
         return np.from_dlpack(array)
 
@@ -113,6 +136,12 @@ def to_host(array: Any) -> HostArray:
 def cast(xp: Any, array: Any, dtype: Any) -> Any:
     """``array`` in another dtype; NumPy 1 has no function for it."""
     return array.astype(dtype) if xp is np else xp.astype(array, dtype)
+
+
+def is_narrow(xp: Any, dtype: Any) -> bool:
+    """Whether float32 holds every value of this dtype."""
+    kinds = (getattr(xp, name, None) for name in ("float32", "float16", "bfloat16"))
+    return any(kind is not None and dtype == kind for kind in kinds)  # NumPy's float64 equals None
 
 
 def is_traced(array: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 from . import _top
 from ._chunks import fits_float32
 from ._errors import ArgumentError, PoolError
-from ._exact import CHUNK, Sums, exact_rows
-from ._namespace import Given, as_mask, given, to_host, wide
+from ._exact import CHUNK
+from ._namespace import Given, as_mask, given, is_narrow, to_host, wide
 from ._rows import Counted, count_rows, mask_rows, parts
 from ._stream import Stream
+
+if TYPE_CHECKING:
+    from ._device import DeviceStream
 
 Mask = NDArray[np.bool_]
 SLAB = 1 << 18  # scores of short pools taken at once on the host
 DEVICE_SLAB = 1 << 25  # and on a device
+DEVICE_LONG = 1 << 20  # scores of a pool that is taken by itself there, although there are several
 
 
 class Pools(Protocol):
@@ -136,12 +140,9 @@ class DevicePools:
         if where is not None:
             with wide(source):
                 self.n = to_host(self.xp.sum(self.xp.astype(where, self.xp.int64), axis=1)).astype(np.int64)
-        self.single = self._single()
+        self.single = is_narrow(self.xp, matrix.dtype)
+        self.long = self.length > (CHUNK if self.rows == 1 else DEVICE_LONG)
         refuse_empty(self.n, name)
-
-    def _single(self) -> bool:
-        xp, dtype = self.xp, self.matrix.dtype
-        return bool(dtype in (xp.float32, getattr(xp, "float16", None), getattr(xp, "bfloat16", None)))
 
     def like(self, a: NDArray[Any]) -> Any:
         """A small host array beside the scores."""
@@ -158,18 +159,12 @@ class DevicePools:
             raise PoolError(f"{self.name(rows.start + int(np.argmax(bad)))} must be finite, got NaN or an infinity")
         return a
 
-    def long_row(self, i: int) -> list[Any]:
-        """One pool as matrices (rows, ≤ CHUNK)."""
-        pieces = []
-        for start in range(0, self.length, DEVICE_SLAB):
-            a = self.magnitude(slice(i, i + 1), slice(start, min(start + DEVICE_SLAB, self.length)))
-            size = int(a.shape[1])
-            whole = size // CHUNK * CHUNK
-            if whole:
-                pieces.append(self.xp.reshape(a[:, :whole], (-1, CHUNK)))
-            if whole < size:
-                pieces.append(a[:, whole:])
-        return pieces
+    def alone(self, i: int) -> DeviceStream:
+        """One pool by itself."""
+        from ._device import DeviceStream  # only where there is a device
+
+        where = None if self.where is None else self.where[i, :]
+        return DeviceStream(self.source, [self.matrix[i, :]], [where], [self.name(i)])
 
     def slabs(self) -> list[slice]:
         """Rows in groups that a device takes at once."""
@@ -180,7 +175,7 @@ class DevicePools:
         """Effective size and keep count of every pool."""
         with wide(self.source):
             if self.length > CHUNK:
-                return Counted.of([self._long_sums(i, beta) for i in range(self.rows)], beta)
+                return Counted.of([self.alone(i).sums(beta) for i in range(self.rows)], beta)
             return Counted.join(
                 [
                     count_rows(self.xp, self.magnitude(s), self.like, self.n[s], beta, single=self.single)
@@ -188,26 +183,14 @@ class DevicePools:
                 ]
             )
 
-    def _long_sums(self, i: int, beta: Fraction) -> Sums:
-        n = int(self.n[i])
-        pieces = self.long_row(i)
-        known = Sums(n, 0, 0)
-        for piece in pieces:
-            known = known + parts(self.xp, piece, self.like, single=self.single).sums(0)
-        if known.settled() and known.keep_count(beta) is not None:
-            return known
-        known = Sums(n, 0, 0)
-        for piece in pieces:
-            totals, squares = exact_rows(self.xp, piece, self.like, single=self.single)
-            known = known + Sums(0, sum(totals), sum(squares))
-        return known
-
     def mask(self, k: NDArray[np.int64]) -> Any:
         """Exactly k[i] True in row i."""
         xp = self.xp
         with wide(self.source):
             if self.rows == 0:
-                return xp.zeros(self.matrix.shape, dtype=xp.bool)
+                return xp.zeros_like(self.matrix, dtype=xp.bool)
+            if self.long:
+                return xp.stack([self.alone(i).mask(ki)[0] for i, ki in enumerate(k.tolist())])
             found = []
             for s in self.slabs():
                 a = self.magnitude(s)
@@ -220,6 +203,8 @@ class DevicePools:
         """Retained mass of every pool."""
         xp = self.xp
         with wide(self.source):
+            if self.long:
+                return np.array([self.alone(i).share([mask[i, :]]) for i in range(self.rows)], np.float64)
             pieces = [np.empty(0)]
             for s in self.slabs():
                 a = self.magnitude(s)

@@ -167,12 +167,12 @@ def mask_rows(xp: Any, magnitude: Any, k: Any) -> Any:
     rows, width = int(magnitude.shape[0]), int(magnitude.shape[1])
     if rows == 0 or width == 0:
         return magnitude >= 0
+    order = getattr(xp, "cumulative_sum", None) or xp.cumsum
     ordered = xp.sort(magnitude, axis=-1)
-    first = xp.reshape(xp.arange(rows, dtype=k.dtype), (rows, 1)) * width if rows > 1 else 0
+    first = (order(xp.ones_like(k), axis=0) - 1) * width  # not by arange: that would be on the library's own device
     place = xp.where(k > 0, width - k, width - 1) + first
     threshold = xp.reshape(xp.take(xp.reshape(ordered, (-1,)), xp.reshape(place, (-1,)), axis=0), (rows, 1))
     above = magnitude > threshold
     tied = magnitude == threshold
     room = k - xp.sum(cast(xp, above, k.dtype), axis=-1, keepdims=True)
-    order = getattr(xp, "cumulative_sum", None) or xp.cumsum
     return above | (tied & (order(cast(xp, tied, k.dtype), axis=-1) <= room))

@@ -1,6 +1,6 @@
 """Damaged and hostile files: whatever is done to a file, `emp prune` answers with a result or with one sentence.
 
-    python -m tests.fuzz [--mutants 20000] [--seed 0] [--keep FOLDER]
+    python -m tests.fuzz [--mutants 20000] [--seed 0] [--jobs 1] [--keep FOLDER]
 
 Mutants are made of small files: those of `../shared/corpus` where that is there, onnx's own test models, and models
 generated here, with bytes changed at random or fields changed to what could hurt. Each is pruned by a worker process of
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,12 +214,30 @@ def worker(seed: int, first: int, last: int) -> None:
             print("done", i, code, wrong.replace("\n", " "), flush=True)
 
 
-def fuzz(mutants: int, seed: int = 0) -> Result:
-    """Try so many mutants; a worker that dies or hangs is counted, and another goes on after that mutant."""
-    result, at = Result(), 0
+def fuzz(mutants: int, seed: int = 0, jobs: int = 1, say: Callable[[str], None] = lambda line: None) -> Result:
+    """Try so many mutants, in so many workers beside one another; `say` is told every fault when it is seen."""
+    edges = [mutants * job // jobs for job in range(jobs + 1)]
+    with ThreadPoolExecutor(jobs) as pool:
+        parts = list(pool.map(lambda first, last: _span(seed, first, last, say), edges[:-1], edges[1:]))
+    total = Result()
+    for part in parts:
+        total.codes += part.codes
+        total.faults += part.faults
+        total.unverified += part.unverified
+    return total
+
+
+def _span(seed: int, first: int, last: int, say: Callable[[str], None]) -> Result:
+    """Mutants `first` to `last`; a worker that dies or hangs is counted, and another goes on after that mutant."""
+    result, at = Result(), first
     path = os.pathsep.join([str(ROOT), str(ROOT / "adapters")])
-    while at < mutants:
-        command = [sys.executable, "-m", "tests.fuzz", "--worker", str(seed), str(at), str(mutants)]
+
+    def fault(text: str) -> None:
+        result.faults.append(text)
+        say(text)
+
+    while at < last:
+        command = [sys.executable, "-m", "tests.fuzz", "--worker", str(seed), str(at), str(last)]
         with tempfile.TemporaryFile() as said, subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=said, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, bufsize=0
         ) as process:  # fmt: skip
@@ -239,7 +258,7 @@ def fuzz(mutants: int, seed: int = 0) -> Result:
                             if rest[0] == "1":
                                 result.unverified.append(current)
                             if len(rest) > 1 and rest[1]:
-                                result.faults.append(f"mutant {current}: {rest[1]}")
+                                fault(f"mutant {current}: {rest[1]}")
                 elif process.poll() is not None and piece == b"":
                     break
                 elif idle * PAUSE > PATIENCE:
@@ -247,11 +266,11 @@ def fuzz(mutants: int, seed: int = 0) -> Result:
                 else:
                     idle += 1
                     time.sleep(PAUSE)
-            if at < mutants:
+            if at < last:
                 said.seek(0)
                 tail = said.read()[-300:].decode(errors="replace").replace("\n", " ")
                 how = "hung" if idle * PAUSE > PATIENCE else f"ended with {process.returncode}"
-                result.faults.append(f"mutant {current}: the process {how} {tail}")
+                fault(f"mutant {current}: the process {how} {tail}")
                 result.codes["crash"] += 1
                 if current < at:
                     raise RuntimeError(f"the worker cannot start: {tail}")
@@ -264,6 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n")[0])
     parser.add_argument("--mutants", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="workers beside one another")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the mutants with faults there")
     parser.add_argument("--worker", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -271,9 +291,9 @@ def main(argv: list[str] | None = None) -> int:
         worker(*options.worker)
         return 0
     start = time.perf_counter()
-    result = fuzz(options.mutants, options.seed)
+    result = fuzz(options.mutants, options.seed, options.jobs, lambda line: print(line, flush=True))
     print(f"{options.mutants:,} mutants in {time.perf_counter() - start:.0f} s; exit codes {dict(result.codes)}")
-    print(*result.faults, sep="\n")
+    print(f"faults: {len(result.faults)}")
     print(f"exit code 1: {result.unverified}")
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)

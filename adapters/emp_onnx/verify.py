@@ -30,7 +30,7 @@ from emp_onnx.files.rest import same_outside
 from emp_onnx.plan import Decision, decide
 from emp_onnx.runtime.compare import Behaviour, NotRunError, Run, compare_runs, runs_of
 from emp_onnx.runtime.feeds import Feed, read_feeds
-from emp_onnx.runtime.isolated import Isolated
+from emp_onnx.runtime.isolated import Here, Isolated
 from emp_onnx.weights.find import Weight, find_weights
 from emp_onnx.weights.kept import Kept, Pruned
 from emp_onnx.weights.look import Seen, look, look_each
@@ -204,7 +204,7 @@ def run_both(
     pruned: Model,
     original: Model,
     done: list[Check],
-    process: Isolated | None,
+    process: Isolated | Here | None,
     /,
     *,
     feeds: Iterable[Feed] | str | os.PathLike[str] | None,

@@ -50,7 +50,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def write(file: Path, marker: str, text: str) -> None:
     """Replace what stands between ``<!-- marker: begin -->`` and ``<!-- marker: end -->``."""
     before = file.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {marker}: begin -->\n).*?(\n<!-- {marker}: end -->)", re.S)
+    pattern = re.compile(rf"(<!-- {marker}: begin -->\n)(?:.*?\n)??(<!-- {marker}: end -->)", re.S)
     if not pattern.search(before):
         raise SystemExit(f"{file} must hold the markers of {marker}")
-    file.write_text(pattern.sub(lambda m: m.group(1) + text + m.group(2), before), encoding="utf-8")
+    file.write_text(pattern.sub(lambda m: m.group(1) + text + "\n" + m.group(2), before), encoding="utf-8")

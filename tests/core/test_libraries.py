@@ -8,6 +8,7 @@ import pytest
 
 import emp_core
 from emp_core import Blocks, Groups, Labels, Moments, PoolError, Rows, criteria
+from emp_core._namespace import Given, keep_subnormals
 
 
 def torch_cpu(a):
@@ -24,11 +25,20 @@ def torch_cuda(a):
 
 def jax_array(a):
     jax = pytest.importorskip("jax", reason="JAX is not installed")
-    return jax.numpy.asarray(a)
+    return jax.device_put(a, jax.devices("cpu")[0])
+
+
+def jax_gpu(a):
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU that JAX sees")
+    return jax.device_put(a, jax.devices("gpu")[0])
 
 
 def cupy_array(a):
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    if not cupy.cuda.is_available():
+        pytest.skip("no CUDA device")
     return cupy.asarray(a)
 
 
@@ -36,11 +46,17 @@ def strict_array(a):
     return pytest.importorskip("array_api_strict", reason="array-api-strict is not installed").asarray(a)
 
 
+def strict_elsewhere(a):
+    """On a device that is not the library's own first one: whatever is made there by default does not mix."""
+    strict = pytest.importorskip("array_api_strict", reason="array-api-strict is not installed")
+    return strict.asarray(a, device=strict.Device("device1"))
+
+
 def tensorflow_array(a):
     return pytest.importorskip("tensorflow", reason="TensorFlow is not installed").constant(a)
 
 
-LIBRARIES = [torch_cpu, torch_cuda, jax_array, cupy_array, strict_array, tensorflow_array]
+LIBRARIES = [torch_cpu, torch_cuda, jax_array, jax_gpu, cupy_array, strict_array, strict_elsewhere, tensorflow_array]
 
 
 @pytest.fixture(params=LIBRARIES, ids=lambda f: f.__name__)
@@ -54,7 +70,10 @@ def host(a):
         a = a.detach().cpu()
     if hasattr(a, "get") and type(a).__module__.startswith("cupy"):
         a = a.get()
-    return np.asarray(a)
+    try:
+        return np.asarray(a)
+    except RuntimeError:  # of another device
+        return np.from_dlpack(a)
 
 
 def arrays():
@@ -142,21 +161,51 @@ def test_criteria(make):
 
 def test_bounds_on_arrays(make):
     v, k = np.array([2.5, 3.0]), np.array([2, 1])
-    if make is jax_array:
+    if make in (jax_array, jax_gpu):
         v = v.astype(np.float32)
     for bound in (emp_core.mass_lower_bound, emp_core.mass_upper_bound):
         found = bound(make(v), n=4, k=make(k))
         same_home(found, make(v))
-        np.testing.assert_allclose(host(found), bound(v, n=4, k=k), rtol=1e-5 if make is jax_array else 1e-14)
+        np.testing.assert_allclose(
+            host(found), bound(v, n=4, k=k), rtol=1e-5 if make in (jax_array, jax_gpu) else 1e-14
+        )
 
 
-def test_strict_values_are_exact_too():
-    """The road for devices decides on the same rationals, also where float64 sums mislead."""
-    for s in ([0.1] * 10, [1.0, 1.0 + 2.0**-52], [1.0, 1.0, 2.0**-1000], [1.7e308] * 7, [5e-324] * 3, [1e308, 5e-324]):
-        assert int(emp_core.keep_count(strict_array(np.array(s)))) == emp_core.keep_count(s)
-        assert float(emp_core.effective_size(strict_array(np.array(s)))) == emp_core.effective_size(s)
+def test_subnormals_are_kept_where_a_library_would_flush_them():
+    """With NumPy in the place of CuPy, which does not run here."""
+    r = np.random.default_rng(0)
+    tiny = np.array([0.0, -0.0, 1e-45, -1e-45, 1.1754942e-38, -1.1754942e-38], np.float32)
+    a = np.concatenate([tiny, r.standard_normal(500).astype(np.float32) * np.float32(1e-38), [np.inf, -np.inf, np.nan]])
+    for one in (a.astype(np.float32), a.astype(np.float32)[::-3], a.astype(np.float32)[:500].reshape(20, 25).T):
+        kept = keep_subnormals(np, one)
+        assert kept.dtype == np.float64
+        assert np.array_equal(kept, one.astype(np.float64), equal_nan=True)
+        assert np.array_equal(np.signbit(kept), np.signbit(one))
+    for plain in (r.standard_normal(50).astype(np.float32), np.zeros((2, 3), np.float32), np.ones(0, np.float32)):
+        assert keep_subnormals(np, plain) is plain
+    smallest = np.array([1.1754944e-38, 3e38, np.inf, 0], np.float32)
+    assert keep_subnormals(np, smallest) is smallest
+
+
+def numpy_as_a_device(a):
+    """NumPy's functions and dtypes on the road for devices, as CuPy has them."""
+    return Given(np.asarray(a), pytest.importorskip("array_api_compat.numpy"), None, np.asarray)
+
+
+@pytest.mark.parametrize("make", [strict_array, strict_elsewhere, numpy_as_a_device], ids=lambda f: f.__name__)
+def test_the_road_for_devices_is_exact_too(make):
+    """It decides on the same rationals, also where float64 sums mislead, or float32 would lose all."""
+    for s in (
+        [0.1] * 10, [1.0, 1.0 + 2.0**-52], [1.0, 1.0, 2.0**-1000], [1.7e308] * 7, [5e-324] * 3, [1e308, 5e-324],
+        [1e-60, 3e-60],
+    ):  # fmt: skip
+        a = np.array(s)
+        assert int(host(emp_core.keep_count(make(a)))) == emp_core.keep_count(s)
+        assert float(host(emp_core.effective_size(make(a)))) == emp_core.effective_size(s)
+        assert np.array_equal(host(emp_core.select(make(a)).mask), emp_core.select(a).mask)
+        assert Moments.of(make(a)) == Moments.of(a)
     flat = np.full(200_000, 0.1)
-    assert int(emp_core.keep_count(strict_array(flat))) == 200_000
+    assert int(host(emp_core.keep_count(make(flat)))) == 200_000
 
 
 def test_bfloat16_everywhere():
@@ -226,8 +275,8 @@ def test_no_copy_on_the_host():
 
     t = torch.arange(6.0)
     assert np.shares_memory(given(t).host, t.numpy())
-    jax = pytest.importorskip("jax", reason="JAX is not installed")
-    x = jax.numpy.arange(1000.0)
+    pytest.importorskip("jax", reason="JAX is not installed")
+    x = jax_array(np.arange(1000, dtype=np.float32))
     assert given(x).host.ctypes.data == np.asarray(x).ctypes.data
 
 
@@ -235,6 +284,8 @@ def on_device(x):
     """The same array, as if the host could not read it: what CUDA tensors and arrays on other devices go through."""
     from emp_core._namespace import Given, namespace
 
+    if "array_api_strict" in type(x).__module__:  # the host is not to look into these anyway
+        return x
     if "jax" in type(x).__module__:
         import jax
 
@@ -289,3 +340,63 @@ def test_the_road_for_devices_counts_exactly(make):
     assert int(emp_core.keep_count(on_device(make(flat)))) == 200_000
     with pytest.raises(PoolError, match="must be finite"):
         emp_core.keep_count(on_device(make(np.array([1.0, np.nan], np.float32))))
+
+
+@pytest.mark.parametrize("make", [torch_cpu, jax_array, strict_array], ids=lambda f: f.__name__)
+def test_a_long_pool_on_a_device_in_pieces(make, monkeypatch):
+    """Pieces of a few scores, no room for what lies near the threshold: the same masks, ties and errors included."""
+    from emp_core import _device
+
+    r = np.random.default_rng(0)
+    cases = {
+        "gaussian": r.standard_normal(70_001).astype(np.float32),
+        "ties": r.integers(-3, 4, 70_001).astype(np.float32),
+        "equal": np.ones(70_001, np.float32),
+        "zeros but one": np.eye(1, 70_001, dtype=np.float32)[0],
+        "wide": (r.standard_normal(70_001) * 10.0 ** r.integers(-30, 15, 70_001)).astype(np.float32),
+    }
+    if make is jax_array:  # every piece of another length is compiled: seconds
+        cases = {"ties": cases["ties"]}
+    else:
+        monkeypatch.setattr(_device, "PIECE", 1 << 14)
+    for room in (1 << 22, 16):
+        monkeypatch.setattr(_device, "ROOM", room)
+        for name, a in cases.items():
+            for where in (None, r.random(a.size) < 0.7) if make is torch_cpu else (None,):
+                expected = emp_core.select(a, where=where)
+                found = emp_core.select(on_device(make(a)), where=None if where is None else make(where))
+                assert np.array_equal(host(found.mask), expected.mask), name
+                assert (int(found.n), int(found.k)) == (expected.n, expected.k)
+                assert math.isclose(float(found.n_eff), expected.n_eff, rel_tol=1e-6)
+                assert math.isclose(float(found.mass), expected.mass, rel_tol=1e-6)
+            for k in (0, 1, a.size // 3, a.size) if make is not jax_array else ():
+                found = emp_core.top_mask(on_device(make(a)), k)
+                if k == a.size:
+                    assert float(emp_core.select(on_device(make(a)), beta=1e9).mass) == 1
+                assert np.array_equal(host(found), emp_core.top_mask(a, k)), (name, k)
+
+
+@pytest.mark.parametrize("make", [torch_cpu, jax_array, strict_array], ids=lambda f: f.__name__)
+def test_a_model_on_a_device(make):
+    r = np.random.default_rng(1)
+    named = {
+        "a": r.standard_normal((40, 50)).astype(np.float32), "b": np.round(r.standard_normal(900) * 4) / 4,
+        "none": np.empty((0, 3), np.float32),
+    }  # fmt: skip
+    if make is jax_array:
+        named = {n: a.astype(np.float32) for n, a in named.items()}
+    where = {"a": named["a"] > -1}
+    for given, order in ((None, 2), (where, 2), (where, 1)):
+        expected = emp_core.select(named, scope="model", order=order, where=given)
+        found = emp_core.select(
+            {n: on_device(make(a)) for n, a in named.items()},
+            scope="model",
+            order=order,
+            where=None if given is None else {n: make(w) for n, w in given.items()},
+        )
+        assert int(found.k) == expected.k
+        assert all(np.array_equal(host(found.mask[n]), expected.mask[n]) for n in named)
+        assert all(host(found.mask[n]).shape == named[n].shape for n in named)
+    named["a"][3, 3] = np.nan
+    with pytest.raises(PoolError, match="a must be finite"):
+        emp_core.select({n: on_device(make(a)) for n, a in named.items()}, scope="model")

@@ -125,6 +125,35 @@ def test_whole_files_and_their_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
 
 
+def test_a_new_file_is_read_by_no_more_people_than_its_source(tmp_path: Path) -> None:
+    path = write_external(two_layers(RNG).model, tmp_path / "model.onnx")
+    for file in tmp_path.iterdir():
+        file.chmod(0o400)
+    report = emp_onnx.prune(path, tmp_path / "out.onnx", gzip=False)
+    assert len(report.sidecars) == 1
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (report.out, *report.sidecars)} == {0o600}
+
+
+def test_an_input_that_vanishes_is_named(tmp_path: Path) -> None:
+    path, lost = write(two_layers(RNG).model, tmp_path / "model.onnx"), tmp_path / "lost"
+
+    def needs() -> None:
+        with staged(tmp_path / "file"):
+            lost.read_bytes()
+
+    with pytest.raises(emp_onnx.ModelError, match=r"the file '.*lost' could not be read: No such .*; nothing was wri"):
+        needs()
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(emp_onnx.ModelError, match="what was there is as it was"):
+        needs()
+    assert (tmp_path / "file").read_bytes() == b"old"
+    model = emp_onnx.load(path)
+    path.unlink()
+    with pytest.raises(emp_onnx.ModelError, match=r"the file '.*model.onnx' could not be read"):
+        emp_onnx.prune(model, tmp_path / "out.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")

@@ -42,6 +42,7 @@ def test_sums_are_those_of_all_samples(way: str, groups: int, out: int, d: int, 
     want = have if way == "follows" else pieces(rng, groups, d, lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "ROWS", 32)
+        patch.setattr(module, "PANEL", 32)
         found = summed(way, w, have, want)
         cut = len(lengths) // 2
         merged = summed(way, w, have[:cut], want[:cut]).merge(summed(way, w, have[cut:], want[cut:]))

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Options:
-    """Where the data are, whether to hurry, the page that takes tables (and pictures beside it), and the folder in
-    which networks that several scripts train stay, so that they are trained once."""
+    """Where the data are, whether to hurry, the page that takes tables (and pictures beside it), the folder in which
+    networks that several scripts train stay, so that they are trained once, and the device that trains."""
 
     data: Path
     quick: bool = False
     page: Path | None = None
     kept: Path | None = None
+    device: str = "cpu"
+
+    def place(self) -> str:
+        """The device in words."""
+        return torch.cuda.get_device_name() if self.device == "cuda" else self.device
 
     def steps(self, count: int) -> int:
         """So many epochs or steps, or few."""

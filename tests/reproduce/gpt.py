@@ -1,5 +1,6 @@
 """A character GPT on tinyshakespeare: EMP by magnitude and by Wanda per output row on the MLP layers, against
-magnitude and Wanda at the same sparsity; heads by Taylor score over β."""
+magnitude and Wanda at the same sparsity; heads by Taylor score over β. With ``--device cuda`` a larger one, with the
+144 heads that GPT-2 has."""
 
 from __future__ import annotations
 

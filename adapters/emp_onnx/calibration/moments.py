@@ -21,6 +21,7 @@ Array = NDArray[Any]
 Float = NDArray[np.float64]
 ROWS = 1024  # samples that are gathered before they are multiplied: of a few, adding the product takes longest
 SMALL = 64  # inputs below which products are taken as they come
+PANEL = 512  # rows of a product that are made before they are added: all of a large one would be too much memory
 
 
 @dataclass(eq=False)
@@ -246,29 +247,22 @@ class _Product:
     def sum(self) -> Float:
         """Everything so far."""
         self._flush()
-        if self.half:  # only the upper half is there
+        if self.half:  # only the upper half is there, panel by panel
             whole = self.total[0]
-            for i in range(0, len(whole), ROWS):
-                j = i + ROWS
-                corner = whole[i:j, i:j]
-                corner[:] = np.triu(corner) + np.triu(corner, 1).T
+            for i in range(0, len(whole), PANEL):
+                j = i + PANEL
                 whole[j:, i:j] = whole[i:j, j:].T
-            self.half = False
         return self.total
 
     def _flush(self) -> None:
         if not self.waiting:
             return
-        from scipy.linalg.blas import dgemm, dsyrk  # takes as long to import as a small model takes altogether
-
         same = all(a is b for a, b in self.waiting)
         left = np.concatenate([a for a, _ in self.waiting], dtype=np.float64)
         right = left if same else np.concatenate([b for _, b in self.waiting], dtype=np.float64)
         self.waiting, self.held = [], 0
-        # these speak of columns where NumPy has rows: their matrix is ours transposed, lower there is upper here
-        if same:
-            self.half = True
-            done = dsyrk(1.0, left.T, beta=1.0, c=self.total[0].T, lower=1, overwrite_c=1)
-        else:
-            done = dgemm(1.0, right.T, left.T, beta=1.0, c=self.total[0].T, trans_b=1, overwrite_c=1)
-        assert np.shares_memory(done, self.total)
+        rows = self.total.shape[1]
+        self.half = same and rows > PANEL
+        for i in range(0, rows, PANEL):
+            start = i if self.half else 0
+            self.total[0, i : i + PANEL, start:] += left[:, i : i + PANEL].T @ right[:, start:]

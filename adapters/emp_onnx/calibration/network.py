@@ -3,19 +3,18 @@ weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.moments import Moments, Samples, Sums
-from emp_onnx.calibration.pooled import before_mean, pick, unpool
-from emp_onnx.calibration.program import Step, flatten
-from emp_onnx.calibration.recurrent import HIDDEN
-from emp_onnx.calibration.runner import Runner, chunks, holds, open_session
-from emp_onnx.calibration.sites import Get, Problem, Site, find_sites
-from emp_onnx.errors import ModelError
+from emp_onnx.calibration.pooled import before_mean
+from emp_onnx.calibration.program import flatten
+from emp_onnx.calibration.runner import Runner, chunks
+from emp_onnx.calibration.sites import Problem, Site, find_sites
+from emp_onnx.calibration.taking import PER_INPUT, Taking
 from emp_onnx.files.graph import Graph
 from emp_onnx.files.model_io import Model
 from emp_onnx.runtime.feeds import Feed
@@ -26,7 +25,7 @@ __all__ = ["Network"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
-SAMPLES, PER_INPUT = 16_000, 12  # samples of a linear map that are enough, and how many more for each of its inputs
+SAMPLES = 16_000  # samples of a linear map that are enough, and PER_INPUT more for each of its inputs
 CACHE = 1 << 28  # bytes of constants kept in memory
 
 
@@ -115,139 +114,12 @@ class Network:
         Raises:
             ModelError: NaN or infinities, with the node's name.
         """
-        weights = [self.matrix(problem) for problem in site.problems]
-        if not all(np.isfinite(w).all() for w in weights):
-            raise ModelError(f"{site.step.node.label} must have finite weights, got NaN or infinities")
-        before = self._getter(site, dense, None)
-        after = before if thin is None else self._getter(site, thin, changed)
-        ways = (dense,) if thin is None else (dense, thin)
-        apart = positions and self._apart(site, zip(ways, (before, after), strict=False))
-        found: list[list[Sums]] = []
-        todo: list[tuple[Problem, Float, list[Sums]]] = []
-        for problem, w in zip(site.problems, weights, strict=True):
-            # what should come out is made where it is not the weights' doing alone, or where that is less work
-            groups, out, d = problem.shape
-            past = bool(site.skip) and thin is not None and problem.outs is not None
-            made = past or (thin is not None and 2 * out < d)
-            known = None if shared is None or made or apart or problem.same is None else shared.get(problem.same)
-            if known is None:
-                known = [Sums(groups, d, out if made else None, thin is not None) for _ in range(parts)]
-                todo.append((problem, w, known))
-                if shared is not None and not made and not apart and problem.same is not None:
-                    shared[problem.same] = known
-            found.append(known)
-        for i in range(dense.feeds if todo else 0):
-            one, two = before(i), after(i)
-            reached = all(holds(run.values.get(name, i), wanted) for run in ways for name, wanted in site.step.guard)
-            if not reached or any(get(name) is None for get in (one, two) for name in site.reads[:1]):
-                continue
-            for problem, w, sums in todo:
-                self._add(site, problem, w, sums[part(i)], (dense, thin), (one, two), apart, i)
-        return [[s.moments(w) for s in sums] for sums, w in zip(found, weights, strict=True)]
-
-    def _add(
-        self, site: Site, problem: Problem, w: Float, sums: Sums, runs: tuple[Runner, Runner | None],
-        gets: tuple[Get, Get], apart: bool, feed: int,
-    ) -> None:  # fmt: skip
-        """Take in the samples of one feed."""
-        dense, thin = runs
-        limit, past = self.limit(problem), 0.0
-        want = problem.rows(gets[0], feed, limit)
-        have = want if thin is None else problem.rows(gets[1], feed, limit)
-        if have.shape != want.shape:
-            return
-        if site.skip and thin is not None and problem.outs is not None:
-            past = self._missing(site, problem, dense, thin, feed, limit)
-        if apart:
-            want, have, past = self._spread(site, gets, (want, have, past), feed, limit)
-            have = want if thin is None else have
-        if not (np.isfinite(have).all() and (have is want or np.isfinite(want).all()) and np.isfinite(past).all()):
-            raise ModelError(f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {feed}")
-        if not sums.made:
-            sums.add(have, want)
-        else:
-            sums.add(have, y=want.astype(np.float64) @ w.swapaxes(1, 2) + past)
-
-    def _apart(self, site: Site, ways: Iterable[tuple[Runner, Callable[[int], Get]]]) -> bool:
-        """Whether a site's samples are few, and are the mean over positions on every feed, in every network."""
-        if not site.pooled:
-            return False
-        problem, found = site.problems[0], 0
-        for run, at in ways:
-            found = 0
-            for i in range(run.feeds):
-                x = run.values.get(site.pooled, i)
-                if run.values.get(site.reads[0], i) is None:
-                    continue
-                rows = problem.rows(at(i), i, self.limit(problem))
-                if x is None or unpool(x, rows) is None:
-                    return False
-                found += rows.shape[1]
-        return 0 < found < PER_INPUT * problem.shape[2]
-
-    @staticmethod
-    def _spread(site: Site, gets: tuple[Get, Get], rows: tuple[Array, Array, Any], feed: int, limit: int) -> Any:
-        """Inputs, dense and thin, and what is missing, at the positions behind them."""
-        out = []
-        for get, some in zip(gets, rows, strict=False):
-            x = get(site.pooled)
-            flat = None if x is None else unpool(x, some)
-            assert flat is not None
-            out.append(flat)
-        past = rows[2]
-        if np.ndim(past):
-            past = np.broadcast_to(past[0][:, None], (*out[0].shape[:2], past.shape[2]))
-            past = pick(past, feed, limit)
-        return pick(out[0], feed, limit), pick(out[1], feed, limit), past
-
-    def _missing(self, site: Site, problem: Problem, dense: Runner, thin: Runner, feed: int, limit: int) -> Any:
-        one, two = dense.values.get(site.skip, feed), thin.values.get(site.skip, feed)
-        if one is None or two is None or one.shape != two.shape or problem.outs is None:
-            return 0.0
-        return problem.outs(one.astype(np.float64) - two, feed, limit)
-
-    def _getter(self, site: Site, run: Runner, changed: Mapping[str, Array] | None) -> Callable[[int], Get]:
-        """Values of one feed, the hidden states of a cell among them: these are made by running it; and constants."""
-        session: Any = None
-        constant: dict[str, Array] = {}
-
-        def at(feed: int) -> Get:
-            seen: dict[str, Array] = {}
-
-            def get(name: str) -> Array | None:
-                nonlocal session
-                if name in self.program.fixed:
-                    if name not in constant:
-                        constant[name] = self._fixed(name, changed)
-                    return constant[name]
-                if not name.startswith(HIDDEN):
-                    return run.values.get(name, feed)
-                if name not in seen:
-                    reads = {n: run.values.get(n, feed) for n in site.step.inputs if n and n not in self.program.fixed}
-                    given = {n: v for n, v in reads.items() if v is not None}
-                    if session is None:
-                        session = self._cell(site.step, name, given, changed)
-                    seen[name] = session.run([name], given)[0]
-                return seen[name]
-
-            return get
-
-        return at
-
-    def _fixed(self, name: str, changed: Mapping[str, Array] | None) -> Array:
-        """A value that follows from constants."""
-        if name in self.program.constants:
-            return self.value(self.program.constants[name].key, changed)
-        session = open_session(self.program, [], {}, [name], lambda key: self.value(key, changed), self.threads)
-        return np.asarray(session.run([name], {})[0])
-
-    def _cell(self, step: Step, name: str, reads: Mapping[str, Array], changed: Mapping[str, Array] | None) -> Any:
-        proto = type(step.proto)()
-        proto.CopyFrom(step.proto)
-        del proto.output[:]
-        proto.output.append(name)
-        alone = Step(proto, step.node, step.inputs, (name,))
-        return open_session(self.program, [alone], reads, [name], lambda key: self.value(key, changed), self.threads)
+        taking = Taking(self, site, changed, part, parts, thin is not None)
+        if positions:
+            taking.look(dense, thin, dense.feeds)
+        taking.prepare(shared)
+        taking.take(dense, thin)
+        return taking.moments()
 
     def _skip(self, site: Site) -> str:
         """What an Add behind a site adds to its output: the way past it, which may carry errors already."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from emp_onnx.errors import MissingExtraError, ModelError
 from emp_onnx.files.graph import Graph, Node, Tensor
@@ -20,6 +20,7 @@ __all__ = ["Guard", "Program", "Step", "flatten"]
 
 Guard = tuple[tuple[str, bool], ...]
 Proto = Any
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -123,6 +124,16 @@ class Program:
             for name in step.outputs:
                 level[name] = max(level.get(name, 0), step.level)
         return max((step.level for step in self.steps), default=0)
+
+    def whole(self, look: Callable[[], T], /) -> T:
+        """What is seen while all steps are of one level; their levels are then as before."""
+        levels = [step.level for step in self.steps]
+        self.rank(lambda step: False)
+        try:
+            return look()
+        finally:
+            for step, level in zip(self.steps, levels, strict=True):
+                step.level = level
 
 
 def flatten(model: Model, inline: Callable[[Graph], bool], /) -> Program:

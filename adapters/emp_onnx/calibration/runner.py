@@ -20,7 +20,7 @@ __all__ = ["Chunk", "Kept", "Runner", "Values", "chunks", "holds", "open_session
 Array = NDArray[Any]
 Overrides = Mapping[str, Array]
 SMALL = 1 << 12  # bytes of a value that is not worth counting
-ROOM = 1 << 28  # bytes of activations kept in memory by one runner; what is more goes to a temporary file
+ROOM = 1 << 26  # bytes of activations kept in memory by one runner; what is more goes to a temporary file
 
 
 @dataclass
@@ -84,15 +84,19 @@ class Values:
         self._at: dict[str, dict[int, Array | Path]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
+        self._shapes: dict[Path, tuple[int, ...]] = {}
+        self._given = set[str]()
 
     def __del__(self) -> None:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def put(self, name: str, feed: int, value: Array) -> None:
-        """Keep a value."""
+    def put(self, name: str, feed: int, value: Array, *, given: bool = False) -> None:
+        """Keep a value; one that was given is in memory anyway."""
         kept: Array | Path = value
-        if value.dtype.kind != "O" and value.nbytes > SMALL:
+        if given:
+            self._given.add(name)
+        elif value.dtype.kind != "O" and value.nbytes > SMALL:
             if self.held + value.nbytes > self.room:
                 kept = self._spill(value)
             else:
@@ -104,6 +108,11 @@ class Values:
         found = self._at.get(name, {}).get(feed)
         return np.load(found) if isinstance(found, Path) else found
 
+    def shape(self, name: str, feed: int) -> tuple[int, ...] | None:
+        """The shape of a value, or None where the feed does not reach it."""
+        found = self._at.get(name, {}).get(feed)
+        return None if found is None else self._shapes[found] if isinstance(found, Path) else found.shape
+
     def drop(self, keep: Iterable[str]) -> None:
         """Forget everything else."""
         stay = set(keep)
@@ -111,7 +120,8 @@ class Values:
             for value in self._at.pop(name).values():
                 if isinstance(value, Path):
                     value.unlink(missing_ok=True)
-                elif value.dtype.kind != "O" and value.nbytes > SMALL:
+                    del self._shapes[value]
+                elif name not in self._given and value.dtype.kind != "O" and value.nbytes > SMALL:
                     self.held -= value.nbytes
 
     def _spill(self, value: Array) -> Path:
@@ -121,6 +131,7 @@ class Values:
         self._files += 1
         path = Path(self._folder.name) / f"{self._files}.npy"
         np.save(path, value)
+        self._shapes[path] = value.shape
         return path
 
 
@@ -175,7 +186,7 @@ class Runner:
         """Take the feeds."""
         for i, feed in enumerate(feeds):
             for name, value in feed.items():
-                self.values.put(name, i, np.asarray(value))
+                self.values.put(name, i, np.asarray(value), given=True)
             self.feeds = i + 1
 
     def level(self, level: int, wanted: Iterable[str] = ()) -> None:
@@ -248,6 +259,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.use_deterministic_compute = True
+    options.enable_cpu_mem_arena = False  # what runs is small, and what an arena keeps is memory that work could use
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -49,6 +49,7 @@ class Problem:
         outs: the same samples of something that has the shape of the step's output, as (groups, samples, out).
         bias: where its bias is, or None.
         same: problems for which this is equal, and not None, have the same rows.
+        stacks: whether feeds that are joined along their first axis give the rows of each, one after the other.
     """
 
     parts: list[tuple[str, Places]]
@@ -56,6 +57,7 @@ class Problem:
     outs: Callable[[Array, int, int], Array] | None = None
     bias: Bias | None = None
     same: object = None
+    stacks: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -305,7 +307,7 @@ def _conv(finder: _Finder, step: Step, found: Found) -> Site | str:
     if bias is None and not _has(step, 2):
         bias = _grouped(_later_bias(finder, step, out, 1 - len(shape)) or _behind(finder, step, out), groups)
     same = ("Conv", name, given, str(auto), groups)
-    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias, same)])
+    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias, same, True)])
 
 
 def _conv_transpose(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -339,7 +341,7 @@ def _conv_transpose(finder: _Finder, step: Step, found: Found) -> Site | str:
     bias = _grouped(
         _given_bias(finder, step, 2, out) if _has(step, 2) else _later_bias(finder, step, out, 1 - index.ndim), groups
     )
-    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias)])
+    return Site(step, (key,), (name,), [Problem([(key, Places(matrix))], rows, _channels(groups), bias, None, True)])
 
 
 def _channels(groups: int) -> Callable[[Array, int, int], Array]:
@@ -439,7 +441,7 @@ def _matrix_problem(
     key: str, matrix: Index, name: str, turned: bool, outs: Any, bias: Bias | None, scale: float = 1.0
 ) -> Problem:
     same = ("matrix", name, turned, scale)
-    return Problem([(key, Places(matrix[None]))], _matrix(name, turned, scale), outs, bias, same)
+    return Problem([(key, Places(matrix[None]))], _matrix(name, turned, scale), outs, bias, same, not turned)
 
 
 def _einsum(finder: _Finder, step: Step, found: Found) -> Site | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = ["Window", "positions", "stuffed", "unroll"]
 
 Array = NDArray[Any]
+SMALL = 1 << 20  # numbers that are looked up one by one sooner than they are cut out tap by tap
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Window:
         return tuple(found)
 
 
+@lru_cache(16)
 def positions(count: int, limit: int, seed: int) -> NDArray[np.intp] | None:
     """At most `limit` of `count` positions, spread at random and in order; None for all of them."""
     if count <= limit:
@@ -57,19 +60,41 @@ def unroll(x: Array, window: Window, groups: int, some: NDArray[np.intp] | None)
     batch, channels = x.shape[:2]
     out = window.sizes(x.shape[2:])
     if any(b or a for b, a in window.pads):
-        x = np.pad(x, ((0, 0), (0, 0), *window.pads))
+        x = _padded(x, window.pads)
     many = batch * math.prod(out) if some is None else some.size
     taps = math.prod(window.kernel)
-    rows = np.empty((channels, taps, many), x.dtype)
-    for tap, offset in enumerate(np.ndindex(*window.kernel)):
-        cut = tuple(
-            slice(o * d, o * d + (n - 1) * s + 1, s) if n else slice(0, 0)
-            for o, d, s, n in zip(offset, window.dilations, window.strides, out, strict=True)
-        )
-        seen = np.moveaxis(x[(slice(None), slice(None), *cut)], 1, 0).reshape(channels, -1)
-        rows[:, tap] = seen if some is None else seen[:, some]
-    rows = rows.reshape(groups, channels // groups * taps, many)
-    return rows.transpose(0, 2, 1)
+    if some is not None or channels * taps * many < SMALL:
+        flat = (x[0] if batch == 1 else np.moveaxis(x, 1, 0)).reshape(channels, -1)
+        place, *at = np.unravel_index(np.arange(many) if some is None else some, (batch, *out))
+        for size, s, where in zip(x.shape[2:], window.strides, at, strict=True):
+            place = place * size + where * s
+        rows = flat.take((_offsets(window, x.shape[2:])[:, None] + place).reshape(-1), 1)
+    else:
+        rows = np.empty((channels, taps, many), x.dtype)
+        for tap, offset in enumerate(np.ndindex(*window.kernel)):
+            cut = tuple(
+                slice(o * d, o * d + (n - 1) * s + 1, s) if n else slice(0, 0)
+                for o, d, s, n in zip(offset, window.dilations, window.strides, out, strict=True)
+            )
+            rows[:, tap] = np.moveaxis(x[(slice(None), slice(None), *cut)], 1, 0).reshape(channels, -1)
+    return rows.reshape(groups, channels // groups * taps, many).transpose(0, 2, 1)
+
+
+@lru_cache(64)
+def _offsets(window: Window, spatial: tuple[int, ...]) -> NDArray[np.intp]:
+    """How far each tap lies from the first one in an input laid flat."""
+    found = np.zeros(1, np.intp)
+    for size, k, d in zip(spatial, window.kernel, window.dilations, strict=True):
+        found = (found[:, None] * size + np.arange(k) * d).reshape(-1)
+    return found
+
+
+def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    sizes = [size + before + after for size, (before, after) in zip(x.shape[2:], pads, strict=True)]
+    out = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    inner = (slice(before, before + size) for size, (before, _) in zip(x.shape[2:], pads, strict=True))
+    out[(slice(None), slice(None), *inner)] = x
+    return out
 
 
 def stuffed(x: Array, strides: Sequence[int]) -> Array:

@@ -23,6 +23,7 @@ from emp_onnx.cli.values import positive, seed, share, size, sparsity
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
+from emp_onnx.words import EFFORTS
 
 if TYPE_CHECKING:
     from emp_onnx.budget.search import Budget
@@ -84,6 +85,11 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
         help="of a loss, an array per weight by its name: |w·g| decides what stays (--criterion gradient)",
     )  # fmt: skip
     spread_options(parser, group)
+    group.add_argument(
+        "--effort", choices=EFFORTS,
+        help="full (default), or quick: each layer solved by itself in a few steps, in a fraction of the time (then "
+        "--allocate is lamp unless given)",
+    )  # fmt: skip
     group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
     group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")
     group.add_argument(
@@ -105,7 +111,7 @@ def wanted(options: argparse.Namespace) -> bool:
     """Whether `emp prune` was asked for a refit."""
     asks = (
         "allocate", "criterion", "target_sparsity", "max_drop", "drop_in", "max_error", "target_size", "metric",
-        "stats", "gradients",
+        "stats", "gradients", "effort",
     )  # fmt: skip
     return options.refit or any(getattr(options, name) is not None for name in asks)
 
@@ -134,8 +140,8 @@ def refit(options: argparse.Namespace) -> int:
         report = refit(
             model, options.out, feeds=options.feeds, stats=options.stats, gradients=options.gradients,
             update=options.refit or (options.stats is None and options.gradients is None),
-            allocate=options.allocate, criterion=options.criterion, seed=seed(options), in_place=options.in_place,
-            watch=meter, **amount, **choice(options),
+            allocate=options.allocate, criterion=options.criterion, effort=options.effort or "full", seed=seed(options),
+            in_place=options.in_place, watch=meter, **amount, **choice(options),
         )  # fmt: skip
     if report.how["random_feeds"]:
         complain(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx.errors import OutputError, quote
+from emp_onnx.errors import ModelError, OutputError, quote
 from emp_onnx.files.source import FileSource, Source
 
 try:
@@ -60,35 +60,47 @@ class Stage:
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Stage]:
+def staged(target: Path, like: Path | None = None) -> Iterator[Stage]:
     """A new empty file beside `target`, which takes its place when the block ends without an error.
 
     The order is: contents to the disk, rename, directory to the disk. Whatever is raised inside the block, also an
-    interrupt, removes the temporary file and leaves `target` as it was.
+    interrupt, removes the temporary file and leaves `target` as it was. The file may be read by those who may read
+    the old one; where there is none, by those who may read the file `like`.
 
     Raises:
         OutputError: the file system refused (no space, no permission); the message says what it said.
+        ModelError: another file that the block needs is gone, or cannot be read any more.
     """
     sweep(target)
     temporary, held = target, -1
     try:
         temporary, held = _begun(target)
-        if target.exists():
-            with suppress(OSError):
-                os.chmod(temporary, target.stat().st_mode & 0o777)
+        _same_mode(temporary, target, like)
         stage = Stage(temporary, target)
         yield stage
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, stage.target)
     except OSError as error:
-        raise OutputError(f"output {quote(target)} could not be written: {error.strerror or error}") from error
+        why, kept = error.strerror or error, "what was there is as it was" if target.exists() else "nothing was written"
+        if error.filename not in (None, *map(str, (temporary, target, target.parent))):
+            raise ModelError(f"the file {quote(error.filename)} could not be read: {why}; {kept}") from error
+        raise OutputError(f"output {quote(target)} could not be written: {why}; {kept}") from error
     finally:
         if held >= 0:
             with suppress(OSError):
                 os.unlink(temporary)
             os.close(held)
     sync_folder(target.parent)
+
+
+def _same_mode(temporary: Path, target: Path, like: Path | None) -> None:
+    """As the old file's; else no wider than that of `like`, within what this user gives to new files."""
+    with suppress(OSError):
+        if target.exists():
+            os.chmod(temporary, target.stat().st_mode & 0o777)
+        elif like is not None:
+            os.chmod(temporary, temporary.stat().st_mode & (like.stat().st_mode | 0o200) & 0o777)
 
 
 def sweep(target: Path) -> None:

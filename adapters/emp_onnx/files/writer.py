@@ -64,7 +64,7 @@ def save(
         layout = _layout(model, names, hashes)
         if layout.most >= 2**31:
             raise ModelError(f"model {quote(path)} cannot be written as one file: it would be larger than 2 GiB")
-        with staged(target) as stage:
+        with staged(target, model.path) as stage:
             with open(stage.path, "rb+") as out:
                 _write(model, "", model.source, layout.pieces, stage.path, out.fileno(), hashes)
                 put(out.fileno(), layout.length, _tail(model, hashes))
@@ -302,7 +302,7 @@ def _copy_sidecar(model: Model, location: str, target: Path, hashes: dict[str, s
     """Copy a sidecar with its pruned weights, under a name with a hash of its contents; and whether it is new."""
     source = model.sidecar(location)
     pieces = model.sheet.sidecars.get(location) if model.sheet else None
-    with staged(target.with_name(f"{target.name}.data")) as stage:
+    with staged(target.with_name(f"{target.name}.data"), source.path) as stage:
         with open(stage.path, "rb+") as out:
             whole: list[Piece] = [(0, source.size)]
             _write(model, location, source, whole if pieces is None else pieces, stage.path, out.fileno(), hashes)

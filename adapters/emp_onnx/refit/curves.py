@@ -25,7 +25,7 @@ from emp_onnx.progress import Watch
 from emp_onnx.refit.loss import Few, Quadratic
 from emp_onnx.refit.solve import descend, effort, leaning
 
-__all__ = ["RIDGES", "Curve", "curve", "curves", "enough", "quadratic", "unmeasured"]
+__all__ = ["RIDGES", "TRIED", "USUAL", "Curve", "curve", "curves", "enough", "quadratic", "stand_ins", "unmeasured"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -33,7 +33,9 @@ Says = list[list[Array]]
 DENSITIES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06, 0.03, 0.01)
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
 RIDGES = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)  # tried in turn, as long as the next does better
+USUAL = 1e-2  # where none is tried
 LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
+TRIED = 64  # outputs of a layer that the strength of the ridge is tried on
 BUDGET, FEWEST = 8e9, 64  # multiplications of one round over all layers; outputs of a layer that are looked at anyway
 FEW, ROWS = 16, 1280  # or where each holds many answers, as a sequence does: so few, if they hold so many
 
@@ -121,7 +123,7 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
 def unmeasured(network: Network) -> list[Curve]:
     """The layers alone, for allocations that look at nothing but weights: no feed is run."""
     return [
-        Curve(site, problem, (problem.size,), (0.0,), 0.0, RIDGES[2], 1, 0.0)
+        Curve(site, problem, (problem.size,), (0.0,), 0.0, USUAL, 1, 0.0)
         for site in network.sites for problem in site.problems
     ]  # fmt: skip
 
@@ -147,14 +149,15 @@ def curve(
     """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs."""
     n = problem.size
     if not fit.count:
-        return Curve(site, problem, (n,), (0.0,), 0.0, RIDGES[2], 0, 0.0)
+        return Curve(site, problem, (n,), (0.0,), 0.0, USUAL, 0, 0.0)
     dense = w = network.matrix(problem)
     some = some_outputs(network, problem)
     share = 1.0 if some is None else some.size / w.shape[1]
     if some is not None:
         w, fit, test = w[:, some], fit.rows(some), test.rows(some)
-    real = _seen(problem, w, test)
-    ridge, loss = _tuned(problem, w, fit, real)
+    few = stand_ins(w.shape[1], TRIED)
+    ridge = _tuned(problem, w[:, few], fit.rows(few), _seen(problem, w[:, few], test.rows(few)))
+    loss, real = quadratic(problem, w, fit, ridge), _seen(problem, w, test)
     variance = test.variance(problem.bias is not None)
     steps, _ = effort((w.shape[0], w.shape[1], w.shape[2]))
     every = max(1, -(-len(DENSITIES) // steps))
@@ -184,7 +187,12 @@ def some_outputs(network: Network, problem: Problem) -> NDArray[np.intp] | None:
     work = sum(math.prod(p.shape) * p.shape[2] for site in network.sites for p in site.problems)
     out = problem.shape[1]
     count = max(FEWEST, math.ceil(out * BUDGET / work))
-    return None if count >= out else np.sort(np.random.default_rng(out).permutation(out)[:count])
+    return None if count >= out else stand_ins(out, count)
+
+
+def stand_ins(out: int, count: int) -> NDArray[np.intp]:
+    """At most `count` of so many outputs, at random and in order; always the same ones."""
+    return np.sort(np.random.default_rng(out).permutation(out)[:count])
 
 
 def _whole(dense: Float, some: NDArray[np.intp], thin: Float, shift: Float) -> tuple[Float, Float]:
@@ -198,17 +206,15 @@ def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mappin
     return distance(says, after(thin))
 
 
-def _tuned(problem: Problem, w: Float, fit: Moments | Samples, real: Quadratic) -> tuple[float, Quadratic]:
-    """The ridge that does best on the other half, and the loss with it."""
-    least, best, chosen = math.inf, RIDGES[0], None
+def _tuned(problem: Problem, w: Float, fit: Moments | Samples, real: Quadratic) -> float:
+    """The ridge that does best on the other half."""
+    least, best = math.inf, RIDGES[0]
     for ridge in RIDGES:
-        loss = quadratic(problem, w, fit, ridge)
-        error = _trial(loss, real, leaning(w.shape[2], fit.count))
-        if chosen is not None and error >= least:
+        error = _trial(quadratic(problem, w, fit, ridge), real, leaning(w.shape[2], fit.count))
+        if error >= least:
             break
-        least, best, chosen = error, ridge, loss
-    assert chosen is not None
-    return best, chosen
+        least, best = error, ridge
+    return best
 
 
 def _trial(loss: Quadratic, real: Quadratic, lean: float) -> float:

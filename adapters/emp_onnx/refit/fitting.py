@@ -14,48 +14,29 @@ from numpy.typing import NDArray
 
 from emp_core import effective_size
 from emp_onnx.calibration.feeding import gather, longer
-from emp_onnx.calibration.moments import Moments
+from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, agreement, moved
-from emp_onnx.errors import ModelError, UsageError, quote
+from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
+from emp_onnx.refit.candidates import candidates
 from emp_onnx.refit.curves import Curve, curves, unmeasured
 from emp_onnx.refit.gradients import Gradients, checked
+from emp_onnx.refit.notes import notes
 from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
+from emp_onnx.refit.thin import Thin
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.weights.find import Refusal, Weight, find_weights
+from emp_onnx.weights.find import Refusal, Weight
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = ["Fitting", "Thin"]
 
 Array = NDArray[Any]
 MEASURED = ("error", "owl")  # allocations that need more than weights
-KINDS = ("float32", "float64", "float16")
 CELLS = ("LSTM", "GRU", "RNN")
-
-
-@dataclass(frozen=True, eq=False)
-class Thin:
-    """A model with fewer weights.
-
-    Attributes:
-        changed: new values of weights and biases, by key.
-        masks: of weights; True = kept.
-        notes: what a person should know.
-    """
-
-    changed: Mapping[str, Array]
-    masks: Mapping[str, NDArray[np.bool_]]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the weights that was removed."""
-        n = sum(mask.size for mask in self.masks.values())
-        return 1 - sum(int(np.count_nonzero(mask)) for mask in self.masks.values()) / max(n, 1)
 
 
 @dataclass(eq=False)
@@ -89,39 +70,22 @@ class Fitting:
     threads: int | None = None
     watch: Watch | None = None
     gradients: Gradients | None = None
+    quick = False  # whether layers are solved with little effort
+    weights: tuple[Weight, ...] = field(init=False)
     refusals: tuple[Refusal, ...] = field(init=False)
     random: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        found = find_weights(
+        self.weights, self.refusals = candidates(
             self.model, include=self.include, exclude=self.exclude, min_size=self.min_size, embeddings=self.embeddings
         )
-        chosen, refused = [], list(found.refusals)
-        for weight in found.weights:
-            if weight.dtype in KINDS and self.model.tensors[weight.name].storage != "sparse":
-                chosen.append(weight)
-            else:
-                reason = (
-                    f"{weight.dtype} weights are not refitted"
-                    if weight.dtype not in KINDS
-                    else "stored sparse: not refitted"
-                )
-                refused.append(
-                    Refusal(
-                        weight.name, weight.op, weight.shape, "refit", reason, weight.uses, weight.nodes, weight.tensor
-                    )
-                )
-        self.refusals = tuple(refused)
-        if not chosen:
-            reasons = "; ".join(sorted({r.reason for r in refused})[:4])
-            raise ModelError(f"nothing in {self.model.origin} can be pruned: {reasons or 'it has no weights'}")
-        self.weights: tuple[Weight, ...] = tuple(chosen)
         if not 0 <= self.held < 1:
             raise UsageError(f"held must be ≥ 0 and < 1, got {self.held}")
         if self.gradients is not None:
-            self.gradients = checked(self.gradients, chosen, [w.name for w in refused])
+            self.gradients = checked(self.gradients, self.weights, [w.name for w in self.refusals])
         self._says: list[list[Array]] | None = None
         self._curves: list[Curve] | None = None
+        self._seen: tuple[Network, Mapping[int, Moments | Samples]] | None = None
         self.joined = 0  # feeds that were made of others
         self._sizes: dict[str, float] = {}
         self._ready()
@@ -217,7 +181,7 @@ class Fitting:
         self._phase("solving")
         done = fit(
             self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch,
-            gradients=self.gradients, known=self._known(),
+            gradients=self.gradients, known=self._known(), quick=self.quick,
         )  # fmt: skip
         masks |= done.masks
         counted = {key: (problem, k) for problem, k in zip((c.problem for c in seen_twice), counts, strict=True)
@@ -268,7 +232,7 @@ class Fitting:
         masks[weight.name] = largest(self._scores(weight), count)
         changed[weight.name] = np.where(masks[weight.name], values, values.dtype.type(0))
 
-    def _known(self) -> Mapping[int, Moments] | None:
+    def _known(self) -> Mapping[int, Moments | Samples] | None:
         """Moments that are used instead of running the network, by the id of their problem."""
         return None
 
@@ -288,26 +252,7 @@ class Fitting:
             self.watch.phase(name, 4 * self.total)
 
     def _notes(self, blind: Sequence[Weight], done: Fitted) -> tuple[str, ...]:
-        notes = []
-        if self.random:
-            notes.append(
-                "NO FEEDS WERE GIVEN: the refit saw seeded random numbers, not data. "
-                "Its figures say little; give --feeds."
-            )
-        if blind:
-            some = ", ".join(quote(w.name) for w in blind[:4]) + (
-                f" and {len(blind) - 4} more" if len(blind) > 4 else ""
-            )
-            why = sorted({self.network.why.get(w.name, "no feed reaches it") for w in blind})
-            notes.append(f"Pruned by magnitude and not refitted ({'; '.join(why)}): {some}.")
-        if done.few:
-            key, count, d = max(done.few, key=lambda item: item[2] / max(item[1], 1))
-            needed = math.ceil(len(self.network.feeds) * d / max(count, 1) / (1 - self.held))
-            notes.append(
-                f"{len(done.few)} of the layers have more inputs than samples, so ridge decides there "
-                f"({quote(key)}: {count} samples, {d} inputs); {needed} feeds would do."
-            )
-        return tuple(notes)
+        return tuple(notes(self.network, blind, done, random=self.random, held=self.held))
 
 
 def _once(layers: Iterable[Curve]) -> list[Curve]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,22 +19,20 @@ from emp_onnx.calibration.feeding import gather
 from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers
-from emp_onnx.calibration.sites import Problem, Site
+from emp_onnx.calibration.sites import Problem
 from emp_onnx.calibration.statistics import Inputs, Statistics
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.refit.curves import Curve, curve
-from emp_onnx.refit.fitting import Fitting
+from emp_onnx.refit.quick import Quick
 from emp_onnx.refit.sequence import Fitted
 from emp_onnx.weights.find import Weight
 
 __all__ = ["Known"]
 
 Array = NDArray[Any]
-RIDGE = 1e-2  # no half of the feeds is at hand to try others on
 
 
 @dataclass(eq=False)
-class Known(Fitting):
+class Known(Quick):
     """A model with statistics or gradients in place of calibration feeds.
 
     Args:
@@ -46,6 +44,7 @@ class Known(Fitting):
     """
 
     statistics: Statistics | None = None
+    quick = False
 
     def _ready(self) -> None:
         given, self.random = gather(self.model, self.feeds, self.seed, self.threads)
@@ -57,13 +56,6 @@ class Known(Fitting):
             self._moments = {id(problem): self._blank(problem) for problem in problems}
         else:
             self._moments = {id(p): self._of(p, found) for p, found in self._matched(self.statistics, problems)}
-
-    @property
-    def curves(self) -> list[Curve]:
-        """What each layer can bear, as far as that is known."""
-        if self._curves is None:
-            self._curves = [self._curve(s, p) for s in self.network.sites for p in s.problems]
-        return self._curves
 
     @property
     def calibrated(self) -> tuple[int, str, bool]:
@@ -97,15 +89,6 @@ class Known(Fitting):
         if how != "emp" or criterion != "gradient":
             return super()._shares(how, criterion)
         return lambda c: np.abs(self.network.matrix(c.problem) * self.network.matrix(c.problem, self.gradients))
-
-    def _curve(self, site: Site, problem: Problem) -> Curve:
-        moments = self._moments.get(id(problem))
-        if moments is None or not moments.count:
-            n = problem.size
-            return replace(curve(self.network, site, problem, _none(problem), _none(problem), _nothing), counts=(n,))
-        found = curve(self.network, site, problem, moments, moments, _nothing)
-        variance = moments.variance(problem.bias is not None)
-        return replace(found, ridge=RIDGE, price=1 / variance if variance > 0 else 0.0)
 
     def _matched(self, statistics: Statistics, problems: Sequence[Problem]) -> Iterator[tuple[Problem, Inputs]]:
         """Each problem with its statistics; the second use of the same weights with the second that there are."""
@@ -158,13 +141,3 @@ class Known(Fitting):
                 "NO FEEDS WERE GIVEN: agreement and error were measured on seeded random numbers, and say little."
             )
         return tuple(notes)
-
-
-def _none(problem: Problem) -> Moments:
-    groups, out, d = problem.shape
-    zero = np.zeros((groups, out))
-    return Moments(0, np.zeros((groups, d)), zero, np.zeros((groups, d, d)), np.zeros((groups, out, d)), zero)
-
-
-def _nothing(changed: Mapping[str, Array]) -> float:
-    return 0.0

@@ -19,9 +19,9 @@ from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
-from emp_onnx.refit.curves import RIDGES, Curve, quadratic, some_outputs
+from emp_onnx.refit.curves import RIDGES, TRIED, Curve, quadratic, stand_ins
 from emp_onnx.refit.loss import Quadratic
-from emp_onnx.refit.solve import descend, effort, exchange, fair, ladder, largest, leaning, polish, solve
+from emp_onnx.refit.solve import LAST, descend, effort, exchange, fair, ladder, largest, leaning, solve
 
 __all__ = ["Fitted", "fit"]
 
@@ -30,8 +30,10 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+QUICK = 4, 0  # see `effort`, where little is to be done
 PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
+TRIAL = 6  # rounds after which solutions with different ridges are compared
 
 
 @dataclass
@@ -46,7 +48,8 @@ class Fitted:
 def fit(
     network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
     criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
-    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Moments] | None = None,
+    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Moments | Samples] | None = None,
+    quick: bool = False,
 ) -> Fitted:  # fmt: skip
     """Choose and solve every layer in turn.
 
@@ -61,6 +64,7 @@ def fit(
         watch: told how many bytes of weights are done.
         gradients: by key of weight.
         known: moments by the id of their problem: then the network is not run, and each layer is solved by itself.
+        quick: with little effort.
     """
     done = Fitted(dict(start or {}))
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
@@ -87,7 +91,7 @@ def fit(
                         g = None if gradients is None else network.matrix(problem, gradients)
                         seen.update(key for key, _ in problem.parts)
                         asked = counts[id(problem)]
-                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g)
+                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g, quick)
                 done.changed.update(new)
             if watch is not None:
                 watch.add(sum(problem.size * 4 for problem in mine))
@@ -97,22 +101,22 @@ def fit(
 def _one(
     network: Network, site: Site, problem: Problem, parts: Sequence[Moments | Samples], asked: tuple[int, float],
     criterion: str, update: bool,
-    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None,
+    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None, quick: bool,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
     w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else parts[0].merge(parts[1]), min(count, n)
     if update and sums.count < MANY * d and len(parts) > 1:
-        ridge = _tuned(problem, w0, parts, count, some_outputs(network, problem))
+        ridge = _tuned(problem, w0, parts, count)
     loss = quadratic(problem, w0, sums, ridge)
     if criterion == "obs" and update:
         mask, w = np.ones(w0.shape, bool), loss.best
         if count < n:
-            (steps, sweeps), lean = effort(problem.shape), leaning(d, sums.count)
+            (steps, sweeps), lean = QUICK if quick else effort(problem.shape), leaning(d, sums.count)
             choose = fair([places.shape[2] for _, places in problem.parts], PART)
             *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
             mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
-            w = solve(loss, mask, w, rounds=polish(problem.shape))
+            w = solve(loss, mask, w, rounds=LAST)
     else:
         if criterion == "gradient" and gradients is not None:
             mask = largest(gradient(w0, gradients), count)
@@ -134,24 +138,22 @@ def _one(
         done.few.append((site.keys[0], sums.count, d))
 
 
-def _tuned(
-    problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int, some: NDArray[np.intp] | None
-) -> float:
-    """The ridge with which one half of the feeds foretells best what the dense network wants on the other half.
+def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int) -> float:
+    """The ridge with which one half of the feeds foretells best what the dense network wants on the other half, as some
+    outputs tell.
 
     It is looked for again here, since what the layers before got wrong is noise that the dense network did not have.
     """
-    fit, test = halves
-    if some is not None:
-        count = max(1, count * some.size // w0.shape[1])
-        w0, fit, test = w0[:, some], fit.rows(some), test.rows(some)
+    some = stand_ins(w0.shape[1], TRIED)
+    count = max(1, count * some.size // w0.shape[1])
+    w0, fit, test = w0[:, some], halves[0].rows(some), halves[1].rows(some)
     least, best = np.inf, RIDGES[0]
     mask: Mask | None = None
     for ridge in RIDGES:
         loss = quadratic(problem, w0, fit, ridge)
         if mask is None:
             mask = largest(w0 * w0 * loss.diagonal[:, None], count)
-        miss = test.miss(solve(loss, mask, loss.best, rounds=12), problem.bias is not None)
+        miss = test.miss(solve(loss, mask, loss.best, rounds=TRIAL), problem.bias is not None)
         if miss >= least:
             break
         least, best = miss, ridge

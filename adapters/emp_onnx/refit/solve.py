@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 
 from emp_onnx.refit.loss import Quadratic
 
-__all__ = ["LEAN", "descend", "effort", "exchange", "fair", "ladder", "largest", "leaning", "polish", "solve"]
+__all__ = ["LAST", "LEAN", "descend", "effort", "exchange", "fair", "ladder", "largest", "leaning", "solve"]
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SMALL = 48  # inputs up to which rows are solved one by one, exactly
-STEPS, ROUNDS = 16, 4  # steps from dense to empty in which weights go, and rounds of conjugate gradients after each
+STEPS, ROUNDS = 16, 2  # steps from dense to empty in which weights go, and rounds of conjugate gradients after each
 LEAN = 0.5  # 0: a removed weight costs what it does where all others make good for it; 1: where none does
-SWEEPS, SHARE = 6, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
+LAST = 20  # rounds at the end, when the mask is chosen
+SWEEPS, SHARE = 3, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
 WORK = 6e11  # multiplications and additions that one way down may take
 NEAR = 1e-8  # relative squared residual at which an iterative solution, in single precision, counts as one
 BLOCK = 1 << 20  # numbers of the rows that are iterated together
@@ -51,6 +52,8 @@ def largest(scores: Float, count: int) -> Mask:
 
 def fair(widths: Sequence[int], floor: float) -> Callable[[Float, int], Mask]:
     """`largest`, where each of several parts along the inputs keeps at least `floor` of the mean density."""
+    if len(widths) == 1:
+        return largest
 
     def choose(scores: Float, count: int) -> Mask:
         scores, start = scores.copy(), 0
@@ -78,8 +81,8 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
     for g in range(groups):
         for i in range(0, out, step):
             some = np.s_[g, i : i + step]
-            target, first = (part[some].astype(found.dtype, copy=False) for part in (loss.target, start))
-            found[some] = _gradients(loss, g, target, first, mask[some], rounds)
+            first = start[some].astype(found.dtype, copy=False)
+            found[some] = _gradients(loss, g, loss.wanted[some], first, mask[some], rounds)
     return np.asarray(found)
 
 
@@ -98,13 +101,13 @@ def _rows(loss: Quadratic, mask: Mask) -> Float:
 
 
 def _gradients(loss: Quadratic, group: int, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
-    w = np.where(mask, start, target.dtype.type(0))
-    diagonal = loss.diagonal[group].astype(w.dtype)
+    w = start * mask
+    diagonal, mask = loss.diagonal[group].astype(w.dtype), mask.astype(w.dtype)
     residual = (target - loss.times(w, group)) * mask
     scaled = residual / diagonal
     way = scaled.copy()
     now = np.einsum("od,od->o", residual, scaled)
-    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask.astype(w.dtype))
+    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask)
     for _ in range(rounds):
         if (now <= enough).all():
             break
@@ -162,17 +165,23 @@ def exchange(
     Those come back that would lower the loss most by themselves, `g² / worth` with the gradient g; then those go that
     are worth least. Fewer with each sweep; the best that was seen is returned, so nothing gets worse.
     """
-    count, worth = int(np.count_nonzero(mask)), loss.worth(lean)[:, None, :]
+    count, worth = int(np.count_nonzero(mask)), loss.worth(lean)[:, None, :].astype(w.dtype)
     most = SHARE * 2 * min(count, mask.size - count)
     best = loss.loss(w), mask, w
     for i in range(sweeps):
         back = int(most * (sweeps - i) / sweeps)
         if not back:
             break
-        pull = loss.target - loss.whole(w)
-        more = mask | largest(np.where(mask, -1.0, pull * pull / worth), back)
+        pull = (loss.wanted if w.dtype == loss.wanted.dtype else loss.target) - loss.whole(w)
+        pull *= pull
+        pull /= worth
+        pull[mask] = -1
+        more = mask | largest(pull, back)
         w = solve(loss, more, w, rounds=rounds)
-        mask = choose(np.where(more, w * w * worth, -1.0), count)
+        scores = w * w
+        scores *= worth
+        scores[~more] = -1
+        mask = choose(scores, count)
         w = solve(loss, mask, w, rounds=rounds)
         now = loss.loss(w)
         if now < best[0]:
@@ -196,12 +205,6 @@ def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
     groups, out, d = shape
     rounds = WORK / (2.0 * groups * out * d * d)
     return int(min(STEPS, max(6, rounds // ROUNDS))), int(min(SWEEPS, rounds // (4 * ROUNDS)))
-
-
-def polish(shape: tuple[int, int, int]) -> int:
-    """How many rounds to take at the end, when the mask is chosen."""
-    groups, out, d = shape
-    return int(min(60, max(20, WORK / (2.0 * groups * out * d * d))))
 
 
 def ladder(n: int, count: int, steps: int) -> list[int]:

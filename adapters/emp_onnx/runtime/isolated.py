@@ -8,10 +8,30 @@ from pathlib import Path
 from types import TracebackType
 
 from emp_onnx.files.model_io import Model
-from emp_onnx.runtime.compare import Sessions
+from emp_onnx.runtime.compare import Session, Sessions
 from emp_onnx.runtime.process import Process
 
-__all__ = ["Isolated"]
+__all__ = ["Here", "Isolated"]
+
+
+class Here:
+    """The same face for sessions in this process: where onnxruntime has run the model here before, a process of its
+    own protects from nothing."""
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to end."""
+
+    def open(self, model: Model | Path, /, *, plain: bool = False) -> Sessions:
+        """Load a model; see `Isolated.open`."""
+        return Session(model, threads=self.threads, plain=plain)
 
 
 class Isolated:

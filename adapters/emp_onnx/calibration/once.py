@@ -1,0 +1,57 @@
+"""The samples of all sites from one pass of the feeds through the dense network.
+
+The network runs whole, on a few feeds at a time, and what they gave is summed before the next ones come: so there is
+one session, and activations of a few feeds are all that is ever in memory.
+"""
+
+from __future__ import annotations
+
+from emp_onnx.calibration.moments import Moments, Samples, Sums
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.runner import Kept, Runner, chunks
+from emp_onnx.calibration.taking import NotPooledError, Taking
+
+__all__ = ["once"]
+
+ROOM, MOST = 1 << 24, 64  # bytes of activations that are held together, as far as one feed tells; feeds at most
+
+
+def once(network: Network, /) -> dict[int, Moments | Samples]:
+    """The moments of every problem that a feed reaches, by its id: of the dense network's inputs.
+
+    Raises:
+        ModelError: NaN or infinities, with the node's name.
+    """
+    try:
+        return _pass(network, True)
+    except NotPooledError:  # some feeds say otherwise than the first ones did
+        return _pass(network, False)
+
+
+def _pass(network: Network, positions: bool) -> dict[int, Moments | Samples]:
+    program, wanted = network.program, network.wanted()
+    cut, kept = program.whole(lambda: chunks(program, 0, wanted)), Kept()
+    takings: list[Taking] = []
+    shared: dict[object, list[Sums]] = {}
+    start, count = 0, 1
+    while start < len(network.feeds):
+        run = Runner(program, cut, network.value, threads=network.threads, kept=kept)
+        run.start(network.feeds[start : start + count])
+        run.level(0, wanted)
+        if not start:
+            for site in network.sites:
+                taking = Taking(network, site, None, lambda feed: 0, 1, False)
+                if positions:
+                    taking.look(run, None, len(network.feeds))
+                taking.prepare(shared)
+                takings.append(taking)
+        for taking in takings:
+            taking.take(run, first=start)
+        start += count
+        count = max(1, min(MOST, ROOM * count // max(run.values.held, 1)))
+    return {
+        id(problem): sums
+        for taking in takings
+        for problem, (sums,) in zip(taking.site.problems, taking.moments(), strict=True)
+        if sums.count
+    }

@@ -1,0 +1,263 @@
+"""Samples of what goes into one site: taken from networks that were run, feed by feed, and summed.
+
+The feeds need not all be there at once: whoever runs the network on a few of them after the other gives each few here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.moments import Moments, Samples, Sums
+from emp_onnx.calibration.pooled import pick, unpool
+from emp_onnx.calibration.program import Step
+from emp_onnx.calibration.recurrent import HIDDEN
+from emp_onnx.calibration.runner import Runner, holds, open_session
+from emp_onnx.calibration.sites import Get, Problem, Site
+from emp_onnx.errors import ModelError
+
+if TYPE_CHECKING:
+    from emp_onnx.calibration.network import Network
+
+__all__ = ["PER_INPUT", "NotPooledError", "Taking"]
+
+Array = NDArray[Any]
+Float = NDArray[np.float64]
+Changed = Mapping[str, Array] | None
+PER_INPUT = 12  # samples for each input of a linear map that are enough
+STACK, ROOM = 16, 1 << 20  # feeds that are taken together at most, and numbers in them: one by one, calls take longest
+
+
+class NotPooledError(Exception):
+    """A feed on which a site's input is not the mean that it was on others."""
+
+
+class Taking:
+    """The samples of one site.
+
+    Args:
+        network: that has the site.
+        site: the site.
+        changed: tensors of the pruned network.
+        part: which part of the feeds each belongs to, of so many `parts`.
+        two: whether inputs come from a pruned network beside the dense one.
+
+    Raises:
+        ModelError: weights that are NaN or infinite, with the node's name.
+    """
+
+    def __init__(
+        self, network: Network, site: Site, changed: Changed, part: Callable[[int], int], parts: int, two: bool
+    ) -> None:
+        self.network, self.site, self.two, self.part, self.parts = network, site, two, part, parts
+        if not all(np.isfinite(network.matrix(problem)).all() for problem in site.problems):
+            raise ModelError(f"{site.step.node.label} must have finite weights, got NaN or infinities")
+        self._reads = (_Reads(network, site, None), _Reads(network, site, changed))
+        self._apart = False
+        self._sums: list[list[Sums]] = []
+        self._todo: list[tuple[Problem, Float | None, list[Sums]]] = []
+
+    def look(self, dense: Runner, thin: Runner | None, count: int) -> None:
+        """See whether positions behind a mean are samples of their own: where the means themselves are few among all
+        `count` feeds, and are means on each of the feeds that were run here, in both networks."""
+        self._apart = False
+        if not self.site.pooled:
+            return
+        problem, found = self.site.problems[0], 0
+        for run, reads in zip((dense,) if thin is None else (dense, thin), self._reads, strict=False):
+            found = 0
+            for i in range(run.feeds):
+                x = run.values.get(self.site.pooled, i)
+                if run.values.get(self.site.reads[0], i) is None:
+                    continue
+                rows = problem.rows(reads.at(run, [i]), i, self.network.limit(problem))
+                if x is None or unpool(x, rows) is None:
+                    return
+                found += rows.shape[1]
+        self._apart = 0 < found * count < PER_INPUT * problem.shape[2] * dense.feeds
+
+    def prepare(self, shared: dict[object, list[Sums]] | None) -> None:
+        """Make room for the sums; those of a value that another site of the level reads too are found in `shared`."""
+        for problem in self.site.problems:
+            # what should come out is made where it is not the weights' doing alone, or where that is less work
+            groups, out, d = problem.shape
+            past = bool(self.site.skip) and self.two and problem.outs is not None
+            made = past or (self.two and 2 * out < d)
+            own = shared is None or made or self._apart or problem.same is None
+            known = None if own or shared is None else shared.get(problem.same)
+            if known is None:
+                known = [Sums(groups, d, out if made else None, self.two) for _ in range(self.parts)]
+                self._todo.append((problem, self.network.matrix(problem) if made else None, known))
+                if shared is not None and not own:
+                    shared[problem.same] = known
+            self._sums.append(known)
+
+    def take(self, dense: Runner, thin: Runner | None = None, first: int = 0) -> None:
+        """Take in all feeds that were run, of which `first` is the first.
+
+        Raises:
+            ModelError: NaN or infinities, with the node's name.
+            NotPooledError: see there.
+        """
+        ways = (dense,) if thin is None else (dense, thin)
+        for some in self._stacks(ways, first) if self._todo else ():
+            one = self._reads[0].at(dense, some)
+            two = one if thin is None else self._reads[1].at(thin, some)
+            for problem, w, sums in self._todo:
+                self._add(problem, w, sums[self.part(first + some[0])], (dense, thin), (one, two), some, first)
+
+    def _stacks(self, ways: Sequence[Runner], first: int) -> Iterator[list[int]]:
+        """The feeds that reach the site; those together that can be, of one part and of the same shapes."""
+        site, stack, before = self.site, list[int](), object()
+        names = [name for name in (*site.reads, site.skip) if name]
+        joins = all(problem.stacks for problem in site.problems) and not self._apart
+        for i in sorted(range(ways[0].feeds), key=lambda i: self.part(first + i)):
+            if not all(holds(run.values.get(n, i), wanted) for run in ways for n, wanted in site.step.guard):
+                continue
+            shapes = [run.values.shape(name, i) for run in ways for name in names]
+            if any(run.values.shape(name, i) is None for run in ways for name in site.reads[:1] if self._made(name)):
+                continue
+            large = max((math.prod(shape) for shape in shapes if shape is not None), default=0)
+            kind = (self.part(first + i), shapes)
+            deep = all(shape is not None and len(shape) > 1 for shape in shapes)
+            if stack and not (joins and deep and kind == before and len(stack) < min(STACK, ROOM // max(large, 1))):
+                yield stack
+                stack = []
+            stack.append(i)
+            before = kind
+        if stack:
+            yield stack
+
+    def _made(self, name: str) -> bool:
+        """Whether a value is one that a network makes from its feeds."""
+        return name not in self.network.program.fixed and not name.startswith(HIDDEN)
+
+    def moments(self) -> list[list[Moments | Samples]]:
+        """For each problem the moments of each part."""
+        found = []
+        for problem, sums in zip(self.site.problems, self._sums, strict=True):
+            w = self.network.matrix(problem)
+            found.append([s.moments(w) for s in sums])
+        return found
+
+    def _add(
+        self, problem: Problem, w: Float | None, sums: Sums, runs: tuple[Runner, Runner | None], gets: tuple[Get, Get],
+        some: list[int], first: int,
+    ) -> None:  # fmt: skip
+        """Take in the samples of some feeds."""
+        dense, thin = runs
+        site, limit, past, feed = self.site, self.network.limit(problem) * len(some), 0.0, first + some[0]
+        want = problem.rows(gets[0], feed, limit)
+        have = want if thin is None else problem.rows(gets[1], feed, limit)
+        if have.shape != want.shape:
+            return
+        if site.skip and thin is not None and problem.outs is not None:
+            past = self._missing(problem, dense, thin, some, feed, limit)
+        if self._apart:
+            want, have, past = self._spread(gets, (want, have, past), feed, limit)
+            have = want if thin is None else have
+        if not (np.isfinite(have).all() and (have is want or np.isfinite(want).all()) and np.isfinite(past).all()):
+            which = first + self._culprit(runs, some)
+            raise ModelError(f"{site.step.node.label} must see finite numbers, got NaN or infinities on feed {which}")
+        if w is None:
+            sums.add(have, want)
+        else:
+            sums.add(have, y=want.astype(np.float64) @ w.swapaxes(1, 2) + past)
+
+    def _culprit(self, runs: Iterable[Runner | None], some: list[int]) -> int:
+        """The first of some feeds on which a value that the site reads is not finite."""
+        for i in some[:-1]:
+            found = [run.values.get(name, i) for run in runs if run is not None for name in self.site.reads]
+            if not all(np.isfinite(x).all() for x in found if x is not None):
+                return i
+        return some[-1]
+
+    def _spread(self, gets: tuple[Get, Get], rows: tuple[Array, Array, Any], feed: int, limit: int) -> Any:
+        """Inputs, dense and thin, and what is missing, at the positions behind them."""
+        out = []
+        for get, some in zip(gets, rows, strict=False):
+            x = get(self.site.pooled)
+            flat = None if x is None else unpool(x, some)
+            if flat is None:
+                raise NotPooledError
+            out.append(flat)
+        past = rows[2]
+        if np.ndim(past):
+            past = np.broadcast_to(past[0][:, None], (*out[0].shape[:2], past.shape[2]))
+            past = pick(past, feed, limit)
+        return pick(out[0], feed, limit), pick(out[1], feed, limit), past
+
+    def _missing(self, problem: Problem, dense: Runner, thin: Runner, some: list[int], feed: int, limit: int) -> Any:
+        one, two = (_joined(run, self.site.skip, some) for run in (dense, thin))
+        if one is None or two is None or one.shape != two.shape or problem.outs is None:
+            return 0.0
+        return problem.outs(one.astype(np.float64) - two, feed, limit)
+
+
+def _joined(run: Runner, name: str, some: list[int]) -> Array | None:
+    """A value on some feeds, one after the other along its first axis; None where one of them lacks it."""
+    if len(some) == 1:
+        return run.values.get(name, some[0])
+    found = [run.values.get(name, i) for i in some]
+    return None if any(x is None for x in found) else np.concatenate(found)  # type: ignore[arg-type]
+
+
+class _Reads:
+    """Values that a site's rows are made from: constants, and the hidden states of a cell, which is run for them."""
+
+    def __init__(self, network: Network, site: Site, changed: Changed) -> None:
+        self.network, self.site, self.changed = network, site, changed
+        self._session: Any = None
+        self._constant: dict[str, Array] = {}
+
+    def at(self, run: Runner, some: list[int]) -> Get:
+        """Those of some of the feeds that a network was run on; of cells, of one."""
+        seen: dict[str, Array] = {}
+        fixed = self.network.program.fixed
+
+        def get(name: str) -> Array | None:
+            if name in fixed:
+                if name not in self._constant:
+                    self._constant[name] = self._fixed(name)
+                return self._constant[name]
+            if name in seen:
+                return seen[name]
+            if not name.startswith(HIDDEN):
+                found = _joined(run, name, some)
+                if found is not None and len(some) > 1:
+                    seen[name] = found
+                return found
+            if name not in seen:
+                (feed,) = some
+                reads = {n: run.values.get(n, feed) for n in self.site.step.inputs if n and n not in fixed}
+                given = {n: v for n, v in reads.items() if v is not None}
+                if self._session is None:
+                    self._session = self._cell(name, given)
+                seen[name] = self._session.run([name], given)[0]
+            return seen[name]
+
+        return get
+
+    def _value(self, key: str) -> Array:
+        return self.network.value(key, self.changed)
+
+    def _fixed(self, name: str) -> Array:
+        """A value that follows from constants."""
+        program = self.network.program
+        if name in program.constants:
+            return self._value(program.constants[name].key)
+        session = open_session(program, [], {}, [name], self._value, self.network.threads)
+        return np.asarray(session.run([name], {})[0])
+
+    def _cell(self, name: str, reads: Mapping[str, Array]) -> Any:
+        step = self.site.step
+        proto = type(step.proto)()
+        proto.CopyFrom(step.proto)
+        del proto.output[:]
+        proto.output.append(name)
+        alone = Step(proto, step.node, step.inputs, (name,))
+        return open_session(self.network.program, [alone], reads, [name], self._value, self.network.threads)

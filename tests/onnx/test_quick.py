@@ -1,0 +1,104 @@
+"""The quick way: the same sums from one pass of the feeds, and layers solved by themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import emp_onnx
+from emp_onnx import UsageError, calibrate, find_weights
+from emp_onnx.calibration import once as module
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.once import once
+from emp_onnx.cli import main
+from emp_onnx.files.model_io import Model, load
+from emp_onnx.refit.prune import refit
+from emp_onnx.refit.quick import Quick
+from tests.onnx import test_pooled as pooled
+from tests.onnx.test_known import moved
+from tests.onnx.test_refit import feeds, network
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    onnx.save(network(), tmp_path / "in.onnx")
+    np.savez(tmp_path / "feeds.npz", x=np.stack([feed["x"] for feed in feeds()]))
+    return tmp_path
+
+
+def prepared(model: Model, given: list[dict[str, Any]]) -> Network:
+    return Network(model, find_weights(model).weights, given, 1)
+
+
+@pytest.mark.parametrize("room", [1, 1 << 12, 1 << 24])
+def test_one_pass_sums_what_levels_sum(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM", room)
+    model = Model(network())
+    net = prepared(model, feeds())
+    levels = [step.level for step in net.program.steps]
+    found = once(net)
+    assert [step.level for step in net.program.steps] == levels
+    problems = [problem for site in net.sites for problem in site.problems]
+    for problem, right in zip(problems, calibrate(model, feeds()).inputs, strict=True):
+        sums = found[id(problem)]
+        assert sums.count == right.count
+        np.testing.assert_allclose(sums.xx, right.second, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(sums.x, right.total, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [*pooled.WAYS, *pooled.OTHERS])
+def test_positions_before_a_mean_are_taken_as_level_by_level(way: str) -> None:
+    steps = {**pooled.WAYS, **pooled.OTHERS}[way]
+    net = prepared(Model(pooled.model(steps)), pooled.feeds())
+    right = pooled.moments(steps)
+    (found,) = [once(net)[id(problem)] for problem in net.at(net.levels)[0].problems]
+    assert found.count == right.count
+    np.testing.assert_allclose(found.xx, right.xx, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mean_that_is_one_on_the_first_feeds_only_is_none() -> None:
+    steps = [pooled.POOL, pooled.clip(-1e3, 1.0), pooled.FLAT]
+    small = [{"x": feed["x"] * np.float32(1e-2)} for feed in pooled.feeds()]
+    large = {"x": np.full((1, 3, 5, 5), 9, np.float32)}
+    for given, count in ((small, 12 * 25), ([*small, large], 13)):
+        net = prepared(Model(pooled.model(steps)), given)
+        (problem,) = net.at(net.levels)[0].problems
+        assert once(net)[id(problem)].count == count
+
+
+def test_it_is_far_better_than_zeros_and_near_the_full_effort(folder: Path) -> None:
+    for name, options in (("full", ["--refit"]), ("quick", ["--effort", "quick"]), ("zeros", [])):
+        given = ["--feeds", str(folder / "feeds.npz"), "--sparsity", "0.5", "--quiet", *options]
+        assert main(["prune", str(folder / "in.onnx"), str(folder / f"{name}.onnx"), *given]) == 0
+    full, quick, zeros = (moved(folder, f"{name}.onnx") for name in ("full", "quick", "zeros"))
+    assert quick < 0.2 * zeros
+    assert quick < 4 * full
+    assert emp_onnx.verify(folder / "quick.onnx", folder / "in.onnx").ok
+
+
+@pytest.mark.parametrize("allocate", ["error", "emp", "lamp"])
+def test_exactly_so_many_are_kept(folder: Path, allocate: str) -> None:
+    fitting = Quick(load(folder / "in.onnx"), feeds())
+    for keep in (fitting.total, fitting.total // 2, fitting.total // 9):
+        thin = fitting.thin(keep, how=allocate)
+        assert sum(int(mask.sum()) for mask in thin.masks.values()) == keep
+
+
+def test_the_report_says_how(folder: Path, capsys: Any) -> None:
+    given = ["--feeds", str(folder / "feeds.npz"), "--effort", "quick", "--json"]
+    assert main(["prune", str(folder / "in.onnx"), str(folder / "out.onnx"), *given]) == 0
+    how = json.loads(capsys.readouterr().out)["how"]
+    assert (how["effort"], how["allocate"], how["criterion"]) == ("quick", "lamp", "obs")
+
+
+def test_what_does_not_go_together(folder: Path) -> None:
+    with pytest.raises(UsageError, match="effort must be one of full, quick, got 'none'"):
+        refit(folder / "in.onnx", feeds=feeds(), effort="none")
+    with pytest.raises(UsageError, match="effort must be full without feeds"):
+        refit(folder / "in.onnx", stats=calibrate(folder / "in.onnx", feeds()), effort="quick")
+    assert not (folder / "in.pruned.onnx").exists()
