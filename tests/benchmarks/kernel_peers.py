@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make the networks, and measure nothing")
     parser.add_argument("--deepsparse", default="", help="a Python that has deepsparse")
     parser.add_argument("--only", choices=sorted({name[0] for name in CASES}), help="one network, by its first letter")
+    parser.add_argument("--batch", type=int, help="one number of items")
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     os.environ["EMP_KERNELS_LIBRARY"] = str(next(build().glob("libemp_kernels.*")))
@@ -139,7 +140,7 @@ def main() -> None:
                 prepared(options.folder, name, sparsity)
             continue
         rows = []
-        for batch in batches:
+        for batch in batches if options.batch is None else (options.batch,):
             for threads in (1, 2):
                 found = measured(options.folder, name, batch, threads, options.deepsparse, options.rounds)
                 for way, cells in found[1].items():
