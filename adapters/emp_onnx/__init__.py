@@ -9,7 +9,7 @@ Importing this imports neither onnx nor onnxruntime; they are loaded when first 
 """
 
 from emp_onnx.apply import apply
-from emp_onnx.budget.search import Budget, Point
+from emp_onnx.budget.point import Budget, Point
 from emp_onnx.calibration.statistics import Inputs, Statistics, calibrate
 from emp_onnx.certificate import Certificate, Certified, read_certificate
 from emp_onnx.errors import MissingExtraError, ModelError, OnnxError, OutputError, PlanError, UsageError, VerifyError

@@ -110,6 +110,9 @@ def measured(
         spent: dict[str, list[float]] = {way: [] for way in runs}
         for _ in range(rounds):
             for way, run in runs.items():
+                if threads > 1:  # threads of the other sessions wait busily for a while, and would take a processor
+                    time.sleep(0.03)
+                    run()
                 spent[way].append(run())
         if peer is not None:
             peer.close()
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make the networks, and measure nothing")
     parser.add_argument("--deepsparse", default="", help="a Python that has deepsparse")
     parser.add_argument("--only", choices=sorted({name[0] for name in CASES}), help="one network, by its first letter")
+    parser.add_argument("--batch", type=int, help="one number of items")
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
     os.environ["EMP_KERNELS_LIBRARY"] = str(next(build().glob("libemp_kernels.*")))
@@ -139,7 +143,7 @@ def main() -> None:
                 prepared(options.folder, name, sparsity)
             continue
         rows = []
-        for batch in batches:
+        for batch in batches if options.batch is None else (options.batch,):
             for threads in (1, 2):
                 found = measured(options.folder, name, batch, threads, options.deepsparse, options.rounds)
                 for way, cells in found[1].items():

@@ -1,16 +1,14 @@
-"""Run in a Python that has onnxsim, not in the project's: prune a model by one of its methods.
+"""Run in a Python that has onnxsim, not in the project's: prune a model by one of its methods, with its own settings.
 
     python peer_onnxsim.py wanda|sparsegpt MODEL FEEDS.npz OUT SPARSITY
 
-Prints one line of JSON: CPU seconds and peak bytes. FEEDS holds arrays named `<feed>|<input>`.
+FEEDS holds arrays named `<feed>|<input>`. Initializers that the model also lists as inputs are taken off that list,
+since every input must be fed.
 """
 
 from __future__ import annotations
 
-import json
-import resource
 import sys
-import time
 from typing import Any
 
 
@@ -27,11 +25,12 @@ def main() -> None:
             data.setdefault(int(i), {})[key] = z[name]
     samples = [data[i] for i in sorted(data)]
     prune = {"wanda": onnxsim.apply_wanda_pruning, "sparsegpt": onnxsim.apply_sparsegpt_pruning}[method]
-    start = time.process_time()
-    pruned = prune(onnx.load(path), calibration_data=samples, sparsity=float(sparsity))
-    onnx.save(pruned, out)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"cpu": time.process_time() - start, "peak": peak}))
+    model = onnx.load(path)
+    constant = {item.name for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in constant]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.save(prune(model, calibration_data=samples, sparsity=float(sparsity)), out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emp_onnx.budget.doubt import doubt
+from emp_onnx.budget.doubt import WHOLE, doubt
 
 
 def answers(scores: Any) -> list[list[Any]]:
@@ -50,12 +50,32 @@ def test_it_foretells_better_than_a_count() -> None:
 
 
 def test_what_an_answer_costs_is_what_the_model_believed() -> None:
-    odds = np.log(np.array([[0.6, 0.4]] * 8))
+    odds = np.log(np.array([[0.9, 0.1]] * 8))
     turned = odds[:, ::-1]
     found = doubt(answers(odds), answers(turned))
     assert found is not None
     assert found.changed[0] == pytest.approx(1)
-    assert found.cost[0] == pytest.approx(0.2)
+    assert found.cost == pytest.approx((0.8, WHOLE * 0.2))
+
+
+@given(st.integers(2, 40), st.integers(2, 30), st.integers(0, 99))
+def test_a_model_that_is_sure_of_nothing_is_not_believed(n: int, classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before, moved = rng.uniform(0, 0.4, (2, n, classes))
+    found = doubt(answers(before), answers(before + moved))
+    assert found is not None
+    assert found.cost == pytest.approx(found.changed)
+    assert found.paid == pytest.approx(np.mean(before.argmax(1) != (before + moved).argmax(1)))
+
+
+@given(st.integers(2, 40), st.integers(2, 30), st.floats(0, 3), st.integers(0, 99))
+def test_a_tenth_of_the_changed_answers_may_cost_a_whole_one(n: int, classes: int, size: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before = 4 * rng.standard_normal((n, classes))
+    found = doubt(answers(before), answers(before + size * rng.standard_normal(before.shape)))
+    assert found is not None
+    assert WHOLE * found.changed[0] - 1e-12 <= sum(found.cost)
+    assert found.cost[0] <= found.changed[0] + 1e-12
 
 
 def test_probabilities_count_as_their_logarithms() -> None:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 import emp_onnx
 from emp_onnx import ModelError, UsageError, VerifyError
-from emp_onnx.budget.search import Budget
+from emp_onnx.budget.point import Budget
 from emp_onnx.budget.sweep import sweep, to_csv
 from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load

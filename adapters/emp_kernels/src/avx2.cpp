@@ -25,6 +25,7 @@ struct Table {
 constexpr Table kTable;
 
 struct F8 {
+    static constexpr int kStep = 8;
     __m256 v;
     static F8 zero() { return {_mm256_setzero_ps()}; }
     static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
@@ -46,9 +47,9 @@ struct F8 {
         const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit), bit);
         return {_mm256_blendv_ps(other.v, _mm256_maskload_ps(p, chosen), _mm256_castsi256_ps(chosen))};
     }
-    static F8 decode(uint8_t mask, const float* packed) {
+    static F8 decode(unsigned bits, const float* packed) {
         // the sign bit of an index says whether the lane is set; the permutation looks at its three lowest bits only
-        const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kTable.entry[mask])));
+        const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kTable.entry[bits & 255])));
         const __m256 spread = _mm256_permutevar8x32_ps(_mm256_loadu_ps(packed), index);
         return {_mm256_and_ps(spread, _mm256_castsi256_ps(_mm256_srai_epi32(index, 31)))};
     }
@@ -62,6 +63,9 @@ inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN
 using F = F8;
+using D = F8;
+
+#include "quad_x86.hpp"
 
 struct Four {
     const float* p;
@@ -86,7 +90,7 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace avx2
 
 extern const Kernels kAvx2;
-const Kernels kAvx2 = {"avx2", 6,        avx2::supported,  avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
+const Kernels kAvx2 = {"avx2", 6,        avx2::supported, 0.33, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
                        avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::finite};
 
 }  // namespace emp

@@ -76,7 +76,7 @@ EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads,
                             int64_t width, const float* bias, int relu, float* y) {
     const emp::Kernels* kernels = named(isa);
     if (!kernels) return 1;
-    conv->run(*kernels, x, images, height, width, bias, nullptr, relu ? emp::Activation::relu : emp::Activation::none, y,
+    conv->run(*kernels, x, images, height, width, bias, relu ? emp::Activation::relu : emp::Activation::none, y,
               {&threads, run_threads});
     return 0;
 }

@@ -52,9 +52,9 @@ class ConvNode : public Node {
             throw Refusal("the input must have four dimensions, the second " + std::to_string(s.channels * s.group) + ", got " + text(x.shape));
         const int64_t height = s.out(0, x.shape[2]), width = s.out(1, x.shape[3]);
         if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
-        const float* added = bias_of(op_, context, s.outputs);
+        const float* bias = bias_of(op_, context, s.outputs);
         float* y = context.output({x.shape[0], s.outputs, height, width});
-        conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], added, nullptr, op_.activation, y, context.threads());
+        conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, y, context.threads());
     }
 
   private:

@@ -1,11 +1,14 @@
-// The kernels, written once over two vector types that each instruction set brings:
-//   F8: 8 floats; zero, load, broadcast, fma, sum, decode(mask byte, packed values)
+// The kernels, written once over vector types that each instruction set brings:
+//   D: kStep floats; zero, load, fma, add, sum, decode(as many bits of a mask, packed values)
+//   Q: 4 floats; zero, load, fma, add, sum, gather(x, four columns of 16 bits)
 //   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, relu
 //   Four: 4 floats; load, lane<i>() that is one of them in all places of an F
 // and transpose8, transpose16.
 // Included by one file per instruction set, inside a namespace of its own, so that no code of one leaks into another.
 
 #define EMP_UNROLL _Pragma("GCC unroll 16")  // arrays of registers must not be indexed at run time
+
+constexpr int kAhead = 2048;  // floats: at 35 GB/s what is fetched now arrives 4 KiB later, and rows end
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
@@ -17,23 +20,33 @@ inline F activate(F value, Activation activation) { return activation == Activat
 
 // ---- few items
 
+// Written out, since a loop over them would put the sums into memory at the end of each row.
+template <int kChains>
+D joined(const D* sum) {
+    if constexpr (kChains == 1)
+        return sum[0];
+    else
+        return add(joined<kChains / 2>(sum), joined<kChains / 2>(sum + kChains / 2));
+}
+
 template <int kItems, int kChains>
 void dot_rows(const View& w, int64_t row, int64_t end, const float* x, int64_t stride, const Output& out) {
+    constexpr int kStep = D::kStep, kSteps = 64 / kStep;
     const int64_t words = w.columns / 64, rest = w.columns % 64;
     for (; row < end; row++) {
         const uint8_t* mask = w.mask + row * w.mask_stride;
         const float* v = row < w.tail_row ? w.values + w.offset[row] : w.tail + (w.offset[row] - w.offset[w.tail_row]);
-        F8 sum[kItems][kChains];
+        D sum[kItems][kChains];
         for (auto& item : sum)
-            for (F8& chain : item) chain = F8::zero();
+            for (D& chain : item) chain = D::zero();
         const float* xs = x;
         auto step = [&](uint64_t word) {
-            prefetch(v + 512), prefetch(v + 528);
-            for (int j = 0; j < 8; j++) {
-                const int before = j ? count_bits(word << (64 - 8 * j)) : 0;
-                const F8 weight = F8::decode(uint8_t(word >> (8 * j)), v + before);
-                for (int i = 0; i < kItems; i++)
-                    sum[i][j % kChains] = fma(weight, F8::load(xs + i * stride + 8 * j), sum[i][j % kChains]);
+            prefetch(v + kAhead), prefetch(v + kAhead + 16);
+            EMP_UNROLL for (int j = 0; j < kSteps; j++) {
+                const int before = j ? count_bits(word << (64 - kStep * j)) : 0;
+                const D weight = D::decode(unsigned(word >> (kStep * j)), v + before);
+                EMP_UNROLL for (int i = 0; i < kItems; i++)
+                    sum[i][j % kChains] = fma(weight, D::load(xs + i * stride + kStep * j), sum[i][j % kChains]);
             }
             v += count_bits(word), xs += 64;
         };
@@ -47,10 +60,8 @@ void dot_rows(const View& w, int64_t row, int64_t end, const float* x, int64_t s
             std::memcpy(&word, mask + 8 * words, size_t(w.mask_stride - 8 * words));
             step(word);
         }
-        for (int i = 0; i < kItems; i++) {
-            for (int step = 1; step < kChains; step *= 2)
-                for (int j = 0; j + step < kChains; j += 2 * step) sum[i][j] = add(sum[i][j], sum[i][j + step]);
-            const float total = sum[i][0].sum() + (out.bias ? out.bias[row] : 0.0f);
+        EMP_UNROLL for (int i = 0; i < kItems; i++) {
+            const float total = joined<kChains>(sum[i]).sum() + (out.bias ? out.bias[row] : 0.0f);
             out.y[i * out.item_stride + row] = activate(total, out.activation);
         }
     }
@@ -58,7 +69,7 @@ void dot_rows(const View& w, int64_t row, int64_t end, const float* x, int64_t s
 
 void dot(const View& w, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output& out) {
     switch (items) {
-        case 1: return dot_rows<1, 8>(w, row, end, x, stride, out);
+        case 1: return dot_rows<1, 64 / D::kStep>(w, row, end, x, stride, out);
         case 2: return dot_rows<2, 4>(w, row, end, x, stride, out);
         case 3: return dot_rows<3, 2>(w, row, end, x, stride, out);
         case 4: return dot_rows<4, 2>(w, row, end, x, stride, out);
@@ -76,13 +87,16 @@ void gather(const View& w, int64_t row, int64_t end, const float* x, const Outpu
     for (; row < end; row++) {
         uint64_t i = w.offset[row];
         const uint64_t stop = w.offset[row + 1];
-        float sum[8] = {};
+        Q one = Q::zero(), two = Q::zero();
         for (; i + 8 <= stop; i += 8) {
-            prefetch(w.values + i + 512), prefetch(column + i + 512);
-            for (int j = 0; j < 8; j++) sum[j] += w.values[i + j] * x[column[i + j]];
+            prefetch(w.values + i + kAhead / 2), prefetch(column + i + kAhead / 2);
+            uint64_t at[2];
+            std::memcpy(at, column + i, 16);
+            one = fma(Q::gather(x, at[0]), Q::load(w.values + i), one);
+            two = fma(Q::gather(x, at[1]), Q::load(w.values + i + 4), two);
         }
-        for (; i < stop; i++) sum[0] += w.values[i] * x[column[i]];
-        float total = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+        float total = add(one, two).sum();
+        for (; i < stop; i++) total += w.values[i] * x[column[i]];
         if (out.bias) total += out.bias[row];
         out.y[row] = activate(total, out.activation);
     }
@@ -298,7 +312,7 @@ void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t en
             out.y[i * out.item_stride + r] = activate(tile[(r - row) * lanes + i] + (out.bias ? out.bias[r] : 0.0f), out.activation);
 }
 
-void finish(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride,
+void finish(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, int64_t y_stride,
             Activation activation, float* y) {
     for (int64_t r = 0; r < rows; r++, tile += lanes, y += y_stride) {
         const float b = bias ? bias[r] : 0.0f;
@@ -306,11 +320,9 @@ void finish(const float* tile, int lanes, int64_t rows, int64_t count, const flo
         int64_t i = 0;
         for (; i + kWidth <= count; i += kWidth) {
             F value = add(F::load(tile + i), offset);
-            if (added) value = add(value, F::load(added + i));
             activate(value, activation).store(y + i);
         }
-        for (; i < count; i++) y[i] = activate(tile[i] + b + (added ? added[i] : 0.0f), activation);
-        if (added) added += y_stride;
+        for (; i < count; i++) y[i] = activate(tile[i] + b, activation);
     }
 }
 

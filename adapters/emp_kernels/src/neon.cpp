@@ -33,18 +33,36 @@ inline float32x4_t decode4(unsigned mask, const float* packed) {
 }
 
 struct F8 {
+    static constexpr int kStep = 8;
     float32x4_t lo, hi;
     static F8 zero() { return {vdupq_n_f32(0), vdupq_n_f32(0)}; }
     static F8 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
     void store(float* p) const { vst1q_f32(p, lo), vst1q_f32(p + 4, hi); }
-    static F8 decode(uint8_t mask, const float* packed) {
-        return {decode4(mask & 15, packed), decode4(mask >> 4, packed + count_bits(mask & 15))};
+    static F8 decode(unsigned mask, const float* packed) {
+        return {decode4(mask & 15, packed), decode4(mask >> 4 & 15, packed + count_bits(mask & 15))};
     }
     float sum() const { return vaddvq_f32(vaddq_f32(lo, hi)); }
 };
 inline F8 fma(F8 a, F8 b, F8 c) { return {vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi)}; }
 inline F8 add(F8 a, F8 b) { return {vaddq_f32(a.lo, b.lo), vaddq_f32(a.hi, b.hi)}; }
 inline F8 relu(F8 a) { return {vmaxq_f32(a.lo, vdupq_n_f32(0)), vmaxq_f32(a.hi, vdupq_n_f32(0))}; }  // NaN stays NaN
+
+using D = F8;
+
+struct Q {
+    float32x4_t v;
+    static Q zero() { return {vdupq_n_f32(0)}; }
+    static Q load(const float* p) { return {vld1q_f32(p)}; }
+    static Q gather(const float* x, uint64_t at) {
+        float32x4_t r = vld1q_dup_f32(x + (at & 65535));
+        r = vld1q_lane_f32(x + (at >> 16 & 65535), r, 1);
+        r = vld1q_lane_f32(x + (at >> 32 & 65535), r, 2);
+        return {vld1q_lane_f32(x + (at >> 48), r, 3)};
+    }
+    float sum() const { return vaddvq_f32(v); }
+};
+inline Q fma(Q a, Q b, Q c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline Q add(Q a, Q b) { return {vaddq_f32(a.v, b.v)}; }
 
 struct F {
     float32x4_t v;
@@ -115,7 +133,7 @@ bool supported() { return true; }
 }  // namespace neon
 
 extern const Kernels kNeon;
-const Kernels kNeon = {"neon", 6,        neon::supported,  neon::dot,    neon::gather, neon::tile, neon::strip,
+const Kernels kNeon = {"neon", 6,        neon::supported, 0.33, neon::dot,    neon::gather, neon::tile, neon::strip,
                        neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::finite};
 
 }  // namespace emp

@@ -1,5 +1,6 @@
 // 8 floats in plain C++, for processors without a file of their own; compilers turn the loops into vectors where they can.
 struct F8 {
+    static constexpr int kStep = 8;
     float v[8];
     static F8 zero() { return {}; }
     static F8 load(const float* p) {
@@ -34,9 +35,9 @@ struct F8 {
             if (lanes >> i & 1) lane[i] = p[i];
         return load(lane);
     }
-    static F8 decode(uint8_t mask, const float* packed) {
+    static F8 decode(unsigned bits, const float* packed) {
         F8 r = zero();
-        for (unsigned m = mask; m; m &= m - 1) r.v[first_bit(m)] = *packed++;
+        for (unsigned m = bits & 255; m; m &= m - 1) r.v[first_bit(m)] = *packed++;
         return r;
     }
     float sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
@@ -54,6 +55,27 @@ inline F8 relu(F8 a) {
     return a;
 }
 using F = F8;
+using D = F8;
+
+struct Q {
+    float v[4];
+    static Q zero() { return {}; }
+    static Q load(const float* p) {
+        Q r;
+        std::memcpy(r.v, p, sizeof r.v);
+        return r;
+    }
+    static Q gather(const float* x, uint64_t at) { return {{x[at & 65535], x[at >> 16 & 65535], x[at >> 32 & 65535], x[at >> 48]}}; }
+    float sum() const { return (v[0] + v[2]) + (v[1] + v[3]); }
+};
+inline Q fma(Q a, Q b, Q c) {
+    for (int i = 0; i < 4; i++) c.v[i] += a.v[i] * b.v[i];
+    return c;
+}
+inline Q add(Q a, Q b) {
+    for (int i = 0; i < 4; i++) a.v[i] += b.v[i];
+    return a;
+}
 constexpr int kWidth = 8;
 
 struct Four {

@@ -7,7 +7,7 @@
 namespace emp {
 namespace {
 
-constexpr int64_t kChunkRows = 128;
+constexpr int64_t kChunkRows = 256;  // at most; a block of columns is read once for each chunk
 constexpr int64_t kReach = 256;  // columns that one byte counts
 
 // The nonzeros of a row within a span: those from `next` to `end` wait for their turn, and those in `late` came too late for it.
@@ -55,9 +55,11 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows) {
     max_groups = dense ? 8 : 4;
     blocks_ = (view.columns + block - 1) / block;
     chunks.clear();
+    const int64_t pairs = (group_rows + 2 * kChunkRows - 1) / (2 * kChunkRows);  // so that two threads have as many
+    const int64_t chunk_rows = std::max<int64_t>(1, (group_rows + 2 * pairs - 1) / std::max<int64_t>(1, 2 * pairs));
     for (int64_t group = 0; group < view.rows; group += group_rows)
-        for (int64_t row = group; row < group + group_rows; row += kChunkRows)
-            chunks.push_back({row, std::min(row + kChunkRows, group + group_rows)});
+        for (int64_t row = group; row < group + group_rows; row += chunk_rows)
+            chunks.push_back({row, std::min(row + chunk_rows, group + group_rows)});
     segments_.clear(), first_.clear();
     const size_t room = size_t(view.nonzeros) + 64;  // kernels fetch a little ahead
     // each head of three numbers stands for a unit, or for the rest of a row in a span

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import hill_number
-from emp_onnx.budget.search import Point, measure
+from emp_onnx.budget.point import Point, measure
 from emp_onnx.refit.allocate import spread
 from emp_onnx.refit.fitting import Fitting, Thin
 from emp_onnx.refit.solve import largest

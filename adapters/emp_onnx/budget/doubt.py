@@ -24,6 +24,8 @@ Float = NDArray[np.float64]
 RIVALS = 16  # of the best class, by rank
 ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
 ROWS = 512  # answers that are looked at; more are thinned out evenly
+WHOLE = 0.1  # of the answers that change, those that may be right ones lost, whatever the model says of them
+SURE = 0.5  # how sure, beyond chance, a model must be of one answer at least for its doubts to be believed
 LEAST = 1e-12  # of a probability
 FAR = 1e30  # stands for infinity
 
@@ -34,13 +36,17 @@ class Doubt:
 
     Attributes:
         changed: share of answers that change.
-        cost: what that costs in accuracy, if the first model is right as often as it says: each changed answer costs
-            the probability that it gave its own answer, less the one that it gave the other. (A model that is surer
-            than it should be makes this too large.)
+        cost: what that costs in accuracy. Each changed answer costs the probability that the first model gave its own
+            answer, less the one that it gave the other. But no model knows quite how often it is right: that a tenth of
+            the changed answers may cost a whole one each is part of the error. And where a model is not sure of a
+            single answer, its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and
+            all changed answers cost one.
+        paid: what the answers that did change cost, counted the same way.
     """
 
     changed: tuple[float, float]
     cost: tuple[float, float]
+    paid: float
 
 
 def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> Doubt | None:
@@ -60,7 +66,7 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
             continue
         pairs = [(i, p, q) for i, (p, q) in enumerate(rows) if p is not None and q is not None and p.shape == q.shape]
         if len(pairs) < len(rows) or len({p.shape[1] for _, p, _ in pairs}) > 1:
-            return Doubt((1.0, 0.0), (1.0, 0.0))
+            return Doubt((1.0, 0.0), (1.0, 0.0), 1.0)
         owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
         some = np.unique(np.linspace(0, len(owner) - 1, ROWS).astype(int))
         before = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
@@ -71,14 +77,17 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         return None
     found, owner = np.concatenate(shares), np.concatenate(feeds)
     means = []
-    for share in found.T:
+    for share in found[:, :2].T:
         each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
         means.append((float(share.mean()), math.sqrt(float(each @ each)) / share.size))
-    return Doubt(*means)
+    changed, (cost, error) = means
+    error = math.hypot(error, WHOLE * max(changed[0] - cost, 0.0))
+    return Doubt(changed, (cost, error), float(found[:, 2].mean()))
 
 
 def _each(before: Float, after: Float) -> Float:
-    """Of each row (rows, classes): the share of the movements like its own that would turn it over, and their cost."""
+    """Of each row (rows, classes): the share of the movements like its own that would turn it over, and what these
+    cost, and what its own does."""
     n, count = before.shape
     ranks = np.argsort(-before, axis=1, kind="stable")[:, : min(RIVALS, count - 1) + 1]
     first, then = (np.take_along_axis(x, ranks, 1) for x in (before, after))
@@ -86,19 +95,25 @@ def _each(before: Float, after: Float) -> Float:
     moved = lead - (then[:, :1] - then[:, 1:])
     odds = np.exp(before - before.max(1, keepdims=True))
     sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
-    loss = sure[:, :1] - sure[:, 1:]
+    chance = 1 / count
+    believed = (sure[:, 0].max() - chance) / (1 - chance) >= SURE
+    loss = sure[:, :1] - sure[:, 1:] if believed else np.ones((n, ranks.shape[1] - 1))
     beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
     order = np.argsort(lead[:, 0], kind="stable")
     ordered = moved[order]
     wide = min(n, max(1, math.ceil(ALIKE * n)))
-    out = np.empty((n, 2))
+    out = np.zeros((n, 3))
     for at, i in enumerate(order):
         start = min(max(0, at - wide // 2), n - wide)
         over = ordered[start : start + wide] - lead[i]
         turned = (over > 0).any(1)
-        out[i] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
+        out[i, :2] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
+        own = moved[i] - lead[i]
         if beyond[i]:
-            out[i] = np.maximum(out[i], (1 / wide, sure[i, 0] / wide))
+            out[i, 2] = sure[i, 0] if believed else 1
+            out[i, :2] = np.maximum(out[i, :2], (1 / wide, out[i, 2] / wide))
+        elif (own > 0).any():
+            out[i, 2] = loss[i, own.argmax()]
     return out
 
 

@@ -2,85 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-from emp_onnx.budget.doubt import doubt
-from emp_onnx.calibration.outputs import agreement, moved
-from emp_onnx.errors import UsageError
-from emp_onnx.files.model_io import save
+from emp_onnx.budget.point import Budget, Point, measure
+from emp_onnx.budget.slope import Slope
+from emp_onnx.budget.turns import LARGE, Turns
 from emp_onnx.refit.fitting import Fitting, Thin
 
-__all__ = ["Budget", "Point", "Tried", "measure", "search"]
+__all__ = ["Tried", "in_turns", "search"]
 
 MOST = 0.98  # sparsity beyond which no search goes
-TRIES = 7
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What may be lost, or must be reached; exactly one of drop, error and size, or none of them with a score.
-
-    Attributes:
-        drop: how far the agreement with the dense model (or the score, if there is one) may fall: 0.01 is one point.
-        error: how large the relative error of the outputs may be.
-        size: bytes that the file may have when gzipped.
-        score: a function from a model file to a number, higher is better.
-        accuracy: the drop is of the accuracy, as far as the dense model itself knows it (`Point.cost`), not of the
-            agreement.
-    """
-
-    drop: float | None = None
-    error: float | None = None
-    size: int | None = None
-    score: Callable[[Path], float] | None = None
-    accuracy: bool = False
-
-    def __post_init__(self) -> None:
-        given = [x for x in (self.drop, self.error, self.size) if x is not None]
-        if len(given) != 1:
-            raise UsageError(f"budget must be one of max_drop, max_error and target_size, got {len(given)} of them")
-        if given[0] < 0:
-            raise UsageError(f"budget must be ≥ 0, got {given[0]}")
-        if self.accuracy and (self.drop is None or self.score is not None):
-            raise UsageError("drop_in must be 'agreement' without max_drop, or with a metric, got 'accuracy'")
-
-
-@dataclass(frozen=True)
-class Point:
-    """What was seen at one amount, on feeds kept back.
-
-    Attributes:
-        sparsity: of all weights together.
-        agreement: share of the answers that stayed the same.
-        error: relative, of the outputs.
-        score: one's own, if it was asked for.
-        size: bytes of the file when gzipped, if they were.
-        expected: the agreement to expect on other inputs, one standard error below the mean; None where the outputs are
-            no class scores.
-        cost: the accuracy that is lost, if the dense model is right as often as it says, one standard error above the
-            mean.
-        mass: share of the original Σ|w| at the places that are kept.
-        bound: share that the largest of as many would keep at least, tensor by tensor, going by N_eff alone.
-    """
-
-    sparsity: float
-    agreement: float
-    error: float
-    score: float | None = None
-    size: int | None = None
-    expected: float | None = None
-    cost: float | None = None
-    mass: float | None = None
-    bound: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+TRIES = 7  # amounts that are looked at; in turns twice as many where none of them is within
+AIM, ENOUGH = 0.99, 0.98  # shares of the budget: what a step aims at, and from where on no further step is taken
+FEW, NEARLY = 4, (0.9, 0.8)  # the same for large networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,88 +28,75 @@ class Tried:
     within: bool
 
 
-def measure(fitting: Fitting, thin: Thin, *, score: Callable[[Path], float] | None = None, size: bool = False) -> Point:
-    """What the model is like."""
-    value = nbytes = None
-    if score is not None or size:
-        with tempfile.TemporaryDirectory(prefix="emp-") as folder:
-            files = save(fitting.model.replaced(thin.changed, {}), Path(folder) / "model.onnx")
-            value = None if score is None else score(files[0])
-            nbytes = sum(_gzipped(file) for file in files) if size else None
-    answers = fitting.both(thin)
-    found = doubt(*answers)
-    expected = None if found is None else 1 - min(1.0, sum(found.changed))
-    cost = None if found is None else min(1.0, sum(found.cost))
-    return Point(thin.sparsity, agreement(*answers), moved(*answers), value, nbytes, expected, cost)
+def in_turns(budget: Budget) -> bool:
+    """Whether a budget is measured on all feeds, kept back in turn: what does not ask the finished model itself."""
+    return budget.size is None and budget.score is None
 
 
 def search(
     fitting: Fitting, budget: Budget, *, how: str = "error", criterion: str = "obs", update: bool = True
 ) -> Tried:
-    """The most sparsity within the budget (of a size: the least that is small enough), by halving; what is returned was
-    itself measured and is within the budget, or `within` is False and it is as near as can be."""
+    """The most sparsity within the budget (of a size: the least that is small enough); or `within` is False and the
+    outcome is as near as can be.
+
+    Args:
+        fitting: one that learns from all of its feeds (`held` 0) where `in_turns` holds.
+        budget: what is asked for.
+        how, criterion, update: see `Fitting.thin`.
+    """
+    if in_turns(budget):
+        return _in_turns(fitting, budget, Turns(fitting, how=how, criterion=criterion, update=update))
     seen: dict[int, tuple[Thin, Point]] = {}
-    sized = budget.size is not None
+    n, sized = fitting.total, budget.size is not None
 
-    def look(keep: int) -> tuple[Thin, Point]:
+    def look(keep: int) -> Point:
         if keep not in seen:
-            thin = fitting.thin(keep, how=how, criterion=criterion, update=update)
+            thin = fitting.thin(keep, how=how, criterion=criterion, update=update) if keep < n else _dense(fitting)
             seen[keep] = thin, measure(fitting, thin, score=budget.score, size=sized)
-        return seen[keep]
+        return seen[keep][1]
 
-    dense = Thin({}, fitting.thin_masks())
-    first = measure(fitting, dense, score=budget.score, size=sized)
+    dense, fewest = look(n), max(1, round(n * (1 - MOST)))
 
-    def holds(point: Point) -> bool:
-        if budget.size is not None:
-            return point.size is not None and point.size <= budget.size
-        if budget.error is not None:
-            return point.error <= budget.error
-        assert budget.drop is not None
-        if budget.score is not None:
-            assert first.score is not None
-            assert point.score is not None
-            return point.score >= first.score - budget.drop - 1e-12
-        if budget.accuracy and point.cost is not None:
-            return point.cost <= budget.drop
-        # what was counted, and what that lets expect: few feeds are too coarse a count
-        return min(point.agreement, 1.0 if point.expected is None else point.expected) >= 1 - budget.drop - 1e-12
+    def within(keep: int) -> bool:
+        return budget.lost(look(keep), dense) <= budget.most
 
-    n = fitting.total
-    fewest, most = max(1, round(n * (1 - MOST))), n
-    best: tuple[Thin, Point] | None = (dense, first) if holds(first) else None
     if sized:
-        if best is None:
-            low, high = fewest, most  # low: small enough, high: too large
-            found = look(low)
-            best = found if holds(found[1]) else None
-            for _ in range(TRIES if best else 0):
-                middle = (low + high) // 2
-                found = look(middle)
-                if holds(found[1]):
-                    low, best = middle, found
-                else:
-                    high = middle
-            if best is None:
-                best = found
-    elif best is not None:
-        low, high = fewest, most  # low: too far, as far as is known; high: within the budget
-        for _ in range(TRIES):
-            middle = (low + high) // 2
-            found = look(middle)
-            if holds(found[1]):
-                high, best = middle, found
-            else:
-                low = middle
-    if best is None:
-        best = dense, first
-    curve = sorted([first, *(point for _, point in seen.values())], key=lambda point: point.sparsity)
-    return Tried(best[0], best[1], tuple(curve), holds(best[1]))
+        best = n if within(n) else _halved(n, fewest, within)
+    else:
+        best = _halved(fewest, n, within)
+    done = within(best)
+    curve = sorted((point for _, point in seen.values()), key=lambda point: point.sparsity)
+    return Tried(*seen[best], tuple(curve), done)
 
 
-def _gzipped(file: Path) -> int:
-    packer, size = zlib.compressobj(6, wbits=31), 0
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            size += len(packer.compress(chunk))
-    return size + len(packer.flush())
+def _halved(bad: int, good: int, within: Callable[[int], bool]) -> int:
+    """The amount nearest to `bad`, coming from `good`, that is within."""
+    if good < bad and not within(good):
+        return good
+    for _ in range(TRIES):
+        middle = (bad + good) // 2
+        bad, good = (bad, middle) if within(middle) else (middle, good)
+    return good
+
+
+def _dense(fitting: Fitting) -> Thin:
+    return Thin({}, fitting.thin_masks())
+
+
+def _in_turns(fitting: Fitting, budget: Budget, turns: Turns) -> Tried:
+    """What a drop or an error allows, measured on feeds that are kept back in turn. The model is fitted to all of them
+    in the end, at an amount that was within the budget."""
+    n, points = fitting.total, {fitting.total: turns.dense}
+    tries, (aim, enough) = (FEW, NEARLY) if n > LARGE else (TRIES, (AIM, ENOUGH))
+    slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, aim * budget.most)
+    for tried in range(2 * tries):
+        keep = slope.next(fitting.count()) if tried < tries or slope.best == n else None
+        if keep is None:
+            break
+        points[keep] = turns.point(keep, budget)
+        slope.seen[keep] = budget.lost(points[keep], turns.dense)
+        if enough * budget.most <= slope.seen[keep] <= budget.most:
+            break
+    thin = turns.thin(slope.best) if slope.best < n else _dense(fitting)
+    curve = sorted(points.values(), key=lambda point: point.sparsity)
+    return Tried(thin, replace(points[slope.best], sparsity=thin.sparsity), tuple(curve), True)

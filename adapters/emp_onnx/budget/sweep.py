@@ -13,7 +13,7 @@ import numpy as np
 
 from emp_core import effective_size, mass_lower_bound
 from emp_onnx.budget.picture import Line, draw
-from emp_onnx.budget.search import Point, measure
+from emp_onnx.budget.point import Point, measure
 from emp_onnx.errors import UsageError
 from emp_onnx.refit.fitting import Fitting, Thin
 
@@ -75,7 +75,7 @@ def to_json(points: Sequence[Point]) -> str:
 
 def to_png(points: Sequence[Point]) -> bytes:
     """Agreement (blue), and the score if there is one (red), from 0 to 1 over the sparsity from 0 to 1."""
-    lines = [Line([(p.sparsity, p.agreement) for p in points], (31, 119, 180))]
+    lines = [Line([(p.sparsity, p.agreement) for p in points], (31, 119, 180), "AGREEMENT")]
     if all(p.score is not None for p in points):
-        lines.append(Line([(p.sparsity, float(p.score or 0)) for p in points], (214, 39, 40)))
-    return draw(lines)
+        lines.append(Line([(p.sparsity, float(p.score or 0)) for p in points], (214, 39, 40), "SCORE"))
+    return draw(lines, "SPARSITY")

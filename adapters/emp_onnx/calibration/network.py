@@ -3,6 +3,7 @@ weights."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,12 @@ class Network:
         self._cache: dict[str, Array] = {}
         self._held = 0
         self._halves: NDArray[np.int64] | None = None
+
+    def on(self, feeds: Sequence[Feed], /) -> Network:
+        """The same network with other calibration feeds."""
+        other = copy.copy(self)
+        other.feeds, other._halves = list(feeds), None
+        return other
 
     def value(self, key: str, changed: Mapping[str, Array] | None = None, /) -> Array:
         """A tensor, as stored or as changed."""

@@ -13,7 +13,7 @@ from emp_onnx.calibration.taking import NotPooledError, Taking
 
 __all__ = ["once"]
 
-ROOM, MOST = 1 << 24, 64  # bytes of activations that are held together, as far as one feed tells; feeds at most
+ROOM, MOST = 1 << 22, 16  # bytes of activations that are held together, as far as one feed tells; feeds at most
 
 
 def once(network: Network, /) -> dict[int, Moments | Samples]:

@@ -26,7 +26,7 @@ from emp_onnx.files.whole import write_whole
 from emp_onnx.words import EFFORTS
 
 if TYPE_CHECKING:
-    from emp_onnx.budget.search import Budget
+    from emp_onnx.budget.point import Budget
     from emp_onnx.progress import Meter
     from emp_onnx.refit.fitting import Fitting
 
@@ -91,11 +91,11 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
         "--allocate is lamp unless given)",
     )  # fmt: skip
     group.add_argument("--target-sparsity", metavar="S", help="remove this share of all weights together")
-    group.add_argument("--max-drop", metavar="D", help="the most sparsity at which agreement falls by at most D (1%%)")
+    group.add_argument("--max-drop", metavar="D", help="the most sparsity at which accuracy falls by at most D (1%%)")
     group.add_argument(
         "--drop-in", choices=("agreement", "accuracy"),
-        help="what --max-drop is of: the answers that change (default), or what these cost in accuracy if the dense "
-        "model is right as often as it says, which allows more",
+        help="what --max-drop is of: what the answers that change cost in accuracy, as far as the dense model's own "
+        "doubts tell (default), or all that change, which allows less",
     )  # fmt: skip
     group.add_argument(
         "--max-error", metavar="E", help="the most sparsity at which the outputs' relative error is at most E"
@@ -103,7 +103,7 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-size", metavar="N", help="the least sparsity at which the file gzips to N bytes (4MB)")
     group.add_argument(
         "--metric", metavar="SCRIPT.py:FUNCTION",
-        help="with --max-drop: your own score, from the path of a model to a number, instead of the agreement",
+        help="with --max-drop: your own score, from the path of a model to a number, instead of the accuracy",
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def refit(options: argparse.Namespace) -> int:
 
 def _budget(options: argparse.Namespace) -> Budget | None:
     from emp_onnx.budget.metric import read_metric
-    from emp_onnx.budget.search import Budget
+    from emp_onnx.budget.point import Budget
 
     drop, error = share("--max-drop", options.max_drop), share("--max-error", options.max_error)
     file = size("--target-size", options.target_size)
@@ -168,7 +168,7 @@ def _budget(options: argparse.Namespace) -> Budget | None:
     if sum(x is not None for x in (drop, error, file)) > 1:
         raise UsageError("--max-drop, --max-error and --target-size must come one at a time, got more than one of them")
     metric = read_metric(options.metric) if options.metric is not None else None
-    return Budget(drop, error, file, metric, options.drop_in == "accuracy")
+    return Budget(drop, error, file, metric, options.drop_in)
 
 
 def _calibrate(options: argparse.Namespace) -> int:
@@ -265,7 +265,7 @@ def _metric(options: argparse.Namespace) -> Any:
 def _fitting(options: argparse.Namespace, model: Model, meter: Meter) -> Fitting:
     from emp_onnx.refit.fitting import Fitting
 
-    made = Fitting(model, options.feeds, seed=seed(options), held=0.25, watch=meter, **choice(options))
+    made = Fitting(model, options.feeds, seed=seed(options), held=0.25, watch=meter, biases=True, **choice(options))
     if made.random:
         complain("no feeds were given: this is measured on seeded random numbers, not on data; give --feeds")
     return made

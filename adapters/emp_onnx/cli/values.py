@@ -31,8 +31,12 @@ def positive(option: str, text: str | None) -> float | None:
 
 
 def sparsity(option: str, text: str | None) -> float | None:
-    """A share of weights to remove: not all of them."""
-    return number(option, text, "≥ 0 and < 1", lambda x: 0 <= x < 1)
+    """A share of weights to remove, not all of them: `0.5` or `50%`."""
+    if text is None:
+        return None
+    percent = text.endswith("%")
+    value = number(option, text.removesuffix("%"), "≥ 0 and < 1", lambda x: 0 <= x < (100 if percent else 1))
+    return value / 100 if percent and value is not None else value
 
 
 def share(option: str, text: str | None) -> float | None:

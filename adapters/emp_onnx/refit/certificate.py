@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from emp_core import __version__, effective_size
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.model_io import Model
+from emp_onnx.refit.biases import Added, added_of, with_biases
 from emp_onnx.refit.fitting import Thin
 from emp_onnx.verify import Check
 
@@ -32,6 +33,7 @@ __all__ = ["Refitted", "checks_against", "checks_alone", "read", "refit_checks",
 
 FORMAT, VERSION = "effective_pruning.refit", 1
 NEAR = 1e-6
+MADE = "it was made from this original, and the figures are those of its weights"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Refitted:
     after: str
 
 
-def write(model: Model, thin: Thin, how: Mapping[str, Any]) -> str:
-    """The certificate's text for `model` with `thin.changed` in it; `how` says what was asked for."""
+def write(model: Model, thin: Thin, how: Mapping[str, Any], added: Sequence[Added] = ()) -> str:
+    """The certificate's text for `model` with `thin.changed` in it; `how` says what was asked for, `added` which of the
+    model's biases the original lacks."""
     weights, biases = {}, {}
     for key, values in thin.changed.items():
         if key in thin.masks:
@@ -61,6 +64,7 @@ def write(model: Model, thin: Thin, how: Mapping[str, Any]) -> str:
     body = {
         "format": FORMAT, "version": VERSION, "tool": __version__, "how": dict(how),
         "weights": dict(sorted(weights.items())), "biases": dict(sorted(biases.items())),
+        **({"added": [asdict(item) for item in added]} if added else {}),
     }  # fmt: skip
     return _text({**body, "sha256": hashlib.sha256(_text(body).encode()).hexdigest()})
 
@@ -81,6 +85,7 @@ def read(model: Model) -> dict[str, Any]:
             Refitted(**said)
         for said in body["biases"].values():
             said["before"], said["after"]
+        added_of(body)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"certificate must be as written by this tool, got something else: {error!r}") from error
     if not whole:
@@ -131,7 +136,11 @@ def refit_checks(model: Model, original: Model | None) -> tuple[Check, ...]:
 
 def checks_against(model: Model, original: Model, body: Mapping[str, Any]) -> tuple[Check, ...]:
     """What can be checked with the original."""
-    source = original.replaced({}, {KEY: None}) if KEY in original.metadata else original
+    try:
+        source = with_biases(original, added_of(body))
+    except UsageError as error:
+        return (Check(MADE, False, (str(error),)),)
+    source = source.replaced({}, {KEY: None}) if KEY in original.metadata else source
     faults = tuple(_others(model, source, body))
     keys = frozenset((*body["weights"], *body["biases"]))
     after, before = model.rest(keys, KEY), source.rest(keys, KEY)
@@ -140,7 +149,7 @@ def checks_against(model: Model, original: Model, body: Mapping[str, Any]) -> tu
         if after.get(place) != before.get(place)
     )  # fmt: skip
     return (
-        Check("it was made from this original, and the figures are those of its weights", not faults, faults[:50]),
+        Check(MADE, not faults, faults[:50]),
         Check("nothing but the declared weights and biases differs", not rest, rest[:50]),
     )
 

@@ -21,6 +21,7 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
+from emp_onnx.refit.biases import Added, missing_biases, with_biases
 from emp_onnx.refit.candidates import candidates
 from emp_onnx.refit.curves import Curve, curves, unmeasured
 from emp_onnx.refit.gradients import Gradients, checked
@@ -51,6 +52,7 @@ class Fitting:
         held: share of the feeds that is kept back for `agreement` and `moved`, 0 ≤ held < 1.
         threads: for onnxruntime.
         watch: told how far the work is.
+        biases: whether layers that have none get one, zero at first (`added`, and `model` has them then).
         gradients: of a loss, by name of weight, for the criterion `gradient`; they then also count, as ``|w·g|``.
 
     Raises:
@@ -70,6 +72,8 @@ class Fitting:
     threads: int | None = None
     watch: Watch | None = None
     gradients: Gradients | None = None
+    biases: bool = False
+    learns = True  # from its feeds; otherwise they are only measured on
     quick = False  # whether layers are solved with little effort
     weights: tuple[Weight, ...] = field(init=False)
     refusals: tuple[Refusal, ...] = field(init=False)
@@ -87,6 +91,7 @@ class Fitting:
         self._curves: list[Curve] | None = None
         self._seen: tuple[Network, Mapping[int, Moments | Samples]] | None = None
         self.joined = 0  # feeds that were made of others
+        self.added: list[Added] = []
         self._sizes: dict[str, float] = {}
         self._ready()
 
@@ -100,6 +105,10 @@ class Fitting:
         more = longer(self.model, used, self.threads) if cells and not self.random else []
         self.joined, used = len(more), [*used, *more]
         self.network = Network(self.model, self.weights, used, self.threads)
+        self.added = missing_biases(self.network) if self.biases else []
+        if self.added:
+            self.model = with_biases(self.model, self.added)
+            self.network = Network(self.model, self.weights, used, self.threads)
         self.answers = Answers(self.network)
 
     @property

@@ -44,9 +44,11 @@ class Known(Quick):
     """
 
     statistics: Statistics | None = None
+    learns = False
     quick = False
 
     def _ready(self) -> None:
+        """Take the feeds; no biases are added, since statistics are of the model as it is."""
         given, self.random = gather(self.model, self.feeds, self.seed, self.threads)
         self.kept_back = list(given)
         self.network = Network(self.model, self.weights, given, self.threads)

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emp_onnx.budget.search import Budget, Point, Tried, measure, search
+from emp_onnx.budget.point import Budget, Point, measure
+from emp_onnx.budget.search import Tried, in_turns, search
 from emp_onnx.calibration.statistics import Statistics
 from emp_onnx.certificate import KEY
 from emp_onnx.errors import UsageError, VerifyError, quote
@@ -28,7 +29,8 @@ from emp_onnx.words import EFFORTS
 
 __all__ = ["RefitReport", "refit"]
 
-HELD, HELD_BUDGET = 0.05, 0.25  # share of the feeds kept back to measure on, without and with a budget
+HELD = 0.05  # share of the feeds kept back to measure on, where they are not kept back in turn
+RUNS = 16  # feeds on which both models are compared in the end, where all were learnt from
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def refit(
         model: a path, or a model from `load`.
         out: where the result goes; `IN.pruned.onnx` beside the input if not given.
         feeds: calibration feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given, which say little.
-            A twentieth of them, under a budget a quarter, is kept back and measured on.
+            A twentieth of them is kept back and measured on; where a drop or an error is asked for all are, in turn.
         stats: in place of feeds, statistics from `calibrate`, or their file. Each layer is then solved by itself;
             feeds, if given too, are only measured on.
         gradients: of a loss, by name of weight, or their `.npz` file: for the criterion `gradient`, ``|w·g|``.
@@ -145,8 +147,9 @@ def refit(
     known = Statistics.load(stats) if isinstance(stats, (str, os.PathLike)) else stats
     given = read_gradients(gradients) if isinstance(gradients, (str, os.PathLike)) else gradients
     alone = known is not None or (given is not None and not update)
-    held = HELD_BUDGET if budget else HELD
-    common = (source, feeds, include, exclude, min_size, embeddings, seed, held, threads, watch, given)
+    turned = budget is not None and in_turns(budget)
+    held = 0.0 if turned else HELD
+    common = (source, feeds, include, exclude, min_size, embeddings, seed, held, threads, watch, given, update)
     if alone and budget is not None and feeds is None:
         raise UsageError("a budget must come with feeds to measure it on, got none")
     if effort not in EFFORTS:
@@ -172,7 +175,7 @@ def refit(
                 for k, v in (("drop", budget.drop), ("error", budget.error), ("size", budget.size))
                 if v is not None
             }
-            | ({"drop_in": "accuracy"} if budget.accuracy else {})
+            | ({"drop_in": budget.drop_in or "accuracy"} if budget.drop is not None and budget.score is None else {})
         }
         notes += _outcome(budget, tried)
     else:
@@ -181,23 +184,25 @@ def refit(
         thin = fitting.thin(keep, how=allocate, criterion=criterion, update=update)
         point = measure(fitting, thin)
         tried = Tried(thin, point, (), True)
-    if not tried.within and budget is not None:
-        raise UsageError(notes[-1])
     if fitting.joined:
         notes.append(
             f"The feeds are short sequences: {fitting.joined} longer ones, made by joining them, were learned from too."
         )
+    if fitting.added:
+        some = ", ".join(quote(item.name) for item in fitting.added[:4])
+        more = f" and {len(fitting.added) - 4} more" if len(fitting.added) > 4 else ""
+        notes.append(f"Layers without a bias got one, which makes good what the weights' loss shifts: {some}{more}.")
     how |= dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
-    changed = source.replaced(dict(tried.thin.changed), {KEY: write(source, tried.thin, how)})
+    seal = write(fitting.model, tried.thin, how, fitting.added)
+    changed = fitting.model.replaced(dict(tried.thin.changed), {KEY: seal})
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)
     result: list[Verification] = []
 
     def check(temporary: Path) -> None:
         written = load(temporary)
         checks = list(refit_checks(written, source))
-        done = run_both(
-            written, source, checks, Here(threads=threads), feeds=fitting.kept_back, seed=seed, threads=threads
-        )
+        some = fitting.kept_back[:: max(1, len(fitting.kept_back) // RUNS)] if turned else fitting.kept_back
+        done = run_both(written, source, checks, Here(threads=threads), feeds=some, seed=seed, threads=threads)
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
         result.append(done)
@@ -214,20 +219,25 @@ def refit(
 
 
 def _outcome(budget: Budget, tried: Tried) -> list[str]:
+    """What a person should know of the search.
+
+    Raises:
+        UsageError: nothing that was tried is within the budget.
+    """
     point = tried.point
     if budget.size is not None:
         if not tried.within:
-            return [
+            raise UsageError(
                 f"target_size must be one that can be reached, got {budget.size}: at {point.sparsity:.1%} sparsity "
                 f"the file still has {point.size} bytes gzipped"
-            ]
+            )
         return [
             f"The least sparsity found at which the gzipped file has at most {budget.size:,} bytes: "
             f"{point.sparsity:.2%}."
         ]
-    if not tried.within:
-        return ["budget must be one that the dense model itself meets, got one that it does not"]
-    notes = []
-    if point.sparsity == 0:
-        notes.append("NOTHING WAS PRUNED: no amount that was tried stays within the budget.")
-    return notes
+    if point.sparsity > 0:
+        return []
+    dense, *others = tried.curve
+    name, most = ("max_error", budget.error) if budget.error is not None else ("max_drop", budget.drop)
+    least = f": at {others[0].sparsity:.1%} sparsity {budget.lost(others[0], dense):.3g} are lost" if others else ""
+    raise UsageError(f"{name} must allow some weights to be removed, got {most:g}{least}")

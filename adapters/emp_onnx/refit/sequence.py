@@ -30,7 +30,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-QUICK = 4, 0  # see `effort`, where little is to be done
+QUICK, FEW = (3, 0), 10  # see `effort`, and rounds at the end, where little is to be done
 PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 TRIAL = 6  # rounds after which solutions with different ridges are compared
@@ -116,7 +116,7 @@ def _one(
             choose = fair([places.shape[2] for _, places in problem.parts], PART)
             *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
             mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
-            w = solve(loss, mask, w, rounds=LAST)
+            w = solve(loss, mask, w, rounds=FEW if quick else LAST)
     else:
         if criterion == "gradient" and gradients is not None:
             mask = largest(gradient(w0, gradients), count)

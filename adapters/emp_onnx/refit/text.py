@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from emp_onnx.budget.search import Point
+from emp_onnx.budget.point import Point
 from emp_onnx.calibration.statistics import Statistics
 from emp_onnx.errors import escape, quote
 from emp_onnx.refit.prune import RefitReport
@@ -16,7 +16,7 @@ __all__ = ["comparison_text", "curve_text", "refit_text", "statistics_text"]
 
 EXPECTED = (
     "expected: the agreement that this lets expect on other inputs, from how near answers came to change, one standard "
-    "error off. cost: what the changed answers cost in accuracy, if the dense model is right as often as it says."
+    "error off. cost: what the changed answers cost in accuracy, going by how sure the dense model was of them."
 )
 
 
@@ -65,12 +65,14 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
 def curve_text(points: Sequence[Point], style: Style | None = None) -> str:
     """Points as a table."""
     sure = any(p.expected is not None for p in points)
-    columns = ["sparsity", "agreement", *(["expected", "cost"] if sure else []), "relative error"]
+    many = len({p.feeds for p in points}) > 1
+    columns = ["sparsity", *(["feeds"] if many else []), "agreement"]
+    columns += [*(["expected", "cost"] if sure else []), "relative error"]
     columns += ["score"] if any(p.score is not None for p in points) else []
     columns += ["gzipped"] if any(p.size is not None for p in points) else []
     lines = []
     for p in points:
-        line = [f"{p.sparsity:.2%}", f"{p.agreement:.2%}"]
+        line = [f"{p.sparsity:.2%}", *([f"{p.feeds:,}"] if many else []), f"{p.agreement:.2%}"]
         line += ["-" if x is None else f"{x:.2%}" for x in (p.expected, p.cost)] if sure else []
         line.append(f"{p.error:.4g}")
         line += [f"{p.score:.4f}" if p.score is not None else "-"] if "score" in columns else []

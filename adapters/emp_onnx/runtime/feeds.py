@@ -20,6 +20,7 @@ __all__ = ["Feed", "Input", "check_feed", "random_feeds", "read_arrays", "read_f
 Feed = Mapping[str, NDArray[Any]]
 
 ENOUGH = 1 << 20  # numbers in one made-up feed, above which one feed must do
+SOME = 4  # names that a message lists
 MANY = 1 << 24  # and above which a size that the model leaves open is not tried
 
 DTYPES = {
@@ -114,9 +115,9 @@ def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozen
     here = f"feed {which}"
     for name in declared:
         if name not in feed and name not in optional:
-            raise UsageError(
-                f"{here} must hold the input {quote(name)}, got {', '.join(map(quote, feed)) or 'nothing'}"
-            )
+            some = ", ".join(map(quote, list(feed)[:SOME])) or "nothing"
+            more = f" and {len(feed) - SOME} more" if len(feed) > SOME else ""
+            raise UsageError(f"{here} must hold the input {quote(name)}, got {some}{more}")
     for name, value in feed.items():
         if name not in declared:
             raise UsageError(
@@ -130,7 +131,9 @@ def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozen
         )
         if item.shape and not fits:
             want = ", ".join("?" if d is None else str(d) for d in item.shape)
-            raise UsageError(f"{here} must hold {quote(name)} of shape ({want}), got {tuple(array.shape)}")
+            lacks = len(array.shape) == len(item.shape) - 1
+            hint = "; the first axis of a single .npz and of .npy files counts samples" if lacks else ""
+            raise UsageError(f"{here} must hold {quote(name)} of shape ({want}), got {tuple(array.shape)}{hint}")
 
 
 def random_feeds(inputs: Iterable[Input], /, *, seed: int, count: int) -> Iterator[list[dict[str, NDArray[Any]]]]:

@@ -27,13 +27,14 @@ from onnx import helper
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.runtime.fused_body import ATTRIBUTES, Shape, function_of
+from emp_onnx.runtime.fused_chains import Candidate, worth
 from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
 from emp_onnx.runtime.rejoin import rejoin
 
 __all__ = ["FORMS", "Fused", "fuse", "fused_model"]
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-# Above these densities dense kernels win, whatever the shape; convolutions also lose onnxruntime's blocked layout.
+# Above these densities dense kernels win, whatever the shape. Convolutions are decided together (fused_chains.py).
 DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5, "MatMulInteger": 0.55}
 # Elements: smaller weights stay in cache, and win dense.
 LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13, "MatMulInteger": 1 << 18}
@@ -125,11 +126,44 @@ class _Work:
         self.new: dict[int, list[onnx.NodeProto]] = {}  # before a node, by its id
         self.behind: dict[int, list[onnx.NodeProto]] = {}
         self.opset = next((item.version for item in model.opset_import if item.domain in STANDARD), 0)
+        self.convolutions = set() if every else self._convolutions()
 
     # whether
 
+    def _convolutions(self) -> set[int]:
+        """The ids of the convolutions that are worth a kernel."""
+        nodes, weights = list(self.model.graph.node), self.graph.weights
+        shapes: dict[str, list[int]] = {name: list(tensor.dims) for name, tensor in self.graph.tensors.items()}
+        shapes.update((name, shape_of(weight.unpack)) for name, weight in weights.items())
+        candidates = {}
+        for place, node in enumerate(nodes):
+            weight = weights.get(node.input[1]) if node.op_type == "Conv" and len(node.input) > 1 else None
+            if weight is None or self._impossible(node, node.input[1], weight):
+                continue
+            density, size = self._density(weight), math.prod(shape_of(weight.unpack))
+            candidates[place] = Candidate(density, density <= DENSEST["Conv"] and size >= LEAST["Conv"])
+        return {id(nodes[place]) for place in worth(nodes, shapes, candidates)} if candidates else set()
+
+    def _density(self, weight: Weight) -> float:
+        values = self.graph.stored(weight)
+        assert values is not None
+        return float(math.prod(values.dims) - 1) / max(math.prod(shape_of(weight.unpack)), 1)
+
     def against(self, node: onnx.NodeProto, name: str, weight: Weight) -> str:
         """Why this use stays as it is; "" if nothing speaks against."""
+        if (reason := self._impossible(node, name, weight)) or self.every:
+            return reason
+        density, size, least = self._density(weight), math.prod(shape_of(weight.unpack)), LEAST[node.op_type]
+        if node.op_type == "Conv" and id(node) in self.convolutions:
+            return ""
+        if density > DENSEST[node.op_type]:
+            return f"its density of {density:.0%} is above {DENSEST[node.op_type]:.0%}"
+        if size < least:
+            return f"it has fewer than {least} elements"
+        return "too much around it stays dense, in onnxruntime's own layout" if node.op_type == "Conv" else ""
+
+    def _impossible(self, node: onnx.NodeProto, name: str, weight: Weight) -> str:
+        """Why no kernel can take this use; "" if one can."""
         shape, values = shape_of(weight.unpack), self.graph.stored(weight)
         if node.domain not in STANDARD or node.op_type not in ATTRIBUTES:
             return f"used by {node.op_type}, which has no kernel"
@@ -137,16 +171,7 @@ class _Work:
             return f"not the second input of {node.op_type}"
         if values is None:
             return "its values are no initializer"
-        if reason := self._types(node, weight, values.data_type) or self._geometry(node, shape, weight):
-            return reason
-        size = math.prod(shape)
-        density = (math.prod(values.dims) - 1) / max(size, 1)
-        if self.every:
-            return ""
-        if density > DENSEST[node.op_type]:
-            return f"its density of {density:.0%} is above {DENSEST[node.op_type]:.0%}"
-        least = LEAST[node.op_type]
-        return f"it has fewer than {least} elements" if size < least else ""
+        return self._types(node, weight, values.data_type) or self._geometry(node, shape, weight)
 
     def _types(self, node: onnx.NodeProto, weight: Weight, kind: int) -> str:
         if node.op_type == "MatMulInteger":

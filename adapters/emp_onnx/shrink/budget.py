@@ -13,11 +13,12 @@ from emp_onnx.shrink.distance import agreement, output_error
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
 
-__all__ = ["Budget", "fit_budget"]
+__all__ = ["MARGIN", "Budget", "fit_budget"]
 
 FARTHER = 0.6  # of a target on latency: so far paths go, since predictions are not measurements
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
 TRIES = 9
+MARGIN = 0.985  # of a target on latency: what is measured to be within, another measurement finds so too
 CLOSE = 0.95  # of a target on latency: near enough not to look for a smaller cut
 HALF = 0.6  # of the cost: where paths are compared when no target says where
 
@@ -86,7 +87,7 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
     if budget.latency is None:
         return _best(planner, [_until(path, HALF) for path in paths], paths)
     uncut = problem.settle()
-    if uncut <= budget.latency:
+    if uncut <= MARGIN * budget.latency:
         return [([0] * len(problem.groups), 1.0)]
     found: Path | None = None
     deep, shallow = 0.0, 1.0  # aims that were enough, and that were not
@@ -97,13 +98,13 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
         if masks:
             before, after = latencies([problem.source, problem.finish(problem.cut(masks))], problem.feeds, seconds=1.0)
             ratio = after / before
-        if masks and ratio <= budget.latency:
+        if masks and ratio <= MARGIN * budget.latency:
             found, deep = path, aim
-            if ratio > CLOSE * budget.latency:
+            if ratio > CLOSE * MARGIN * budget.latency:
                 break
         else:
             shallow = aim
-        guess = aim * min(max(budget.latency / ratio, 0.7), 1.2 if found else 0.94)
+        guess = aim * min(max(MARGIN * budget.latency / ratio, 0.7), 1.2 if found else 0.94)
         aim = guess if deep < guess < shallow else (deep + shallow) / 2
     if found is None:
         raise UsageError(

@@ -15,7 +15,8 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.amounts import step
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.cut import Masks
-from emp_onnx.shrink.distance import output_error, watched
+from emp_onnx.shrink.distance import misses, output_error, watched
+from emp_onnx.shrink.fits import locally
 from emp_onnx.shrink.problem import Problem
 
 __all__ = ["Planner"]
@@ -23,7 +24,8 @@ __all__ = ["Planner"]
 
 DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
 UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
-LEVELS = 12  # at most so many counts of each group are considered
+STATES = 5.0  # the same of groups that states are made of: what they are for shows many steps later
+LEVELS = 16  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
 
@@ -36,8 +38,9 @@ class Planner:
     ) -> None:
         self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
         self.held = list(held)
-        runner = watched(problem.view.model, problem.threads)
+        runner = watched(problem.dense, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
+        self.later = [any(problem.readers[i].kind == "state" for i in problem.of_group(g)) for g in problem.groups]
         self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
 
     def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
@@ -51,14 +54,14 @@ class Planner:
             masks = self.problem.masks(counts) if n else None
             if masks is None:
                 continue
-            error = output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
+            error = output_error(self.dense, locally(self.problem, masks), self.held, self.problem.threads)
             out.append((max(float(curve.error[n - 1]), 1e-12), max(error, 1e-12)))
         return tuple(out)
 
     def error(self, which: int, count: int) -> float:
         """Predicted error at the outputs when `count` units of a group go."""
         own = max(self.own(which, count), 1e-12)
-        return self._shown(which, own) + UNSEEN * own if count else 0.0
+        return self._shown(which, own) + (STATES if self.later[which] else UNSEEN) * own if count else 0.0
 
     def own(self, which: int, count: int) -> float:
         """The error of a group's own readers when `count` units go, as a share of what they say."""
@@ -123,7 +126,7 @@ class Planner:
         for share in np.arange(0.05, DEPTHS[-1] + 0.01, 0.05):
             counts = []
             for g, group in enumerate(self.problem.groups):
-                allowed = [0, *(n for n in self._round(g) if n <= share * group.units + 1e-9)]
+                allowed = [0, *(n for n in self.round(g) if n <= share * group.units + 1e-9)]
                 counts.append(max(allowed))
             masks = self.problem.masks(counts)
             if masks is None or counts == out[-1][0]:
@@ -133,7 +136,8 @@ class Planner:
                 break
         return out
 
-    def _round(self, which: int) -> list[int]:
+    def round(self, which: int) -> list[int]:
+        """The counts of a group that are considered, the least first."""
         found, at = [], 0
         while steps := self.steps(which, at):
             found += steps
@@ -141,9 +145,9 @@ class Planner:
         return found
 
     def measured(self, counts: Sequence[int]) -> float:
-        """The error at the outputs, with readers fitted each by itself."""
+        """How many answers are likely to be missed, with readers fitted each by itself."""
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf
-        error = output_error(self.dense, self.problem.fitted(masks, None), self.held, self.problem.threads)
-        return error + UNSEEN * sum(self.own(g, n) for g, n in enumerate(counts))
+        error = misses(self.dense, locally(self.problem, masks), self.held, self.problem.threads)
+        return error + STATES * sum(self.own(g, n) for g, n in enumerate(counts) if self.later[g])

@@ -11,8 +11,10 @@ import json
 import os
 import re
 import tempfile
+import time as clock
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +23,15 @@ from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.trace import Runner, Trace
 from emp_onnx.shrink.view import Op, View
 
+if TYPE_CHECKING:
+    from emp_onnx.shrink.problem import Problem
+
 __all__ = ["Costs", "flops"]
 
-OVERHEAD = 0.1  # of the time of an operation that stays whatever is cut
+OVERHEAD = 0.1  # of the time of an operation that stays whatever is cut, where that was not measured
+STEP = 8  # what half of a group is a multiple of
+FEWER = 0.95  # of its work: an operation with less shows what it costs
+RUNS, SECONDS = (12, 60), 1.0  # of a profile, at least and at most; after so long no more
 BLOCK = 16  # channels that onnxruntime's blocked convolutions compute together (AVX-512; 8 elsewhere)
 Sizes = Mapping[str, tuple[int, ...]]
 
@@ -87,7 +95,9 @@ class Costs:
         self.view, self.trace = view, traced
         self.sizes: dict[str, tuple[int, ...]] = dict(traced.runs[0])
         self.flops = {op.index: flops(op, self._sizes(op, {})) for op in view.ops}
-        self.micros, self.other = self._measure(feeds, threads)
+        self.feeds, self.threads = feeds, threads
+        self.fixed: dict[int, float] = {}
+        self.micros, self.other = self._measure(view)
         self.touch: dict[int, list[str]] = {
             op.index: [n for n in (*op.inputs, *op.outputs) if n in self.sizes] for op in view.ops
         }
@@ -106,7 +116,8 @@ class Costs:
 
     def _share(self, op: Op, masks: Masks) -> float:
         before = flops(op, blocked(op, self._sizes(op, {})))
-        return OVERHEAD + (1 - OVERHEAD) * (flops(op, blocked(op, self._sizes(op, masks))) / before if before else 1.0)
+        fixed = self.fixed.get(op.index, OVERHEAD)
+        return fixed + (1 - fixed) * (flops(op, blocked(op, self._sizes(op, masks))) / before if before else 1.0)
 
     def _sizes(self, op: Op, masks: Masks) -> dict[str, tuple[int, ...]]:
         out = {}
@@ -117,51 +128,70 @@ class Costs:
                 )
         return out
 
-    def _measure(self, feeds: Sequence[Feed], threads: int) -> tuple[dict[int, float], float]:
-        """Microseconds by operation, least of several runs, of the model as onnxruntime fuses it; and what is left
-        over."""
+    def learn(self, problem: Problem) -> None:
+        """See from the model with half of every group how much of each operation's time does not shrink."""
+        counts = [group.units // 2 // STEP * STEP or group.units // 2 for group in problem.groups]
+        masks = problem.masks(counts)
+        if not masks:
+            return
+        view = View.of(problem.cut(masks))
+        named = {op.outputs[0]: op.index for op in self.view.ops if op.outputs}
+        half = {named.get(view.ops[i].outputs[0]): t for i, t in self._measure(view)[0].items()}
+        for index, time in self.micros.items():
+            op = self.view.ops[index]
+            before = flops(op, blocked(op, self._sizes(op, {})))
+            left = flops(op, blocked(op, self._sizes(op, masks))) / before if before else 1.0
+            if left < FEWER and index in half and time > 0:
+                self.fixed[index] = float(np.clip((half[index] / time - left) / (1 - left), 0.0, 1.0))
+
+    def _measure(self, view: View) -> tuple[dict[int, float], float]:
+        """Microseconds by operation of a model as onnxruntime fuses it, the mean of the faster half of several runs;
+        and what is left over."""
         import onnx
 
         model = onnx.ModelProto()
-        model.CopyFrom(self.view.model)
+        model.CopyFrom(view.model)
         for i, node in enumerate(model.graph.node):
             node.name = f"emp{i}x"
         times: dict[int, float] = {}
         with tempfile.TemporaryDirectory() as folder:
-            runner = Runner(model, threads=threads, profile=os.path.join(folder, "profile"))
-            for _ in range(12):
-                runner(feeds[0])
+            runner = Runner(model, threads=self.threads, profile=os.path.join(folder, "profile"))
+            start, runs = clock.perf_counter(), 0
+            while runs < RUNS[0] or (runs < RUNS[1] and clock.perf_counter() - start < SECONDS):
+                runner(self.feeds[0])
+                runs += 1
             with open(runner.session.end_profiling(), encoding="utf-8") as file:
                 events = json.load(file)
-        per_name: dict[str, float] = {}
+        durations: dict[str, list[float]] = {}
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                name = event["name"][: -len("_kernel_time")]
-                per_name[name] = min(per_name.get(name, np.inf), float(event["dur"]))
+                durations.setdefault(event["name"][: -len("_kernel_time")], []).append(float(event["dur"]))
+        per_name = {name: float(np.mean(sorted(d)[: -(-len(d) // 2)])) for name, d in durations.items()}
         rest = 0.0
         for name, micros in per_name.items():
-            index = self._whose(name, times)
+            index = _whose(view, name, times)
             if index is None:
                 rest += micros
             else:
                 times[index] = times.get(index, 0.0) + micros
         return times, rest
 
-    def _whose(self, name: str, times: Mapping[int, float]) -> int | None:
-        """The operation that a node of the optimised graph stands for.
 
-        Most keep the names of their nodes; a convolution in blocked layout is called after the tensor that it makes,
-        which is that of the last operation fused into it.
-        """
-        found = re.findall(r"emp(\d+)x", name)
-        if found:
-            return int(found[0])
-        op = self.view.makers.get(name.removesuffix("_nchwc"))
-        last = op
-        for _ in range(4):
-            if op is None or counts_as_work(op):
-                break
-            makers = [self.view.makers[i] for i in op.inputs if i in self.view.makers]
-            op = next((m for m in makers if counts_as_work(m) and m.index not in times), makers[0] if makers else None)
-        found_op = op if op is not None and counts_as_work(op) else last
-        return None if found_op is None else found_op.index
+def _whose(view: View, name: str, times: Mapping[int, float]) -> int | None:
+    """The operation that a node of the optimised graph stands for.
+
+    Most keep the names of their nodes; a convolution in blocked layout is called after the tensor that it makes,
+    which is that of the last operation fused into it.
+    """
+    found = re.findall(r"emp(\d+)x", name)
+    if found:
+        return int(found[0])
+    op = view.makers.get(name.removesuffix("_nchwc"))
+    last = op
+    for _ in range(4):
+        if op is None or counts_as_work(op):
+            break
+        makers = [view.makers[i] for i in op.inputs if i in view.makers]
+        op = next((m for m in makers if counts_as_work(m) and m.index not in times), makers[0] if makers else None)
+    found_op = op if op is not None and counts_as_work(op) else last
+    return None if found_op is None else found_op.index

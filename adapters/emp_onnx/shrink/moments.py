@@ -6,7 +6,7 @@ follow. Cross moments pair the samples of a changed model with those of the dens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -72,22 +72,22 @@ def moments(
 
 def cross_moments(
     dense: Any, changed: Any, readers: Sequence[Reader], feeds: Sequence[Feed], *, threads: int = 1, seed: int = 0,
-    cache: Mapping[int, Any] | None = None,
+    others: Sequence[Reader] | None = None,
 ) -> list[tuple[Wide, Wide]]:  # fmt: skip
     """For each reader Σ z zᵀ and Σ z (x, 1)ᵀ, divided by the number of samples: z of the changed model, x of the
-    dense one."""
-    names = [r.source for r in readers]
-    one = Runner(segment(dense, names), threads=threads)
-    other = Runner(segment(changed, names), threads=threads)
+    dense one. `others` are the same readers in the changed model, where they read other tensors there."""
+    others = readers if others is None else others
+    one = Runner(segment(dense, [r.source for r in readers]), threads=threads)
+    other = Runner(segment(changed, [r.source for r in others]), threads=threads)
     own: list[Any] = [0.0] * len(readers)
     cross: list[Any] = [0.0] * len(readers)
     counts = [0] * len(readers)
     for which, feed in enumerate(feeds):
         a, b = one(feed), other(feed)
-        for i, reader in enumerate(readers):
+        for i, (reader, same) in enumerate(zip(readers, others, strict=True)):
             share = _share(reader, len(feeds))
             x = _ones(reader.rows(a[reader.source], np.random.default_rng((seed, which, i)), share))
-            z = _ones(reader.rows(b[reader.source], np.random.default_rng((seed, which, i)), share))
+            z = _ones(same.rows(b[same.source], np.random.default_rng((seed, which, i)), share))
             own[i] = own[i] + z.T @ z
             cross[i] = cross[i] + z.T @ x
             counts[i] += len(z)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
-from emp_onnx.shrink.distance import output_error, watched
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.links import find_links
 from emp_onnx.shrink.moments import moments
@@ -20,9 +19,10 @@ from emp_onnx.shrink.order import Curve, eliminate, side
 from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.proof import masked, prove
 from emp_onnx.shrink.readers import Reader, find_readers, with_biases
-from emp_onnx.shrink.refit import RIDGE, RIDGES, refit, refit_locally
+from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.regions import Group, find_groups
 from emp_onnx.shrink.rotate import rotate
+from emp_onnx.shrink.skip import Skip, skipped
 from emp_onnx.shrink.together import together
 from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
@@ -32,7 +32,6 @@ __all__ = ["Problem"]
 Wide = NDArray[np.float64]
 assert rules
 FASTER = 0.98  # of the latency: what is less counts as faster
-ANCHOR = 1.0  # weight of the dense model's own inputs in a refit in sequence
 
 
 @dataclass
@@ -50,7 +49,9 @@ class Problem:
     fewer: int = 0
     source: Any = None
     joins: bool = False
-    way: tuple[float, bool] = (RIDGE, False)
+    origin: Origin | None = None
+    before: Problem | None = None
+    skips: tuple[Skip, ...] = ()
     moments: dict[int, Wide] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
 
@@ -78,15 +79,33 @@ class Problem:
         if added:
             view = View.of(view.model)
             traced = trace(view, runs)
-        seeds = [
-            (name, axis)
-            for name, values in view.constants.items()
-            if values.dtype.kind in "fV"
-            for axis in range(values.ndim)
-            if values.shape[axis] > 1
-        ]
-        groups, reasons = find_groups(find_links(view, traced), seeds, set(view.constants))
+        groups, reasons = _groups(view, traced)
         return cls(view, traced, groups, reasons, find_readers(view, traced), runs, threads, added, fewer, model)
+
+    @property
+    def dense(self) -> Any:
+        """The model that says what outputs should be: before layers were left out."""
+        return self.view.model if self.origin is None else self.origin.view.model
+
+    def whole(self) -> Problem:
+        """The problem as it was before layers were left out."""
+        return self if self.before is None else self.before.whole()
+
+    def without(self, skip: Skip, feeds: Sequence[Feed]) -> Problem:
+        """The same with a layer left out, and the readers behind it fitted on feeds.
+
+        Raises:
+            ModelError: what is left does not run.
+        """
+        origin = self.origin or Origin(self.view, tuple(self.readers))
+        model = skipped(origin, self.view, self.trace, skip, feeds, threads=self.threads)
+        view = View.of(model)
+        traced = trace(view, self.feeds)
+        groups, reasons = _groups(view, traced)
+        return replace(
+            self, view=view, trace=traced, groups=groups, reasons=reasons, readers=find_readers(view, traced),
+            origin=origin, before=self, skips=(*self.skips, skip), moments={}, curves=[],
+        )  # fmt: skip
 
     def of_group(self, group: Group) -> list[int]:
         """The numbers of the readers that sum over a group's units."""
@@ -108,10 +127,11 @@ class Problem:
 
     def measure(self, feeds: Sequence[Feed]) -> None:
         """Take the moments of every reader that some group concerns, and the curves of all groups."""
-        self.moments = self._moments(feeds)
+        self.moments = self.sums(feeds)
         self.curves = [self.curve(group) for group in self.groups]
 
-    def _moments(self, feeds: Sequence[Feed]) -> dict[int, Wide]:
+    def sums(self, feeds: Sequence[Feed]) -> dict[int, Wide]:
+        """The moments of every reader that some group concerns, by its number."""
         needed = sorted({i for group in self.groups for i in self.of_group(group)})
         if not needed:
             return {}
@@ -165,51 +185,11 @@ class Problem:
         """The model without what goes."""
         return cut(self.view, self.trace, masks)
 
-    def fitted(self, masks: Masks, feeds: Sequence[Feed] | None, held: Sequence[Feed] = ()) -> Any:
-        """The cut model with its readers refitted.
-
-        Without feeds each by itself, from the moments. With feeds the way and the strength of the ridge are chosen
-        that do best on `held`: each by itself, which few feeds bear, or in sequence, which makes up for what came
-        before; `way` is then the strength, and whether in sequence.
-        """
-        if feeds is None:
-            return self._fit(masks, RIDGE)
-        runner = watched(self.view.model, self.threads)
-        dense = [runner(feed) for feed in held]
-        best: tuple[float, float, bool, Any] | None = None
-        for ridge, sequence in [*((r, False) for r in RIDGES), (RIDGE, True)]:
-            strength = best[1] if sequence and best is not None else ridge
-            model = self._fit(masks, strength, feeds if sequence else None)
-            error = output_error(dense, model, held, self.threads) if dense else 0.0
-            if best is None or error < best[0]:
-                best = (error, strength, sequence, model)
-        assert best is not None
-        self.way = best[1], best[2]
-        return best[3]
-
-    def fitted_again(self, masks: Masks, feeds: Sequence[Feed]) -> Any:
-        """The same in the way chosen last, from other feeds: all of them."""
-        kept, self.moments = self.moments, self._moments(feeds)
-        model = self._fit(masks, self.way[0], feeds if self.way[1] else None)
-        self.moments = kept
-        return model
-
-    def _fit(self, masks: Masks, ridge: float, feeds: Sequence[Feed] | None = None) -> Any:
-        model = self.cut(masks)
-        if feeds is None:
-            refit_locally(self.view, model, masks, self.readers, self.moments, ridge=ridge)
-        else:
-            refit(
-                self.view, model, masks, self.readers, feeds, threads=self.threads, ridge=ridge, stats=self.moments,
-                anchor=ANCHOR,
-            )  # fmt: skip
-        return model
-
     def settle(self) -> float:
         """See by measurement whether products that read the same are faster as one; the share of the model's latency
         that is left before anything is cut."""
         other = together(self.view.model)
-        if other is None and not self.fewer:
+        if other is None and not self.fewer and not self.skips:
             return 1.0
         models = [self.source, self.view.model, *([] if other is None else [other])]
         whole, *times = latencies(models, self.feeds, seconds=1.5)
@@ -224,6 +204,17 @@ class Problem:
     def reference(self, shrunk: Any, masks: Masks) -> Any:
         """The masked model to which a shrunk one is compared."""
         return masked(self.view, shrunk, masks)
+
+
+def _groups(view: View, traced: Trace) -> tuple[list[Group], dict[Any, str]]:
+    seeds = [
+        (name, axis)
+        for name, values in view.constants.items()
+        if values.dtype.kind in "fV"
+        for axis in range(values.ndim)
+        if values.shape[axis] > 1
+    ]
+    return find_groups(find_links(view, traced), seeds, set(view.constants))
 
 
 def _simpler(view: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> tuple[View, Trace]:

@@ -8,6 +8,7 @@ Readers are refitted from the first to the last, each on what the ones before it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,24 @@ from emp_onnx.shrink.moments import cross_moments
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.view import View
 
-__all__ = ["RIDGE", "RIDGES", "refit", "refit_locally", "solve"]
+__all__ = ["RIDGE", "RIDGES", "Origin", "refit", "refit_locally", "solve"]
 
 RIDGE = 3e-2  # of the mean of the diagonal
 RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose
 Wide = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model that was there before layers were left out, and its readers."""
+
+    view: View
+    readers: tuple[Reader, ...]
+
+    def of(self, reader: Reader) -> Reader | None:
+        """The reader that had this one's weight."""
+        same = (reader.weight, reader.kind, reader.direction)
+        return next((r for r in self.readers if (r.weight, r.kind, r.direction) == same), None)
 
 
 def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE) -> tuple[Wide, Wide]:
@@ -70,8 +84,12 @@ def refit(
     ridge: float = RIDGE,
     stats: Mapping[int, Wide] | None = None,
     anchor: float = 0.0,
+    origin: Origin | None = None,
 ) -> None:
     """Refit, in place, every reader of the shrunk model whose input was cut or has changed upstream.
+
+    What is to be reached is what the readers of `origin` received, the model before layers were left out; without
+    one, of `view`.
 
     With `anchor` > 0 the dense model's own inputs, less what went, count as samples too, with this weight: a chain of
     fits each of which is a little too small, as regression on noisy inputs is, would otherwise fade out what varies
@@ -89,15 +107,20 @@ def refit(
             continue
         if not any((r.source, r.axis) in masks for r in together) and not any(r.kind != "state" for r in together):
             continue
-        found = cross_moments(view.model, shrunk, together, feeds, threads=threads)
+        goals = [origin.of(reader) if origin is not None else reader for reader in together]
+        if origin is not None:
+            together = [r for r, goal in zip(together, goals, strict=True) if goal is not None]
+        dense_of = [goal for goal in goals if goal is not None]
+        source = view if origin is None else origin.view
+        found = cross_moments(source.model, shrunk, dense_of, feeds, others=together, threads=threads)
         for reader, (own, cross) in zip(together, found, strict=True):
-            dense = (stats or {}).get(readers.index(reader))
+            dense = (stats or {}).get(readers.index(reader)) if origin is None else None
             if anchor and dense is not None:
                 mask = masks.get((reader.source, reader.axis))
                 kept = _kept(mask, dense)
                 own = (own + anchor * dense[np.ix_(kept, kept)]) / (1 + anchor)
                 cross = (cross + anchor * dense[kept]) / (1 + anchor)
-            _one(view, tensors, masks, reader, own, cross, ridge, onnx)
+            _one(source, tensors, masks, reader, own, cross, ridge, onnx)
 
 
 def refit_locally(

@@ -17,10 +17,14 @@ from emp_onnx.shrink.amounts import keep, signal_of, step
 from emp_onnx.shrink.budget import Budget, fit_budget
 from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.cost import Costs
+from emp_onnx.shrink.depth import plan
 from emp_onnx.shrink.distance import agreement, output_error, watched
 from emp_onnx.shrink.exact import dead, exact
+from emp_onnx.shrink.fits import best_fit
 from emp_onnx.shrink.given import check, chosen, feeds_of, target_of
+from emp_onnx.shrink.last import last_fit, with_near
 from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.near import MOVED, chosen_near
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
 from emp_onnx.shrink.readers import drop_zero_biases
@@ -45,7 +49,12 @@ LAST = (
     "The last fit is made from all feeds. Agreement and error are those of the one before, which had not seen feeds "
     "kept back."
 )
+NEAR = "Readers were fitted to more feeds, {} from those given, for that was seen to help on feeds kept back."
+SKIPPED = (
+    "{} layers went whole: what read their outputs ({}) reads what came before them. The masked model lacks them too."
+)
 PROVEN = 16  # feeds of the proof
+JUDGING = 100  # made from feeds kept back, with which cuts are compared
 
 
 def shrink(
@@ -128,7 +137,9 @@ def shrink(
     runner = Runner(proto, threads=threads)
     more = [lengthened(runner.inputs, runner, part, apart=APART) for part in (fit, held)]
     fit, held = [*fit, *more[0]], [*held, *more[1]]
+    dense_problem = problem
     rows: list[GroupRow]
+    effective: list[float | None]
     judged: Any = None
     if dead_only:
         masks, reference, shrunk, rows = dead(problem, proto)
@@ -139,19 +150,36 @@ def shrink(
             problem.measure(fit)
         else:
             problem.curves = [problem.by_norm(group) for group in problem.groups]
-        build = lambda m: problem.fitted(m, fit, held) if refit else exact(problem, m)[1]  # noqa: E731
-        counts, effective = _counts(
-            problem, budget, signal, scores, beta, order, round_to, min_channels, held, samples, build
-        )
+        near = ""
+        if refit and budget.latency is not None and max_drop is None and max_error is None:
+            layers, judging = not include and not exclude, []
+            near = "" if given is None else chosen_near(problem, fit, held)
+            if near:
+                problem.measure(with_near(problem, fit, near))
+            if near == MOVED:  # what is mixed of two classes has no answer that could be missed
+                judging = with_near(problem, held, near)[len(held) :][:JUDGING]
+            found = plan(
+                problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
+                layers=layers,
+            )  # fmt: skip
+            problem, counts = found.problem, found.counts
+            effective = [None] * len(counts)
+        else:
+            build = lambda m: best_fit(problem, m, fit, held).model if refit else exact(problem, m)[1]  # noqa: E731
+            counts, effective = _counts(
+                problem, budget, signal, scores, beta, order, round_to, min_channels, held, samples, build
+            )
         masks = problem.masks(counts) or {}
+        if problem.skips:
+            notes = (*notes, SKIPPED.format(len(problem.skips), ", ".join(s.after for s in problem.skips)))
         rows = [
             GroupRow(g.name, g.units, g.units - n, e) for g, n, e in zip(problem.groups, counts, effective, strict=True)
         ]
         if refit:
-            shrunk = problem.fitted(masks, fit, held)
-            if max_drop is None and max_error is None and masks:  # else what was measured is what is written
-                judged, shrunk = shrunk, problem.fitted_again(masks, [*fit, *held])
-                notes = (*notes, LAST)
+            final = max_drop is None and max_error is None and bool(masks or problem.skips)
+            last = last_fit(problem, masks, fit, held, near, final=final, more=final and given is not None)
+            shrunk, judged, problem = last.shrunk, last.judged, last.problem
+            notes = (*notes, *([NEAR.format(last.near)] if last.near else []), *([LAST] if final else []))
             reference = problem.reference(shrunk, masks)
         else:
             reference, shrunk = exact(problem, masks)
@@ -161,7 +189,7 @@ def shrink(
     proof = prove(reference, shrunk, evidence, random=given is None, threads=threads)
     if not proof.holds:
         raise VerifyError(f"verification failed, nothing was written: {proof.problem}")
-    if not masks:
+    if not masks and not problem.skips:
         notes = (
             *notes,
             "NOTHING WAS REMOVED: " + ("no unit is dead." if dead_only else "the amount asked for keeps every unit."),
@@ -170,8 +198,8 @@ def shrink(
     seen = watched(proto, threads)
     dense = [seen(feed) for feed in held[:64]]
     figures: dict[str, Any] = {
-        "parameters": (parameters(problem.view.model) - added_to(problem), parameters(shrunk)),
-        "flops": flops_of(problem, masks),
+        "parameters": (parameters(dense_problem.view.model) - added_to(dense_problem), parameters(shrunk)),
+        "flops": (flops_of(dense_problem, {})[0], flops_of(problem, masks)[1]),
         "micros": tuple(latencies([proto, shrunk], samples, seconds=1.0)),
         "agreement": agreement(dense, judged, held[:64]),
         "error": output_error(dense, judged, held[:64]) ** 0.5,

@@ -1,0 +1,109 @@
+"""Feeds kept back in turn, so that every amount is measured on all of them, each by a fit that did not learn from it.
+
+A quarter of 200 feeds is too few to tell a drop of one point from none. So each quarter is kept back once, while the
+others are learnt from; the answers of the four fits together are one measurement on all feeds. The model that is
+written is fitted to all feeds, at an amount that four fits to three quarters of them have borne out. (Of a large
+network two of the four quarters are measured on.)
+
+Where feeds are short sequences, the longer ones that are made of them (`longer`) are measured on as well: there a
+cell's errors have had time to grow. What is worse counts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.budget.point import Budget, Point, point_of
+from emp_onnx.calibration.feeding import longer
+from emp_onnx.refit.fitting import Fitting, Thin
+from emp_onnx.runtime.feeds import Feed
+
+__all__ = ["TURNS", "Turns"]
+
+Says = list[list[NDArray[Any]]]
+TURNS = 4
+LARGE, TAKEN = 1_000_000, 2  # weights from which on a fit takes long, and how many of the turns are taken then
+
+
+class Turns:
+    """A fitting taken apart.
+
+    Args:
+        fitting: one that learns from all of its feeds (`held` 0).
+        how, criterion, update: see `Fitting.thin`.
+        count: of the turns; never more than there are feeds. One turn measures on the very feeds that were learnt from.
+
+    Attributes:
+        shares: for each turn that is taken which feeds are kept back.
+        dense: what the dense model is like.
+    """
+
+    def __init__(self, fitting: Fitting, *, how: str, criterion: str, update: bool, count: int = TURNS) -> None:
+        self.fitting, self._how, self._criterion, self._update = fitting, how, criterion, update
+        n = len(fitting.kept_back)
+        count = min(count, n) if fitting.learns else 1
+        # at random, since feeds may come in some order of their own
+        turn = np.random.default_rng(n).permutation(n) % count
+        taken = TAKEN if fitting.total > LARGE and count > TAKEN else count
+        self.shares: list[list[int]] = [np.flatnonzero(turn == i).tolist() for i in range(taken)]
+        self._parts: list[Fitting | None] = [None] * count
+        kept = [[fitting.kept_back[i] for i in share] for share in self.shares]
+        more = [longer(fitting.model, feeds, fitting.threads) if fitting.joined else [] for feeds in kept]
+        self._sets: list[list[list[Feed]]] = [kept, more] if all(more) else [kept]
+        self._before = [[fitting.answers.dense(feeds) for feeds in part] for part in self._sets]
+        self.dense = self._point(0.0, self._before)
+
+    def thin(self, keep: int) -> Thin:
+        """The model fitted to all feeds."""
+        return self._fit(self.fitting, keep)
+
+    def point(self, keep: int, budget: Budget) -> Point:
+        """What a model with `keep` weights is like, on all feeds; or on those of the first turns, where these lose so
+        much that the others cannot make good for it."""
+        found: list[list[Says]] = [[] for _ in self._sets]
+        n = sum(map(len, self.shares))
+        point = self.dense
+        for turn in range(len(self.shares)):
+            part = self._part(turn)
+            changed = self._fit(part, keep).changed
+            for answers, feeds in zip(found, self._sets, strict=True):
+                answers.append(part.answers(changed, feeds[turn]))
+            point = self._point(1 - keep / self.fitting.total, found)
+            if budget.lost(point, self.dense) * (point.feeds or 0) / n > budget.most:
+                break
+        return point
+
+    def _point(self, sparsity: float, found: Sequence[Sequence[Says]]) -> Point:
+        points = [
+            point_of(sparsity, _flat(before[: len(after)]), _flat(after))
+            for before, after in zip(self._before, found, strict=True)
+        ]
+        return points[0].worst(*points[1:])
+
+    def _fit(self, part: Fitting, keep: int) -> Thin:
+        return part.thin(keep, how=self._how, criterion=self._criterion, update=self._update)
+
+    def _part(self, turn: int) -> Fitting:
+        found = self._parts[turn]
+        if found is None:
+            found = self._parts[turn] = self._without(self.shares[turn])
+        return found
+
+    def _without(self, back: Sequence[int]) -> Fitting:
+        """The same fitting, but that it does not learn from some feeds."""
+        whole, out = self.fitting, copy.copy(self.fitting)
+        out.kept_back = [whole.kept_back[i] for i in back]
+        if len(back) < len(whole.kept_back):
+            used = [feed for i, feed in enumerate(whole.kept_back) if i not in set(back)]
+            more = longer(whole.model, used, whole.threads) if whole.joined else []
+            out.joined, out.network = len(more), whole.network.on([*used, *more])
+        return out
+
+
+def _flat(parts: Sequence[Says]) -> Says:
+    return [answer for part in parts for answer in part]

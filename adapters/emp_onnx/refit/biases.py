@@ -1,0 +1,163 @@
+"""Biases for layers that have none: zeros at first, to be solved with the weights.
+
+What a layer loses with its weights is in good part a shift of its outputs' means, and only a bias can take that back.
+A Gemm or a Conv has a place for one. Behind a MatMul an Add is put, which onnxruntime fuses with it where it can.
+
+Nothing else of the file changes, and it follows from the original and a list which is certified, so it can be checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.sites import Problem, Site
+from emp_onnx.errors import UsageError, quote
+from emp_onnx.files import emit
+from emp_onnx.files.graph import Node
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.wire import Edit, Wire
+
+__all__ = ["Added", "added_of", "missing_biases", "with_biases"]
+
+TAKING = ("Conv", "ConvTranspose", "Gemm")  # have an input for a bias, the third
+KINDS = ("float32", "float64", "float16")
+LARGE = 1 << 28  # bytes of a model file (without its sidecars) beyond which it is left as it is
+FIRST = 4  # version of the format from which initializers need not be inputs of the graph
+
+
+@dataclass(frozen=True)
+class Added:
+    """One bias: the number of its node in the main graph, its name, type and length."""
+
+    node: int
+    name: str
+    dtype: str
+    size: int
+
+
+def missing_biases(network: Network) -> list[Added]:
+    """Where a bias would go, in a network's main graph."""
+    model = network.model
+    if model.source.size > LARGE or network.program.ir_version < FIRST or model.patches or model.sheet:
+        return []
+    number = {id(node): i for i, node in enumerate(model.graph.nodes)}
+    taken = _names(model)
+    out = []
+    for site in network.sites:
+        at = number.get(id(site.step.node))
+        if at is None or len(site.problems) != 1 or not _takes(network, site, site.problems[0]):
+            continue
+        groups, rows, _ = site.problems[0].shape
+        name = f"{site.keys[0]}.bias"
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        out.append(Added(at, name, model.tensors[site.keys[0]].dtype, groups * rows))
+    return sorted(out, key=lambda item: item.node)
+
+
+def _takes(network: Network, site: Site, problem: Problem) -> bool:
+    """Whether a bias fits there: none is there yet, and the weight comes as it is, in the type of the outputs."""
+    step = site.step
+    if problem.bias is not None or step.node.domain or len(step.inputs) < 2 or any(step.inputs[2:]):
+        return False
+    tensor = network.program.constants.get(step.inputs[1])
+    if tensor is None or tensor.key != site.keys[0] or tensor.dtype not in KINDS or not step.outputs[0]:
+        return False
+    if step.node.op == "MatMul":
+        return len(tensor.shape) == 2
+    given = {a.name: a.f for a in step.proto.attribute if a.name == "beta"}
+    return step.node.op in TAKING and given.get("beta", 1.0) == 1.0
+
+
+def with_biases(model: Model, added: Sequence[Added]) -> Model:
+    """The model with these biases, all zero.
+
+    Raises:
+        UsageError: one does not fit the model.
+    """
+    import onnx
+
+    if not added:
+        return model
+    wire, graph = Wire(model.source), model.graph
+    begin = {content: tag for _, _, content, tag, _ in wire.fields(*graph.span)}
+    first = next(wire.fields(*graph.span))[3]
+    taken = _names(model)
+    tensors, edits = [], []
+    for item in added:
+        if not 0 <= item.node < len(graph.nodes) or item.name in taken or item.dtype not in KINDS or item.size < 1:
+            raise UsageError(f"an added bias must fit the model, got {quote(item.name)}")
+        taken.add(item.name)
+        tensors.append(_zeros(item))
+        at, end = model.contents.nodes[item.node]
+        proto = onnx.NodeProto()
+        proto.ParseFromString(model.source.read(at, end - at))
+        if proto.op_type in TAKING:
+            del proto.input[2:]
+            proto.input.append(item.name)
+            edits.append(Edit(at, end, proto.SerializeToString(deterministic=True)))
+        elif proto.op_type == "MatMul":
+            result = proto.output[0]
+            plain = f"{item.name} not added"
+            while plain in taken:
+                plain += "'"
+            taken.add(plain)
+            proto.output[0] = plain
+            # the product comes before what was its place, where the sum is now
+            product = emit.field(1, proto.SerializeToString(deterministic=True))
+            edits.append(Edit(begin[at], begin[at], product, insert=True))
+            edits.append(Edit(at, end, emit.node("Add", [plain, item.name], [result], name=f"{item.name} added")))
+        else:
+            op = quote(proto.op_type)
+            raise UsageError(f"an added bias must be one of a product, got {quote(item.name)} at {op}")
+    edits = [Edit(first, first, b"".join(tensors), insert=True), *edits]
+    edits.sort(key=lambda edit: (edit.start, edit.stop))
+    pieces, _ = wire.edited(0, model.source.size, edits)
+    read = model.source.read
+    whole = b"".join(p if isinstance(p, bytes) else bytes(read(p[0], p[1] - p[0])) for p in _plain(pieces))
+    return Model(whole, model.path)
+
+
+def _plain(pieces: Sequence[Any]) -> Iterator[Any]:
+    for piece in pieces:
+        assert isinstance(piece, (bytes, tuple))
+        yield piece
+
+
+def added_of(body: Mapping[str, Any]) -> list[Added]:
+    """What a certificate says was added.
+
+    Raises:
+        UsageError: it says something else.
+    """
+    try:
+        found = [Added(int(said["node"]), str(said["name"]), str(said["dtype"]), int(said["size"]))
+                 for said in body.get("added", [])]  # fmt: skip
+        if [asdict(item) for item in found] != body.get("added", []):
+            raise ValueError("other types")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"certificate must list added biases as this tool does, got {error!r}") from error
+    return found
+
+
+def _zeros(item: Added) -> bytes:
+    data = np.zeros(item.size, item.dtype).tobytes()
+    return emit.field(5, emit.tensor(item.name, item.dtype, (item.size,), data))
+
+
+def _names(model: Model) -> set[str]:
+    def of(node: Node) -> Iterator[str]:
+        yield from (*node.inputs, *node.outputs)
+        for body in node.bodies:
+            yield from (*body.inputs, *body.outputs, *body.tensors)
+            for inner in body.nodes:
+                yield from of(inner)
+
+    graph = model.graph
+    return {*graph.inputs, *graph.outputs, *graph.tensors, *(name for node in graph.nodes for name in of(node))}

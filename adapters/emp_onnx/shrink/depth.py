@@ -1,0 +1,168 @@
+"""Where a target on latency is to be met: how many layers go whole, and then how many units of those that stay.
+
+Layers go one after the other, the one with the least measured error for the time it saves. After each, units are cut
+from what is left until the target is met; the one of these models that does best on feeds kept back, after exchange,
+is the plan. A layer that is no longer there frees time that units of the others may keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from emp_onnx.errors import ModelError, UsageError
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.budget import MARGIN, Budget, fit_budget
+from emp_onnx.shrink.choose import Planner
+from emp_onnx.shrink.cost import Costs
+from emp_onnx.shrink.distance import ancestors, misses, watched
+from emp_onnx.shrink.exchange import exchange
+from emp_onnx.shrink.fits import anew, locally
+from emp_onnx.shrink.last import with_near
+from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.refit import Origin
+from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
+
+__all__ = ["Plan", "plan"]
+
+
+MOST = 8  # layers that may go
+FEEDS, HELD = 64, 32  # with which layers are ranked
+NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
+FOLDS = 4
+FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A problem, perhaps without some layers; how many units of each group go; and the error measured."""
+
+    problem: Problem
+    counts: list[int]
+    error: float
+
+
+def plan(
+    problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed], *,
+    near: str = "", judging: Sequence[Feed] = (), round_to: int = 8, least: int = 1, layers: bool = True,
+    seconds: float = 90.0,
+) -> Plan:  # fmt: skip
+    """The plan of least error on `held` within a target on latency.
+
+    Args:
+        problem: measured.
+        target: share of the source's latency.
+        fit, held: feeds to fit to, and kept back.
+        near: in which way those to fit to are added to.
+        judging: more feeds to judge by.
+        round_to, least: see `shrink`.
+        layers: whether whole layers may go.
+        seconds: of exchange, in all.
+
+    Raises:
+        UsageError: no cut reaches the target.
+    """
+    wide, judged = with_near(problem, fit, near), [*held, *judging]
+    found: list[tuple[Plan, Planner]] = []
+    failed: UsageError | None = None
+    for one in _shallower(problem, target, wide, judged) if layers else (problem,):
+        if found and _error(one, judged) >= min(p.error for p, _ in found):
+            break
+        try:
+            found.append(_at(one, target, judged, round_to, least))
+        except UsageError as error:
+            failed = failed or error
+    if not found:
+        assert failed is not None
+        raise failed
+    found.sort(key=lambda f: f[0].error)
+    better = []
+    for first, planner in [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]:
+        counts = exchange(planner, first.counts, MARGIN * target, seconds=seconds / RUNNERS)
+        better.append(Plan(first.problem, counts, planner.measured(counts)))
+    if len(better) == 1:
+        return better[0]
+    return min(better, key=lambda p: _crossed(p, [*fit, *held], near))
+
+
+def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
+    """How many answers a plan misses on all feeds, each quarter of them judged by a fit to the others."""
+    problem, masks = plan.problem, plan.problem.masks(plan.counts)
+    if not masks:
+        return plan.error
+    runner = watched(problem.dense, problem.threads)
+    total = 0.0
+    for fold in range(FOLDS):
+        rest = [feed for i, feed in enumerate(feeds) if i % FOLDS != fold]
+        part = feeds[fold::FOLDS]
+        model = locally(anew(problem, with_near(problem, rest, near)), masks)
+        total += misses([runner(feed) for feed in part], model, part, problem.threads)
+    return total / FOLDS
+
+
+def _at(problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int) -> tuple[Plan, Planner]:
+    costs = Costs(problem.view, problem.trace, problem.feeds)
+    costs.learn(problem)
+    planner = Planner(problem, costs, held, round_to=round_to, least=least)
+    counts = fit_budget(problem, planner, Budget(latency=target), lambda masks: None, held)
+    return Plan(problem, counts, planner.measured(counts)), planner
+
+
+def _error(problem: Problem, held: Sequence[Feed]) -> float:
+    runner = watched(problem.dense, problem.threads)
+    return misses([runner(feed) for feed in held], problem.view.model, held, problem.threads)
+
+
+def _shallower(problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed]) -> Iterator[Problem]:
+    """The problem, and the same with one more layer left out each time, measured."""
+    yield problem
+    costs = Costs(problem.view, problem.trace, problem.feeds)
+    runner = watched(problem.dense, problem.threads)
+    held = held[:HELD]
+    dense = [runner(feed) for feed in held]
+    whole = costs.total({})
+    saved = 0.0
+    for _ in range(MOST):
+        found = _next(problem, costs, fit[:FEEDS], held, dense, saved)
+        if found is None:
+            return
+        skip, more = found
+        saved += more
+        try:
+            problem = problem.without(skip, fit)
+        except ModelError:  # what is left does not run
+            return
+        if not problem.groups:
+            return
+        problem.measure(fit)
+        yield problem
+        if 1 - saved / whole < FAR * target:
+            return
+
+
+def _next(
+    problem: Problem, costs: Costs, fit: Sequence[Feed], held: Sequence[Feed], dense: list[Any], saved: float
+) -> tuple[Skip, float] | None:
+    """The skip with the least error for all the time saved, and the microseconds it saves."""
+    origin = problem.origin or Origin(problem.view, tuple(problem.readers))
+    watched_too = {*ancestors(origin.view.model)}
+    best: tuple[float, Skip, float] | None = None
+    seen: set[frozenset[str]] = set()
+    for skip in find_skips(problem.view, problem.trace):
+        gone = left_out(problem.view, skip)
+        if gone in seen or skip.after in watched_too or gone & watched_too:
+            continue
+        seen.add(gone)
+        more = sum(costs.micros.get(op.index, 0.0) for op in origin.view.ops if gone.intersection(op.outputs))
+        if more <= 0:
+            continue
+        try:
+            model = skipped(origin, problem.view, problem.trace, skip, fit, far=False, threads=problem.threads)
+            error = misses(dense, model, held, problem.threads)
+        except ModelError:
+            continue
+        price = error / (saved + more)
+        if best is None or price < best[0]:
+            best = (price, skip, more)
+    return None if best is None else best[1:]

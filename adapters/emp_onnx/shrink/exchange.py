@@ -1,0 +1,111 @@
+"""A cut made better at the same latency: units of one group come back for units of another, by measurement.
+
+A path of cuts is greedy, and what it goes by is predicted: errors of groups do not add up, and latency goes in steps
+that are a kernel's own. So from where the path ends, one group after the other is tried a step larger and a step
+smaller, by itself; then those pairs that promise most are tried together. A pair stays if the measured error is less
+and the measured latency within what was asked.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from emp_onnx.shrink.choose import Planner
+from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.problem import Problem
+
+__all__ = ["Clock", "exchange"]
+
+LEVELS = 2  # steps up or down that are tried of one group
+TRIED = 8  # pairs of moves measured in a round
+LESS = 0.99  # of the error: what counts as better
+SLACK = 1.03  # of the latency asked for: what is predicted to take more is not measured
+Counts = tuple[int, ...]
+
+
+@dataclass
+class Clock:
+    """Shares of the source's latency that cuts leave, each measured once."""
+
+    problem: Problem
+    seconds: float = 0.4
+    seen: dict[Counts, float] = field(default_factory=dict)
+
+    def share(self, counts: Counts) -> float:
+        """Of one cut; infinite where it leaves an axis empty."""
+        if counts not in self.seen:
+            masks = self.problem.masks(counts)
+            if masks is None:
+                return float("inf")
+            model = self.problem.finish(self.problem.cut(masks))
+            before, after = latencies([self.problem.source, model], self.problem.feeds[:2], seconds=self.seconds)
+            self.seen[counts] = after / before
+        return self.seen[counts]
+
+
+def exchange(planner: Planner, start: list[int], target: float, *, seconds: float = 60.0) -> list[int]:
+    """Counts of least measured error that are found around `start` within `target` of the source's latency.
+
+    Args:
+        planner: what measures errors and predicts costs.
+        start: how many units of each group go.
+        target: share of the source's latency that may be left.
+        seconds: after which no round begins.
+    """
+    clock = Clock(planner.problem)
+    now, end = tuple(start), time.monotonic() + seconds
+    errors = {now: planner.measured(now)}
+
+    def error(counts: Counts) -> float:
+        if counts not in errors:
+            errors[counts] = planner.measured(counts)
+        return errors[counts]
+
+    share = clock.share(now)
+    while time.monotonic() < end:
+        moves = _moves(planner, now)
+        whole = planner.costs.total(planner.problem.masks(now) or {})
+        worth: list[tuple[float, float, int, int]] = []
+        for g, to in moves:
+            counts = _with(now, [(g, to)])
+            masks = planner.problem.masks(counts)
+            if masks is None or time.monotonic() > end:
+                continue
+            worth.append((error(counts) - errors[now], planner.costs.total(masks) / whole - 1, g, to))
+        tries = [(gain, cost, [(g, to)]) for gain, cost, g, to in worth]
+        tries += [
+            (a[0] + b[0], a[1] + b[1], [(a[2], a[3]), (b[2], b[3])])
+            for i, a in enumerate(worth) for b in worth[i + 1 :] if a[2] != b[2]
+        ]  # fmt: skip
+        tries = [t for t in tries if t[0] < 0 and share * (1 + t[1]) <= target * SLACK]
+        better = None
+        for _, _, changes in sorted(tries, key=lambda t: t[0])[:TRIED]:
+            counts = _with(now, changes)
+            if planner.problem.masks(counts) is None or error(counts) > LESS * errors[now]:
+                continue
+            if clock.share(counts) <= max(target, share if share > target else 0.0):
+                better = counts
+                break
+        if better is None:
+            break
+        now, share = better, clock.share(better)
+    return list(now)
+
+
+def _with(counts: Counts, changes: list[tuple[int, int]]) -> Counts:
+    out = list(counts)
+    for g, to in changes:
+        out[g] = to
+    return tuple(out)
+
+
+def _moves(planner: Planner, counts: Counts) -> list[tuple[int, int]]:
+    """One group each, some steps to fewer or to more units."""
+    out = []
+    for g, count in enumerate(counts):
+        grid = [0, *planner.round(g)]
+        above = [n for n in grid if n > count][:LEVELS]
+        below = [n for n in grid if n < count][::-1][:LEVELS]
+        out += [(g, n) for n in (*above, *below)]
+    return out

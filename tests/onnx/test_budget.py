@@ -1,0 +1,102 @@
+"""The search for an amount: along a power law, and on feeds that are kept back in turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emp_onnx import Budget, UsageError, load
+from emp_onnx.budget.search import search
+from emp_onnx.budget.slope import Slope
+from emp_onnx.budget.turns import TURNS, Turns
+from emp_onnx.refit.fitting import Fitting
+from emp_onnx.refit.prune import refit
+from tests.onnx.test_refit import feeds, network
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "in.onnx"
+    onnx.save(network(), file)
+    return file
+
+
+@given(st.integers(100, 10**7), st.floats(0.5, 9), st.floats(1e-4, 10), st.floats(1e-4, 0.5), st.floats(0.05, 1))
+def test_a_power_law_is_followed_to_where_the_budget_ends(
+    total: int, power: float, factor: float, most: float, first: float
+) -> None:
+    fewest = max(1, round(0.02 * total))
+
+    def loss(keep: int) -> float:
+        return factor * ((total / keep) ** power - 1)
+
+    slope = Slope(total, fewest, most, 0.9 * most)
+    looks = 0
+    while (keep := slope.next(round(first * total))) is not None:
+        looks += 1
+        assert fewest <= keep < total
+        assert keep not in slope.seen
+        slope.seen[keep] = loss(keep)
+    assert looks < 40
+    best = slope.best
+    assert best == total or loss(best) <= most
+    assert best == fewest or loss(max(fewest, round(best * 0.97) - 2)) > most
+
+
+@given(st.dictionaries(st.integers(1, 99), st.floats(0, 1), max_size=9), st.floats(0, 1))
+def test_the_best_is_within_and_nothing_beyond_it_was_not(seen: dict[int, float], most: float) -> None:
+    best = Slope(100, 2, most, most, seen).best
+    assert best == 100 or seen[best] <= most
+    assert all(loss <= most for keep, loss in seen.items() if keep >= best)
+
+
+@pytest.mark.parametrize("count", [40, 3, 1])
+def test_every_feed_is_kept_back_once_and_is_not_learnt_from(path: Path, count: int) -> None:
+    given = feeds(count)
+    turns = Turns(Fitting(load(path), given), how="emp", criterion="obs", update=True)
+    assert sorted(i for share in turns.shares for i in share) == list(range(count))
+    assert len(turns.shares) == min(count, TURNS)
+    for turn, share in enumerate(turns.shares):
+        part = turns._part(turn)
+        ids = [id(feed) for feed in part.kept_back]
+        assert ids == [id(turns.fitting.kept_back[i]) for i in share]
+        if count > 1:
+            assert not set(ids) & {id(feed) for feed in part.network.feeds}
+            assert len(part.network.feeds) + len(share) == count
+    assert len(turns.fitting.network.feeds) == count
+
+
+@pytest.mark.parametrize("density", [0.1, 0.4, 0.9])
+def test_a_turn_answers_as_a_fitting_without_its_feeds_does(path: Path, density: float) -> None:
+    given = feeds(12)
+    turns = Turns(Fitting(load(path), given), how="emp", criterion="obs", update=True)
+    keep, share = round(density * turns.fitting.total), turns.shares[1]
+    alone = Fitting(load(path), [feed for i, feed in enumerate(given) if i not in share])
+    thin, part = alone.thin(keep, how="emp"), turns._part(1)
+    one = alone.answers(thin.changed, [given[i] for i in share])
+    for a, b in zip(one, part.answers(part.thin(keep, how="emp").changed, part.kept_back), strict=True):
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_found_is_within_on_all_feeds(path: Path) -> None:
+    fitting = Fitting(load(path), feeds())
+    for budget in (Budget(drop=0.05), Budget(drop=0.05, drop_in="agreement"), Budget(error=0.1)):
+        tried = search(fitting, budget, criterion="magnitude")
+        assert tried.within
+        assert tried.point.feeds == len(feeds())
+        assert budget.lost(tried.point, tried.curve[0]) <= budget.most
+        assert 0 < tried.point.sparsity == tried.thin.sparsity < 1
+
+
+@pytest.mark.parametrize("given", ["error", "score"])
+def test_a_budget_that_allows_nothing(path: Path, tmp_path: Path, given: str) -> None:
+    falling = iter(range(99, 0, -1))
+    budget = Budget(error=0.0) if given == "error" else Budget(drop=0.0, score=lambda _: float(next(falling)))
+    with pytest.raises(UsageError, match=r"max_\w+ must allow some weights to be removed, got 0: at .*% sparsity"):
+        refit(path, tmp_path / "a.onnx", feeds=feeds(), budget=budget, criterion="magnitude")
+    assert not (tmp_path / "a.onnx").exists()

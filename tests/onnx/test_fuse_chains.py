@@ -1,0 +1,79 @@
+"""Which convolutions get kernels, where others stand around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper
+
+from emp_onnx.runtime.fused_chains import Candidate, worth
+
+DENSITIES = st.floats(0.02, 1.0)
+SIZES = st.sampled_from([8, 32, 64, 256])
+
+
+def line(sizes: list[int], between: str = "Relu") -> tuple[list[Any], dict[str, tuple[int, ...]]]:
+    """Convolutions of 3 × 3, one after the other, with one operation between them."""
+    nodes, weights, x = [], {}, "x"
+    for i, size in enumerate(sizes):
+        weights[f"w{i}"] = (size, sizes[max(i - 1, 0)], 3, 3)
+        nodes += [helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"]), helper.make_node(between, [f"c{i}"], [f"r{i}"])]
+        x = f"r{i}"
+    return nodes, weights
+
+
+def candidates(densities: list[float | None]) -> dict[int, Candidate]:
+    return {2 * i: Candidate(d, d <= 0.5) for i, d in enumerate(densities) if d is not None}
+
+
+@given(st.lists(st.tuples(SIZES, st.none() | DENSITIES), min_size=1, max_size=8))
+def test_only_candidates_are_chosen_and_all_of_them_or_those_that_gain_alone(chain: list[Any]) -> None:
+    nodes, weights = line([size for size, _ in chain])
+    given_ones = candidates([density for _, density in chain])
+    alone = {place for place, one in given_ones.items() if one.alone}
+    assert worth(nodes, weights, given_ones) in ({*given_ones}, alone, set())
+
+
+@given(st.lists(SIZES, min_size=1, max_size=6), DENSITIES, DENSITIES)
+def test_sparser_chains_are_chosen_where_denser_ones_are(sizes: list[int], one: float, other: float) -> None:
+    nodes, weights = line(sizes)
+    sparse, dense = (worth(nodes, weights, candidates([d] * len(sizes))) for d in sorted((one, other)))
+    assert dense <= sparse
+
+
+@given(st.lists(st.tuples(SIZES, st.none() | DENSITIES), min_size=2, max_size=6), st.data())
+def test_chains_are_decided_each_for_itself(chain: list[Any], data: st.DataObject) -> None:
+    """What an operation parts that needs plain images is as if it were in a model of its own."""
+    sizes, given_ones = [size for size, _ in chain], candidates([density for _, density in chain])
+    nodes, weights = line(sizes, between="Softmax")
+    i = data.draw(st.integers(0, len(chain) - 1))
+    single = worth(nodes[2 * i : 2 * i + 2], weights, {0: given_ones[2 * i]} if 2 * i in given_ones else {})
+    assert (2 * i in worth(nodes, weights, given_ones)) == (0 in single)
+
+
+def test_one_sparse_convolution_among_dense_ones_stays_as_it_is() -> None:
+    nodes, weights = line([64] * 9)
+    assert worth(nodes, weights, {8: Candidate(0.45, True)}) == set()
+    assert worth(nodes, weights, {8: Candidate(0.02, True)}) == {8}  # four times as fast pays for two images
+
+
+def test_one_denser_convolution_does_not_break_a_sparse_chain() -> None:
+    nodes, weights = line([64] * 9)
+    densities: list[float | None] = [0.3] * 4 + [0.65] + [0.3] * 4
+    assert worth(nodes, weights, candidates(densities)) == set(range(0, 18, 2))
+
+
+def test_small_ones_do_not_start_a_chain() -> None:
+    nodes, weights = line([8, 8])
+    assert worth(nodes, weights, {0: Candidate(0.05, False), 2: Candidate(0.05, False)}) == set()
+
+
+def test_nodes_of_other_domains_part_chains() -> None:
+    nodes, weights = line([64, 64])
+    chained = worth(nodes, weights, {0: Candidate(0.1, True), 2: Candidate(0.9, False)})
+    nodes[1].CopyFrom(onnx.helper.make_node("Relu", ["c0"], ["r0"], domain="elsewhere"))
+    assert worth(nodes, weights, {0: Candidate(0.1, True), 2: Candidate(0.9, False)}) == {0}
+    assert 0 in chained
