@@ -18,7 +18,7 @@ from emp_onnx.packing.forms import forms, parted, survey
 from emp_onnx.packing.functions import VERSION, cut_in, cuts
 from emp_onnx.packing.places import Chosen
 from emp_onnx.packing.rewrite import rewritten
-from emp_onnx.runtime.rejoin import rejoin
+from emp_onnx.runtime.fuse_parts import rejoin
 from tests.onnx.builders import write
 from tests.onnx.packing import DTYPES, awkward, holder, read_packed, write_one_sidecar
 

@@ -26,10 +26,10 @@ from onnx import helper
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.reader import DOMAIN
+from emp_onnx.runtime.fuse_parts import rejoin
 from emp_onnx.runtime.fused_body import ATTRIBUTES, Shape, function_of
 from emp_onnx.runtime.fused_chains import Candidate, worth
 from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
-from emp_onnx.runtime.rejoin import rejoin
 
 __all__ = ["FORMS", "Fused", "fuse", "fused_model"]
 
