@@ -11,10 +11,11 @@ except ImportError as error:
 
 from emp_jax.files import load, save
 from emp_jax.gradual import GradualState, gradual, sparsity_of
-from emp_jax.trees import apply, find_weights, keep_masks, masks, plan, prune, verify
+from emp_jax.trees import Pruned, apply, find_weights, keep_masks, masks, plan, prune, verify
 
 __all__ = [
     "GradualState",
+    "Pruned",
     "apply",
     "find_weights",
     "gradual",

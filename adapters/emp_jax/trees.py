@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,19 @@ from emp_core.certificates import Certificate, Seen, certify, contradictions
 from emp_core.certificates import read as read_certificate
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
 
-__all__ = ["apply", "find_weights", "keep_masks", "masks", "name_of", "plan", "prune", "verify"]
+__all__ = ["Pruned", "apply", "find_weights", "keep_masks", "masks", "name_of", "plan", "prune", "verify"]
 
 Tree = Any
 Choice = Callable[[str, Any], bool]
+
+
+class Pruned(NamedTuple):
+    """What `prune` gives: new parameters, the plan that made them, and their certificate as text, for `save` and
+    `verify`."""
+
+    params: Tree
+    plan: Plan
+    certificate: str
 
 
 def name_of(path: Any) -> str:
@@ -122,13 +131,19 @@ def verify(params: Tree, certificate: str | Certificate, /) -> tuple[str, ...]:
     return tuple(faults)
 
 
-def prune(params: Tree, /, **options: Any) -> tuple[Tree, Plan]:
-    """All of it: plan (with its options), apply, verify; the new parameters and the plan."""
+def prune(params: Tree, /, **options: Any) -> Pruned:
+    """All of it: plan (with its options), apply, verify.
+
+    >>> import jax.numpy as jnp
+    >>> params, plan, certificate = prune({"w": jnp.array([[4.0, -3.0], [0.5, 0.5]])})
+    >>> plan.total.k, verify(params, certificate)
+    (2, ())
+    """
     made = plan(params, **options)
     pruned, certificate = apply(params, made)
     faults = verify(pruned, certificate)
     assert not faults, faults
-    return pruned, made
+    return Pruned(pruned, made, certificate)
 
 
 def keep_masks(inner: optax.GradientTransformation, kept: Tree, /) -> optax.GradientTransformation:

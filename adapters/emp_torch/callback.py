@@ -30,6 +30,11 @@ class GradualPruning:
         """The name of this callback in checkpoints."""
         return f"{type(self).__name__}{{{self.part}}}"
 
+    @property
+    def _legacy_state_key(self) -> type:
+        """Under which Lightning also looks for its state when training goes on from a checkpoint."""
+        return type(self)
+
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Take hold of the model and of its one optimizer."""
         optimizers = list(trainer.optimizers)

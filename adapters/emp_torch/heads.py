@@ -1,8 +1,8 @@
 """Attention heads: scored by their own slices of the weights or by Taylor, set to zero, or physically removed.
 
 Knows ``nn.MultiheadAttention`` and blocks in the shapes that Hugging Face models have: separate linear layers for
-query, key, value and output under any of the usual names (Llama, OPT, BART, BERT, ViT), or GPT-2's ``c_attn`` and
-``c_proj``.
+query, key, value and output under any of the usual names (Llama, OPT, BART, T5, ViT), also where the output layer is in
+a module beside the others (BERT), or GPT-2's ``c_attn`` and ``c_proj``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ NAMES = (
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 WIDTHS = ("all_head_size", "split_size", "inner_dim")
+INNER = ("self", "attention")  # where a block holds query, key and value apart from its output layer
+BIAS_TABLE = "relative_position_bias_table"  # one column per head (Swin, BEiT)
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,15 @@ def remove_heads(model: nn.Module, heads: Heads, keep: Any, /) -> nn.Module:
         The block as it is now.
 
     Raises:
-        ArgumentError: keep does not fit, keeps no head, or divides a group.
+        ArgumentError: keep does not fit, keeps no head, or divides a group; or the block's positions have a bias for
+            every head that other blocks share (T5), so that only `zero_heads` can be done.
     """
     kept, kv = _kept(heads, keep, shared=True)
+    if hasattr(heads.module, "has_relative_attention_bias") and not bool(kept.all()):
+        raise ArgumentError(
+            f"heads must be of a block that can lose them, got {heads.name}, whose bias of positions is by head "
+            "and is shared with other blocks; zero_heads leaves the shapes as they are"
+        )
     if isinstance(heads.module, nn.MultiheadAttention):
         smaller = SmallerAttention.of(heads.module, kept)
         if heads.name:
@@ -185,6 +193,7 @@ def remove_heads(model: nn.Module, heads: Heads, keep: Any, /) -> nn.Module:
     fused = heads.parts["q"].module is heads.parts["k"].module
     if fused:
         _shrink_fused(heads, kept)
+    _shrink_tables(model, heads, kept)
     _recount(heads, kept, kv)
     return heads.module
 
@@ -231,6 +240,19 @@ def _shrink_fused(heads: Heads, kept: Tensor) -> None:
     _shrink(Part(part.module, part.attribute, part.rows), each, with_bias=True)
 
 
+@torch.no_grad()
+def _shrink_tables(model: nn.Module, heads: Heads, kept: Tensor) -> None:
+    """Take columns out of the tables, in the block or beside it, that bias positions head by head."""
+    beside = model.get_submodule(heads.name.rpartition(".")[0]).children() if heads.name else ()
+    for owner in {id(m): m for m in (*heads.module.modules(), *beside)}.values():
+        table = owner._parameters.get(BIAS_TABLE)
+        if table is not None and table.shape[-1] == heads.count:
+            index = kept.nonzero().reshape(-1).to(table.device)
+            owner._parameters[BIAS_TABLE] = nn.Parameter(
+                table.index_select(-1, index), requires_grad=table.requires_grad
+            )
+
+
 def _recount(heads: Heads, kept: Tensor, kv: Tensor) -> None:
     """The block's own figures of heads and width."""
     module, left = heads.module, int(kept.sum())
@@ -253,6 +275,19 @@ def _recognised(name: str, module: nn.Module) -> Heads | None:
         else:
             parts = {p: Part(module, f"{p}_proj_weight", True, bias_third=i) for i, p in enumerate("qkv")}
         return Heads(name, module, module.num_heads, module.num_heads, {**parts, "o": output})
+    found = _separate(name, module, module)
+    if found is not None:
+        return found
+    for part in INNER:  # the output layer is not within the block, but beside it
+        inner, beside = getattr(module, part, None), getattr(module, "output", None)
+        last = getattr(beside, "dense", None)
+        if isinstance(inner, nn.Module) and isinstance(last, nn.Linear) and _separate(name, inner, inner) is None:
+            return _separate(name, inner, beside)
+    return None
+
+
+def _separate(name: str, module: nn.Module, outer: Any) -> Heads | None:
+    """A block with layers of its own; ``outer`` holds the output layer."""
     count = _count(module, COUNTS)
     if count is None:
         return None
@@ -262,14 +297,13 @@ def _recognised(name: str, module: nn.Module) -> Heads | None:
         parts = {p: Part(fused, "weight", first, i) for i, p in enumerate("qkv")}
         return Heads(name, module, count, count, {**parts, "o": Part(last, "weight", not isinstance(last, nn.Linear))})
     for q, k, v, outputs in NAMES:
-        layers = [getattr(module, part, None) for part in (q, k, v)]
-        last = next((found for o in outputs if (found := getattr(module, o, None)) is not None), None)
-        if all(isinstance(layer, nn.Linear) for layer in layers) and isinstance(last, nn.Linear):
-            parts = {
-                p: Part(layer, "weight", True) for p, layer in zip("qkv", layers, strict=True) if layer is not None
-            }
-            kv = _count(module, KV_COUNTS) or count
-            return Heads(name, module, count, kv, {**parts, "o": Part(last, "weight", False)})
+        layers = [layer for part in (q, k, v) if isinstance(layer := getattr(module, part, None), nn.Linear)]
+        last = next((found for o in outputs if (found := getattr(outer, o, None)) is not None), None)
+        if len(layers) < 3 or not isinstance(last, nn.Linear) or last.in_features != layers[0].out_features:
+            continue
+        parts = {p: Part(layer, "weight", True) for p, layer in zip("qkv", layers, strict=True)}
+        kv = _count(module, KV_COUNTS) or count
+        return Heads(name, module, count, kv, {**parts, "o": Part(last, "weight", False)})
     return None
 
 

@@ -142,10 +142,13 @@ def test_a_trained_kan_loses_the_nodes_that_do_not_matter():
         assert emp_core.select(node_scores(model, "max"), beta=1.25).mask[1::2].any()  # why min is the default
         dead = torch.arange(8) % 2 == 0
         first, last = kan.remove_nodes(
-            {"base1": model[0].base, "spline1": model[0].spline},
-            {"base2": model[1].base, "spline2": model[1].spline},
+            {"base1": model[0].base, "scale1": model[0].scale, "spline1": model[0].spline},
+            {"base2": model[1].base, "scale2": model[1].scale, "spline2": model[1].spline},
             dead,
-            axes={"base1": 0, "spline1": 0, "base2": 1, "spline2": 1},
+            axes={
+                **dict.fromkeys(("base1", "scale1", "spline1"), 0),
+                **dict.fromkeys(("base2", "scale2", "spline2"), 1),
+            },
         )
         smaller = torch.nn.Sequential(KanLayer(2, 4), KanLayer(4, 1))
         for layer, arrays in zip(smaller, (first, last), strict=True):

@@ -400,3 +400,15 @@ def test_a_model_on_a_device(make):
     named["a"][3, 3] = np.nan
     with pytest.raises(PoolError, match="a must be finite"):
         emp_core.select({n: on_device(make(a)) for n, a in named.items()}, scope="model")
+
+
+def test_float64_is_not_narrow_where_there_is_no_bfloat16():
+    """As in CuPy, whose types are NumPy's; and NumPy says that float64 equals None."""
+    from types import SimpleNamespace
+
+    from emp_core._namespace import is_narrow
+
+    library = SimpleNamespace(float32=np.float32, float16=np.float16, float64=np.float64)
+    assert [is_narrow(library, np.dtype(t)) for t in ("float16", "float32", "float64")] == [True, True, False]
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    assert [is_narrow(torch, t) for t in (torch.bfloat16, torch.float32, torch.float64)] == [True, True, False]

@@ -31,7 +31,7 @@ NAMES = ["dense.kernel", "out.0.kernel"]
 def test_what_is_kept_is_what_the_core_selects(scope):
     params = tree()
     assert list(emp_jax.find_weights(params)) == NAMES
-    pruned, made = emp_jax.prune(params, scope=scope)
+    pruned, made, carried = emp_jax.prune(params, scope=scope)
     named = {n: np.asarray(a) for n, a in emp_jax.find_weights(params).items()}
     if scope == "model":
         masks = emp_core.select(named, scope="model").mask
@@ -45,6 +45,7 @@ def test_what_is_kept_is_what_the_core_selects(scope):
     assert again == made
     other, certificate = emp_jax.apply(params, again)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), other, pruned))
+    assert carried == certificate
     assert emp_jax.verify(pruned, certificate) == ()
     assert emp_jax.verify(params, certificate)
     with pytest.raises(emp_core.ArgumentError, match="made from other values"):
@@ -80,7 +81,7 @@ def batch(i):
     ids=["adamw", "sgd", "chain"],
 )  # fmt: skip
 def test_masks_are_kept_through_training(inner):
-    params, made = emp_jax.prune(small(), sparsity=0.6)
+    params, made, _ = emp_jax.prune(small(), sparsity=0.6)
     kept = emp_jax.masks(params, made)
     optimizer = emp_jax.keep_masks(inner, kept)
     state, step = optimizer.init(params), trainer(optimizer)

@@ -49,6 +49,30 @@ class Bert(nn.Module):
         return self.dense(y)
 
 
+class Apart(nn.Module):
+    """In the shape of BERT as it is: query, key and value in one module, the output layer in another beside it; and a
+    bias of positions with a column for each head, as Swin has."""
+
+    def __init__(self):
+        super().__init__()
+        inner = nn.Module()
+        inner.num_attention_heads, inner.attention_head_size, inner.all_head_size = 6, 4, 24
+        inner.query, inner.key, inner.value = (nn.Linear(24, 24) for _ in range(3))
+        inner.relative_position_bias_table = nn.Parameter(torch.randn(7 * 7, 6))
+        self.add_module("self", inner)
+        self.output = nn.Module()
+        self.output.dense = nn.Linear(24, 24)
+
+    def forward(self, x):
+        inner = getattr(self, "self")  # noqa: B009
+        shape = (inner.num_attention_heads, inner.attention_head_size)
+        q, k, v = (f(x).unflatten(-1, shape).transpose(1, 2) for f in (inner.query, inner.key, inner.value))
+        bias = inner.relative_position_bias_table.T.reshape(-1, 7, 7)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        assert y.shape[-1] == inner.all_head_size
+        return self.output.dense(y)
+
+
 class Conv1D(nn.Module):
     """GPT-2's linear layer, with its weight transposed."""
 
@@ -87,7 +111,14 @@ class Plain(nn.Module):
         return self.inner(x, x, x, need_weights=False)[0]
 
 
-BLOCKS = {"llama": Llama, "bert": Bert, "gpt2": Gpt2, "plain": Plain, "no bias": lambda: Plain(bias=False)}
+BLOCKS = {
+    "llama": Llama,
+    "bert": Bert,
+    "apart": Apart,
+    "gpt2": Gpt2,
+    "plain": Plain,
+    "no bias": lambda: Plain(bias=False),
+}
 
 
 class Model(nn.Module):
