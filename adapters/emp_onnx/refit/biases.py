@@ -20,10 +20,12 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.files import emit
 from emp_onnx.files.graph import Node
 from emp_onnx.files.model_io import Model
+from emp_onnx.files.source import Memory
 from emp_onnx.files.wire import Edit, Wire
 
 __all__ = ["Added", "added_of", "missing_biases", "with_biases"]
 
+INPUT, OUTPUT = 1, 2  # fields of a node
 TAKING = ("Conv", "ConvTranspose", "Gemm")  # have an input for a bias, the third
 KINDS = ("float32", "float64", "float16")
 LARGE = 1 << 28  # bytes of a model file (without its sidecars) beyond which it is left as it is
@@ -81,8 +83,6 @@ def with_biases(model: Model, added: Sequence[Added]) -> Model:
     Raises:
         UsageError: one does not fit the model.
     """
-    import onnx
-
     if not added:
         return model
     wire, graph = Wire(model.source), model.graph
@@ -96,32 +96,33 @@ def with_biases(model: Model, added: Sequence[Added]) -> Model:
         taken.add(item.name)
         tensors.append(_zeros(item))
         at, end = model.contents.nodes[item.node]
-        proto = onnx.NodeProto()
-        proto.ParseFromString(model.source.read(at, end - at))
-        if proto.op_type in TAKING:
-            del proto.input[2:]
-            proto.input.append(item.name)
-            edits.append(Edit(at, end, proto.SerializeToString(deterministic=True)))
-        elif proto.op_type == "MatMul":
-            result = proto.output[0]
+        node, content = graph.nodes[item.node], model.source.read(at, end - at)
+        if node.op in TAKING:
+            edits.append(Edit(at, end, _renamed(content, INPUT, (*node.inputs[:2], item.name))))
+        elif node.op == "MatMul":
+            result = node.outputs[0]
             plain = f"{item.name} not added"
             while plain in taken:
                 plain += "'"
             taken.add(plain)
-            proto.output[0] = plain
             # the product comes before what was its place, where the sum is now
-            product = emit.field(1, proto.SerializeToString(deterministic=True))
+            product = emit.field(1, _renamed(content, OUTPUT, (plain,)))
             edits.append(Edit(begin[at], begin[at], product, insert=True))
             edits.append(Edit(at, end, emit.node("Add", [plain, item.name], [result], name=f"{item.name} added")))
         else:
-            op = quote(proto.op_type)
-            raise UsageError(f"an added bias must be one of a product, got {quote(item.name)} at {op}")
+            raise UsageError(f"an added bias must be one of a product, got {quote(item.name)} at {quote(node.op)}")
     edits = [Edit(first, first, b"".join(tensors), insert=True), *edits]
     edits.sort(key=lambda edit: (edit.start, edit.stop))
     pieces, _ = wire.edited(0, model.source.size, edits)
     read = model.source.read
     whole = b"".join(p if isinstance(p, bytes) else bytes(read(p[0], p[1] - p[0])) for p in _plain(pieces))
     return Model(whole, model.path)
+
+
+def _renamed(node: bytes, kind: int, names: Sequence[str]) -> bytes:
+    """A node with these inputs or outputs, and all its other fields as they are."""
+    others = [node[at:end] for number, _, _, at, end in Wire(Memory(node)).fields(0, len(node)) if number != kind]
+    return b"".join([*(emit.field(kind, name) for name in names), *others])
 
 
 def _plain(pieces: Sequence[Any]) -> Iterator[Any]:
