@@ -107,7 +107,7 @@ def measure(millions: int, rounds: int, threads: int, device: str) -> str:
     same = len({run[6] for run in ours + theirs}) == 1
     best = [[min(run[i] for run in runs) for i in range(4)] for runs in (ours, theirs)]
     names = ("seconds", "CPU seconds", "most extra memory", "extra memory held after")
-    floors = ("≥ 8 ×" if device == "cpu" else "", "", "≥ 4 ×", "")
+    floors = ("≥ 8 ×", "", "≥ 4 ×", "")
     rows = []
     for i, name in enumerate(names):
         digits = 2 if device == "cpu" else 4
