@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ from emp_onnx.refit.curves import Curve
 __all__ = ["ALLOCATIONS", "FLOOR", "allocate", "spread"]
 
 Float = NDArray[np.float64]
+STEPS = 8  # for each step of a curve
 FLOOR = 1.0
 Matrix = Callable[[Curve], Float]
 
@@ -132,10 +133,27 @@ def _error(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
     return keep
 
 
+def _between(curve: Curve) -> Iterator[tuple[int, float]]:
+    """A curve's points with `STEPS` in place of each step: errors grow by factors, and from nothing as a square.
+
+    With straight lines between few points the least would always lie at one of these, and the smallest change of what
+    was measured would move a tenth of a layer.
+    """
+    yield curve.counts[0], curve.errors[0]
+    for (k, e), (k2, e2) in pairwise(zip(curve.counts, curve.errors, strict=True)):
+        last = k
+        for step in range(1, STEPS + 1):
+            t = step / STEPS
+            at = k2 if step == STEPS else round(k + (k2 - k) * t)
+            if at < last:
+                last = at
+                yield at, e * (e2 / e) ** t if e > 0 else e2 * t * t
+
+
 def _hull(curve: Curve) -> list[tuple[tuple[int, float], tuple[int, float]]]:
     """The lower convex hull of a curve, as pieces from dense downwards."""
     hull: list[tuple[int, float]] = []
-    for point in zip(curve.counts, curve.errors, strict=True):
+    for point in _between(curve):
         hull.append(point)
         while len(hull) > 2:
             (a, ea), (b, eb), (c, ec) = hull[-3:]
