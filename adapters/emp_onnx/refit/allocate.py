@@ -17,7 +17,7 @@ __all__ = ["ALLOCATIONS", "FLOOR", "allocate", "spread"]
 
 Float = NDArray[np.float64]
 STEPS = 8  # for each step of a curve
-FLOOR = 1.0
+FLOOR = 1.0  # share of the mean density that a layer keeps at least where there are recurrent cells
 Matrix = Callable[[Curve], Float]
 
 
