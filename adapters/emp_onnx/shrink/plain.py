@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.shrink.cut import drop_dead
+from emp_onnx.shrink.edit import Edit
 from emp_onnx.shrink.readers import Reader, find_readers
-from emp_onnx.shrink.sizes import Sizes
 from emp_onnx.shrink.trace import Trace
 from emp_onnx.shrink.view import Op, View
 
@@ -34,55 +33,17 @@ Wide = NDArray[np.float64]
 
 def plain(view: View, traced: Trace) -> Any:
     """A copy of a prepared model that says the same with fewer operations; None if there is nothing to do."""
-    import onnx
-
-    model = onnx.ModelProto()
-    model.CopyFrom(view.model)
-    writer = _Writer(view, traced, model)
+    writer = _Writer(view, traced)
     if not traced.fixed:  # else what stayed the same may only not have been varied
         writer.known_sizes()
     writer.targets()
     writer.once()
     writer.norms()
     writer.turns()
-    if not writer.changed:
-        return None
-    drop_dead(model.graph)
-    return model
+    return writer.done()
 
 
-class _Writer:
-    def __init__(self, view: View, traced: Trace, model: Any) -> None:
-        self.view, self.trace, self.model = view, traced, model
-        self.nodes = {op.index: node for op, node in zip(view.ops, model.graph.node, strict=True)}
-        self.tensors = {t.name: t for t in model.graph.initializer}
-        self.sizes = Sizes(view, traced)
-        self.fixed = set(view.outputs) | view.captured
-        self.taken = {n for op in view.ops for n in (*op.inputs, *op.outputs)} | set(view.constants)
-        self.changed = False
-        self.instead: dict[str, str] = {}
-
-    def constant(self, base: str, values: NDArray[Any]) -> str:
-        """A new constant; its name."""
-        import onnx
-
-        name = f"{base}_plain"
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        self.model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-        if self.model.ir_version < 4:  # every initializer is an input too, in files of that time
-            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-            self.model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))
-        return name
-
-    def read_instead(self, old: str, new: str) -> None:
-        """Let every reader of a tensor read another one."""
-        for op, slot in self.view.readers.get(old, []):
-            self.nodes[op.index].input[slot] = new
-        self.instead[old] = new
-        self.changed = True
-
+class _Writer(Edit):
     def known_sizes(self) -> None:
         """Constants for what followed from sizes and never changed."""
         for op in self.view.ops:

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
+from emp_onnx.shrink.early import early
+from emp_onnx.shrink.flat import flat
 from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.linear import linear
 from emp_onnx.shrink.links import find_links
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
@@ -22,6 +25,7 @@ from emp_onnx.shrink.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.regions import Group, find_groups
 from emp_onnx.shrink.rotate import rotate
+from emp_onnx.shrink.rows import rows
 from emp_onnx.shrink.skip import Skip, skipped
 from emp_onnx.shrink.together import together
 from emp_onnx.shrink.trace import Trace, trace
@@ -31,6 +35,7 @@ __all__ = ["Problem"]
 
 Wide = NDArray[np.float64]
 assert rules
+ROUNDS = 4  # of rewriting
 FASTER = 0.98  # of the latency: what is less counts as faster
 
 
@@ -219,10 +224,18 @@ def _groups(view: View, traced: Trace) -> tuple[list[Group], dict[Any, str]]:
 
 def _simpler(view: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> tuple[View, Trace]:
     """The model said plainly, where that is proven to compute the same; else as it was."""
-    for _ in range(3):  # what became plain may make more so
-        model = plain(view, traced)
-        if model is None or not prove(view.model, model, [*traced.feeds, *feeds[2:8]], threads=threads).holds:
+    rewrites = [plain, flat, early, linear, rows]
+    for _ in range(ROUNDS):  # what became plain may make more so
+        before = view
+        for rewrite in list(rewrites):
+            model = rewrite(view, traced)
+            if model is None:
+                continue
+            if not prove(view.model, model, [*traced.feeds, *feeds[2:8]], threads=threads).holds:
+                rewrites.remove(rewrite)
+                continue
+            view = View.of(model)
+            traced = trace(view, feeds)
+        if view is before:
             break
-        view = View.of(model)
-        traced = trace(view, feeds)
     return view, traced
