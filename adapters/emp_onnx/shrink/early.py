@@ -20,7 +20,7 @@ from emp_onnx.shrink.sizes import Entry
 from emp_onnx.shrink.trace import Trace
 from emp_onnx.shrink.view import Op, View
 
-__all__ = ["early"]
+__all__ = ["early", "unasked"]
 
 
 @dataclass
@@ -183,3 +183,22 @@ def _last_state(op: Op, name: str, axis: int, edit: Edit) -> str:
     shape = edit.sizes.of(name)
     to = edit.target((1, *shape[2:]), (1, *shape[1:]))
     return "" if to is None else edit.insert(op, "Reshape", [node.output[1], edit.constant(name, to)], name)
+
+
+def unasked(model: Any) -> Any:
+    """A copy in which recurrent operations give out only what something reads."""
+    import onnx
+
+    from emp_onnx.shrink.view import _captured
+
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    read = {name for node in new.graph.node for name in (*node.input, *_captured(node))}
+    read |= {o.name for o in new.graph.output}
+    for node in new.graph.node:
+        if node.op_type in ("LSTM", "GRU", "RNN") and not node.domain:
+            kept = [name if name in read else "" for name in node.output]
+            while kept and not kept[-1]:
+                kept.pop()
+            node.output[:] = kept
+    return new

@@ -20,7 +20,7 @@ class Edit:
     """What a rewrite works on.
 
     Attributes:
-        nodes: of the copy, by the index of the operation that they stand for.
+        nodes: of the copy, by the index of the operation that they stand for. tensors: its constants as they came.
         sizes: of the model as it was.
         fixed: tensors that have to stay as they are: outputs, what bodies read, and the scores behind outputs that
             are whole numbers, by which models are compared.
@@ -33,6 +33,7 @@ class Edit:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(view.model)
         self.nodes = {op.index: node for op, node in zip(view.ops, self.model.graph.node, strict=True)}
+        self.tensors = {t.name: t for t in self.model.graph.initializer}
         self.sizes = Sizes(view, traced)
         self.fixed = set(view.outputs) | view.captured | set(ancestors(view.model))
         self.taken = {n for op in view.ops for n in (*op.inputs, *op.outputs)} | set(view.constants)

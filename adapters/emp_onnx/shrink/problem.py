@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
-from emp_onnx.shrink.early import early
+from emp_onnx.shrink.early import early, unasked
 from emp_onnx.shrink.flat import flat
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.linear import linear
@@ -202,9 +202,10 @@ class Problem:
         return min(times[-1 if self.joins else 0] / whole, 1.0)
 
     def finish(self, model: Any) -> Any:
-        """The cut model as it is written: products that read the same joined, where that is faster."""
+        """The cut model as it is written: products that read the same joined, where that is faster, and states that
+        nobody reads not asked for."""
         other = together(model) if self.joins else None
-        return model if other is None else other
+        return unasked(model if other is None else other)
 
     def reference(self, shrunk: Any, masks: Masks) -> Any:
         """The masked model to which a shrunk one is compared."""
