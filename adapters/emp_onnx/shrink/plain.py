@@ -5,7 +5,7 @@ beyond float rounding, whatever the input:
 
 - Sizes that are the model's own, worked out anew in every run, become constants; sizes of the caller that a Reshape
   passes on become 0 (as it was) or the one −1 (what is left).
-- The same size worked out twice is worked out once, and so is what follows from sizes alone.
+- The same size worked out twice is worked out once, and so is whatever follows from the same in the same way.
 - A BatchNormalization whose readers are products: y = s·x + t, so y·W + b = x·(s·W) + (t·W + b).
 - A Transpose after a Transpose is one, or none.
 
@@ -27,7 +27,8 @@ from emp_onnx.shrink.view import Op, View
 
 __all__ = ["plain"]
 
-RANDOM = ("Random", "Multinomial", "Bernoulli")
+RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout")
+BODIES = ("If", "Loop", "Scan", "SequenceMap")
 Wide = NDArray[np.float64]
 
 
@@ -78,15 +79,15 @@ class _Writer(Edit):
                 self.changed = True
 
     def once(self) -> None:
-        """What follows from sizes alone and is equal is computed once."""
+        """What is worked out twice from the same is worked out once, and so are sizes that are equal."""
         seen: dict[Any, str] = {}
         for op in self.view.ops:
-            if len(op.outputs) != 1 or op.outputs[0] not in self.trace.free or op.outputs[0] in self.fixed:
+            if len(op.outputs) != 1 or op.outputs[0] in self.fixed or op.type in BODIES:
                 continue
             if op.outputs[0] in self.instead or op.type.startswith(RANDOM):
                 continue
             name = op.outputs[0]
-            value = self.sizes.values.get(name)
+            value = self.sizes.values.get(name) if name in self.trace.free else None
             key: Any = ("sizes", value, self.trace.dtypes.get(name))
             if value is None:
                 node = self.nodes[op.index]

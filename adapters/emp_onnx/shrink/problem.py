@@ -17,6 +17,7 @@ from emp_onnx.shrink.flat import flat
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.linear import linear
 from emp_onnx.shrink.links import find_links
+from emp_onnx.shrink.masks import masks
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
 from emp_onnx.shrink.plain import plain
@@ -224,19 +225,38 @@ def _groups(view: View, traced: Trace) -> tuple[list[Group], dict[Any, str]]:
 
 
 def _simpler(view: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> tuple[View, Trace]:
-    """The model said plainly, where that is proven to compute the same; else as it was."""
-    rewrites = [plain, flat, early, linear, rows]
+    """The model said plainly, where that is proven to compute the same; else as it was.
+
+    All rewrites are proven together, and one by one only where that fails.
+    """
+    rewrites = [plain, flat, early, linear, rows, masks]
+    for each in (False, True):
+        found = _rewritten(rewrites, view, traced, feeds, threads, each)
+        if found[0] is view or each or _same(view, found[0], traced, feeds, threads):
+            return found
+    return view, traced
+
+
+def _rewritten(
+    rewrites: list[Any], view: View, traced: Trace, feeds: Sequence[Feed], threads: int, each: bool
+) -> tuple[View, Trace]:
+    """What rewrites come to, one after the other; with `each` those that are not proven are left out."""
+    rewrites = list(rewrites)
     for _ in range(ROUNDS):  # what became plain may make more so
         before = view
         for rewrite in list(rewrites):
             model = rewrite(view, traced)
             if model is None:
                 continue
-            if not prove(view.model, model, [*traced.feeds, *feeds[2:8]], threads=threads).holds:
+            new = View.of(model)
+            if each and not _same(view, new, traced, feeds, threads):
                 rewrites.remove(rewrite)
                 continue
-            view = View.of(model)
-            traced = trace(view, feeds)
+            view, traced = new, trace(new, feeds)
         if view is before:
             break
     return view, traced
+
+
+def _same(one: View, other: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> bool:
+    return prove(one.model, other.model, [*traced.feeds, *feeds[2:8]], threads=threads).holds

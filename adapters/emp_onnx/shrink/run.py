@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.runtime.continued import continued
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.lengthen import lengthened
 from emp_onnx.shrink.amounts import keep, signal_of, step
@@ -135,7 +136,7 @@ def shrink(
     held = samples[-max(len(samples) // 5, 1) :]
     fit = samples[: len(samples) - len(held)] or samples
     runner = Runner(proto, threads=threads)
-    more = [lengthened(runner.inputs, runner, part, apart=APART) for part in (fit, held)]
+    more = [[*lengthened(runner.inputs, runner, part, apart=APART), *continued(runner, part)] for part in (fit, held)]
     fit, held = [*fit, *more[0]], [*held, *more[1]]
     dense_problem = problem
     rows: list[GroupRow]

@@ -167,6 +167,10 @@ class Sizes:
             return None
         return [stop[1][0]]
 
+    def _constantofshape(self, op: Op) -> Sequence[Entry | None] | None:
+        target = self.values.get(op.inputs[0])
+        return None if target is None else target[1]
+
     def _unsqueeze(self, op: Op) -> Sequence[Entry | None] | None:
         axes = self._axes(op)
         rank = len(self.trace.shapes.get(op.outputs[0]) or ())
