@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def continued(runs: Callable[[Feed], Mapping[str, Any]], feeds: Sequence[Feed]) 
         feeds: in the order in which they came about.
     """
     arrays = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
-    steps = [_step(one, other) for one, other in zip(arrays, arrays[1:], strict=False)]
+    steps = [_step(one, other) for one, other in pairwise(arrays)]
     if sum(axis is not None for _, axis in filter(None, steps)) < LEAST:
         return []
     loop = _loop(arrays, steps, runs)

@@ -26,10 +26,11 @@ def masks(view: View, traced: Trace) -> Any:
     """A copy of a prepared model with masks in shared biases, and scales in weights; None if there are none."""
     edit = Edit(view, traced)
     for op in view.ops:
+        if op.type in ("Mul", "Div"):
+            _scale(op, edit)
+    for op in view.ops:
         if op.type == "Where":
             _mask(op, edit)
-        elif op.type in ("Mul", "Div"):
-            _scale(op, edit)
     return edit.done()
 
 
@@ -44,8 +45,9 @@ def _mask(op: Op, edit: Edit) -> None:
             continue
         for bias, scores in (total.inputs, total.inputs[::-1]):
             if edit.sizes.of(scores) == edit.sizes.of(other) and _shared(op, other, bias, edit):
-                hidden = edit.insert(op, "Where", [bias if n == other else n for n in op.inputs], bias)
-                edit.put(op, "Add", [scores, hidden])
+                now = edit.instead.get
+                hidden = edit.insert(op, "Where", [now(bias, bias) if n == other else n for n in op.inputs], bias)
+                edit.put(op, "Add", [now(scores, scores), hidden])
                 return
 
 

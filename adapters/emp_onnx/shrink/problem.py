@@ -252,7 +252,7 @@ def _rewritten(
             if each and not _same(view, new, traced, feeds, threads):
                 rewrites.remove(rewrite)
                 continue
-            view, traced = new, trace(new, feeds)
+            view, traced = new, trace(new, feeds, known=traced)
         if view is before:
             break
     return view, traced
