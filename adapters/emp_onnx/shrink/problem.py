@@ -32,11 +32,12 @@ from emp_onnx.shrink.together import together
 from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
-__all__ = ["Problem"]
+__all__ = ["REWRITES", "Problem"]
 
 Wide = NDArray[np.float64]
 assert rules
 ROUNDS = 4  # of rewriting
+REWRITES = (plain, flat, early, linear, rows, masks)
 FASTER = 0.98  # of the latency: what is less counts as faster
 
 
@@ -229,16 +230,15 @@ def _simpler(view: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> 
 
     All rewrites are proven together, and one by one only where that fails.
     """
-    rewrites = [plain, flat, early, linear, rows, masks]
     for each in (False, True):
-        found = _rewritten(rewrites, view, traced, feeds, threads, each)
+        found = _rewritten(REWRITES, view, traced, feeds, threads, each)
         if found[0] is view or each or _same(view, found[0], traced, feeds, threads):
             return found
     return view, traced
 
 
 def _rewritten(
-    rewrites: list[Any], view: View, traced: Trace, feeds: Sequence[Feed], threads: int, each: bool
+    rewrites: Sequence[Any], view: View, traced: Trace, feeds: Sequence[Feed], threads: int, each: bool
 ) -> tuple[View, Trace]:
     """What rewrites come to, one after the other; with `each` those that are not proven are left out."""
     rewrites = list(rewrites)
