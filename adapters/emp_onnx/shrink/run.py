@@ -125,7 +125,7 @@ def shrink(
     proto, source = read(model)
     path = Path(model)
     target = target_of(path, out, in_place)
-    given = None if feeds is None else feeds_of(feeds)
+    given = None if feeds is None else feeds_of(feeds, source.needed)
     samples = made_up(proto, seed=seed) if given is None else given
     signal = signal or ("norm" if given is None else "spectrum")
     problem = Problem.of(proto, samples, biases=True, simpler=not dead_only, threads=threads)
