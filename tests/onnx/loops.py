@@ -44,7 +44,8 @@ class Net:
             return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
 
         a = normal(self.inputs + self.units, self.middle)
-        found = {"A": a.T.copy() if self.turned else a, "B": normal(self.middle, self.units), "C": normal(self.units, 3)}
+        found = {"A": a.T.copy() if self.turned else a, "B": normal(self.middle, self.units)}
+        found["C"] = normal(self.units, 3)
         return found | ({"a": normal(self.middle) / 2, "b": normal(self.units) / 2} if self.biased else {})
 
     def feeds(self, count: int, seed: int = 1) -> list[dict[str, Array]]:
@@ -86,10 +87,9 @@ class Net:
     def _whole(self, nodes: Sequence[Any], tensors: Sequence[Any], functions: Sequence[Any] = ()) -> onnx.ModelProto:
         start = tensor("h0", np.zeros((1, self.units), np.float32))
         nodes = [*nodes, helper.make_node("MatMul", ["h", "C"], ["y"])]
-        made = model(
+        return model(
             nodes, [value("x", [self.steps, self.inputs])], [value("y", None)], [start, *tensors], functions=functions
         )
-        return made
 
     def _unrolled(self) -> onnx.ModelProto:
         nodes = []

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,13 +25,13 @@ Names = Mapping[str, str]
 FIRST_SCAN = 9  # version of the operators in which Scan has no batch of its own any more
 
 
-def flatten(model: Model, inline: Callable[[Graph], bool], loops: bool = True, /) -> Program:
+def flatten(model: Model, inline: Callable[[Graph], bool], whole: Container[int] = (), /) -> Program:
     """Lay a model flat; a body or a function is opened when `inline` holds for it (of an If, for one of its bodies).
 
     Args:
         model: the model.
         inline: which graphs to open.
-        loops: whether bodies of Loop and Scan are among them.
+        whole: loops that are not opened, by the ids of their bodies.
 
     Raises:
         ModelError: a node that onnx cannot read.
@@ -49,7 +49,7 @@ def flatten(model: Model, inline: Callable[[Graph], bool], loops: bool = True, /
             raise ModelError(f"model must hold nodes that onnx can read, got {model.origin}: {error}") from error
         protos.append(proto)
     head = _head(onnx, model)
-    work = _Flat(onnx, model, inline, loops, list(head.functions), list(head.opset_import))
+    work = _Flat(onnx, model, inline, whole, list(head.functions), list(head.opset_import))
     steps: list[Step] = []
     work.graph(model.graph, protos, _Frame(steps), {})
     inputs = tuple(name for name in model.graph.inputs if name not in work.constants)
@@ -101,7 +101,7 @@ class _Flat:
     onnx: Any
     model: Model
     inline: Callable[[Graph], bool]
-    loops: bool
+    whole: Container[int]
     functions: list[Proto]
     opsets: list[Proto]
     constants: dict[str, Tensor] = field(default_factory=dict)
@@ -210,7 +210,9 @@ class _Flat:
 
     def _looped(self, node: Node) -> bool:
         """Whether a node is a loop whose body is to be opened."""
-        if not self.loops or node.domain or node.op not in ("Loop", "Scan") or not any(map(self.inline, node.bodies)):
+        if node.domain or node.op not in ("Loop", "Scan") or not any(map(self.inline, node.bodies)):
+            return False
+        if any(id(body) in self.whole for body in node.bodies):
             return False
         version = next((item.version for item in self.opsets if not _domain(item)), 1)
         return node.op == "Loop" or version >= FIRST_SCAN

@@ -26,10 +26,20 @@ At = tuple[int, ...]
 
 
 def fixed_value(program: Program, name: str, read: Any, threads: int | None) -> Array:
-    """A value that follows from constants."""
+    """A value that follows from constants.
+
+    Raises:
+        ModelError: it is no tensor.
+    """
     if name in program.constants:
         return np.asarray(read(program.constants[name].key))
-    return np.asarray(open_session(program, [], {}, [name], read, threads).run([name], {})[0])
+    return _tensor(name, open_session(program, [], {}, [name], read, threads).run([name], {})[0])
+
+
+def _tensor(name: str, value: Any) -> Array:
+    if not isinstance(value, np.ndarray):
+        raise ModelError(f"value {quote(name)} is not a tensor, which calibration does not support")
+    return value
 
 
 class Walk:
@@ -153,9 +163,7 @@ class _Turns:
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
                 raise ModelError(f"onnxruntime cannot run iteration {i} of {self.step.node.label}: {said}") from error
             for name, value in zip(chunk.gives, found, strict=True):
-                if not isinstance(value, np.ndarray):
-                    raise ModelError(f"value {quote(name)} is not a tensor, which calibration does not support")
-                values[name] = value
+                values[name] = _tensor(name, value)
         return get
 
     def _session(self, chunk: Chunk, feed: dict[str, Array]) -> Any:

@@ -15,7 +15,7 @@ from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.pooled import before_mean
 from emp_onnx.calibration.program import Program
 from emp_onnx.calibration.runner import Runner, chunks
-from emp_onnx.calibration.sites import Problem, Site, find_sites
+from emp_onnx.calibration.sites import UNOPENED, Problem, Site, find_sites
 from emp_onnx.calibration.taking import PER_INPUT, Taking
 from emp_onnx.calibration.uses import together
 from emp_onnx.errors import ModelError
@@ -48,21 +48,24 @@ class Network:
         self.model, self.weights, self.feeds, self.threads = model, tuple(weights), list(feeds), threads
         self._cache: dict[str, Array] = {}
         self._held = 0
-        self.program, self.sites, self.why = self._laid(True)
-        try:
-            self._probe()
-        except ModelError as error:
-            loops = {key for site in self.sites for use in site.uses if use.path for key in use.keys}
-            self.program, self.sites, self.why = self._laid(False)
-            reason = f"the loop around it cannot be run step by step ({error})"
-            self.why |= dict.fromkeys(loops & self.why.keys(), reason)
+        whole: dict[int, str] = {}
+        while True:
+            self.program, self.sites, self.why = self._laid(whole)
+            refused = self._probe()
+            if not refused:
+                break
+            whole |= refused
         self._halves: NDArray[np.int64] | None = None
 
-    def _laid(self, loops: bool) -> tuple[Program, list[Site], dict[str, str]]:
-        """The program with its levels, its sites, and why other weights have none."""
+    def _laid(self, whole: Mapping[int, str]) -> tuple[Program, list[Site], dict[str, str]]:
+        """The program with its levels, its sites, and why other weights have none; `whole` says of loops that are not
+        opened, by the ids of their bodies, why not."""
         known: dict[int, bool] = {}
-        program = flatten(self.model, lambda graph: _opens(graph, self.model, known), loops)
+        program = flatten(self.model, lambda graph: _opens(graph, self.model, known), whole)
         found, why = find_sites(program, self.model, self.weights)
+        if whole:
+            reason = f"a loop cannot be run step by step ({'; '.join(sorted(set(whole.values())))})"
+            why = {key: reason if said is UNOPENED else said for key, said in why.items()}
         mine = {id(step) for site in found for step in (*site.path, site.step)}
         for step in {step for site in found for step in site.path}:
             assert step.body is not None
@@ -77,22 +80,25 @@ class Network:
         self.cut = chunks(program, self.levels, {site.pooled for site in sites if site.pooled})
         return program, sites, why
 
-    def _probe(self) -> None:
-        """See whether loops can be run step by step.
-
-        Raises:
-            ModelError: why not.
-        """
+    def _probe(self) -> dict[int, str]:
+        """The bodies of loops that cannot be run step by step, by their ids, and why not."""
         looped = [use for site in self.sites for use in site.uses if use.path]
         if not looped:
-            return
+            return {}
         run, wanted = self.runner(None, self.feeds[:1]), {name for use in looped for name in use.needs}
-        for level in range(self.levels + 1):
-            for use in looped:
-                if use.level == level:
-                    taking = Taking(self, use, None, lambda feed: 0, 1, False)
-                    taking.walk(run)
-            run.level(level, wanted)
+        refused: dict[int, str] = {}
+        try:
+            for level in range(self.levels + 1):
+                for use in looped:
+                    if use.level == level and id(use.outer.node.bodies[0]) not in refused:
+                        try:
+                            Taking(self, use, None, lambda feed: 0, 1, False).walk(run)
+                        except ModelError as error:
+                            refused[id(use.outer.node.bodies[0])] = str(error)
+                run.level(level, wanted)
+        except ModelError as error:  # of a loop, or of the model
+            return {id(use.outer.node.bodies[0]): str(error) for use in looped}
+        return refused
 
     def on(self, feeds: Sequence[Feed], /) -> Network:
         """The same network with other calibration feeds."""

@@ -23,7 +23,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.weights.find import Weight
 from emp_onnx.weights.layout import SLOTS
 
-__all__ = ["Bias", "Problem", "Site", "find_sites"]
+__all__ = ["UNOPENED", "Bias", "Problem", "Site", "find_sites"]
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
@@ -244,6 +244,7 @@ def _readers(program: Program, key: str) -> int:
 
 
 FLOATS = ("float32", "float64", "float16")
+UNOPENED = "its use lies in a body or a function that is not opened, or depends on more than itself"
 MARK = 1 << 40  # added to indices, so that they are not taken for sizes
 
 
@@ -255,10 +256,7 @@ def find_sites(program: Program, model: Model, weights: Sequence[Weight]) -> tup
     for weight in weights:
         if weight.name not in have and weight.name not in why:
             known = weight.dtype in FLOATS
-            why[weight.name] = (
-                "its use lies in a body or a function that is not opened, or depends on more than itself"
-                if known else f"{weight.dtype} weights are not refitted"
-            )  # fmt: skip
+            why[weight.name] = UNOPENED if known else f"{weight.dtype} weights are not refitted"
     return sites, {key: reason for key, reason in why.items() if key not in have}
 
 

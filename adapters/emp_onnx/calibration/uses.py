@@ -44,12 +44,11 @@ def _alike(one: Site, other: Site) -> bool:
 def _one(group: list[Site]) -> Site:
     first, *others = group
     first.also = others
-    for i, problem in enumerate(first.problems):
-        uses = [site.problems[i] for site in group]
+    for i, uses in enumerate([[site.problems[i] for site in group] for i in range(len(first.problems))]):
         bias = _shared([use.bias for use in uses])
         for site, use in zip(group, uses, strict=True):
-            site.problems[i] = replace(use, bias=bias, **({} if len(group) == 1 else {"same": None}))  # type: ignore[arg-type]
-        assert problem.parts is first.problems[i].parts
+            # sums are not shared with other sites where the second solution must see new ones
+            site.problems[i] = replace(use, bias=bias, same=None if first.again else use.same)
     return first
 
 
