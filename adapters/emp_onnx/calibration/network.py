@@ -88,8 +88,11 @@ class Network:
 
     def wanted(self, after: int = -1, /) -> set[str]:
         """Values that the rows of sites are made from, of those beyond a level."""
-        later = (site for site in self.sites if site.step.level > after)
-        return {name for site in later for name in (*site.reads, site.skip, site.pooled) if name}
+        later = [site for site in self.sites if site.step.level > after]
+        rows = {name for site in later for name in (*site.reads, site.skip, site.pooled) if name}
+        # a cell is run again for what it remembers, with its first state and the lengths of its sequences
+        cells = {name for site in later if site.hidden for name in site.step.inputs if name}
+        return rows | (cells - self.program.fixed)
 
     def at(self, level: int, /) -> list[Site]:
         """The sites of one level."""

@@ -6,7 +6,7 @@ network once, no layer waits for another, and nothing is looked at twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,21 @@ class Quick(Fitting):
         if self._curves is None:
             self._curves = [self._curve(s, p) for s in self.network.sites for p in s.problems]
         return self._curves
+
+    def _shares(self, how: str, criterion: str) -> Callable[[Curve], Any]:
+        """For `lamp`: what each weight adds to its layer's outputs, w·σ(x), so that its square over the sum of the
+        squares is a share of their variance, in any layer."""
+        if how != "lamp" or not self.quick:
+            return super()._shares(how, criterion)
+
+        def scores(curve: Curve) -> Array:
+            moments, w = self._known().get(id(curve.problem)), self.network.matrix(curve.problem)
+            if moments is None or not moments.count:
+                return w
+            variance = np.einsum("gii->gi", moments.centred()[0])
+            return np.asarray(w * np.sqrt(np.maximum(variance, 0))[:, None, :])
+
+        return scores
 
     def _known(self) -> Mapping[int, Moments | Samples]:
         if self._seen is None or self._seen[0] is not self.network:
