@@ -66,7 +66,7 @@ class Moments:
     def spread(self) -> Float:
         """The variance of each input per sample, (groups, d)."""
         n = max(self.count, 1)
-        return np.maximum(np.einsum("gii->gi", self.xx) / n - (self.x / n) ** 2, 0)
+        return np.asarray(np.maximum(np.einsum("gii->gi", self.xx) / n - (self.x / n) ** 2, 0))
 
     def raw(self) -> tuple[Float, Float]:
         """The same without taking off means."""
