@@ -40,7 +40,10 @@ class Network:
         sites: in order of their levels; `why` says of the other weights why they have none.
         feeds: the calibration feeds.
         levels: the highest level.
+        share: of the samples that are enough to be sure of the last tenth of a point; fewer take less time.
     """
+
+    share = 1.0
 
     def __init__(
         self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None
@@ -146,7 +149,8 @@ class Network:
 
     def limit(self, problem: Problem) -> int:
         """Samples taken of each feed."""
-        return max(8, (PER_INPUT * problem.shape[2] + SAMPLES) // max(len(self.feeds), 1))
+        enough = int(self.share * (PER_INPUT * problem.shape[2] + SAMPLES))
+        return max(8, enough // max(len(self.feeds), 1))
 
     def moments(
         self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,

@@ -112,7 +112,11 @@ class Site:
     @property
     def needs(self) -> tuple[str, ...]:
         """Values of the model's own program that its rows are made from."""
-        return tuple(self.outer.reads) if self.path else tuple(filter(None, (*self.reads, self.skip, self.pooled)))
+        if self.path:
+            return tuple(self.outer.reads)
+        # a cell is run again for what it remembers, with its first state and the lengths of its sequences
+        cell = [name for name in self.step.inputs if name not in self.program.fixed] if self.hidden else []
+        return tuple(filter(None, (*self.reads, *cell, self.skip, self.pooled)))
 
     @property
     def uses(self) -> list[Site]:
