@@ -64,7 +64,7 @@ class Net:
         if self.biased:
             nodes.append(node("Add", [m, "a"], [f"ma{at}"]))
             m = f"ma{at}"
-        nodes += [node("Relu", [m], [f"r{at}"]), node("MatMul", [f"r{at}", "B"], [z])]
+        nodes += [node("Relu", [m], [f"r{at}"]), node("MatMul", [f"r{at}", "B"], [z], name=f"second{at}")]
         if self.biased:
             nodes.append(node("Add", [z, "b"], [f"zb{at}"]))
             z = f"zb{at}"

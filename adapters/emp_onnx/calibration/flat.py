@@ -181,6 +181,7 @@ class _Flat:
     def _step(self, node: Node, proto: Proto, frame: _Frame, names: Names, i: int) -> None:
         copy = self.onnx.NodeProto()
         copy.CopyFrom(proto)
+        copy.name = frame.prefix + copy.name if copy.name else ""  # no two nodes may have the same
         captured: dict[str, None] = {}
         opened = self._looped(node)
         if frame.whole or opened:
