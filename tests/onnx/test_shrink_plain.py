@@ -111,6 +111,21 @@ def test_what_is_said_plainly_and_differs_is_not_used(monkeypatch: pytest.Monkey
     assert kinds(problem.view.model) == kinds(block())
 
 
+def test_what_is_said_plainly_and_does_not_run_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import emp_onnx.shrink.problem as module
+
+    def broken(view: View, traced: object) -> onnx.ModelProto:
+        model = onnx.ModelProto()
+        model.CopyFrom(view.model)
+        model.graph.node[-1].input[0] = "nothing makes this"
+        return model
+
+    monkeypatch.setattr(module, "REWRITES", (broken, plain))
+    problem = Problem.of(block(), feeds())
+    assert problem.fewer == 10
+    assert prove(block(), problem.view.model, feeds()).holds
+
+
 def test_symbols_are_equal_only_where_sizes_must_be() -> None:
     view = View.of(prepared(block()))
     sizes = Sizes(view, trace(view, feeds()))

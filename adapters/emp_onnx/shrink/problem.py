@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
@@ -231,7 +232,10 @@ def _simpler(view: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> 
     All rewrites are proven together, and one by one only where that fails.
     """
     for each in (False, True):
-        found = _rewritten(REWRITES, view, traced, feeds, threads, each)
+        try:
+            found = _rewritten(REWRITES, view, traced, feeds, threads, each)
+        except ModelError:  # one of them made what does not run
+            continue
         if found[0] is view or each or _same(view, found[0], traced, feeds, threads):
             return found
     return view, traced
