@@ -55,6 +55,7 @@ class Problem:
     threads: int = 1
     added: list[str] = field(default_factory=list)
     fewer: int = 0
+    simpler: bool = True
     source: Any = None
     joins: bool = False
     origin: Origin | None = None
@@ -88,7 +89,7 @@ class Problem:
             view = View.of(view.model)
             traced = trace(view, runs)
         groups, reasons = _groups(view, traced)
-        return cls(view, traced, groups, reasons, find_readers(view, traced), runs, threads, added, fewer, model)
+        return cls(view, traced, groups, reasons, find_readers(view, traced), runs, threads, added, fewer, simpler, model)
 
     @property
     def dense(self) -> Any:
@@ -208,7 +209,8 @@ class Problem:
         """The cut model as it is written: products that read the same joined, where that is faster, and states that
         nobody reads not asked for."""
         other = together(model) if self.joins else None
-        return unasked(model if other is None else other)
+        model = model if other is None else other
+        return unasked(model) if self.simpler else model
 
     def reference(self, shrunk: Any, masks: Masks) -> Any:
         """The masked model to which a shrunk one is compared."""
