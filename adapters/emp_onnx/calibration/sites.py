@@ -23,7 +23,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.weights.find import Weight
 from emp_onnx.weights.layout import SLOTS
 
-__all__ = ["UNOPENED", "Bias", "Problem", "Site", "find_sites"]
+__all__ = ["UNOPENED", "Bias", "Problem", "Site", "able", "find_sites"]
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
@@ -33,12 +33,13 @@ Get = Callable[[str], "Array | None"]
 @dataclass(frozen=True, eq=False)
 class Bias:
     """Where a problem's bias is kept: added `sign` times; index of shape (groups, out), repeated in several tensors;
-    `readers`: how many steps it ends at."""
+    `readers`: how many steps it ends at; `unit`: what 1 in the tensor is worth, of the shape of `index`, or 1."""
 
     key: str
     index: Index
     sign: float = 1.0
     readers: int = 1
+    unit: Any = 1.0
 
 
 @dataclass(eq=False)
@@ -171,6 +172,7 @@ class _Finder:
             "Split",
             "Concat",
             "Cast",
+            "DequantizeLinear",
         }
         at: dict[str, Array] = {}
         for step in steps:
@@ -183,8 +185,14 @@ class _Finder:
             touched = any(
                 at.get(v) is not None and at[v].dtype == np.int64 and (at[v] >= MARK).any() for v in step.inputs if v
             )
-            if touched and (step.node.op not in moves or step.node.domain):
+            if touched and (step.node.op not in moves or step.node.domain not in ("", "com.microsoft")):
                 return None
+            if touched and step.node.op == "DequantizeLinear":
+                first = at.get(step.inputs[0])
+                if first is None or first.dtype != np.int64 or not (first >= MARK).all():
+                    return None
+                at[step.outputs[0]] = first
+                continue
             if touched and step.node.op == "Cast":
                 at[step.outputs[0]] = at[step.inputs[0]]
                 continue
@@ -213,7 +221,30 @@ class _Finder:
 
     def alone(self, name: str) -> Bias | None:
         """A constant float vector, whatever it passes through: a bias that may change where no other step reads it."""
-        return next((hit for hit in self.parts(name) if (hit.index >= 0).all()), None)
+        return next((hit for hit in self.parts(name) if (hit.index >= 0).all()), None) or self._dequantised(name)
+
+    def _dequantised(self, name: str) -> Bias | None:
+        """The same behind DequantizeLinear, where whole numbers stand for it."""
+        if not name or name not in self.program.fixed:
+            return None
+        for key in sorted(self.program.sources(name) - self.weights.keys()):
+            if self.model.tensors[key].dtype == "int32" and (readers := _readers(self.whole, key)):
+                index = self.index(name, key)
+                if index is not None and (index >= 0).all():
+                    unit = self._of(name, key, 1) - self._of(name, key, 0)
+                    return Bias(key, index, readers=readers, unit=unit.astype(np.float64)) if unit.all() else None
+        return None
+
+    def _of(self, name: str, key: str, number: int) -> Array:
+        """A fixed value where all numbers of a tensor are this one."""
+
+        def read(other: str) -> Array:
+            values = self.model.values(other)
+            return np.full_like(values, number) if other == key else values
+
+        from emp_onnx.calibration.runner import open_session
+
+        return np.asarray(open_session(self.program, [], {}, [name], read, 1).run([name], {})[0])
 
     def parts(self, name: str) -> list[Bias]:
         """The same where it is put together from several: each with −1 for what comes from the others."""
@@ -248,8 +279,16 @@ def _readers(program: Program, key: str) -> int:
 
 
 FLOATS = ("float32", "float64", "float16")
+GRIDS = ("int8", "uint8")
 UNOPENED = "its use lies in a body or a function that is not opened, or depends on more than itself"
 MARK = 1 << 40  # added to indices, so that they are not taken for sizes
+
+
+def able(weight: Weight, /) -> bool:
+    """Whether a weight's numbers are floats, or are on a grid whose scale is known."""
+    zero = weight.zero
+    whole = weight.dtype in GRIDS and zero.quantised and zero.scale is not None and zero.table is None
+    return weight.dtype in FLOATS or whole
 
 
 def find_sites(program: Program, model: Model, weights: Sequence[Weight]) -> tuple[list[Site], dict[str, str]]:
@@ -259,8 +298,7 @@ def find_sites(program: Program, model: Model, weights: Sequence[Weight]) -> tup
     have = {key for site in sites for key in site.keys}
     for weight in weights:
         if weight.name not in have and weight.name not in why:
-            known = weight.dtype in FLOATS
-            why[weight.name] = UNOPENED if known else f"{weight.dtype} weights are not refitted"
+            why[weight.name] = UNOPENED if able(weight) else f"{weight.dtype} weights are not refitted"
     return sites, {key: reason for key, reason in why.items() if key not in have}
 
 
@@ -274,7 +312,7 @@ def _sites(finder: _Finder, path: tuple[Step, ...], why: dict[str, str]) -> Iter
             slot.index for slot in SLOTS.get((step.node.domain, step.node.op), ()) if slot.index < len(step.inputs)
         ]
         found = {i: hit for i in slots if (hit := finder.weight(step.inputs[i])) is not None}
-        found = {i: hit for i, hit in found.items() if finder.weights[hit[0]].dtype in FLOATS}
+        found = {i: hit for i, hit in found.items() if able(finder.weights[hit[0]])}
         if not found or (path and all(name in finder.program.fixed for name in step.outputs)):
             continue
         make = MAKERS.get(step.node.op) if not step.node.domain else None
@@ -328,7 +366,11 @@ def _behind(finder: _Finder, step: Step, out: int) -> Bias | None:
 
 
 def _flat(bias: Bias) -> Bias:
-    return replace(bias, index=bias.index.reshape(1, -1))
+    return replace(bias, index=bias.index.reshape(1, -1), unit=_shaped(bias.unit, (1, -1)))
+
+
+def _shaped(unit: Any, shape: tuple[int, int]) -> Any:
+    return unit.reshape(shape) if isinstance(unit, np.ndarray) else unit
 
 
 def _conv(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -561,7 +603,7 @@ def _given_bias(finder: _Finder, step: Step, slot: int, out: int) -> Bias | None
 
 
 def _grouped(bias: Bias | None, groups: int) -> Bias | None:
-    return bias and replace(bias, index=bias.index.reshape(groups, -1))
+    return bias and replace(bias, index=bias.index.reshape(groups, -1), unit=_shaped(bias.unit, (groups, -1)))
 
 
 def _window(step: Step, kernel: Sequence[int]) -> Window:
