@@ -1,4 +1,4 @@
-"""Quantised weights under refit: on their grid, removed ones at the zero point, and rounded so that others make good."""
+"""Quantised weights under refit: on their grid, removed ones at the zero point, rounding errors made good by others."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import emp_onnx
+from emp_onnx.calibration.network import Network
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.grid import Grid, onto
 from emp_onnx.refit.loss import Quadratic
@@ -144,3 +145,55 @@ def test_masks_alone_keep_values(tmp_path: Path) -> None:
     for name in ("w0", "w1"):
         old, new = source.values(name), after.values(name)
         assert ((new == old) | (new == 100)).all()
+
+
+SCALES = {"xs": np.float32(0.02), "xz": np.uint8(120), "ys": np.float32(0.05), "yz": np.uint8(128)}
+
+
+def whole(op: str, inputs: str, **more: Any) -> Any:
+    return helper.make_node(op, inputs.split(), ["y"], **more)
+
+
+MS = "com.microsoft"
+WHOLE: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
+    "QLinearConv": (whole("QLinearConv", "x xs xz w ws wz ys yz b", group=2, pads=[1, 1]), (2, 4, 5), (6, 2, 3)),
+    "QLinearMatMul": (whole("QLinearMatMul", "x xs xz w ws wz ys yz"), (3, 5), (5, 6)),
+    "QLinearMatMul left": (whole("QLinearMatMul", "w ws wz x xs xz ys yz"), (5, 3), (6, 5)),
+    "QGemm": (whole("QGemm", "x xs xz w ws wz b ys yz", domain=MS, transB=1), (3, 5), (6, 5)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_operations_on_whole_numbers_stand_for_those_on_floats(name: str) -> None:
+    """Rows times matrix, plus the bias in its units, is the output to half a step of its own scale."""
+    node, shape, size = WHOLE[name]
+    rng = np.random.default_rng(7)
+    x = rng.integers(60, 180, shape).astype(np.uint8)
+    w, point = rng.integers(-100, 100, size).astype(np.int8), np.int8(0)
+    if "left" in name:
+        w, point = rng.integers(20, 220, size).astype(np.uint8), np.uint8(120)
+    b = rng.integers(-900, 900, 6).astype(np.int32)
+    many = 6 if "MatMul" not in name else 1
+    tensors = {**SCALES, "w": w, "ws": np.full(many, 0.01, np.float32), "wz": np.zeros(many, np.int8), "b": b}
+    if many == 1:
+        tensors |= {"ws": np.float32(0.01), "wz": point}
+    used = [tensor(key, array) for key, array in tensors.items() if key in node.input]
+    made = model([node], [value("x", shape, onnx.TensorProto.UINT8)], [value("y", None, onnx.TensorProto.UINT8)], used)
+    source = Model(made)
+    network = Network(source, emp_onnx.find_weights(source).weights, [{"x": x}], 1)
+    assert not network.why
+    (problem,) = network.sites[0].problems
+    rows = problem.rows({"x": x, **SCALES}.get, 0, 10**9)
+    got = rows @ network.matrix(problem).swapaxes(1, 2)
+    assert (problem.bias is not None) == ("b" in node.input)
+    if problem.bias is not None:
+        got = got + (b[problem.bias.index] * problem.bias.unit)[:, None]
+    session = onnxruntime.InferenceSession(made.SerializeToString(), QUIET, providers=["CPUExecutionProvider"])
+    y = (session.run(None, {"x": x})[0].astype(np.float64) - 128) * 0.05
+    if name == "QLinearConv":
+        y = np.moveaxis(y, 1, 0).reshape(2, 3, -1).transpose(0, 2, 1)
+    else:
+        y = (y.T if "left" in name else y)[None]
+    inside = np.abs(y) < 6  # the rest is cut off
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(got[inside], y[inside], atol=0.0251)

@@ -221,9 +221,9 @@ class _Finder:
 
     def alone(self, name: str) -> Bias | None:
         """A constant float vector, whatever it passes through: a bias that may change where no other step reads it."""
-        return next((hit for hit in self.parts(name) if (hit.index >= 0).all()), None) or self._dequantised(name)
+        return next((hit for hit in self.parts(name) if (hit.index >= 0).all()), None) or self.dequantised(name)
 
-    def _dequantised(self, name: str) -> Bias | None:
+    def dequantised(self, name: str) -> Bias | None:
         """The same behind DequantizeLinear, where whole numbers stand for it."""
         if not name or name not in self.program.fixed:
             return None
@@ -315,7 +315,7 @@ def _sites(finder: _Finder, path: tuple[Step, ...], why: dict[str, str]) -> Iter
         found = {i: hit for i, hit in found.items() if able(finder.weights[hit[0]])}
         if not found or (path and all(name in finder.program.fixed for name in step.outputs)):
             continue
-        make = MAKERS.get(step.node.op) if not step.node.domain else None
+        make = MAKERS.get(step.node.op) if not step.node.domain or step.node.op == "QGemm" else None
         site = make(finder, step, found) if make else f"{step.node.op} is not refitted"
         if isinstance(site, str):
             why.update({key: site for key, _ in found.values()})
@@ -587,9 +587,69 @@ def _cell(finder: _Finder, step: Step, found: Found) -> Site | str:
     )  # fmt: skip
 
 
+def _stands_for(
+    finder: _Finder, step: Step, found: Found, make: Callable[[_Finder, Step, Found], Site | str], op: str,
+    sides: tuple[int, int], bias: int | None = None,
+) -> Site | str:  # fmt: skip
+    """An operation on whole numbers as the one on floats that it stands for.
+
+    Each factor has its scale and zero point behind it; `sides` are the inputs of the left one and of the right one,
+    `bias` that of a bias in steps of the product of both scales.
+    """
+    if len(found) != 1:
+        return "both factors are weights"
+    slot, hit = next(iter(found.items()))
+    mine = sides.index(slot)
+    other = sides[1 - mine]
+    name, scale, point = step.inputs[other : other + 3]
+    held = [finder.program.constants.get(value) for value in (scale, point, step.inputs[slot + 1])]
+    if any(tensor is None for tensor in held) or any(tensor.size != 1 for tensor in held[:2] if tensor is not None):
+        return f"a {step.node.op} whose scales are no constants, or vary over its input, is not refitted"
+    factors = tuple(step.inputs[side] for side in sides)
+    plain = Step(step.proto, step.node._replace(op=op, domain=""), factors, step.outputs, step.guard)
+    site = make(finder, plain, {mine: hit})
+    if isinstance(site, str):
+        return site
+    (problem,) = site.problems
+    rows = problem.rows
+    unit: Any = 1.0
+    for tensor in (held[0], held[2]):
+        unit = unit * (1.0 if tensor is None else finder.model.values(tensor.key).astype(np.float64).reshape(-1))
+
+    def real(get: Get) -> Get:
+        def value(wanted: str) -> Array | None:
+            x, step_, zero = get(wanted), get(scale), get(point)
+            if wanted != name or x is None or step_ is None or zero is None:
+                return x
+            return np.asarray((x.astype(np.float32) - zero.astype(np.float32)) * step_)
+
+        return value
+
+    given = finder.dequantised(step.inputs[bias]) if bias is not None and _has(step, bias) else None
+    groups, out, _ = problem.shape
+    if given is not None and given.index.size == groups * out:
+        units = np.broadcast_to(unit, groups * out).reshape(groups, out)
+        moved = replace(given, index=given.index.reshape(groups, out), unit=units)
+    else:
+        moved = None
+    site.problems = [
+        replace(problem, rows=lambda get, seed, limit: rows(real(get), seed, limit), outs=None, bias=moved, same=None)
+    ]
+    site.step = step
+    return site
+
+
+def _whole_gemm(finder: _Finder, step: Step, found: Found) -> Site | str:
+    if any(attribute.name == "alpha" and attribute.f != 1 for attribute in step.proto.attribute):
+        return "a QGemm whose alpha is not 1 is not refitted"
+    return _stands_for(finder, step, found, _gemm, "Gemm", (0, 3), 6)
+
+
 MAKERS: Mapping[str, Callable[[_Finder, Step, Found], Site | str]] = {
     "Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm, "MatMul": _matmul, "Einsum": _einsum,
-    "LSTM": _cell, "GRU": _cell, "RNN": _cell,
+    "LSTM": _cell, "GRU": _cell, "RNN": _cell, "QGemm": _whole_gemm,
+    "QLinearConv": lambda finder, step, found: _stands_for(finder, step, found, _conv, "Conv", (0, 3), 8),
+    "QLinearMatMul": lambda finder, step, found: _stands_for(finder, step, found, _matmul, "MatMul", (0, 3)),
 }  # fmt: skip
 
 
