@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.finding import able
 from emp_onnx.calibration.flat import flatten
+from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.pooled import before_mean
 from emp_onnx.calibration.program import Program
 from emp_onnx.calibration.runner import Runner, chunks
-from emp_onnx.calibration.sites import UNOPENED, Problem, Site, able, find_sites
+from emp_onnx.calibration.sites import UNOPENED, find_sites
 from emp_onnx.calibration.taking import PER_INPUT, Taking
 from emp_onnx.calibration.uses import together
 from emp_onnx.errors import ModelError

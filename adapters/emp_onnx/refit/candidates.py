@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from emp_onnx.calibration.sites import able
+from emp_onnx.calibration.finding import able
 from emp_onnx.errors import ModelError
 from emp_onnx.files.model_io import Model
 from emp_onnx.weights.find import Refusal, Weight, find_weights

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core.criteria import gradient
+from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import RIDGES, TRIED, Curve, quadratic, stand_ins
 from emp_onnx.refit.grid import Grid, onto
