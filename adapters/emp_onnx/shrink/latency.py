@@ -26,7 +26,8 @@ def latencies(models: Sequence[Any], feeds: Sequence[Feed], *, seconds: float = 
     of each model, as long as there is time, and their mean counts.
     """
     feeds = feeds[:4]
-    start, found = time.perf_counter(), []
+    found: list[Any] = []
+    start = time.perf_counter()
     while len(found) < BUILDS and (not found or time.perf_counter() - start < seconds):
         found.append(_least([Runner(model, threads=threads) for model in models], feeds, seconds / BUILDS))
     return [float(t) * 1e6 for t in np.mean(found, 0)]

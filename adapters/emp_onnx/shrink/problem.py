@@ -89,7 +89,9 @@ class Problem:
             view = View.of(view.model)
             traced = trace(view, runs)
         groups, reasons = _groups(view, traced)
-        return cls(view, traced, groups, reasons, find_readers(view, traced), runs, threads, added, fewer, simpler, model)
+        return cls(
+            view, traced, groups, reasons, find_readers(view, traced), runs, threads, added, fewer, simpler, model
+        )
 
     @property
     def dense(self) -> Any:
