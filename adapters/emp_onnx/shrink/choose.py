@@ -25,6 +25,7 @@ __all__ = ["Planner"]
 DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
 UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
 STATES = 5.0  # the same of groups that states are made of: what they are for shows many steps later
+SHOWN = 64  # feeds on which a group is tried alone
 LEVELS = 16  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
@@ -54,7 +55,9 @@ class Planner:
             masks = self.problem.masks(counts) if n else None
             if masks is None:
                 continue
-            error = output_error(self.dense, locally(self.problem, masks), self.held, self.problem.threads)
+            error = output_error(
+                self.dense[:SHOWN], locally(self.problem, masks), self.held[:SHOWN], self.problem.threads
+            )
             out.append((max(float(curve.error[n - 1]), 1e-12), max(error, 1e-12)))
         return tuple(out)
 

@@ -21,7 +21,7 @@ from emp_onnx.shrink.distance import ancestors, misses, watched
 from emp_onnx.shrink.exchange import exchange
 from emp_onnx.shrink.fits import anew, locally
 from emp_onnx.shrink.last import with_near
-from emp_onnx.shrink.lighten import Judge, opened_and_coarser, thinner
+from emp_onnx.shrink.lighten import lightened
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
@@ -68,32 +68,17 @@ def plan(
     wide, judged = with_near(problem, fit, near), [*held, *judging]
     found: list[tuple[Plan, Planner | None]] = []
     failed: UsageError | None = None
-
-    def look(one: Problem) -> float:
-        """What cutting a problem to the target costs, in answers missed for each share of latency; all, if none does."""
-        nonlocal failed
+    lightest = lightened(problem, target, wide, judged) if changes else problem
+    for one in _shallower(lightest, target, wide, judged) if changes else (lightest,):
+        if found and _error(one, judged) >= min(p.error for p, _ in found):
+            break
         try:
             found.append(_at(one, target, judged, round_to, least))
         except UsageError as error:
             failed = failed or error
-            return float("inf")
-        return max(found[-1][0].error - judge.error(one), 0.0) / max(judge.share(one) - target, 1e-3)
-
-    judge = Judge(problem, judged)
-    lightest = problem
-    rate = look(problem)
-    if changes:
-        for lighter in (opened_and_coarser, thinner):
-            other = lighter(lightest, target, rate, fit, judge)
-            if other is not lightest:
-                lightest = other
-                lightest.measure(wide)
-                rate = look(lightest)
-        for one in _shallower(lightest, target, wide, judged):
-            if found and _error(one, judged) >= min(p.error for p, _ in found):
-                break
-            if one is not lightest:
-                look(one)
+            continue
+        if found[-1][1] is None:  # the target is met, and nothing more has to go
+            break
     if not found:
         assert failed is not None
         raise failed

@@ -1,9 +1,10 @@
 """Lighter before smaller: bounds nobody reaches, places before a mean, and directions go where that costs less than
 units would.
 
-What cutting units alone to the target would cost, in answers missed for each share of latency saved, is the rate.
-A change is made if it costs less than that for what it is measured to save. Directions of several layers go in the
-order of their price, each measured alone, until the next would cost more than the rate or the target is met.
+What units cost is seen from an even cut of all groups to the target: so many more answers missed, for each share of
+latency saved, is their rate. Units that are chosen cost less than that, so a change is made if it costs no more than
+half the rate for what it is measured to save. Directions of several layers go in the order of their price, each
+measured alone, until the next would cost too much or the target is met; then they are measured together.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from emp_onnx.shrink.budget import MARGIN
 from emp_onnx.shrink.coarse import find_coarser
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.distance import misses, watched
+from emp_onnx.shrink.fits import locally
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.problem import Lighter, Problem
+from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.thin import Split, Thin, find_thin, splittable
 
-__all__ = ["Judge", "opened_and_coarser", "thinner"]
+__all__ = ["Judge", "lightened", "opened_and_coarser", "thinner"]
 
 SAVES = 0.01  # of the latency, at least, that a change has to save; less is not told from noise
 LEAST = 0.003  # the same of one layer's split
 SECONDS = 1.0
+SHOWN = 64  # feeds that judge
+PRUDENT = 0.5  # of what an even cut costs: units that are chosen cost less
 
 
 @dataclass
@@ -46,10 +51,45 @@ class Judge:
         """How many answers are likely to be missed before any unit goes."""
         return misses(self.dense, problem.view.model, self.held, problem.threads)
 
+    def rate(self, problem: Problem, left: float) -> float:
+        """Half of how many more answers an even cut of units to a share of the latency misses, for the share saved."""
+        costs = Costs(problem.view, problem.trace, problem.feeds)
+        whole, found = costs.total({}), None
+        for sixteenths in range(1, 16):
+            masks = problem.masks([round(group.units * sixteenths / 16) for group in problem.groups])
+            if masks is None:
+                break
+            found = masks
+            if costs.total(masks) <= left * whole:
+                break
+        if found is None:
+            return float("inf")
+        more = misses(self.dense, locally(problem, found), self.held, problem.threads) - self.error(problem)
+        return max(more, 0.0) * PRUDENT / max(1 - costs.total(found) / whole, 1e-3)
+
     def share(self, problem: Problem) -> float:
         """Of the source's latency."""
         before, after = latencies([problem.source, problem.view.model], problem.feeds, seconds=SECONDS)
         return after / before
+
+
+def lightened(problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed]) -> Problem:
+    """The problem with all the changes that are worth it, measured on `fit`; itself, if none is.
+
+    Args:
+        problem: measured.
+        target: share of the source's latency to reach; nothing more goes from there.
+        fit, held: feeds that show what goes, and that judge.
+    """
+    judge = Judge(problem, held[:SHOWN])
+    now = problem
+    for change in (opened_and_coarser, thinner):
+        share = judge.share(now)
+        if share > MARGIN * target:
+            now = change(now, target, judge.rate(now, target / share), fit, judge)
+            if now.changes and not now.moments:
+                now.measure(fit)
+    return now
 
 
 def opened_and_coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
@@ -90,33 +130,48 @@ def thinner(problem: Problem, target: float, rate: float, fit: Sequence[Feed], j
         return problem
     thin = find_thin(problem.view, readers, moments(problem.view.model, readers, fit, threads=problem.threads))
     costs = Costs(problem.view, problem.trace, problem.feeds)
-    whole = costs.total({})
+    whole, origin = costs.total({}), Origin(problem.view, tuple(problem.readers))
     options: dict[str, list[tuple[Thin, float, float]]] = {}
     for part in thin:
         saved = share * _saved(problem, costs, part) / whole
         if saved < LEAST:
             continue
-        try:
-            error = max(judge.error(problem.lighter(Split((part,)))) - start, 0.0)
-        except ModelError:
-            continue
+        model = Split((part,)).made(problem.view, problem.readers, origin)[0]
+        error = max(misses(judge.dense, model, judge.held, problem.threads) - start, 0.0)
         options.setdefault(part.weight, []).append((part, saved, error))
     chosen: dict[str, tuple[Thin, float, float]] = {}
-    tried: Problem | None = None
-    while True:
-        step = _next(options, chosen, rate)
-        if step is not None:
-            chosen[step[0].weight] = step
-            if share - sum(s for _, s, _ in chosen.values()) > MARGIN * target:
-                continue
-        if not chosen:
-            return problem
+    order: list[tuple[Thin, float, float]] = []
+    while (step := _next(options, chosen, rate)) is not None:
+        chosen[step[0].weight] = step
+        order.append(step)
+    best, count, falling = problem, _enough(order, share, MARGIN * target), False
+    while count:
+        parts = {step[0].weight: step[0] for step in order[:count]}
         try:
-            tried = problem.lighter(Split(tuple(part for part, _, _ in chosen.values())))
+            other = problem.lighter(Split(tuple(parts.values())))
         except ModelError:
-            return problem
-        if step is None or judge.share(tried) <= MARGIN * target:
-            return tried
+            break
+        left, more = judge.share(other), judge.error(other) - start
+        if more <= rate * (share - left):
+            best = other
+            if falling or left <= MARGIN * target or count == len(order):
+                break
+            count = min(count + max(1, count // 4), len(order))
+        elif best is problem:  # together they cost more than each by itself
+            count, falling = count * 3 // 4, True
+        else:
+            break
+    return best
+
+
+def _enough(order: list[tuple[Thin, float, float]], share: float, target: float) -> int:
+    """How many of these steps are likely to meet a target; all, if that is too few."""
+    saved: dict[str, float] = {}
+    for count, (part, less, _) in enumerate(order, 1):
+        saved[part.weight] = less
+        if share - sum(saved.values()) <= target:
+            return count
+    return len(order)
 
 
 def _next(

@@ -56,7 +56,7 @@ class Thin:
     @property
     def rank(self) -> int:
         """How many directions stay."""
-        return self.basis.shape[1]
+        return int(self.basis.shape[1])
 
 
 @dataclass(frozen=True)
