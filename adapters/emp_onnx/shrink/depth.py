@@ -67,21 +67,29 @@ def plan(
     """
     wide, judged = with_near(problem, fit, near), [*held, *judging]
     found: list[tuple[Plan, Planner | None]] = []
-    failed: UsageError | None = None
-    lightest = lightened(problem, target, wide, judged) if changes else problem
-    for one in _shallower(lightest, target, wide, judged) if changes else (lightest,):
-        if found and _error(one, judged) >= min(p.error for p, _ in found):
-            break
+    failed: list[UsageError] = []
+
+    def look(one: Problem) -> bool:
+        """Whether units have to go to meet the target, however it is met."""
         try:
             found.append(_at(one, target, judged, round_to, least))
         except UsageError as error:
-            failed = failed or error
-            continue
-        if found[-1][1] is None:  # the target is met, and nothing more has to go
+            failed.append(error)
+            return True
+        return found[-1][1] is not None
+
+    lightest = lightened(problem, target, wide, judged) if changes else problem
+    more = True
+    for one in _shallower(lightest, target, wide, judged) if changes else (problem,):
+        if found and _error(one, judged) >= min(p.error for p, _ in found):
             break
+        more = look(one)
+        if not more:  # a layer less would miss more
+            break
+    if more and lightest is not problem:
+        look(problem)
     if not found:
-        assert failed is not None
-        raise failed
+        raise failed[0]
     found.sort(key=lambda f: f[0].error)
     better = []
     for first, planner in [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]:

@@ -2,9 +2,11 @@
 units would.
 
 What units cost is seen from an even cut of all groups to the target: so many more answers missed, for each share of
-latency saved, is their rate. Units that are chosen cost less than that, so a change is made if it costs no more than
-half the rate for what it is measured to save. Directions of several layers go in the order of their price, each
-measured alone, until the next would cost too much or the target is met; then they are measured together.
+latency saved, is their rate. A change is made if it costs no more than that for what it is measured to save; where
+units have to go all the same, what is chosen with changes is compared with what is chosen without.
+
+Directions of several layers go in the order of their price, each measured alone, until the next would cost too much
+or the target is met; then they are measured together.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ SAVES = 0.01  # of the latency, at least, that a change has to save; less is not
 LEAST = 0.003  # the same of one layer's split
 SECONDS = 1.0
 SHOWN = 64  # feeds that judge
-PRUDENT = 0.5  # of what an even cut costs: units that are chosen cost less
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Judge:
         return misses(self.dense, problem.view.model, self.held, problem.threads)
 
     def rate(self, problem: Problem, left: float) -> float:
-        """Half of how many more answers an even cut of units to a share of the latency misses, for the share saved."""
+        """How many more answers an even cut of units to a share of the latency misses, for the share saved."""
         costs = Costs(problem.view, problem.trace, problem.feeds)
         whole, found = costs.total({}), None
         for sixteenths in range(1, 16):
@@ -65,7 +66,7 @@ class Judge:
         if found is None:
             return float("inf")
         more = misses(self.dense, locally(problem, found), self.held, problem.threads) - self.error(problem)
-        return max(more, 0.0) * PRUDENT / max(1 - costs.total(found) / whole, 1e-3)
+        return max(more, 0.0) / max(1 - costs.total(found) / whole, 1e-3)
 
     def share(self, problem: Problem) -> float:
         """Of the source's latency."""
