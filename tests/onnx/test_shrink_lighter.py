@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-import emp_onnx.shrink.lighten as lightening
+import emp_onnx.shrink.directions as directing
+import emp_onnx.shrink.judge as judging
 from emp_onnx.shrink.bounds import find_opened
 from emp_onnx.shrink.coarse import find_coarser
+from emp_onnx.shrink.directions import thinner
 from emp_onnx.shrink.fits import Way, anew, fit
-from emp_onnx.shrink.lighten import Judge, opened_and_coarser, thinner
+from emp_onnx.shrink.judge import Judge
+from emp_onnx.shrink.lighten import opened_and_coarser
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
@@ -158,7 +161,19 @@ def test_places_that_others_read_stay(how: str) -> None:
         node = next(n for n in graph.node if n.output[0] == "c10")
         del node.attribute[:]
         node.attribute.append(helper.make_attribute("auto_pad", "SAME_UPPER"))
-    problem = Problem.of(net, normal((1, 3, 3 if how == "few" else 9,) * 1 + (3 if how == "few" else 9,), 2))
+    problem = Problem.of(
+        net,
+        normal(
+            (
+                1,
+                3,
+                3 if how == "few" else 9,
+            )
+            * 1
+            + (3 if how == "few" else 9,),
+            2,
+        ),
+    )
     assert find_coarser(problem.view, problem.trace) == []
 
 
@@ -289,7 +304,7 @@ def measured_by_work(monkeypatch: pytest.MonkeyPatch) -> None:
             )  # fmt: skip
         return out
 
-    monkeypatch.setattr(lightening, "latencies", latencies)
+    monkeypatch.setattr(judging, "latencies", latencies)
 
 
 @pytest.mark.parametrize(("rate", "target", "goes"), [(1e9, 0.2, True), (-1.0, 0.2, False), (1e9, 1.2, False)])
@@ -307,7 +322,7 @@ def test_a_change_is_made_where_it_is_worth_it(
 @pytest.mark.parametrize(("rate", "goes"), [(1e9, True), (-1.0, False)])
 def test_layers_are_split_where_that_is_worth_it(monkeypatch: pytest.MonkeyPatch, rate: float, goes: bool) -> None:
     measured_by_work(monkeypatch)
-    monkeypatch.setattr(lightening, "_saved", lambda problem, costs, part: 0.5 * costs.total({}) / part.rank)
+    monkeypatch.setattr(directing, "_saved", lambda problem, costs, part: 0.5 * costs.total({}) / part.rank)
     problem, _, _ = splits("Conv", 5)
     problem.source = problem.view.model
     other = thinner(problem, 0.5, rate, problem.feeds, Judge(problem, problem.feeds[:4]))
