@@ -48,7 +48,7 @@ class Plan:
 def plan(
     problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed], *,
     near: str = "", judging: Sequence[Feed] = (), round_to: int = 8, least: int = 1, changes: bool = True,
-    seconds: float = 90.0,
+    short: bool = True, seconds: float = 90.0,
 ) -> Plan:  # fmt: skip
     """The plan of least error on `held` within a target on latency.
 
@@ -60,6 +60,7 @@ def plan(
         judging: more feeds to judge by.
         round_to, least: see `shrink`.
         changes: whether whole layers, and places, directions and bounds may go.
+        short: whether feeds end before they show what recurrent states are for.
         seconds: of exchange, in all.
 
     Raises:
@@ -72,7 +73,7 @@ def plan(
     def look(one: Problem) -> bool:
         """Whether units have to go to meet the target, however it is met."""
         try:
-            found.append(_at(one, target, judged, round_to, least))
+            found.append(_at(one, target, judged, round_to, least, short))
         except UsageError as error:
             failed.append(error)
             return True
@@ -119,14 +120,14 @@ def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
 
 
 def _at(
-    problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int
+    problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool
 ) -> tuple[Plan, Planner | None]:
     """The plan for one problem, and what measures others of it; none where nothing has to go."""
     if problem.changes and problem.settle() <= MARGIN * target:
         return Plan(problem, [0] * len(problem.groups), _error(problem, held)), None
     costs = Costs(problem.view, problem.trace, problem.feeds)
     costs.learn(problem)
-    planner = Planner(problem, costs, held, round_to=round_to, least=least)
+    planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short)
     counts = fit_budget(problem, planner, Budget(latency=target), lambda masks: None, held)
     return Plan(problem, counts, planner.measured(counts)), planner
 
