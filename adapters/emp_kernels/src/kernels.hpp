@@ -1,5 +1,6 @@
 // The kernels of one instruction set, as a table of functions; one table is chosen when the library is loaded.
 #pragma once
+#include "cells.hpp"
 #include "view.hpp"
 
 namespace emp {
@@ -51,6 +52,7 @@ struct Kernels {
     void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
     // Whether all are finite: `count` of each row.
     bool (*finite)(const float* x, int64_t count, int64_t rows, int64_t stride);
+    Cells cells;
 };
 
 // The best one that this processor has, or the one named by the environment variable EMP_KERNELS_ISA if this processor has it.
