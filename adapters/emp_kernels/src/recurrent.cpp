@@ -131,6 +131,8 @@ void Recurrent::run_direction(const Kernels& kernels, const Sequence& given, con
                 std::fill(y + i * n, y + (i + 1) * n, 0.0f);
         }
     }
+    for (int64_t i = 0; i < batch; i++)  // as onnxruntime has it
+        if (given.lengths && given.lengths[i] == 0) std::fill(h + i * n, h + (i + 1) * n, 0.0f), std::fill(c + i * n, c + (i + 1) * n, 0.0f);
     if (made.last) std::copy(h, h + state_size, made.last + index * state_size);
     if (made.last_cell) std::copy(c, c + state_size, made.last_cell + index * state_size);
 }

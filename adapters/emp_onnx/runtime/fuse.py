@@ -312,6 +312,8 @@ class _Work:
             self.made[name] = cell_function(node, weights, self.opset)
         inputs, attributes = cell_inputs(node, weights), cell_attributes(node, weights)
         self._become(node, name, inputs, attributes)
+        missing = len(self.made[name].output) - len(node.output)  # checkers want a place for each output of a function
+        node.output.extend([""] * missing)
         for weight in weights:
             for maker in (weight.after, weight.unpack):
                 if maker is not None:

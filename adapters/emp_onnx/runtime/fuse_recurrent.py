@@ -1,8 +1,8 @@
-"""Recurrent cells with packed weights: LSTM, GRU and RNN, each of which becomes one node with both its weights.
+"""Recurrent cells with packed weights: each LSTM, GRU and RNN becomes one node with both its weights.
 
-Inputs of such a node: the activations; bias, lengths of the sequences, the state and, of an LSTM, the cell at the begin,
-each of which may be left out; those of the function that unpacks the input's weight; those of the one that unpacks the
-state's.
+Inputs of such a node: the activations; bias, lengths of the sequences, the state and, of an LSTM, the cell at the
+begin, each of which may be left out; those of the function that unpacks the input's weight; those of the one that
+unpacks the weight of the state.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ FLOAT = onnx.TensorProto.FLOAT
 # The default activations of one direction, which are the ones that kernels compute, and the attributes that they take.
 CELLS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 _ATTRIBUTES = {
-    "LSTM": ("direction", "hidden_size"), "GRU": ("direction", "hidden_size", "linear_before_reset"),
+    "LSTM": ("direction", "hidden_size"),
+    "GRU": ("direction", "hidden_size", "linear_before_reset"),
     "RNN": ("direction", "hidden_size"),
 }  # fmt: skip
-# Above these densities, and below so many elements of both weights, dense kernels win: docs/kernels.md.
-DENSEST, LEAST = 0.5, 1 << 18
+# From so many elements of both weights on, kernels win up to this density: docs/kernels.md. Fewer stay in cache from
+# step to step.
+_DENSEST = ((1 << 21, 0.45), (1 << 18, 0.12))
 
 
 def is_cell(node: onnx.NodeProto) -> bool:
@@ -57,10 +59,13 @@ def against_cell(graph: Uses, node: onnx.NodeProto, every: bool) -> str:
         return ""
     sizes = [math.prod(shape_of(weight.unpack)) for weight in weights]
     kept = [math.prod(t.dims) - 1 for weight in weights if (t := graph.stored(weight)) is not None]
-    density = sum(kept) / max(sum(sizes), 1)
-    if density > DENSEST:
-        return f"the density of both weights of its {node.op_type}, {density:.0%}, is above {DENSEST:.0%}"
-    return f"both weights of its {node.op_type} have fewer than {LEAST} elements" if sum(sizes) < LEAST else ""
+    density, size = sum(kept) / max(sum(sizes), 1), sum(sizes)
+    most = next((most for least, most in _DENSEST if size >= least), 0.0)
+    if not most:
+        return f"both weights of its {node.op_type} have fewer than {_DENSEST[-1][0]} elements"
+    if density > most:
+        return f"the density of both weights of its {node.op_type}, {density:.0%}, is above {most:.0%} at their size"
+    return ""
 
 
 def _attributes(node: onnx.NodeProto) -> str:
