@@ -103,7 +103,7 @@ class Pass {
 
     // What a block of columns adds to a chunk of rows; `input` begins with the block's span.
     void multiply(const Tile& t, size_t chunk, int64_t block, const float* input, float* sums) const {
-        for (const Segment* one = tiles.begin(chunk, block); one < tiles.end(chunk, block); one++) kernels.tile(*one, input, sums, t.groups);
+        for (const Segment* one = tiles.begin(chunk, block); one < tiles.end(chunk, block); one++) kernels.tile(*one, input, sums, t.groups, nullptr);
     }
 
     void finish(const Tile& t, int64_t row, int64_t end, float* sums, const std::vector<NonFinite>& found, const float* bias,
