@@ -217,7 +217,7 @@ def run_both(
         size = weight_of(original)
         why = f"{size / 2**20:.0f} MiB are more than the {RUN >> 20} MiB up to which models are run unasked; give feeds"
         return Verification(tuple(done), None, why)
-    read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
+    read = read_feeds(feeds, original.needed) if isinstance(feeds, (str, os.PathLike)) else feeds
     what = "the pruned model runs where the original does"
     with process or Isolated(threads=threads) as sessions:
         try:

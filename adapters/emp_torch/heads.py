@@ -7,6 +7,7 @@ a module beside the others (BERT), or GPT-2's ``c_attn`` and ``c_proj``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 WIDTHS = ("all_head_size", "split_size", "inner_dim")
 INNER = ("self", "attention")  # where a block holds query, key and value apart from its output layer
+FUSED = ("qkv", "query_key_value", "qkv_proj", "wqkv", "in_proj", "in_proj_qkv", "to_qkv", "c_attn")
 BIAS_TABLE = "relative_position_bias_table"  # one column per head (Swin, BEiT)
 
 
@@ -96,9 +98,22 @@ class Heads:
 
 
 def find_heads(model: nn.Module, /) -> tuple[Heads, ...]:
-    """Every attention block of a model that is known here, in the model's order."""
-    found = (_recognised(name, module) for name, module in model.named_modules())
-    return tuple(heads for heads in found if heads is not None)
+    """Every attention block of a model that is known here, in the model's order.
+
+    Blocks that look like attention and are not listed are named in a `UserWarning`, each with the reason.
+    """
+    modules = dict(model.named_modules())
+    found = tuple(heads for name, module in modules.items() if (heads := _recognised(name, module)) is not None)
+    known = [f"{heads.name}." for heads in found]
+    missing = {
+        name: reason
+        for name, module in modules.items()
+        if (reason := _reason(module)) and not any(f"{name}.".startswith(prefix) for prefix in known)
+    }
+    if missing:
+        said = "; ".join(f"{name or 'the model itself'} {reason}" for name, reason in missing.items())
+        warnings.warn(f"attention blocks that are not known, and not listed: {said}", UserWarning, stacklevel=2)
+    return found
 
 
 def head_scores(
@@ -265,6 +280,20 @@ def _recount(heads: Heads, kept: Tensor, kv: Tensor) -> None:
     for name in WIDTHS:
         if isinstance(getattr(module, name, None), int):
             setattr(module, name, getattr(module, name) // heads.count * left)
+
+
+def _reason(module: nn.Module) -> str:
+    """Why a block that looks like attention is none that is known; empty where it does not look like it."""
+    layers = {name: layer for name, layer in module.named_children() if getattr(layer, "weight", None) is not None}
+    fused = next((name for name in layers if name.lower().strip("_") in FUSED), "")
+    named = "attention" in type(module).__name__.lower()
+    if fused and (named or _count(module, COUNTS) is not None):
+        return f"keeps queries, keys and values in one layer, '{fused}'"
+    if not named or sum(isinstance(m, nn.Linear) for m in layers.values()) < 3:
+        return ""
+    if _count(module, COUNTS) is None:
+        return "does not say how many heads it has"
+    return f"has layers of names that are not known: {', '.join(layers)}"
 
 
 def _recognised(name: str, module: nn.Module) -> Heads | None:

@@ -81,10 +81,14 @@ def curve(name: str, task: Any, count: int, folder: Path, shares: tuple[float, .
 def _batched(one: Path, other: Path, feeds: list[dict[str, np.ndarray]]) -> str:
     """How many times as fast at batch 16, where the model leaves the batch open."""
     model = onnx.load(one)
-    dims = [i.type.tensor_type.shape.dim[0] for i in model.graph.input if i.type.tensor_type.shape.dim]
-    if len(feeds[0]) > 1 or not dims or not dims[0].dim_param:
+    firsts = {
+        i.name: i.type.tensor_type.shape.dim[0].dim_param
+        for i in model.graph.input
+        if i.type.tensor_type.shape.dim and i.name in feeds[0]
+    }
+    if len(set(firsts.values())) > 1 or not all(firsts.values()) or any(feeds[0][n].shape[0] != 1 for n in firsts):
         return "fixed"
-    feed = {name: np.repeat(values, 16, 0) for name, values in feeds[0].items()}
+    feed = {name: np.repeat(values, 16, 0) if name in firsts else values for name, values in feeds[0].items()}
     before, after = latencies([model, onnx.load(other)], [feed], seconds=2.0)
     return f"{before / after:.2f}"
 

@@ -259,3 +259,27 @@ def test_wrong_arguments():
         emp_torch.head_scores([heads], batches=[1])
     with pytest.raises(ArgumentError, match="must depend on every block"):
         emp_torch.head_scores([heads], batches=[torch.ones(1)], loss=lambda x: model.out.weight.sum())
+
+
+def test_blocks_that_are_not_known_are_named_with_the_reason():
+    class SelfAttention(nn.Module):
+        def __init__(self, *names, heads=2):
+            super().__init__()
+            if heads:
+                self.num_heads = heads
+            for name in names:
+                setattr(self, name, nn.Linear(8, 8))
+
+    model = nn.ModuleDict({
+        "one": SelfAttention("query_key_value", "dense"),
+        "two": SelfAttention("in_q", "in_k", "in_v", "out"),
+        "three": SelfAttention("q_proj", "k_proj", "v_proj", "o_proj", heads=0),
+        "four": SelfAttention("q_proj", "k_proj", "v_proj", "o_proj"),
+    })  # fmt: skip
+    with pytest.warns(UserWarning, match="not listed") as seen:
+        assert [heads.name for heads in emp_torch.find_heads(model)] == ["four"]
+    (said,) = (str(w.message) for w in seen)
+    assert "one keeps queries, keys and values in one layer, 'query_key_value'" in said
+    assert "two has layers of names that are not known: in_q, in_k, in_v, out" in said
+    assert "three does not say how many heads it has" in said
+    assert "four" not in said

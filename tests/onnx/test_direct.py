@@ -115,3 +115,54 @@ def test_a_file_that_became_shorter_is_said_so(tmp_path: Path, monkeypatch: pyte
     os.truncate(path, ROOM)
     with pytest.raises(Exception, match="became shorter"):
         source.read(3, SIZE - 3)
+
+
+@given(st.lists(st.sampled_from(EDGES), max_size=6), st.sampled_from(EDGES), st.sampled_from(EDGES), st.booleans())
+def test_holes_read_as_zeros_and_take_no_memory(
+    tmp_path_factory: pytest.TempPathFactory, edges: list[int], one: int, other: int, direct: bool
+) -> None:
+    start, stop = sorted((one, other))
+    path, expected, edges = tmp_path_factory.mktemp("h") / "f", np.zeros(SIZE, np.uint8), sorted(edges)
+    with open(path, "wb") as file:
+        os.ftruncate(file.fileno(), SIZE)
+        for begin, end in zip(edges[::2], edges[1::2], strict=False):
+            expected[begin:end] = DATA[begin:end]
+            os.pwrite(file.fileno(), DATA[begin:end].data, begin)
+    source = FileSource(path)
+    if direct:
+        source._direct = DirectReader(path)
+    assert source.read(start, stop - start) == expected[start:stop].tobytes()
+
+
+def test_a_hole_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "f", os.preadv
+    with open(path, "wb") as file:
+        os.pwrite(file.fileno(), b"end", 1 << 40)
+    source, counts = FileSource(path), list[int]()
+    if not source._sparse or source._stretch(0, 1 << 30) != (True, 1 << 30):
+        pytest.skip("this file system has no holes")
+
+    def seen(handle: int, buffers: list[memoryview], at: int) -> int:
+        counts.append(read(handle, buffers, at))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", seen)
+    assert source.read((1 << 40) - ROOM, ROOM + 3) == bytes(ROOM) + b"end"
+    assert sum(counts) <= BLOCK + 3
+    with pytest.raises(Exception, match="became shorter"):
+        source.read(1 << 40, 4)
+
+
+def test_where_bytes_on_their_way_cannot_be_waited_for_no_hole_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    path = tmp_path / "f"
+    with open(path, "wb") as file:
+        os.truncate(file.fileno(), SIZE)
+    source = FileSource(path)
+    assert not source._sparse
+    assert source.read(0, SIZE) == bytes(SIZE)

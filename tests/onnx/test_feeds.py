@@ -147,6 +147,20 @@ def test_a_folder_of_npy_files_is_one_file_for_each_input(tmp_path: Path) -> Non
             np.testing.assert_array_equal(feed[name], array[i])
 
 
+def test_a_folder_of_npy_files_is_one_file_for_each_feed_where_there_is_one_input(tmp_path: Path) -> None:
+    given = np.random.default_rng(0).standard_normal((5, 2, 3))
+    for i, array in enumerate(given):
+        np.save(tmp_path / f"image{i}.npy", array)
+    read = list(read_feeds(tmp_path, ["x"]))
+    assert [list(feed) for feed in read] == [["x"]] * 5
+    np.testing.assert_array_equal([feed["x"] for feed in read], given)
+    assert list(next(read_feeds(tmp_path, ["x", "y"]))) == [f"image{i}" for i in range(5)]
+    np.save(tmp_path / "x.npy", given)  # named as the input: then it is all of them
+    for i in range(5):
+        (tmp_path / f"image{i}.npy").unlink()
+    np.testing.assert_array_equal([feed["x"] for feed in read_feeds(tmp_path, ["x"])], given)
+
+
 def test_npy_files_that_do_not_fit_together(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((5, 2)))
     np.save(tmp_path / "y.npy", np.zeros((4, 2)))

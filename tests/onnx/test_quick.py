@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 import emp_onnx
 from emp_onnx import UsageError, calibrate, find_weights
@@ -94,6 +95,67 @@ def test_the_report_says_how(folder: Path, capsys: Any) -> None:
     assert main(["prune", str(folder / "in.onnx"), str(folder / "out.onnx"), *given]) == 0
     how = json.loads(capsys.readouterr().out)["how"]
     assert (how["effort"], how["allocate"], how["criterion"]) == ("quick", "lamp", "obs")
+
+
+def scaled(by: np.ndarray[Any, Any]) -> onnx.ModelProto:
+    """Two layers; what goes into the second is multiplied by `by`, and its weight divided by it."""
+    rng = np.random.default_rng(5)
+    first, second = rng.standard_normal((12, 16)), rng.standard_normal((16, 6)) * np.linspace(0.1, 3, 16)[:, None]
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["a"]), helper.make_node("Mul", ["a", "by"], ["b"]),
+        helper.make_node("MatMul", ["b", "second"], ["y"]),
+    ]  # fmt: skip
+    arrays = {"first": first, "second": second / by[:, None], "by": by}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, ["n", 12])], [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def test_how_much_a_layer_keeps_does_not_depend_on_the_units_of_what_goes_into_it() -> None:
+    given = [{"x": x.astype(np.float32)} for x in np.random.default_rng(1).standard_normal((50, 1, 12))]
+    kept = []
+    for by in (np.ones(16), 2.0 ** np.random.default_rng(2).integers(-6, 7, 16)):
+        fitting = Quick(Model(scaled(by)), given)
+        thin = fitting.thin(fitting.total // 2, how="lamp")
+        kept.append({name: int(mask.sum()) for name, mask in thin.masks.items()})
+    assert kept[0] == kept[1]
+    assert kept[0]["first"] != kept[0]["second"]
+
+
+def cell(op: str) -> onnx.ModelProto:
+    """A cell whose first state is computed from another input."""
+    rng, gates = np.random.default_rng(3), {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+    arrays = {
+        "w": rng.standard_normal((1, 5 * gates, 4)), "r": rng.standard_normal((1, 5 * gates, 5)) / 2,
+        "start": rng.standard_normal((3, 5)),
+    }  # fmt: skip
+    states = ["h", "h"] if op == "LSTM" else ["h"]
+    nodes = [
+        helper.make_node("MatMul", ["s", "start"], ["h"]),
+        helper.make_node(op, ["x", "w", "r", "", "", *states], ["y"], hidden_size=5),
+    ]
+    inputs = [helper.make_tensor_value_info("x", 1, [7, 1, 4]), helper.make_tensor_value_info("s", 1, [1, 1, 3])]
+    graph = helper.make_graph(
+        nodes, "g", inputs, [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_a_cell_that_begins_where_something_else_left_off(op: str) -> None:
+    rng = np.random.default_rng(4)
+    given = [
+        {"x": rng.standard_normal((7, 1, 4), np.float32), "s": rng.standard_normal((1, 1, 3), np.float32)}
+        for _ in range(20)
+    ]
+    model = Model(cell(op))
+    found, net = once(prepared(model, given)), prepared(model, given)
+    for sums, right in zip(found.values(), calibrate(model, given).inputs, strict=True):
+        np.testing.assert_allclose(sums.xx, right.second, rtol=1e-5, atol=1e-5)
+    assert len(found) == sum(len(site.problems) for site in net.sites)
 
 
 def test_what_does_not_go_together(folder: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_is_said_plainly_and_differs_is_not_used(monkeypatch: pytest.Monkey
         model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((WIDE, WIDE), np.float32), "wq"))
         return model
 
-    monkeypatch.setattr(module, "plain", wrong)
+    monkeypatch.setattr(module, "REWRITES", (wrong,))
     problem = Problem.of(block(), feeds())
     assert problem.fewer == 0
     assert kinds(problem.view.model) == kinds(block())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import save
 from emp_onnx.refit.fitting import Fitting, Thin
 
-__all__ = ["Budget", "Point", "measure", "point_of"]
+__all__ = ["Budget", "Point", "Seal", "measure", "point_of"]
 
 Says = Sequence[Sequence[NDArray[Any]]]
 Score = Callable[[Path], float]
+Seal = Callable[[Thin], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,15 @@ def point_of(sparsity: float, one: Says, other: Says, score: float | None = None
     )  # fmt: skip
 
 
-def measure(fitting: Fitting, thin: Thin, *, score: Score | None = None, size: bool = False) -> Point:
-    """What a model is like, on the feeds that its fitting kept back."""
+def measure(
+    fitting: Fitting, thin: Thin, *, score: Score | None = None, size: bool = False, seal: Seal | None = None
+) -> Point:
+    """What a model is like, on the feeds that its fitting kept back; its file has the certificate that `seal` makes."""
     value = nbytes = None
     if score is not None or size:
         with tempfile.TemporaryDirectory(prefix="emp-") as folder:
-            files = save(fitting.model.replaced(thin.changed, {}), Path(folder) / "model.onnx")
+            made = fitting.model.replaced(thin.changed, {} if seal is None else seal(thin))
+            files = save(made, Path(folder) / "model.onnx")
             value = None if score is None else score(files[0])
             nbytes = sum(_gzipped(file) for file in files) if size else None
     return point_of(thin.sparsity, *fitting.both(thin), value, nbytes)

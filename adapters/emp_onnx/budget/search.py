@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from emp_onnx.budget.point import Budget, Point, measure
+from emp_onnx.budget.point import Budget, Point, Seal, measure
 from emp_onnx.budget.slope import Slope
 from emp_onnx.budget.turns import LARGE, Turns
 from emp_onnx.refit.fitting import Fitting, Thin
@@ -34,7 +34,8 @@ def in_turns(budget: Budget) -> bool:
 
 
 def search(
-    fitting: Fitting, budget: Budget, *, how: str = "error", criterion: str = "obs", update: bool = True
+    fitting: Fitting, budget: Budget, *, how: str = "error", criterion: str = "obs", update: bool = True,
+    seal: Seal | None = None,
 ) -> Tried:
     """The most sparsity within the budget (of a size: the least that is small enough); or `within` is False and the
     outcome is as near as can be.
@@ -43,6 +44,7 @@ def search(
         fitting: one that learns from all of its feeds (`held` 0) where `in_turns` holds.
         budget: what is asked for.
         how, criterion, update: see `Fitting.thin`.
+        seal: makes the certificate that the file will have; its bytes count for a size.
     """
     if in_turns(budget):
         return _in_turns(fitting, budget, Turns(fitting, how=how, criterion=criterion, update=update))
@@ -52,7 +54,7 @@ def search(
     def look(keep: int) -> Point:
         if keep not in seen:
             thin = fitting.thin(keep, how=how, criterion=criterion, update=update) if keep < n else _dense(fitting)
-            seen[keep] = thin, measure(fitting, thin, score=budget.score, size=sized)
+            seen[keep] = thin, measure(fitting, thin, score=budget.score, size=sized, seal=seal)
         return seen[keep][1]
 
     dense, fewest = look(n), max(1, round(n * (1 - MOST)))

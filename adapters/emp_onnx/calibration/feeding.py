@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from emp_onnx.calibration.program import flatten
+from emp_onnx.calibration.flat import flatten
 from emp_onnx.calibration.runner import Runner, chunks
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError
 from emp_onnx.files.model_io import Model
@@ -31,7 +31,7 @@ def gather(
     inputs = declared(model)
     if feeds is None:
         return _made_up(model, inputs, seed, threads), True
-    read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
+    read = read_feeds(feeds, model.needed) if isinstance(feeds, (str, os.PathLike)) else feeds
     defaults = frozenset(model.graph.tensors)
     out: list[Feed] = []
     for i, feed in enumerate(read):

@@ -63,6 +63,11 @@ class Moments:
         yx -= y[:, :, None] * x[:, None, :]
         return xx, yx
 
+    def spread(self) -> Float:
+        """The variance of each input per sample, (groups, d)."""
+        n = max(self.count, 1)
+        return np.asarray(np.maximum(np.einsum("gii->gi", self.xx) / n - (self.x / n) ** 2, 0))
+
     def raw(self) -> tuple[Float, Float]:
         """The same without taking off means."""
         n = max(self.count, 1)
@@ -131,6 +136,10 @@ class Samples:
         """See `Moments.centred`."""
         x, y = self.scaled(True)
         return (x.T @ x)[None], (y.T @ x)[None]
+
+    def spread(self) -> Float:
+        """See `Moments.spread`."""
+        return np.asarray(self.rows_x.var(0), np.float64)[None]
 
     def raw(self) -> tuple[Float, Float]:
         """See `Moments.raw`."""

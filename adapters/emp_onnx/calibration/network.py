@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.flat import flatten
 from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.pooled import before_mean
-from emp_onnx.calibration.program import flatten
+from emp_onnx.calibration.program import Program
 from emp_onnx.calibration.runner import Runner, chunks
-from emp_onnx.calibration.sites import Problem, Site, find_sites
+from emp_onnx.calibration.sites import UNOPENED, Problem, Site, find_sites
 from emp_onnx.calibration.taking import PER_INPUT, Taking
+from emp_onnx.calibration.uses import together
+from emp_onnx.errors import ModelError
 from emp_onnx.files.graph import Graph
 from emp_onnx.files.model_io import Model
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.weights.find import Weight
 from emp_onnx.weights.layout import SLOTS
 
-__all__ = ["Network"]
+__all__ = ["Network", "merged"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -37,25 +40,68 @@ class Network:
         sites: in order of their levels; `why` says of the other weights why they have none.
         feeds: the calibration feeds.
         levels: the highest level.
+        share: of the samples that are enough to be sure of the last tenth of a point; fewer take less time.
     """
+
+    share = 1.0
 
     def __init__(
         self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None
     ) -> None:
         self.model, self.weights, self.feeds, self.threads = model, tuple(weights), list(feeds), threads
-        self.program = flatten(model, _opens)
-        found, self.why = find_sites(self.program, model, weights)
-        mine = {id(site.step) for site in found}
-        self.levels = self.program.rank(lambda step: id(step) in mine)
-        self.sites = sorted(found, key=lambda site: site.step.level)
-        for site in self.sites:
-            site.skip = self._skip(site)
-            if len(site.problems) == len(site.reads) == 1 and not site.hidden:
-                site.pooled = before_mean(self.program, site.reads[0])
-        self.cut = chunks(self.program, self.levels, {site.pooled for site in self.sites if site.pooled})
         self._cache: dict[str, Array] = {}
         self._held = 0
+        whole: dict[int, str] = {}
+        while True:
+            self.program, self.sites, self.why = self._laid(whole)
+            refused = self._probe()
+            if not refused:
+                break
+            whole |= refused
         self._halves: NDArray[np.int64] | None = None
+
+    def _laid(self, whole: Mapping[int, str]) -> tuple[Program, list[Site], dict[str, str]]:
+        """The program with its levels, its sites, and why other weights have none; `whole` says of loops that are not
+        opened, by the ids of their bodies, why not."""
+        known: dict[int, bool] = {}
+        program = flatten(self.model, lambda graph: _opens(graph, self.model, known), whole)
+        found, why = find_sites(program, self.model, self.weights)
+        if whole:
+            reason = f"a loop cannot be run step by step ({'; '.join(sorted(set(whole.values())))})"
+            why = {key: reason if said is UNOPENED else said for key, said in why.items()}
+        mine = {id(step) for site in found for step in (*site.path, site.step)}
+        for step in {step for site in found for step in site.path}:
+            assert step.body is not None
+            step.body.program.rank(lambda step: id(step) in mine)
+        self.levels = program.rank(lambda step: id(step) in mine)
+        sites = sorted(together(found), key=lambda site: site.level)
+        for site in sites:
+            for use in site.uses:
+                use.skip = _skip(use)
+            if len(site.problems) == len(site.reads) == 1 and not site.again:
+                site.pooled = before_mean(program, site.reads[0])
+        self.cut = chunks(program, self.levels, {site.pooled for site in sites if site.pooled})
+        return program, sites, why
+
+    def _probe(self) -> dict[int, str]:
+        """The bodies of loops that cannot be run step by step, by their ids, and why not."""
+        looped = [use for site in self.sites for use in site.uses if use.path]
+        if not looped:
+            return {}
+        run, wanted = self.runner(None, self.feeds[:1]), {name for use in looped for name in use.needs}
+        refused: dict[int, str] = {}
+        try:
+            for level in range(self.levels + 1):
+                for use in looped:
+                    if use.level == level and id(use.outer.node.bodies[0]) not in refused:
+                        try:
+                            Taking(self, use, None, lambda feed: 0, 1, False).walk(run)
+                        except ModelError as error:
+                            refused[id(use.outer.node.bodies[0])] = str(error)
+                run.level(level, wanted)
+        except ModelError as error:  # of a loop, or of the model
+            return {id(use.outer.node.bodies[0]): str(error) for use in looped}
+        return refused
 
     def on(self, feeds: Sequence[Feed], /) -> Network:
         """The same network with other calibration feeds."""
@@ -88,12 +134,11 @@ class Network:
 
     def wanted(self, after: int = -1, /) -> set[str]:
         """Values that the rows of sites are made from, of those beyond a level."""
-        later = (site for site in self.sites if site.step.level > after)
-        return {name for site in later for name in (*site.reads, site.skip, site.pooled) if name}
+        return {name for site in self.sites if site.level > after for name in site.needs}
 
     def at(self, level: int, /) -> list[Site]:
         """The sites of one level."""
-        return [site for site in self.sites if site.step.level == level]
+        return [site for site in self.sites if site.level == level]
 
     def half(self, feed: int) -> int:
         """Which half a feed belongs to when one is learnt from and one measured on, 0 or 1: at random, since feeds may
@@ -104,7 +149,8 @@ class Network:
 
     def limit(self, problem: Problem) -> int:
         """Samples taken of each feed."""
-        return max(8, (PER_INPUT * problem.shape[2] + SAMPLES) // max(len(self.feeds), 1))
+        enough = int(self.share * (PER_INPUT * problem.shape[2] + SAMPLES))
+        return max(8, enough // max(len(self.feeds), 1))
 
     def moments(
         self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,
@@ -121,6 +167,8 @@ class Network:
         Raises:
             ModelError: NaN or infinities, with the node's name.
         """
+        if site.also:
+            return self._together(site, changed, part, parts, thin is not None)
         taking = Taking(self, site, changed, part, parts, thin is not None)
         if positions:
             taking.look(dense, thin, dense.feeds)
@@ -128,22 +176,22 @@ class Network:
         taking.take(dense, thin)
         return taking.moments()
 
-    def _skip(self, site: Site) -> str:
-        """What an Add behind a site adds to its output: the way past it, which may carry errors already."""
-        name = site.step.outputs[0] if site.step.outputs else ""
-        for _ in range(3):
-            users = self.program.readers.get(name, [])
-            if len(users) != 1 or name in self.program.outputs:
-                return ""
-            step, slot = users[0]
-            if step.node.op != "Add" or step.node.domain or len(step.inputs) != 2:
-                return ""
-            other = step.inputs[1 - slot]
-            if other not in self.program.fixed:
-                level = max((s.level for s in self.program.makers.get(other, ())), default=0)
-                return other if level < site.step.level else ""
-            name = step.outputs[0]
-        return ""
+    def _together(
+        self, site: Site, changed: Mapping[str, Array] | None, part: Callable[[int], int], parts: int, two: bool
+    ) -> list[list[Moments | Samples]]:
+        """The sums over all uses of the same weights, from networks that are run for them up to the last use."""
+        runs, found = [self.runner(), *([self.runner(changed)] if two else [])], list[list[list[Moments | Samples]]]()
+        for level in range(max(use.level for use in site.uses)):
+            later = {name for use in site.uses if use.level > level for name in use.needs}
+            for run in runs:
+                run.level(level, later)
+            for use in site.uses:
+                if use.level == level + 1:
+                    taking = Taking(self, use, changed, part, parts, two)
+                    taking.prepare(None)
+                    taking.take(runs[0], runs[1] if two else None)
+                    found.append(taking.moments())
+        return merged(found)
 
     def changed_by(
         self, problem: Problem, weights: Float, shift: Float | None, changed: Mapping[str, Array], /
@@ -165,6 +213,39 @@ class Network:
             yield bias.key, new.reshape(old.shape)
 
 
-def _opens(body: Graph) -> bool:
-    """Whether a branch of If holds anything that can be refitted."""
-    return any((node.domain, node.op) in SLOTS or any(_opens(inner) for inner in node.bodies) for node in body.nodes)
+def merged(found: Sequence[list[list[Moments | Samples]]], /) -> list[list[Moments | Samples]]:
+    """The moments over several uses: of each problem, for each part of the feeds."""
+    first, *others = found
+    for other in others:
+        first = [[a.merge(b) for a, b in zip(*pair, strict=True)] for pair in zip(first, other, strict=True)]
+    return first
+
+
+def _skip(site: Site) -> str:
+    """What an Add behind a site adds to its output: the way past it, which may carry errors already."""
+    program, name = site.program, site.step.outputs[0] if site.step.outputs else ""
+    for _ in range(3):
+        users = program.readers.get(name, [])
+        if len(users) != 1 or name in program.outputs:
+            return ""
+        step, slot = users[0]
+        if step.node.op != "Add" or step.node.domain or len(step.inputs) != 2:
+            return ""
+        other = step.inputs[1 - slot]
+        if other not in program.fixed:
+            level = max((s.level for s in program.makers.get(other, ())), default=0)
+            return other if level < site.step.level else ""
+        name = step.outputs[0]
+    return ""
+
+
+def _opens(graph: Graph, model: Model, known: dict[int, bool]) -> bool:
+    """Whether a body or a function holds anything that can be refitted; `known` of some, by their ids."""
+    if id(graph) not in known:
+        known[id(graph)] = any(
+            (node.domain, node.op) in SLOTS
+            or any(_opens(inner, model, known) for inner in node.bodies)
+            or ((called := model.functions.get((node.domain, node.op))) is not None and _opens(called, model, known))
+            for node in graph.nodes
+        )
+    return known[id(graph)]

@@ -7,8 +7,9 @@ one session, and activations of a few feeds are all that is ever in memory.
 from __future__ import annotations
 
 from emp_onnx.calibration.moments import Moments, Samples, Sums
-from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.network import Network, merged
 from emp_onnx.calibration.runner import Kept, Runner, chunks
+from emp_onnx.calibration.sites import Site
 from emp_onnx.calibration.taking import NotPooledError, Taking
 
 __all__ = ["once"]
@@ -16,12 +17,18 @@ __all__ = ["once"]
 ROOM, MOST = 1 << 22, 16  # bytes of activations that are held together, as far as one feed tells; feeds at most
 
 
-def once(network: Network, /) -> dict[int, Moments | Samples]:
+def once(network: Network, /, share: float = 1.0) -> dict[int, Moments | Samples]:
     """The moments of every problem that a feed reaches, by its id: of the dense network's inputs.
+
+    Args:
+        network: with its feeds.
+        share: see `Network`.
 
     Raises:
         ModelError: NaN or infinities, with the node's name.
     """
+    network = network.on(network.feeds)
+    network.share = share
     try:
         return _pass(network, True)
     except NotPooledError:  # some feeds say otherwise than the first ones did
@@ -29,9 +36,10 @@ def once(network: Network, /) -> dict[int, Moments | Samples]:
 
 
 def _pass(network: Network, positions: bool) -> dict[int, Moments | Samples]:
-    program, wanted = network.program, network.wanted()
+    program = network.program
+    wanted = {name for site in network.sites for use in site.uses for name in use.needs}
     cut, kept = program.whole(lambda: chunks(program, 0, wanted)), Kept()
-    takings: list[Taking] = []
+    takings: list[tuple[Site, list[Taking]]] = []
     shared: dict[object, list[Sums]] = {}
     start, count = 0, 1
     while start < len(network.feeds):
@@ -40,18 +48,20 @@ def _pass(network: Network, positions: bool) -> dict[int, Moments | Samples]:
         run.level(0, wanted)
         if not start:
             for site in network.sites:
-                taking = Taking(network, site, None, lambda feed: 0, 1, False)
-                if positions:
-                    taking.look(run, None, len(network.feeds))
-                taking.prepare(shared)
-                takings.append(taking)
-        for taking in takings:
-            taking.take(run, first=start)
+                uses = [Taking(network, use, None, lambda feed: 0, 1, False) for use in site.uses]
+                takings.append((site, uses))
+                for taking in uses:
+                    if positions:
+                        taking.look(run, None, len(network.feeds))
+                    taking.prepare(None if site.also else shared)
+        for _, uses in takings:
+            for taking in uses:
+                taking.take(run, first=start)
         start += count
         count = max(1, min(MOST, ROOM * count // max(run.values.held, 1)))
     return {
         id(problem): sums
-        for taking in takings
-        for problem, (sums,) in zip(taking.site.problems, taking.moments(), strict=True)
+        for site, uses in takings
+        for problem, (sums,) in zip(site.problems, merged([taking.moments() for taking in uses]), strict=True)
         if sums.count
     }

@@ -51,6 +51,14 @@ class Places:
                 return None
         return steps
 
+    def like(self, other: Places, /) -> bool:
+        """Whether they are the same places."""
+        if self.shape != other.shape or self._start != other._start:
+            return False
+        if self._strides is None or other._strides is None:
+            return self._strides is other._strides is None and np.array_equal(self._index, other._index)  # type: ignore[arg-type]
+        return list(self._strides) == list(other._strides)
+
     def of(self, flat: Array, /) -> Array:
         """The matrix, from the tensor laid flat; a view of it where that can be."""
         if self._strides is None:

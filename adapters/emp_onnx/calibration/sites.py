@@ -8,8 +8,8 @@ since they add.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.weights.find import Weight
 from emp_onnx.weights.layout import SLOTS
 
-__all__ = ["Bias", "Problem", "Site", "find_sites"]
+__all__ = ["UNOPENED", "Bias", "Problem", "Site", "find_sites"]
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
@@ -32,11 +32,13 @@ Get = Callable[[str], "Array | None"]
 
 @dataclass(frozen=True, eq=False)
 class Bias:
-    """Where a problem's bias is kept: added `sign` times; index of shape (groups, out), repeated in several tensors."""
+    """Where a problem's bias is kept: added `sign` times; index of shape (groups, out), repeated in several tensors;
+    `readers`: how many steps it ends at."""
 
     key: str
     index: Index
     sign: float = 1.0
+    readers: int = 1
 
 
 @dataclass(eq=False)
@@ -81,6 +83,9 @@ class Site:
         hidden: whether its own output is one of these: then it must be run for the rows.
         skip: a value that is added to its output, so an error already in it can be made good here.
         pooled: a value whose mean over positions its input may be.
+        program: the one that the step is of: the model's, or that of a body.
+        path: the loops around it, the outermost first.
+        also: other places where the same weights act; their samples count as this one's.
     """
 
     step: Step
@@ -90,6 +95,38 @@ class Site:
     hidden: str = ""
     skip: str = ""
     pooled: str = ""
+    program: Program = field(init=False)
+    path: tuple[Step, ...] = ()
+    also: list[Site] = field(default_factory=list)
+
+    @property
+    def outer(self) -> Step:
+        """The step of the model's own program that this is, or is in."""
+        return self.path[0] if self.path else self.step
+
+    @property
+    def level(self) -> int:
+        """Its level."""
+        return self.outer.level
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Values of the model's own program that its rows are made from."""
+        if self.path:
+            return tuple(self.outer.reads)
+        # a cell is run again for what it remembers, with its first state and the lengths of its sequences
+        cell = [name for name in self.step.inputs if name not in self.program.fixed] if self.hidden else []
+        return tuple(filter(None, (*self.reads, *cell, self.skip, self.pooled)))
+
+    @property
+    def uses(self) -> list[Site]:
+        """This site, and the others with the same weights."""
+        return [self, *self.also]
+
+    @property
+    def again(self) -> bool:
+        """Whether what it sees depends on its own weights: then it is solved twice."""
+        return bool(self.hidden or self.path or self.also)
 
 
 @dataclass
@@ -97,6 +134,7 @@ class _Finder:
     program: Program
     model: Model
     weights: Mapping[str, Weight]
+    whole: Program
     cache: dict[str, tuple[str, Index] | None] = field(default_factory=dict)
 
     def weight(self, name: str) -> tuple[str, Index] | None:
@@ -173,73 +211,79 @@ class _Finder:
             return MARK + np.arange(tensor.size, dtype=np.int64).reshape(tensor.shape)
         return self.model.values(tensor.key)
 
-    def alone(self, name: str) -> tuple[str, Index] | None:
-        """A constant float vector that only one step reads, whatever it passes through: a bias that may change."""
-        return next((hit for hit in self.parts(name) if (hit[1] >= 0).all()), None)
+    def alone(self, name: str) -> Bias | None:
+        """A constant float vector, whatever it passes through: a bias that may change where no other step reads it."""
+        return next((hit for hit in self.parts(name) if (hit.index >= 0).all()), None)
 
-    def parts(self, name: str) -> list[tuple[str, Index]]:
+    def parts(self, name: str) -> list[Bias]:
         """The same where it is put together from several: each with −1 for what comes from the others."""
         if not name or name not in self.program.fixed:
             return []
         found = []
         for key in sorted(self.program.sources(name) - self.weights.keys()):
-            if self.model.tensors[key].dtype in FLOATS and self._one_reader(key):
+            if self.model.tensors[key].dtype in FLOATS and (readers := _readers(self.whole, key)):
                 index = self.index(name, key)
                 if index is not None:
-                    found.append((key, index))
+                    found.append(Bias(key, index, readers=readers))
         return found
 
-    def _one_reader(self, key: str) -> bool:
-        """Whether all that is made from a tensor ends at one step."""
-        program = self.program
-        ends: dict[int, Step] = {}
-        todo = [value for value, tensor in program.constants.items() if tensor.key == key]
-        seen = set(todo)
-        while todo:
-            value = todo.pop()
-            if value in program.outputs:
-                return False
-            for step, _ in program.readers.get(value, ()):
-                made = {out for out in step.outputs if out}
-                if not made <= program.fixed:
-                    ends[id(step)] = step
-                todo += made & program.fixed - seen
-                seen |= made
-        return len(ends) == 1
+
+def _readers(program: Program, key: str) -> int:
+    """At how many steps all that is made from a tensor ends, in bodies too; 0 if the model gives it as an output."""
+    ends: dict[int, Step] = {}
+    todo = [value for value, tensor in program.constants.items() if tensor.key == key]
+    seen = set(todo)
+    while todo:
+        value = todo.pop()
+        if value in program.outputs:
+            return 0
+        for step, _ in program.readers.get(value, ()):
+            made = {out for out in step.outputs if out}
+            if not made <= program.fixed:
+                ends[id(step)] = step
+            todo += made & program.fixed - seen
+            seen |= made
+    inside = [1 if step.body is None else _readers(step.body.program, key) for step in ends.values()]
+    return sum(inside) if all(inside) else 0
 
 
 FLOATS = ("float32", "float64", "float16")
+UNOPENED = "its use lies in a body or a function that is not opened, or depends on more than itself"
 MARK = 1 << 40  # added to indices, so that they are not taken for sizes
 
 
 def find_sites(program: Program, model: Model, weights: Sequence[Weight]) -> tuple[list[Site], dict[str, str]]:
     """Every place where one of these float weights acts linearly; and for the other weights why there is none."""
-    finder = _Finder(program, model, {w.name: w for w in weights})
-    sites: list[Site] = []
     why: dict[str, str] = {}
-    for step in program.steps:
+    sites = list(_sites(_Finder(program, model, {w.name: w for w in weights}, program), (), why))
+    have = {key for site in sites for key in site.keys}
+    for weight in weights:
+        if weight.name not in have and weight.name not in why:
+            known = weight.dtype in FLOATS
+            why[weight.name] = UNOPENED if known else f"{weight.dtype} weights are not refitted"
+    return sites, {key: reason for key, reason in why.items() if key not in have}
+
+
+def _sites(finder: _Finder, path: tuple[Step, ...], why: dict[str, str]) -> Iterator[Site]:
+    """Those of a program, in the order of its steps."""
+    for step in finder.program.steps:
+        if step.body is not None:
+            inside = _Finder(step.body.program, finder.model, finder.weights, finder.whole)
+            yield from _sites(inside, (*path, step), why)
         slots = [
             slot.index for slot in SLOTS.get((step.node.domain, step.node.op), ()) if slot.index < len(step.inputs)
         ]
         found = {i: hit for i in slots if (hit := finder.weight(step.inputs[i])) is not None}
         found = {i: hit for i, hit in found.items() if finder.weights[hit[0]].dtype in FLOATS}
-        if not found:
+        if not found or (path and all(name in finder.program.fixed for name in step.outputs)):
             continue
         make = MAKERS.get(step.node.op) if not step.node.domain else None
         site = make(finder, step, found) if make else f"{step.node.op} is not refitted"
         if isinstance(site, str):
             why.update({key: site for key, _ in found.values()})
         else:
-            sites.append(site)
-    have = {key for site in sites for key in site.keys}
-    for weight in weights:
-        if weight.name not in have and weight.name not in why:
-            known = weight.dtype in FLOATS
-            why[weight.name] = (
-                "its use lies in the body of a loop, or in a local function, or depends on more than itself"
-                if known else f"{weight.dtype} weights are not refitted"
-            )  # fmt: skip
-    return sites, {key: reason for key, reason in why.items() if key not in have}
+            site.program, site.path = finder.program, path
+            yield site
 
 
 Found = Mapping[int, tuple[str, Index]]
@@ -257,12 +301,12 @@ def _later_bias(finder: _Finder, step: Step, out: int, axis: int) -> Bias | None
         return None
     other = user.inputs[1] if user.inputs[0] == step.outputs[0] else user.inputs[0]
     hit = finder.alone(other)
-    if hit is None or hit[1].size != out:
+    if hit is None or hit.index.size != out:
         return None
-    shape = hit[1].shape
+    shape = hit.index.shape
     if any(size != 1 for i, size in enumerate(shape) if i - len(shape) != axis):
         return None
-    return Bias(hit[0], hit[1].reshape(1, -1))
+    return _flat(hit)
 
 
 def _behind(finder: _Finder, step: Step, out: int) -> Bias | None:
@@ -280,7 +324,11 @@ def _behind(finder: _Finder, step: Step, out: int) -> Bias | None:
     ):
         return None
     mean = finder.alone(user.inputs[3])
-    return Bias(mean[0], mean[1].reshape(1, -1), -1.0) if mean is not None and mean[1].size == out else None
+    return replace(_flat(mean), sign=-1.0) if mean is not None and mean.index.size == out else None
+
+
+def _flat(bias: Bias) -> Bias:
+    return replace(bias, index=bias.index.reshape(1, -1))
 
 
 def _conv(finder: _Finder, step: Step, found: Found) -> Site | str:
@@ -391,8 +439,9 @@ def _gemm(finder: _Finder, step: Step, found: Found) -> Site | str:
     if slot == 1:
         if _has(step, 2):
             hit = finder.alone(step.inputs[2])
-            if hit is not None and hit[1].size == len(matrix) and (not hit[1].ndim or hit[1].shape[-1] == len(matrix)):
-                bias = Bias(hit[0], hit[1].reshape(1, -1), 1 / scale["beta"]) if scale["beta"] else None
+            shape = None if hit is None else hit.index.shape
+            if hit is not None and hit.index.size == len(matrix) and (not shape or shape[-1] == len(matrix)):
+                bias = replace(_flat(hit), sign=1 / scale["beta"]) if scale["beta"] else None
         else:
             bias = _later_bias(finder, step, len(matrix), -1)
     return Site(step, (key,), (name,), [_matrix_problem(key, matrix, name, turned, outs, bias, scale["alpha"])])
@@ -478,11 +527,13 @@ def _einsum(finder: _Finder, step: Step, found: Found) -> Site | str:
 def _cell(finder: _Finder, step: Step, found: Found) -> Site | str:
     if set(found) != {1, 2}:
         return "a recurrent cell of which only one side is a weight is not refitted"
-    made = recurrent(step, found[1], found[2], finder.parts(step.inputs[3]) if _has(step, 3) else [])
+    given = finder.parts(step.inputs[3]) if _has(step, 3) else []
+    readers = {bias.key: bias.readers for bias in given}
+    made = recurrent(step, found[1], found[2], [(bias.key, bias.index) for bias in given])
     if isinstance(made, str):
         return made
     problems, hidden = made
-    bias = [Bias(p.bias[0], p.bias[1]) if p.bias else None for p in problems]
+    bias = [Bias(*p.bias, readers=readers[p.bias[0]]) if p.bias else None for p in problems]
     reads = tuple(step.inputs[i] for i in (0, 4, 5) if _has(step, i))
     return Site(
         step, (found[1][0], found[2][0]), reads,
@@ -506,11 +557,11 @@ def _has(step: Step, slot: int) -> bool:
 
 def _given_bias(finder: _Finder, step: Step, slot: int, out: int) -> Bias | None:
     hit = finder.alone(step.inputs[slot])
-    return Bias(hit[0], hit[1].reshape(1, -1)) if hit is not None and hit[1].size == out else None
+    return _flat(hit) if hit is not None and hit.index.size == out else None
 
 
 def _grouped(bias: Bias | None, groups: int) -> Bias | None:
-    return bias and Bias(bias.key, bias.index.reshape(groups, -1), bias.sign)
+    return bias and replace(bias, index=bias.index.reshape(groups, -1))
 
 
 def _window(step: Step, kernel: Sequence[int]) -> Window:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.loops import At, Walk, fixed_value, in_step
 from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.pooled import pick, unpool
-from emp_onnx.calibration.program import Step
+from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.recurrent import HIDDEN
 from emp_onnx.calibration.runner import Runner, holds, open_session
 from emp_onnx.calibration.sites import Get, Problem, Site
@@ -28,6 +29,7 @@ __all__ = ["PER_INPUT", "NotPooledError", "Taking"]
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Changed = Mapping[str, Array] | None
+APART = 1_000_003  # between the seeds of two iterations of a loop
 PER_INPUT = 12  # samples for each input of a linear map that are enough
 STACK, ROOM = 16, 1 << 20  # feeds that are taken together at most, and numbers in them: one by one, calls take longest
 
@@ -105,21 +107,48 @@ class Taking:
         """
         ways = (dense,) if thin is None else (dense, thin)
         for some in self._stacks(ways, first) if self._todo else ():
-            one = self._reads[0].at(dense, some)
-            two = one if thin is None else self._reads[1].at(thin, some)
-            for problem, w, sums in self._todo:
-                self._add(problem, w, sums[self.part(first + some[0])], (dense, thin), (one, two), some, first)
+            for n, one, two in self._gets(dense, thin, some):
+                for problem, w, sums in self._todo:
+                    seed, mine = first + some[0] + APART * n, sums[self.part(first + some[0])]
+                    self._add(problem, w, mine, (dense, thin), (one, two), some, first, seed)
+
+    def walk(self, run: Runner) -> None:
+        """Go through the iterations of the loops around the site, on all feeds that were run.
+
+        Raises:
+            ModelError: an iteration that cannot be run.
+        """
+        for some in self._stacks((run,), 0):
+            for _, get, _ in self._gets(run, None, some):
+                for problem in self.site.problems:
+                    problem.rows(get, 0, 1)
+
+    def _gets(self, dense: Runner, thin: Runner | None, some: list[int]) -> Iterator[tuple[int, Get, Get]]:
+        """What gives the values of some feeds; in a loop, for each iteration that reaches the site."""
+        one = self._reads[0].at(dense, some)
+        two = one if thin is None else self._reads[1].at(thin, some)
+        if not self.site.path:
+            yield 0, one, two
+            return
+        first = self._reads[0].walk(one)
+        both: Iterable[tuple[At, Get, Get]]
+        both = ((at, get, get) for at, get in first) if thin is None else in_step(first, self._reads[1].walk(two))
+        guard = self.site.step.guard
+        for n, (_, a, b) in enumerate(both):
+            if all(holds(get(name), wanted) for get in (a, b) for name, wanted in guard):
+                yield n, a, b
 
     def _stacks(self, ways: Sequence[Runner], first: int) -> Iterator[list[int]]:
         """The feeds that reach the site; those together that can be, of one part and of the same shapes."""
         site, stack, before = self.site, list[int](), object()
-        names = [name for name in (*site.reads, site.skip) if name]
-        joins = all(problem.stacks for problem in site.problems) and not self._apart
+        names = list(filter(self._made, site.needs)) if site.path else [n for n in (*site.reads, site.skip) if n]
+        joins = all(problem.stacks for problem in site.problems) and not self._apart and not site.path
         for i in sorted(range(ways[0].feeds), key=lambda i: self.part(first + i)):
-            if not all(holds(run.values.get(n, i), wanted) for run in ways for n, wanted in site.step.guard):
+            if not all(holds(run.values.get(n, i), wanted) for run in ways for n, wanted in site.outer.guard):
                 continue
             shapes = [run.values.shape(name, i) for run in ways for name in names]
-            if any(run.values.shape(name, i) is None for run in ways for name in site.reads[:1] if self._made(name)):
+            must = names if site.path else [name for name in site.reads[:1] if self._made(name)]
+            if any(run.values.shape(name, i) is None for run in ways for name in must):
                 continue
             large = max((math.prod(shape) for shape in shapes if shape is not None), default=0)
             kind = (self.part(first + i), shapes)
@@ -142,21 +171,24 @@ class Taking:
         for problem, sums in zip(self.site.problems, self._sums, strict=True):
             w = self.network.matrix(problem)
             found.append([s.moments(w) for s in sums])
+            if self.site.path and not any(s.count for s in sums):
+                reason = "the loop around it does not run, or does not come to it, on any feed"
+                self.network.why.update(dict.fromkeys(self.site.keys, reason))
         return found
 
     def _add(
         self, problem: Problem, w: Float | None, sums: Sums, runs: tuple[Runner, Runner | None], gets: tuple[Get, Get],
-        some: list[int], first: int,
+        some: list[int], first: int, feed: int,
     ) -> None:  # fmt: skip
-        """Take in the samples of some feeds."""
-        dense, thin = runs
-        site, limit, past, feed = self.site, self.network.limit(problem) * len(some), 0.0, first + some[0]
+        """Take in the samples of some feeds; `feed` is the seed for their choice."""
+        thin = runs[1]
+        site, limit, past = self.site, self.network.limit(problem) * len(some), 0.0
         want = problem.rows(gets[0], feed, limit)
         have = want if thin is None else problem.rows(gets[1], feed, limit)
         if have.shape != want.shape:
             return
         if site.skip and thin is not None and problem.outs is not None:
-            past = self._missing(problem, dense, thin, some, feed, limit)
+            past = self._missing(problem, gets, feed, limit)
         if self._apart:
             want, have, past = self._spread(gets, (want, have, past), feed, limit)
             have = want if thin is None else have
@@ -191,8 +223,8 @@ class Taking:
             past = pick(past, feed, limit)
         return pick(out[0], feed, limit), pick(out[1], feed, limit), past
 
-    def _missing(self, problem: Problem, dense: Runner, thin: Runner, some: list[int], feed: int, limit: int) -> Any:
-        one, two = (_joined(run, self.site.skip, some) for run in (dense, thin))
+    def _missing(self, problem: Problem, gets: tuple[Get, Get], feed: int, limit: int) -> Any:
+        one, two = (get(self.site.skip) for get in gets)
         if one is None or two is None or one.shape != two.shape or problem.outs is None:
             return 0.0
         return problem.outs(one.astype(np.float64) - two, feed, limit)
@@ -212,46 +244,53 @@ class _Reads:
     def __init__(self, network: Network, site: Site, changed: Changed) -> None:
         self.network, self.site, self.changed = network, site, changed
         self._session: Any = None
-        self._constant: dict[str, Array] = {}
+        self._constant: dict[tuple[bool, str], Array] = {}
+        self._walk: Walk | None = None
 
     def at(self, run: Runner, some: list[int]) -> Get:
-        """Those of some of the feeds that a network was run on; of cells, of one."""
+        """Those of some of the feeds that a network was run on; of cells and of what is around loops, of one."""
+        return self._getter(lambda name: _joined(run, name, some), self.network.program)
+
+    def walk(self, outer: Get) -> Iterator[tuple[At, Get]]:
+        """Those of each iteration of the loops around the site; `outer` gives what is around these."""
+        site = self.site
+        if self._walk is None:
+            cell = (name for name in site.step.inputs if name)
+            guard = (name for name, _ in site.step.guard)
+            wanted = {n for n in (*site.reads, site.skip, *guard, *(cell if site.hidden else ())) if n}
+            self._walk = Walk(site.path, wanted, self._value, self.network.threads)
+        for at, get in self._walk(outer):
+            yield at, self._getter(get, site.program)
+
+    def _getter(self, base: Get, program: Program) -> Get:
+        """The same with constants, and hidden states; what was given once is kept."""
         seen: dict[str, Array] = {}
-        fixed = self.network.program.fixed
 
         def get(name: str) -> Array | None:
-            if name in fixed:
-                if name not in self._constant:
-                    self._constant[name] = self._fixed(name)
-                return self._constant[name]
-            if name in seen:
-                return seen[name]
-            if not name.startswith(HIDDEN):
-                found = _joined(run, name, some)
-                if found is not None and len(some) > 1:
-                    seen[name] = found
-                return found
+            if name in program.fixed:
+                at = (program is self.network.program, name)
+                if at not in self._constant:
+                    self._constant[at] = fixed_value(program, name, self._value, self.network.threads)
+                return self._constant[at]
             if name not in seen:
-                (feed,) = some
-                reads = {n: run.values.get(n, feed) for n in self.site.step.inputs if n and n not in fixed}
-                given = {n: v for n, v in reads.items() if v is not None}
-                if self._session is None:
-                    self._session = self._cell(name, given)
-                seen[name] = self._session.run([name], given)[0]
+                found = self._hidden(name, get) if name.startswith(HIDDEN) else base(name)
+                if found is None:
+                    return None
+                seen[name] = found
             return seen[name]
 
         return get
 
+    def _hidden(self, name: str, get: Get) -> Array:
+        program = self.site.program
+        reads = {n: get(n) for n in self.site.step.inputs if n and n not in program.fixed}
+        given = {n: v for n, v in reads.items() if v is not None}
+        if self._session is None:
+            self._session = self._cell(name, given)
+        return np.asarray(self._session.run([name], given)[0])
+
     def _value(self, key: str) -> Array:
         return self.network.value(key, self.changed)
-
-    def _fixed(self, name: str) -> Array:
-        """A value that follows from constants."""
-        program = self.network.program
-        if name in program.constants:
-            return self._value(program.constants[name].key)
-        session = open_session(program, [], {}, [name], self._value, self.network.threads)
-        return np.asarray(session.run([name], {})[0])
 
     def _cell(self, name: str, reads: Mapping[str, Array]) -> Any:
         step = self.site.step
@@ -260,4 +299,4 @@ class _Reads:
         del proto.output[:]
         proto.output.append(name)
         alone = Step(proto, step.node, step.inputs, (name,))
-        return open_session(self.network.program, [alone], reads, [name], self._value, self.network.threads)
+        return open_session(self.site.program, [alone], reads, [name], self._value, self.network.threads)

@@ -150,7 +150,8 @@ def feed_options(parser: argparse.ArgumentParser, title: str = "comparison of ou
     group.add_argument(
         "--feeds", metavar="PATH",
         help="a folder of .npz files, one feed each, keys are input names; or one .npz with one more leading axis; "
-        "or a folder of .npy files, one input each, named as the input, with one more leading axis",
+        "or a folder of .npy files, one input each, named as the input, with one more leading axis; for a model of one "
+        "input also a folder of .npy files of other names, one feed each",
     )  # fmt: skip
     group.add_argument("--seed", metavar="N", help="of the random feeds used without --feeds (default: 0)")
 

@@ -84,7 +84,8 @@ def _run(options: argparse.Namespace) -> int:
     from emp_onnx.runtime.feeds import check_feed, read_feeds
 
     engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
-    feeds = read_feeds(options.feeds) if options.feeds else iter([feeds_for(engine, 1, seed=seed(options))])
+    needed = [item.name for item in inputs_of(engine)]
+    feeds = read_feeds(options.feeds, needed) if options.feeds else iter([feeds_for(engine, 1, seed=seed(options))])
     names = [item.name for item in engine.session.get_outputs()]
     runs: list[tuple[float, dict[str, Any]]] = []
     for i, feed in enumerate(feeds):
@@ -113,12 +114,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from emp_onnx.files.model_io import load
     from emp_onnx.runtime.bench import SECONDS, bench
     from emp_onnx.runtime.feeds import read_feeds
 
     if options.feeds is not None and options.batch is not None:
         raise UsageError("--feeds must come without --batch, which is for made-up feeds")
-    feed = next(iter(read_feeds(options.feeds))) if options.feeds else None
+    feed = next(iter(read_feeds(options.feeds, load(options.models[0]).needed))) if options.feeds else None
     seconds = positive("--seconds", options.seconds)
     measured = bench(
         options.models, feed=feed, batch=listed("--batch", options.batch), threads=listed("--threads", options.threads),

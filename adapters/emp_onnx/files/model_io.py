@@ -146,6 +146,11 @@ class Model:
             entries += [] if text is None else [(key, text)]
         return dict(entries)
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Names of the inputs that a caller must give: those without a value of their own."""
+        return tuple(name for name in self.graph.inputs if name not in self.graph.tensors)
+
     def stored(self, key: str, /) -> Stored:
         """Where the values of a tensor lie.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -13,6 +14,8 @@ from emp_core.direct import LARGE, DirectReader
 from emp_onnx.errors import ModelError, quote
 
 __all__ = ["FileSource", "Memory", "Source", "keep_freed"]
+
+HOLES = hasattr(os, "SEEK_HOLE") and hasattr(os, "SEEK_DATA")
 
 
 def keep_freed() -> None:
@@ -76,6 +79,7 @@ class FileSource:
         if not stat.S_ISREG(status.st_mode):
             raise ModelError(f"model must be a plain file, got {quote(path)}, which is something else")
         self.size, self._changed = status.st_size, status.st_mtime_ns
+        self._sparse = HOLES and getattr(status, "st_blocks", self.size) * 512 < self.size and self._settled()
 
     @property
     def unchanged(self) -> bool:
@@ -107,13 +111,45 @@ class FileSource:
         """Fill a buffer."""
         view = memoryview(buffer).cast("B")
         while view:
+            some = view
             try:
-                if self._direct is not None and (done := self._direct.into(at, view)):
+                if self._sparse:
+                    hole, length = self._stretch(at, len(view))
+                    some = view[:length]
+                    if hole:
+                        np.frombuffer(some, np.uint8).fill(0)
+                        view, at = view[length:], at + length
+                        continue
+                if self._direct is not None and (done := self._direct.into(at, some)):
                     view, at = view[done:], at + done
                     continue
-                done = os.preadv(self._handle, [view], at)
+                done = os.preadv(self._handle, [some], at)
             except OSError as error:
                 raise ModelError(f"the file {quote(self.path)} could not be read: {error.strerror}") from error
             if not done:
                 raise ModelError(f"the file {quote(self.path)} became shorter while it was read")
             view, at = view[done:], at + done
+
+    def _settled(self) -> bool:
+        """Have what is still on its way written to the disk: of such bytes file systems have said before that they
+        are holes."""
+        try:
+            os.fsync(self._handle)
+        except OSError:
+            return False
+        return True
+
+    def _stretch(self, at: int, count: int) -> tuple[bool, int]:
+        """Whether a hole begins here, that is zeros that take no place on the disk, and how far what begins goes on.
+
+        Read the usual way, a hole fills as much of the system's memory as data do.
+        """
+        try:
+            data = os.lseek(self._handle, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO or at >= os.fstat(self._handle).st_size:
+                return False, count
+            data = self.size  # a hole up to the end
+        if data > at:
+            return True, min(data - at, count)
+        return False, min(os.lseek(self._handle, at, os.SEEK_HOLE) - at, count)

@@ -83,7 +83,7 @@ def _run(
     source: Model, path: Path, process: Isolated, lossy: bool, feeds: Feeds, seed: int
 ) -> tuple[list[Check], Behaviour | None, str]:
     """Both models on the same feeds: the checks that follow, how far outputs moved, and why they were not compared."""
-    read = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
+    read = read_feeds(feeds, source.needed) if isinstance(feeds, (str, os.PathLike)) else feeds
     try:
         original = process.open(source.path or source)
     except NotRunError as error:

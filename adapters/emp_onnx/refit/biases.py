@@ -52,7 +52,7 @@ def missing_biases(network: Network) -> list[Added]:
     out = []
     for site in network.sites:
         at = number.get(id(site.step.node))
-        if at is None or len(site.problems) != 1 or not _takes(network, site, site.problems[0]):
+        if at is None or site.also or len(site.problems) != 1 or not _takes(network, site, site.problems[0]):
             continue
         groups, rows, _ = site.problems[0].shape
         name = f"{site.keys[0]}.bias"

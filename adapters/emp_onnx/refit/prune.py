@@ -166,9 +166,9 @@ def refit(
         how["effort"] = effort
     if known is not None:
         how["from"] = "statistics"
+    how |= dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
     notes: list[str] = []
     if budget is not None:
-        tried = search(fitting, budget, how=allocate, criterion=criterion, update=update)
         how |= {
             "budget": {
                 k: v
@@ -177,6 +177,10 @@ def refit(
             }
             | ({"drop_in": budget.drop_in or "accuracy"} if budget.drop is not None and budget.score is None else {})
         }
+        tried = search(
+            fitting, budget, how=allocate, criterion=criterion, update=update,
+            seal=lambda thin: {KEY: write(fitting.model, thin, how, fitting.added)},
+        )  # fmt: skip
         notes += _outcome(budget, tried)
     else:
         how |= {"sparsity": sparsity} if sparsity is not None else {"beta": 1.0 if beta is None else float(beta)}
@@ -192,7 +196,6 @@ def refit(
         some = ", ".join(quote(item.name) for item in fitting.added[:4])
         more = f" and {len(fitting.added) - 4} more" if len(fitting.added) > 4 else ""
         notes.append(f"Layers without a bias got one, which makes good what the weights' loss shifts: {some}{more}.")
-    how |= dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
     seal = write(fitting.model, tried.thin, how, fitting.added)
     changed = fitting.model.replaced(dict(tried.thin.changed), {KEY: seal})
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)

@@ -78,7 +78,7 @@ def fit(
             mine = [problem for problem in site.problems if id(problem) in counts]
             if not mine or seen & set(site.keys):
                 continue
-            for again in range(2 if site.hidden and update and known is None else 1):
+            for again in range(2 if site.again and update and known is None else 1):
                 sums: list[list[Moments | Samples]]
                 if known is not None:
                     sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,17 @@ class Input:
         return DTYPES.get(self.type)
 
 
-def read_feeds(path: str | os.PathLike[str], /) -> Iterator[dict[str, NDArray[Any]]]:
+def read_feeds(path: str | os.PathLike[str], /, needed: Sequence[str] = ()) -> Iterator[dict[str, NDArray[Any]]]:
     """Feeds from a folder of `.npz` files (one feed each, in order of name), or from one `.npz` of samples, or from a
-    folder of `.npy` files (one input each, named as the input).
+    folder of `.npy` files (one input each, named as the input; or for a model of one input one feed each, in order of
+    name).
 
-    Keys are input names. In a single `.npz`, and in `.npy` files, every array has one more leading axis, the samples;
-    `.npy` files are read sample by sample.
+    Keys are input names. In a single `.npz`, and in `.npy` files that are named as inputs, every array has one more
+    leading axis, the samples; such `.npy` files are read sample by sample.
+
+    Args:
+        path: of the folder or the file.
+        needed: names of the inputs that a feed must give. If it is one, and no `.npy` file is named so, each is a feed.
 
     Raises:
         UsageError: nothing there, files of another kind, or arrays whose numbers of samples differ.
@@ -60,6 +65,8 @@ def read_feeds(path: str | os.PathLike[str], /) -> Iterator[dict[str, NDArray[An
     columns = sorted(place.glob("*.npy"))
     if files and columns:
         raise UsageError(f"feeds must be a folder of .npz files, or of .npy files, got {quote(path)}, which has both")
+    if len(needed) == 1 and columns and needed[0] not in {file.stem for file in columns}:
+        return ({needed[0]: np.asarray(_column(file))} for file in columns)
     if columns:
         return _samples({file.stem: _column(file) for file in columns}, place)
     if not files:

@@ -50,6 +50,9 @@ def open_session(source: str | bytes, threads: int | None, plain: bool = False) 
         with suppress(Exception):  # some operations run only when what feeds them was made a constant
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
+            # a few runs: planning their memory pays for itself after many, and two such sessions share processors
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            options.enable_mem_pattern = False
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -24,7 +24,8 @@ __all__ = ["Planner"]
 
 DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alone
 UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
-STATES = 5.0  # the same of groups that states are made of: what they are for shows many steps later
+STATES = 5.0  # the same of groups that states are made of, where feeds end before it shows what states are for
+SHOWN = 0.5  # the same of all groups of a model that has states, where feeds go on until it shows
 LEVELS = 16  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
@@ -34,13 +35,16 @@ class Planner:
     """Sensitivities and costs of a problem, and cuts that meet a target."""
 
     def __init__(
-        self, problem: Problem, costs: Costs, held: Sequence[Feed], *, round_to: int = 8, least: int = 1
-    ) -> None:
+        self, problem: Problem, costs: Costs, held: Sequence[Feed], *, round_to: int = 8, least: int = 1,
+        short: bool = True,
+    ) -> None:  # fmt: skip
         self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
         self.held = list(held)
         runner = watched(problem.dense, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
         self.later = [any(problem.readers[i].kind == "state" for i in problem.of_group(g)) for g in problem.groups]
+        usual = UNSEEN if short or not any(self.later) else SHOWN
+        self.unseen = [STATES if short and later else usual for later in self.later]
         self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
 
     def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
@@ -61,7 +65,7 @@ class Planner:
     def error(self, which: int, count: int) -> float:
         """Predicted error at the outputs when `count` units of a group go."""
         own = max(self.own(which, count), 1e-12)
-        return self._shown(which, own) + (STATES if self.later[which] else UNSEEN) * own if count else 0.0
+        return self._shown(which, own) + self.unseen[which] * own if count else 0.0
 
     def own(self, which: int, count: int) -> float:
         """The error of a group's own readers when `count` units go, as a share of what they say."""
@@ -150,4 +154,6 @@ class Planner:
         if masks is None:
             return np.inf
         error = misses(self.dense, locally(self.problem, masks), self.held, self.problem.threads)
-        return error + STATES * sum(self.own(g, n) for g, n in enumerate(counts) if self.later[g])
+        if not any(self.later):
+            return error
+        return error + sum(self.unseen[g] * self.own(g, n) for g, n in enumerate(counts) if self.unseen[g] > UNSEEN)

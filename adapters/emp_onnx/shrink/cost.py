@@ -33,6 +33,7 @@ STEP = 8  # what half of a group is a multiple of
 FEWER = 0.95  # of its work: an operation with less shows what it costs
 RUNS, SECONDS = (12, 60), 1.0  # of a profile, at least and at most; after so long no more
 BLOCK = 16  # channels that onnxruntime's blocked convolutions compute together (AVX-512; 8 elsewhere)
+ROWS = 8  # of a small product that take as long as one: its weights are read once for all of them
 Sizes = Mapping[str, tuple[int, ...]]
 
 
@@ -88,6 +89,19 @@ def blocked(op: Op, sizes: Sizes) -> Sizes:
     return out
 
 
+def work(op: Op, sizes: Sizes) -> float:
+    """What an operation's time goes with: its multiply-adds, of a convolution in full blocks.
+
+    A recurrent operation multiplies all steps by W at once and each by R after the other, so R is read from memory in
+    every step, and W once for so many rows as a product takes together.
+    """
+    if op.type not in ("LSTM", "GRU", "RNN"):
+        return flops(op, blocked(op, sizes))
+    steps, batch = sizes[op.inputs[0]][:2]
+    w, r = prod(sizes[op.inputs[1]]), prod(sizes[op.inputs[2]])
+    return float(-(-steps * batch // ROWS) * w + steps * -(-batch // ROWS) * r)
+
+
 class Costs:
     """Microseconds and multiply-adds of every operation, and what they become under masks."""
 
@@ -115,9 +129,9 @@ class Costs:
         return sum(flops(op, self._sizes(op, masks)) for op in self.view.ops if counts_as_work(op))
 
     def _share(self, op: Op, masks: Masks) -> float:
-        before = flops(op, blocked(op, self._sizes(op, {})))
+        before = work(op, self._sizes(op, {}))
         fixed = self.fixed.get(op.index, OVERHEAD)
-        return fixed + (1 - fixed) * (flops(op, blocked(op, self._sizes(op, masks))) / before if before else 1.0)
+        return fixed + (1 - fixed) * (work(op, self._sizes(op, masks)) / before if before else 1.0)
 
     def _sizes(self, op: Op, masks: Masks) -> dict[str, tuple[int, ...]]:
         out = {}
@@ -139,8 +153,8 @@ class Costs:
         half = {named.get(view.ops[i].outputs[0]): t for i, t in self._measure(view)[0].items()}
         for index, time in self.micros.items():
             op = self.view.ops[index]
-            before = flops(op, blocked(op, self._sizes(op, {})))
-            left = flops(op, blocked(op, self._sizes(op, masks))) / before if before else 1.0
+            before = work(op, self._sizes(op, {}))
+            left = work(op, self._sizes(op, masks)) / before if before else 1.0
             if left < FEWER and index in half and time > 0:
                 self.fixed[index] = float(np.clip((half[index] / time - left) / (1 - left), 0.0, 1.0))
 

@@ -46,7 +46,7 @@ class Plan:
 def plan(
     problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed], *,
     near: str = "", judging: Sequence[Feed] = (), round_to: int = 8, least: int = 1, layers: bool = True,
-    seconds: float = 90.0,
+    short: bool = True, seconds: float = 90.0,
 ) -> Plan:  # fmt: skip
     """The plan of least error on `held` within a target on latency.
 
@@ -58,6 +58,7 @@ def plan(
         judging: more feeds to judge by.
         round_to, least: see `shrink`.
         layers: whether whole layers may go.
+        short: whether feeds end before they show what recurrent states are for.
         seconds: of exchange, in all.
 
     Raises:
@@ -70,7 +71,7 @@ def plan(
         if found and _error(one, judged) >= min(p.error for p, _ in found):
             break
         try:
-            found.append(_at(one, target, judged, round_to, least))
+            found.append(_at(one, target, judged, round_to, least, short))
         except UsageError as error:
             failed = failed or error
     if not found:
@@ -101,10 +102,12 @@ def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
     return total / FOLDS
 
 
-def _at(problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int) -> tuple[Plan, Planner]:
+def _at(
+    problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool
+) -> tuple[Plan, Planner]:
     costs = Costs(problem.view, problem.trace, problem.feeds)
     costs.learn(problem)
-    planner = Planner(problem, costs, held, round_to=round_to, least=least)
+    planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short)
     counts = fit_budget(problem, planner, Budget(latency=target), lambda masks: None, held)
     return Plan(problem, counts, planner.measured(counts)), planner
 

@@ -61,9 +61,9 @@ def target_of(path: Path, out: str | os.PathLike[str] | None, in_place: bool) ->
     return target
 
 
-def feeds_of(feeds: Iterable[Feed] | str | os.PathLike[str]) -> list[dict[str, NDArray[Any]]]:
+def feeds_of(feeds: Iterable[Feed] | str | os.PathLike[str], needed: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
     """Feeds as arrays, not more than are used."""
-    found = read_feeds(feeds) if isinstance(feeds, (str, os.PathLike)) else feeds
+    found = read_feeds(feeds, needed) if isinstance(feeds, (str, os.PathLike)) else feeds
     out = []
     for feed in found:
         out.append({name: np.asarray(value) for name, value in feed.items()})

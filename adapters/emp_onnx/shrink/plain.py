@@ -5,7 +5,7 @@ beyond float rounding, whatever the input:
 
 - Sizes that are the model's own, worked out anew in every run, become constants; sizes of the caller that a Reshape
   passes on become 0 (as it was) or the one −1 (what is left).
-- The same size worked out twice is worked out once, and so is what follows from sizes alone.
+- The same size worked out twice is worked out once, and so is whatever follows from the same in the same way.
 - A BatchNormalization whose readers are products: y = s·x + t, so y·W + b = x·(s·W) + (t·W + b).
 - A Transpose after a Transpose is one, or none.
 
@@ -20,69 +20,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.shrink.cut import drop_dead
+from emp_onnx.shrink.edit import Edit
 from emp_onnx.shrink.readers import Reader, find_readers
-from emp_onnx.shrink.sizes import Sizes
 from emp_onnx.shrink.trace import Trace
 from emp_onnx.shrink.view import Op, View
 
 __all__ = ["plain"]
 
-RANDOM = ("Random", "Multinomial", "Bernoulli")
+RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout")
+BODIES = ("If", "Loop", "Scan", "SequenceMap")
 Wide = NDArray[np.float64]
 
 
 def plain(view: View, traced: Trace) -> Any:
     """A copy of a prepared model that says the same with fewer operations; None if there is nothing to do."""
-    import onnx
-
-    model = onnx.ModelProto()
-    model.CopyFrom(view.model)
-    writer = _Writer(view, traced, model)
+    writer = _Writer(view, traced)
     if not traced.fixed:  # else what stayed the same may only not have been varied
         writer.known_sizes()
     writer.targets()
     writer.once()
     writer.norms()
     writer.turns()
-    if not writer.changed:
-        return None
-    drop_dead(model.graph)
-    return model
+    return writer.done()
 
 
-class _Writer:
-    def __init__(self, view: View, traced: Trace, model: Any) -> None:
-        self.view, self.trace, self.model = view, traced, model
-        self.nodes = {op.index: node for op, node in zip(view.ops, model.graph.node, strict=True)}
-        self.tensors = {t.name: t for t in model.graph.initializer}
-        self.sizes = Sizes(view, traced)
-        self.fixed = set(view.outputs) | view.captured
-        self.taken = {n for op in view.ops for n in (*op.inputs, *op.outputs)} | set(view.constants)
-        self.changed = False
-        self.instead: dict[str, str] = {}
-
-    def constant(self, base: str, values: NDArray[Any]) -> str:
-        """A new constant; its name."""
-        import onnx
-
-        name = f"{base}_plain"
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        self.model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-        if self.model.ir_version < 4:  # every initializer is an input too, in files of that time
-            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-            self.model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))
-        return name
-
-    def read_instead(self, old: str, new: str) -> None:
-        """Let every reader of a tensor read another one."""
-        for op, slot in self.view.readers.get(old, []):
-            self.nodes[op.index].input[slot] = new
-        self.instead[old] = new
-        self.changed = True
-
+class _Writer(Edit):
     def known_sizes(self) -> None:
         """Constants for what followed from sizes and never changed."""
         for op in self.view.ops:
@@ -117,15 +79,15 @@ class _Writer:
                 self.changed = True
 
     def once(self) -> None:
-        """What follows from sizes alone and is equal is computed once."""
+        """What is worked out twice from the same is worked out once, and so are sizes that are equal."""
         seen: dict[Any, str] = {}
         for op in self.view.ops:
-            if len(op.outputs) != 1 or op.outputs[0] not in self.trace.free or op.outputs[0] in self.fixed:
+            if len(op.outputs) != 1 or op.outputs[0] in self.fixed or op.type in BODIES:
                 continue
             if op.outputs[0] in self.instead or op.type.startswith(RANDOM):
                 continue
             name = op.outputs[0]
-            value = self.sizes.values.get(name)
+            value = self.sizes.values.get(name) if name in self.trace.free else None
             key: Any = ("sizes", value, self.trace.dtypes.get(name))
             if value is None:
                 node = self.nodes[op.index]

@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
+from emp_onnx.shrink.early import early, unasked
+from emp_onnx.shrink.flat import flat
 from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.linear import linear
 from emp_onnx.shrink.links import find_links
+from emp_onnx.shrink.masks import masks
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
 from emp_onnx.shrink.plain import plain
@@ -22,15 +26,18 @@ from emp_onnx.shrink.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.regions import Group, find_groups
 from emp_onnx.shrink.rotate import rotate
+from emp_onnx.shrink.rows import rows
 from emp_onnx.shrink.skip import Skip, skipped
 from emp_onnx.shrink.together import together
 from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
-__all__ = ["Problem"]
+__all__ = ["REWRITES", "Problem"]
 
 Wide = NDArray[np.float64]
 assert rules
+ROUNDS = 4  # of rewriting
+REWRITES = (plain, flat, early, linear, rows, masks)
 FASTER = 0.98  # of the latency: what is less counts as faster
 
 
@@ -197,9 +204,10 @@ class Problem:
         return min(times[-1 if self.joins else 0] / whole, 1.0)
 
     def finish(self, model: Any) -> Any:
-        """The cut model as it is written: products that read the same joined, where that is faster."""
+        """The cut model as it is written: products that read the same joined, where that is faster, and states that
+        nobody reads not asked for."""
         other = together(model) if self.joins else None
-        return model if other is None else other
+        return unasked(model if other is None else other)
 
     def reference(self, shrunk: Any, masks: Masks) -> Any:
         """The masked model to which a shrunk one is compared."""
@@ -218,11 +226,37 @@ def _groups(view: View, traced: Trace) -> tuple[list[Group], dict[Any, str]]:
 
 
 def _simpler(view: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> tuple[View, Trace]:
-    """The model said plainly, where that is proven to compute the same; else as it was."""
-    for _ in range(3):  # what became plain may make more so
-        model = plain(view, traced)
-        if model is None or not prove(view.model, model, [*traced.feeds, *feeds[2:8]], threads=threads).holds:
-            break
-        view = View.of(model)
-        traced = trace(view, feeds)
+    """The model said plainly, where that is proven to compute the same; else as it was.
+
+    All rewrites are proven together, and one by one only where that fails.
+    """
+    for each in (False, True):
+        found = _rewritten(REWRITES, view, traced, feeds, threads, each)
+        if found[0] is view or each or _same(view, found[0], traced, feeds, threads):
+            return found
     return view, traced
+
+
+def _rewritten(
+    rewrites: Sequence[Any], view: View, traced: Trace, feeds: Sequence[Feed], threads: int, each: bool
+) -> tuple[View, Trace]:
+    """What rewrites come to, one after the other; with `each` those that are not proven are left out."""
+    rewrites = list(rewrites)
+    for _ in range(ROUNDS):  # what became plain may make more so
+        before = view
+        for rewrite in list(rewrites):
+            model = rewrite(view, traced)
+            if model is None:
+                continue
+            new = View.of(model)
+            if each and not _same(view, new, traced, feeds, threads):
+                rewrites.remove(rewrite)
+                continue
+            view, traced = new, trace(new, feeds, known=traced)
+        if view is before:
+            break
+    return view, traced
+
+
+def _same(one: View, other: View, traced: Trace, feeds: Sequence[Feed], threads: int) -> bool:
+    return prove(one.model, other.model, [*traced.feeds, *feeds[2:8]], threads=threads).holds

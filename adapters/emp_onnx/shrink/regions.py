@@ -45,8 +45,12 @@ class Group:
 
     @property
     def key(self) -> Any:
-        """What two equal groups have in common."""
-        return tuple((axis, labels.tobytes()) for axis, labels in sorted(self.axes.items()) if axis[0][0] != "#")
+        """What two equal groups have in common: all that goes with their units."""
+        return tuple(
+            (axis, labels.tobytes())
+            for axis, labels in sorted(self.axes.items())
+            if axis[0][0] != "#" and (labels >= 0).any()
+        )
 
 
 @dataclass
@@ -99,7 +103,10 @@ def find_groups(links: Links, seeds: list[Axis], constants: set[str]) -> tuple[l
             if len(tried) == 1:
                 for axis in tried[0].axes:
                     reasons.setdefault(axis, reasons[seed])
-    found = [part for group in groups.values() for part in parts(group)]
+    each: dict[Any, Group] = {}
+    for part in (part for group in groups.values() for part in parts(group)):
+        each.setdefault(part.key, part)  # two ways through a folded axis may differ in what stays alone
+    found = list(each.values())
     for group in found:
         named = [axis for axis in seeds if axis in group.axes]
         own = [axis for axis in named if (group.axes[axis] >= 0).all()] or named

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.runtime.continued import continued
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.lengthen import lengthened
 from emp_onnx.shrink.amounts import keep, signal_of, step
@@ -53,6 +54,7 @@ NEAR = "Readers were fitted to more feeds, {} from those given, for that was see
 SKIPPED = (
     "{} layers went whole: what read their outputs ({}) reads what came before them. The masked model lacks them too."
 )
+CONTINUED = "{} more feeds were used, in which the model goes on from those given by what it says itself."
 PROVEN = 16  # feeds of the proof
 JUDGING = 100  # made from feeds kept back, with which cuts are compared
 
@@ -124,7 +126,7 @@ def shrink(
     proto, source = read(model)
     path = Path(model)
     target = target_of(path, out, in_place)
-    given = None if feeds is None else feeds_of(feeds)
+    given = None if feeds is None else feeds_of(feeds, source.needed)
     samples = made_up(proto, seed=seed) if given is None else given
     signal = signal or ("norm" if given is None else "spectrum")
     problem = Problem.of(proto, samples, biases=True, simpler=not dead_only, threads=threads)
@@ -135,8 +137,12 @@ def shrink(
     held = samples[-max(len(samples) // 5, 1) :]
     fit = samples[: len(samples) - len(held)] or samples
     runner = Runner(proto, threads=threads)
-    more = [lengthened(runner.inputs, runner, part, apart=APART) for part in (fit, held)]
-    fit, held = [*fit, *more[0]], [*held, *more[1]]
+    joined = [lengthened(runner.inputs, runner, part, apart=APART) for part in (fit, held)]
+    further = [continued(runner, part) for part in (fit, held)]
+    short = bool(joined[0]) and not further[0]
+    fit, held = [*fit, *joined[0], *further[0]], [*held, *joined[1], *further[1]]
+    if further[0]:
+        notes = (*notes, CONTINUED.format(len(further[0]) + len(further[1])))
     dense_problem = problem
     rows: list[GroupRow]
     effective: list[float | None]
@@ -160,14 +166,14 @@ def shrink(
                 judging = with_near(problem, held, near)[len(held) :][:JUDGING]
             found = plan(
                 problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
-                layers=layers,
+                layers=layers, short=short,
             )  # fmt: skip
             problem, counts = found.problem, found.counts
             effective = [None] * len(counts)
         else:
             build = lambda m: best_fit(problem, m, fit, held).model if refit else exact(problem, m)[1]  # noqa: E731
             counts, effective = _counts(
-                problem, budget, signal, scores, beta, order, round_to, min_channels, held, samples, build
+                problem, budget, signal, scores, beta, order, round_to, min_channels, held, samples, build, short
             )
         masks = problem.masks(counts) or {}
         if problem.skips:
@@ -216,11 +222,12 @@ def shrink(
 def _counts(
     problem: Problem, budget: Budget, signal: str, scores: Mapping[str, NDArray[Any]] | None, beta: float, order: float,
     round_to: int, least: int, held: Sequence[Feed], samples: Sequence[Feed], build: Any,
+    short: bool,
 ) -> tuple[list[int], list[float | None]]:  # fmt: skip
     """How many units of each group go, and the effective numbers behind it."""
     if budget.any:
         planner = Planner(
-            problem, Costs(problem.view, problem.trace, samples), held[:64], round_to=round_to, least=least
+            problem, Costs(problem.view, problem.trace, samples), held[:64], round_to=round_to, least=least, short=short
         )
         chosen = fit_budget(problem, planner, budget, build, held[:64])
         return chosen, [None] * len(chosen)

@@ -23,6 +23,22 @@ SAME = {*UNARY, "Dropout", "Softmax", "LogSoftmax", "Hardmax", "LayerNormalizati
         "InstanceNormalization", "CumSum"}  # fmt: skip
 
 
+def quotient(whole: Sequence[Entry], parts: Sequence[Entry]) -> Entry | None:
+    """The one size that is left of a product of sizes when others are taken out; None if it is not one."""
+    left: list[Entry] = [e for e in whole if not isinstance(e, int)]
+    for part in parts:
+        if not isinstance(part, int):
+            if part not in left:
+                return None
+            left.remove(part)
+    number, rest = divmod(
+        prod(e for e in whole if isinstance(e, int)), max(prod(e for e in parts if isinstance(e, int)), 1)
+    )
+    if rest or len(left) > 1 or (left and number != 1):
+        return None
+    return left[0] if left else number
+
+
 class Sizes:
     """The sizes of every tensor (`shapes`), and of small tensors of whole numbers their entries (`values`, with their
     rank)."""
@@ -132,13 +148,28 @@ class Sizes:
         x, target = self.of(op.inputs[0]), self.values.get(op.input(1))
         if target is None or op.attributes.get("allowzero"):
             return None
-        return [x[a] if v == 0 and a < len(x) else None if v == -1 else v for a, v in enumerate(target[1])]
+        out = [x[a] if v == 0 and a < len(x) else None if v == -1 else v for a, v in enumerate(target[1])]
+        if out.count(None) == 1 and x:
+            out[out.index(None)] = quotient(x, [e for e in out if e is not None])
+        return out
+
+    def _lstm(self, op: Op) -> Sequence[Entry | None] | None:
+        x, r = self.of(op.inputs[0]), self.of(op.inputs[2])
+        if len(x) != 3 or len(r) != 3 or op.attributes.get("layout", 0):
+            return None
+        return [x[0], r[0], x[1], r[2]]
+
+    _gru = _rnn = _lstm
 
     def _range(self, op: Op) -> Sequence[Entry | None] | None:
         start, stop, step = (self.values.get(name) for name in op.inputs)
         if start is None or stop is None or step is None or start[1] != (0,) or step[1] != (1,):
             return None
         return [stop[1][0]]
+
+    def _constantofshape(self, op: Op) -> Sequence[Entry | None] | None:
+        target = self.values.get(op.inputs[0])
+        return None if target is None else target[1]
 
     def _unsqueeze(self, op: Op) -> Sequence[Entry | None] | None:
         axes = self._axes(op)

@@ -9,7 +9,7 @@ and constants alone (`free`), and stayed the same, are as good as constants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -133,14 +133,23 @@ class Trace:
     dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
 
 
-def trace(view: View, feeds: Sequence[Feed]) -> Trace:
+def trace(view: View, feeds: Sequence[Feed], *, known: Trace | None = None) -> Trace:
     """Run the model on up to two feeds, and on one with every open size doubled.
+
+    Args:
+        view: the model.
+        feeds: of which the first two are used.
+        known: the trace of a model that this one was made from, in which tensors of the same name have the same shape
+            and, if small, the same values: only tensors that are new are asked for.
 
     Raises:
         UsageError: a feed does not fit the model. ModelError: onnxruntime does not run it.
     """
-    names = [name for op in view.ops for name in op.outputs if name]
+    old = [] if known is None else [run.keys() for run in known.runs]
+    names = [n for op in view.ops for n in op.outputs if n and (not old or any(n not in run for run in old))]
     runner = Runner(view.model, names, plain=True)
+    if known is not None:
+        return _more(view, runner, known)
     for which, feed in enumerate(feeds[:2]):
         check_feed(feed, runner.inputs, which)
     found = Trace(free=_free(view))
@@ -152,6 +161,31 @@ def trace(view: View, feeds: Sequence[Feed]) -> Trace:
             raise UsageError(f"feeds must be such that the model runs on them, got: {first_line(error)}") from error
         found.feeds.append({k: np.asarray(v) for k, v in feed.items()})
     _vary(view, runner, found, seen)
+    _describe(view, found, seen)
+    return found
+
+
+def _more(view: View, runner: Runner, known: Trace) -> Trace:
+    """The same of a model made from one that was traced."""
+    seen = []
+    for feed in known.feeds:
+        try:
+            seen.append(runner(feed))
+        except Exception as error:  # as above
+            raise ModelError(f"a model said plainly must run as before, got: {first_line(error)}") from error
+    found = replace(known, shapes={}, runs=[], values={}, free=_free(view), dtypes={})
+    _describe(view, found, seen)
+    made = {name for op in view.ops for name in op.outputs}
+    for mine, run in zip(found.runs, known.runs, strict=True):
+        mine.update({name: shape for name, shape in run.items() if name in made and name not in mine})
+    found.shapes |= {k: v for k, v in known.shapes.items() if k in made and k not in found.shapes}
+    found.dtypes |= {k: v for k, v in known.dtypes.items() if k in made and k not in found.dtypes}
+    found.values |= {k: v for k, v in known.values.items() if k in made & found.free and k not in found.values}
+    return found
+
+
+def _describe(view: View, found: Trace, seen: list[dict[str, Any]]) -> None:
+    """Take down sizes, types and small values of what was seen."""
     for out, feed in zip(seen, found.feeds, strict=True):
         shapes = {k: v.shape for k, v in (*out.items(), *feed.items()) if isinstance(v, np.ndarray)}
         found.runs.append(shapes | {k: v.shape for k, v in view.constants.items()})
@@ -172,7 +206,6 @@ def trace(view: View, feeds: Sequence[Feed]) -> Trace:
             v.shape == every_value[0].shape and np.array_equal(v, every_value[0]) for v in every_value
         ):
             found.values[name] = every_value[0]
-    return found
 
 
 def _free(view: View) -> frozenset[str]:
