@@ -1,4 +1,4 @@
-"""What kernels cost, and what a second thread brings: `python -m tests.benchmarks.kernel_costs --write docs/kernels.md`.
+"""What kernels cost, what a second thread brings: `python -m tests.benchmarks.kernel_costs --write docs/kernels.md`.
 
 Dense and fused files side by side: speed with one and two threads, wall time, interleaved; then time to load and memory
 held afterwards, each in a process of its own, medians of three.
