@@ -36,10 +36,7 @@ def compare_rules(
 ) -> Iterator[tuple[str, Point]]:
     """Every rule with `keep` weights left."""
     for name, masks in _plain(fitting, keep):
-        changed = {
-            key: np.where(mask, fitting.model.values(key), fitting.model.values(key).dtype.type(0))
-            for key, mask in masks.items()
-        }
+        changed = {key: fitting.network.filled(key, fitting.model.values(key), mask) for key, mask in masks.items()}
         yield name, measure(fitting, Thin(changed, masks), score=score)
     for name, (how, criterion, update) in RULES.items():
         yield name, measure(fitting, fitting.thin(keep, how=how, criterion=criterion, update=update), score=score)
@@ -47,7 +44,7 @@ def compare_rules(
 
 def _plain(fitting: Fitting, keep: int) -> Iterator[tuple[str, dict[str, NDArray[np.bool_]]]]:
     """Rules that look at magnitudes alone, and so need no statistics."""
-    size = {w.name: np.abs(fitting.model.values(w.name).astype(np.float64)) for w in fitting.weights}
+    size = {weight.name: fitting.magnitudes(weight) for weight in fitting.weights}
     together = largest(np.concatenate([s.reshape(-1) for s in size.values()]), keep)
     masks, start = {}, 0
     for name, s in size.items():

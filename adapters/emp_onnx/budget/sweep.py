@@ -47,8 +47,8 @@ def sweep(
 def _mass(fitting: Fitting, thin: Thin) -> tuple[float, float]:
     """The share of Σ|w| that is kept, and the least share that the largest of as many would keep."""
     total = kept = least = 0.0
-    for name, mask in thin.masks.items():
-        size = np.abs(fitting.model.values(name).astype(np.float64))
+    for weight in fitting.weights:
+        size, mask = fitting.magnitudes(weight), thin.masks[weight.name]
         here, k = float(size.sum()), int(np.count_nonzero(mask))
         total += here
         kept += float(size[mask].sum())

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emp_onnx.calibration.program import Body, Guard, Program, Step, ordered
+from emp_onnx.calibration.protos import captures, domain, rank, rename, told
 from emp_onnx.errors import MissingExtraError, ModelError
 from emp_onnx.files.graph import Graph, Node, Tensor
 from emp_onnx.files.model_io import Model
@@ -125,7 +126,7 @@ class _Flat:
                 self.constants[names[node.outputs[0]]] = node.constant
                 continue
             if frame.given is not None:
-                node, proto = _told(node, proto, frame.given, self.onnx)
+                node, proto = told(node, proto, frame.given, self.onnx)
             function = self._function(node)
             if function is not None:
                 self._call(node, proto, function, frame, names, i)
@@ -143,10 +144,10 @@ class _Flat:
         found = [f for f in self.functions if (f.domain, f.name) == (node.domain, node.op)]
         if len(found) != 1:
             return None
-        have = {_domain(item): item.version for item in self.opsets}
-        if any(have.get(_domain(item), item.version) != item.version for item in found[0].opset_import):
+        have = {domain(item): item.version for item in self.opsets}
+        if any(have.get(domain(item), item.version) != item.version for item in found[0].opset_import):
             return None
-        self.opsets += [item for item in found[0].opset_import if _domain(item) not in have]
+        self.opsets += [item for item in found[0].opset_import if domain(item) not in have]
         return graph, found[0]
 
     def _call(
@@ -188,11 +189,11 @@ class _Flat:
             for j, (body, attribute) in enumerate(self._bodies(node, copy)):
                 inside = _Frame([], f"{frame.prefix}{i}.{j}:", (), True, frame.given)
                 attribute.g.CopyFrom(self._body(body, attribute.g, inside, names))
-                captured.update(dict.fromkeys(_captured(attribute.g)))
+                captured.update(captures(attribute.g))
         else:
             for attribute in copy.attribute:
                 for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                    _rename(graph, names, set(), captured)
+                    rename(graph, names, set(), captured)
         for field_ in (copy.input, copy.output):
             renamed = [names.get(name, name) if name else "" for name in field_]
             del field_[:]
@@ -206,7 +207,7 @@ class _Flat:
                 ordered(inside.steps), self.constants, tuple(inner[n] for n in graph_.inputs),
                 tuple(inner.get(n, n) for n in graph_.outputs), self.functions, self.opsets,
             )  # fmt: skip
-            step.body = Body(program, tuple(_rank(item) for item in attribute.g.input))
+            step.body = Body(program, tuple(rank(item) for item in attribute.g.input))
         frame.steps.append(step)
 
     def _looped(self, node: Node) -> bool:
@@ -215,7 +216,7 @@ class _Flat:
             return False
         if any(id(body) in self.whole for body in node.bodies):
             return False
-        version = next((item.version for item in self.opsets if not _domain(item)), 1)
+        version = next((item.version for item in self.opsets if not domain(item)), 1)
         return node.op == "Loop" or version >= FIRST_SCAN
 
     def _body(self, graph: Graph, proto: Proto, frame: _Frame, outer: Names) -> Proto:
@@ -243,83 +244,3 @@ class _Flat:
     def _same(self, source: str, target: str, guard: Guard = ()) -> Step:
         same = self.onnx.helper.make_node("Identity", [source], [target])
         return Step(same, Node("Identity", "", "", (source,), (target,), {}, ()), (source,), (target,), guard)
-
-
-def _told(node: Node, proto: Proto, given: Mapping[str, Proto], onnx: Any) -> tuple[Node, Proto]:
-    """A node of a function, with the attributes that the call gives in their places."""
-    told = onnx.NodeProto()
-    told.CopyFrom(proto)
-    _tell(told, given)
-    if not node.open:
-        return node, told
-    attributes = {k: v for k, v in node.attributes.items() if v is not None}
-    for attribute in told.attribute:
-        if attribute.name in node.attributes and attribute.name not in attributes:
-            value = onnx.helper.get_attribute_value(attribute)
-            if isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value):
-                attributes[attribute.name] = tuple(value)
-            elif isinstance(value, bytes):
-                attributes[attribute.name] = value.decode("utf-8", "replace")
-            elif isinstance(value, (int, float)):
-                attributes[attribute.name] = value
-    return node._replace(attributes=attributes), told
-
-
-def _tell(node: Proto, given: Mapping[str, Proto]) -> None:
-    kept = []
-    for attribute in node.attribute:
-        if attribute.ref_attr_name:
-            value = given.get(attribute.ref_attr_name)
-            if value is None:
-                continue
-            name = attribute.name
-            attribute.CopyFrom(value)
-            attribute.name = name
-        for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-            for inner in graph.node:
-                _tell(inner, given)
-        kept.append(attribute)
-    copies = [type(attribute)() for attribute in kept]
-    for copy, attribute in zip(copies, kept, strict=True):
-        copy.CopyFrom(attribute)
-    del node.attribute[:]
-    node.attribute.extend(copies)
-
-
-def _captured(body: Proto) -> dict[str, None]:
-    """What a body with names of its own reads from outside."""
-    made = {item.name for item in (*body.input, *body.initializer)} | {n for node in body.node for n in node.output}
-    found: dict[str, None] = {}
-    for node in body.node:
-        found.update((name, None) for name in node.input if name)
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                found.update(_captured(graph))
-    return {name: None for name in found if name not in made}
-
-
-def _rename(body: Proto, names: Names, shadow: set[str], captured: dict[str, None]) -> None:
-    """Rename what a body reads from outside, and note it."""
-    inner = shadow | {item.name for item in (*body.input, *body.initializer)}
-    inner |= {name for node in body.node for name in node.output}
-    for node in body.node:
-        for i, name in enumerate(node.input):
-            if name and name not in inner and name in names:
-                node.input[i] = names[name]
-                captured[names[name]] = None
-        for attribute in node.attribute:
-            for nested in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                _rename(nested, names, inner, captured)
-    for item in body.output:
-        if item.name not in inner and item.name in names:
-            captured[names[item.name]] = None
-            item.name = names[item.name]
-
-
-def _domain(item: Proto) -> str:
-    return "" if item.domain == "ai.onnx" else str(item.domain)
-
-
-def _rank(item: Proto) -> int | None:
-    kind = item.type.tensor_type
-    return len(kind.shape.dim) if kind.HasField("shape") else None

@@ -6,10 +6,10 @@ one session, and activations of a few feeds are all that is ever in memory.
 
 from __future__ import annotations
 
+from emp_onnx.calibration.maps import Site
 from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network, merged
 from emp_onnx.calibration.runner import Kept, Runner, chunks
-from emp_onnx.calibration.sites import Site
 from emp_onnx.calibration.taking import NotPooledError, Taking
 
 __all__ = ["once"]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.loops import At, Walk, fixed_value, in_step
+from emp_onnx.calibration.loops import At, in_step
+from emp_onnx.calibration.maps import Get, Problem, Site
 from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.pooled import pick, unpool
-from emp_onnx.calibration.program import Program, Step
+from emp_onnx.calibration.reads import Reads
 from emp_onnx.calibration.recurrent import HIDDEN
-from emp_onnx.calibration.runner import Runner, holds, open_session
-from emp_onnx.calibration.sites import Get, Problem, Site
+from emp_onnx.calibration.runner import Runner, holds
 from emp_onnx.errors import ModelError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Taking:
         self.network, self.site, self.two, self.part, self.parts = network, site, two, part, parts
         if not all(np.isfinite(network.matrix(problem)).all() for problem in site.problems):
             raise ModelError(f"{site.step.node.label} must have finite weights, got NaN or infinities")
-        self._reads = (_Reads(network, site, None), _Reads(network, site, changed))
+        self._reads = (Reads(network, site, None), Reads(network, site, changed))
         self._apart = False
         self._sums: list[list[Sums]] = []
         self._todo: list[tuple[Problem, Float | None, list[Sums]]] = []
@@ -228,75 +228,3 @@ class Taking:
         if one is None or two is None or one.shape != two.shape or problem.outs is None:
             return 0.0
         return problem.outs(one.astype(np.float64) - two, feed, limit)
-
-
-def _joined(run: Runner, name: str, some: list[int]) -> Array | None:
-    """A value on some feeds, one after the other along its first axis; None where one of them lacks it."""
-    if len(some) == 1:
-        return run.values.get(name, some[0])
-    found = [run.values.get(name, i) for i in some]
-    return None if any(x is None for x in found) else np.concatenate(found)  # type: ignore[arg-type]
-
-
-class _Reads:
-    """Values that a site's rows are made from: constants, and the hidden states of a cell, which is run for them."""
-
-    def __init__(self, network: Network, site: Site, changed: Changed) -> None:
-        self.network, self.site, self.changed = network, site, changed
-        self._session: Any = None
-        self._constant: dict[tuple[bool, str], Array] = {}
-        self._walk: Walk | None = None
-
-    def at(self, run: Runner, some: list[int]) -> Get:
-        """Those of some of the feeds that a network was run on; of cells and of what is around loops, of one."""
-        return self._getter(lambda name: _joined(run, name, some), self.network.program)
-
-    def walk(self, outer: Get) -> Iterator[tuple[At, Get]]:
-        """Those of each iteration of the loops around the site; `outer` gives what is around these."""
-        site = self.site
-        if self._walk is None:
-            cell = (name for name in site.step.inputs if name)
-            guard = (name for name, _ in site.step.guard)
-            wanted = {n for n in (*site.reads, site.skip, *guard, *(cell if site.hidden else ())) if n}
-            self._walk = Walk(site.path, wanted, self._value, self.network.threads)
-        for at, get in self._walk(outer):
-            yield at, self._getter(get, site.program)
-
-    def _getter(self, base: Get, program: Program) -> Get:
-        """The same with constants, and hidden states; what was given once is kept."""
-        seen: dict[str, Array] = {}
-
-        def get(name: str) -> Array | None:
-            if name in program.fixed:
-                at = (program is self.network.program, name)
-                if at not in self._constant:
-                    self._constant[at] = fixed_value(program, name, self._value, self.network.threads)
-                return self._constant[at]
-            if name not in seen:
-                found = self._hidden(name, get) if name.startswith(HIDDEN) else base(name)
-                if found is None:
-                    return None
-                seen[name] = found
-            return seen[name]
-
-        return get
-
-    def _hidden(self, name: str, get: Get) -> Array:
-        program = self.site.program
-        reads = {n: get(n) for n in self.site.step.inputs if n and n not in program.fixed}
-        given = {n: v for n, v in reads.items() if v is not None}
-        if self._session is None:
-            self._session = self._cell(name, given)
-        return np.asarray(self._session.run([name], given)[0])
-
-    def _value(self, key: str) -> Array:
-        return self.network.value(key, self.changed)
-
-    def _cell(self, name: str, reads: Mapping[str, Array]) -> Any:
-        step = self.site.step
-        proto = type(step.proto)()
-        proto.CopyFrom(step.proto)
-        del proto.output[:]
-        proto.output.append(name)
-        alone = Step(proto, step.node, step.inputs, (name,))
-        return open_session(self.site.program, [alone], reads, [name], self._value, self.network.threads)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from emp_onnx.calibration.sites import Bias, Site
+from emp_onnx.calibration.maps import Bias, Site
 
 __all__ = ["together"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files import emit
 from emp_onnx.files.graph import Node

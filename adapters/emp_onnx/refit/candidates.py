@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from emp_onnx.calibration.finding import able
 from emp_onnx.errors import ModelError
 from emp_onnx.files.model_io import Model
 from emp_onnx.weights.find import Refusal, Weight, find_weights
 
 __all__ = ["candidates"]
-
-KINDS = ("float32", "float64", "float16")
 
 
 def candidates(model: Model, /, **chosen: Any) -> tuple[tuple[Weight, ...], tuple[Refusal, ...]]:
@@ -26,7 +25,7 @@ def candidates(model: Model, /, **chosen: Any) -> tuple[tuple[Weight, ...], tupl
     found = find_weights(model, **chosen)
     weights, refused = [], list(found.refusals)
     for weight in found.weights:
-        if weight.dtype not in KINDS:
+        if not able(weight):
             reason = f"{weight.dtype} weights are not refitted"
         elif model.tensors[weight.name].storage == "sparse":
             reason = "stored sparse: not refitted"

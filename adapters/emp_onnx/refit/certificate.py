@@ -28,6 +28,8 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.refit.biases import Added, added_of, with_biases
 from emp_onnx.refit.fitting import Thin
 from emp_onnx.verify import Check
+from emp_onnx.weights.find import find_weights
+from emp_onnx.weights.zero import FLOAT, Zero
 
 __all__ = ["Refitted", "checks_against", "checks_alone", "read", "refit_checks", "write"]
 
@@ -54,13 +56,14 @@ def write(model: Model, thin: Thin, how: Mapping[str, Any], added: Sequence[Adde
     """The certificate's text for `model` with `thin.changed` in it; `how` says what was asked for, `added` which of the
     model's biases the original lacks."""
     weights, biases = {}, {}
+    size = _Sizes(model)
     for key, values in thin.changed.items():
         if key in thin.masks:
-            weights[key] = asdict(_of(model.values(key), values))
+            weights[key] = asdict(_of(size, key, model.values(key), values))
         else:
             biases[key] = {"before": _hash(model.values(key)), "after": _hash(values)}
     for key in thin.masks.keys() - thin.changed.keys():
-        weights[key] = asdict(_of(model.values(key), model.values(key)))
+        weights[key] = asdict(_of(size, key, model.values(key), model.values(key)))
     body = {
         "format": FORMAT, "version": VERSION, "tool": __version__, "how": dict(how),
         "weights": dict(sorted(weights.items())), "biases": dict(sorted(biases.items())),
@@ -107,6 +110,7 @@ def checks_alone(model: Model) -> tuple[tuple[Check, ...], dict[str, Any] | None
 
 
 def _faults(model: Model, body: Mapping[str, Any]) -> Iterator[str]:
+    size = _Sizes(model)
     for key, said in body["weights"].items():
         tensor = model.tensors.get(key)
         if tensor is None or list(tensor.shape) != list(said["shape"]):
@@ -117,8 +121,9 @@ def _faults(model: Model, body: Mapping[str, Any]) -> Iterator[str]:
         except ModelError as error:
             yield f"weight {quote(key)} cannot be read: {error}"
             continue
-        if int(np.count_nonzero(values)) != said["k"]:
-            yield f"weight {quote(key)} has {int(np.count_nonzero(values))} nonzeros, certified {said['k']}"
+        k = int(np.count_nonzero(size(key, values)))
+        if k != said["k"]:
+            yield f"weight {quote(key)} has {k} nonzeros, certified {said['k']}"
         if _hash(values) != said["after"]:
             yield f"weight {quote(key)} has other values than certified"
         if not 1 - NEAR <= said["n_eff"] <= said["n"] * (1 + NEAR) or not 0 <= said["mass"] <= 1 + NEAR:
@@ -155,12 +160,12 @@ def checks_against(model: Model, original: Model, body: Mapping[str, Any]) -> tu
 
 
 def _others(model: Model, original: Model, body: Mapping[str, Any]) -> Iterator[str]:
-    sizes = []
+    sizes, size = [], _Sizes(original)
     for key, said in body["weights"].items():
         if key not in original.tensors or _hash(original.values(key)) != said["before"]:
             yield f"weight {quote(key)} was another one before the refit than the original's"
             continue
-        right = _of(original.values(key), model.values(key))
+        right = _of(size, key, original.values(key), model.values(key))
         sizes.append(right.n_eff)
         for what in ("n", "k"):
             if getattr(right, what) != said[what]:
@@ -180,11 +185,26 @@ def _others(model: Model, original: Model, body: Mapping[str, Any]) -> Iterator[
             yield f"{kept} weights are kept, but Σ⌊β·N_eff⌋ is {asked}"
 
 
-def _of(before: Any, after: Any) -> Refitted:
-    size = np.abs(before.astype(np.float64))
-    kept, total = after != 0, float(size.sum())
+class _Sizes:
+    """Magnitudes of the weights of a model; of quantised ones those of the numbers that they stand for."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._zeros: dict[str, Zero] | None = None
+
+    def __call__(self, key: str, values: Any) -> Any:
+        if values.dtype.kind not in "iu":
+            return np.abs(values.astype(np.float64))
+        if self._zeros is None:
+            self._zeros = {w.name: w.zero for w in find_weights(self.model, embeddings=True).weights}
+        return np.abs(self._zeros.get(key, FLOAT).scores(values).astype(np.float64))
+
+
+def _of(sizes: _Sizes, key: str, before: Any, after: Any) -> Refitted:
+    size = sizes(key, before)
+    kept, total = sizes(key, after) != 0, float(size.sum())
     return Refitted(
-        tuple(before.shape), before.size, float(effective_size(before)), int(np.count_nonzero(kept)),
+        tuple(before.shape), before.size, float(effective_size(size)), int(np.count_nonzero(kept)),
         float(size[kept].sum()) / total if total else 1.0, _hash(before), _hash(after),
     )  # fmt: skip
 

@@ -237,9 +237,8 @@ class Fitting:
         self, weight: Weight, count: int, masks: dict[str, NDArray[np.bool_]], changed: dict[str, Array]
     ) -> None:
         """Keep the largest, as they are."""
-        values = self.model.values(weight.name)
         masks[weight.name] = largest(self._scores(weight), count)
-        changed[weight.name] = np.where(masks[weight.name], values, values.dtype.type(0))
+        changed[weight.name] = weight.zero.filled(self.model.values(weight.name), masks[weight.name])
 
     def _known(self) -> Mapping[int, Moments | Samples] | None:
         """Moments that are used instead of running the network, by the id of their problem."""
@@ -251,10 +250,12 @@ class Fitting:
 
     def _scores(self, weight: Weight) -> Any:
         """Of the weights of a tensor, by themselves: |w|, or |w·g|."""
-        values = self.model.values(weight.name)
-        if self.gradients is None:
-            return np.abs(values.astype(np.float64))
-        return np.abs(values.astype(np.float64) * self.gradients[weight.name])
+        values = self.magnitudes(weight)
+        return values if self.gradients is None else values * np.abs(self.gradients[weight.name])
+
+    def magnitudes(self, weight: Weight) -> NDArray[np.float64]:
+        """Of the numbers that a tensor holds or stands for."""
+        return np.abs(weight.zero.scores(self.model.values(weight.name)).astype(np.float64))
 
     def _phase(self, name: str) -> None:
         if self.watch is not None:

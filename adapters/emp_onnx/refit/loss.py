@@ -8,6 +8,7 @@ half the inputs, A is never made: products with the samples are less work and le
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,6 +86,13 @@ class Quadratic:
     def wanted(self) -> Single:
         """W₀·A in single precision."""
         return self.target.astype(np.float32)
+
+    def beside(self, fixed: Float) -> Quadratic:
+        """The loss of the rest of the weights where some are fixed: zero where the rest is free, and beside it zero."""
+        made = copy(self)
+        made.target = self.target - self.whole(np.asarray(fixed, np.float64))
+        made.wanted = made.target.astype(np.float32)
+        return made
 
     @cached_property
     def _single(self) -> Single:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.once import once
-from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.refit.curves import USUAL, Curve, curve
 from emp_onnx.refit.fitting import Fitting
 

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core.criteria import gradient
+from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.sites import Problem, Site
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import RIDGES, TRIED, Curve, quadratic, stand_ins
+from emp_onnx.refit.grid import Grid, onto
 from emp_onnx.refit.loss import Quadratic
 from emp_onnx.refit.solve import LAST, descend, effort, exchange, fair, ladder, largest, leaning, solve
 
@@ -123,6 +124,9 @@ def _one(
         else:
             mask = _choose(criterion, Quadratic(loss.a, w0), w0, count)
         w = solve(loss, mask, w0, rounds=100) if update else w0 * mask
+    grid = network.grid(problem) if update else None
+    if grid is not None:
+        w = onto(loss, mask, w, Grid(*grid))
     shift = None
     if update and problem.bias is not None:
         x, y = sums.x / sums.count, sums.y / sums.count
@@ -132,7 +136,7 @@ def _one(
     for key, places in problem.parts:
         kept = done.masks.setdefault(key, np.ones(network.model.tensors[key].shape, bool))
         places.put(kept.reshape(-1), mask[..., start : start + places.shape[2]])
-        _zero(new, key, kept)
+        _zero(network, new, key, kept)
         start += places.shape[2]
     if sums.count < d and not again:
         done.few.append((site.keys[0], sums.count, d))
@@ -160,9 +164,9 @@ def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments | Samples], cou
     return best
 
 
-def _zero(new: dict[str, Array], key: str, kept: Mask) -> None:
-    """Removed is +0.0, whatever arithmetic made of it."""
-    new[key][~kept] = 0
+def _zero(network: Network, new: dict[str, Array], key: str, kept: Mask) -> None:
+    """Removed is +0.0, or the zero point, whatever arithmetic made of it."""
+    new[key] = network.filled(key, new[key], kept)
 
 
 def _choose(criterion: str, loss: Quadratic, w: Float, count: int) -> Mask:

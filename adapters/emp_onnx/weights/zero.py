@@ -84,6 +84,12 @@ class Zero:
             moved *= self._over(self.scale, values, start).astype(np.float64)
         return moved
 
+    def laid(self, values: Values) -> tuple[Values, Values]:
+        """Scale and zero point of each element of a whole weight, in float64."""
+        scale = np.ones(()) if self.scale is None else self._over(self.scale, values, 0)
+        point = self._over(self.point, values, 0)
+        return tuple(np.broadcast_to(a, values.shape).astype(np.float64) for a in (scale, point))  # type: ignore[return-value]
+
     def filled(self, values: Values, mask: NDArray[np.bool_], start: int = 0) -> Values:
         """A copy of `values` in which every element outside `mask` is zero: +0.0, or the zero point."""
         out = values.copy()
