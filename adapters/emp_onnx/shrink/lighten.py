@@ -22,7 +22,7 @@ from emp_onnx.shrink.problem import Lighter, Problem
 __all__ = ["lightened", "opened_and_coarser"]
 
 SAVES = 0.01  # of the latency, at least, that a change has to save; less is not told from noise
-SHOWN = 160  # feeds that judge
+SHOWN = 64  # feeds that judge
 
 
 def lightened(problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed]) -> Problem:
