@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
@@ -32,6 +33,10 @@ BATCHES = (1, 4, 16, 64, 256)
 CONVS = [
     (64, 64, 56, 3, 1), (128, 128, 28, 3, 1), (256, 256, 14, 3, 1), (512, 512, 7, 3, 1), (128, 128, 56, 3, 2),
     (256, 64, 56, 1, 1), (512, 1024, 14, 1, 1), (1024, 512, 14, 1, 1),
+]  # fmt: skip
+CELLS = [
+    ("LSTM", 256, 50, 1), ("LSTM", 512, 50, 1), ("LSTM", 1024, 50, 1), ("LSTM", 512, 1, 1), ("LSTM", 512, 50, 16),
+    ("GRU", 256, 50, 1), ("GRU", 512, 50, 1), ("GRU", 512, 50, 16), ("RNN", 1024, 50, 1),
 ]  # fmt: skip
 Run = Callable[[], Any]
 
@@ -124,6 +129,41 @@ def networks() -> str:
     return table(["network, batch 1", "dense ms", *HEADER, "error"], rows)
 
 
+def cell(op: str, size: int, sparsity: float) -> onnx.ModelProto:
+    """A recurrent cell over [steps, batch, size]."""
+    rng = np.random.default_rng(0)
+    rows = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * size
+    weights = [sparse((rng.standard_normal((1, rows, size)) / size**0.5).astype(np.float32), sparsity) for _ in "wr"]
+    bias = rng.standard_normal((1, 2 * rows)).astype(np.float32)
+    info = helper.make_tensor_value_info
+    extra = {"linear_before_reset": 1} if op == "GRU" else {}
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", "w", "r", "b"], ["y"], hidden_size=size, **extra)], "g",
+        [info("x", 1, ["steps", "batch", size])], [info("y", 1, ["steps", 1, "batch", size])],
+        [numpy_helper.from_array(one, name) for one, name in zip([*weights, bias], "wrb", strict=True)],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def cells() -> str:
+    """Recurrent cells, dense in onnxruntime and packed with the kernels, also where fusing would leave them dense."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for op, size, steps, batch in CELLS:
+            cells = []
+            x = np.random.default_rng(0).standard_normal((steps, batch, size)).astype(np.float32)
+            for sparsity in SPARSITIES:
+                plain, packed = Path(folder, "plain.onnx"), Path(folder, "packed.onnx")
+                onnx.save(cell(op, size, sparsity), plain)
+                emp_onnx.pack(plain, packed)
+                engines = [open_engine(plain, kernels="off", threads=1), open_engine(packed, threads=1, every=True)]
+                runs = [lambda e=engine, x=x: e.session.run(None, {"x": x}) for engine in engines]  # type: ignore[misc]
+                base, fast = medians(runs, 15)
+                cells.append(f"{base / fast:.2f}")
+            rows.append([f"{op} {size}, {steps} steps, batch {batch}", f"{base * 1e3:.2f}", *cells])
+    return table(["cell", "dense ms", *HEADER], rows)
+
+
 def roofline() -> str:
     """What one thread reads from memory, and what `dot` and `gather` read and compute."""
     big = np.ones(1 << 26, np.float32)
@@ -160,7 +200,7 @@ def decoders() -> str:
 
 
 SECTIONS = {
-    "products": products, "convolutions": convolutions, "networks": networks, "roofline": roofline,
+    "products": products, "convolutions": convolutions, "networks": networks, "cells": cells, "roofline": roofline,
     "decoders": decoders,
 }  # fmt: skip
 

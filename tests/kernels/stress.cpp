@@ -14,6 +14,7 @@
 #include "linear.hpp"
 #include "narrow.hpp"
 #include "own_threads.hpp"
+#include "recurrent.hpp"
 
 using namespace emp;
 
@@ -177,6 +178,102 @@ void conv_round() {
         if (first.data[i] != second.data[i]) fail("instruction sets disagree on a convolution");
 }
 
+// A packed weight of any density, in arrays of exactly its size.
+struct Floats {
+    explicit Floats(int64_t elements) : dense(size_t(elements)), mask(size_t(elements + 7) / 8) {
+        const int64_t density = below(11);
+        for (float& one : dense) one = below(10) < density ? float(below(2000)) / 4000 - 0.25f : 0.0f;
+        std::memset(mask.data, 0, mask.size);
+        std::vector<float> kept;
+        for (size_t i = 0; i < dense.size(); i++)
+            if (dense[i] != 0) kept.push_back(dense[i]), mask.data[i / 8] |= uint8_t(1 << (i % 8));
+        values = std::make_unique<Exact<float>>(kept.size());
+        std::copy(kept.begin(), kept.end(), values->data);
+    }
+    PackedRows rows() const { return {mask.data, mask.size, values->data, values->size}; }
+    std::vector<float> dense;
+    Exact<uint8_t> mask;
+    std::unique_ptr<Exact<float>> values;
+};
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// One direction of a cell, as ONNX writes it down; y[steps, batch, hidden] of this direction.
+void plain_cell(const RecurrentShape& s, int64_t direction, const float* w, const float* r, const Sequence& given, std::vector<double>& y) {
+    const int64_t n = s.hidden, rows = s.gates() * n, batch = given.batch;
+    const bool backward = direction == 1 || s.backward;
+    const float* bias = given.bias + direction * 2 * rows;
+    y.assign(size_t(given.steps * batch * n), 0.0);
+    for (int64_t b = 0; b < batch; b++) {
+        std::vector<double> h(static_cast<size_t>(n)), c(h), next(h);
+        for (int64_t i = 0; i < n; i++) h[size_t(i)] = given.state[(direction * batch + b) * n + i];
+        for (int64_t step = 0; step < given.lengths[b]; step++) {
+            const int64_t t = backward ? given.lengths[b] - 1 - step : step;
+            auto from_x = [&](int64_t row) {
+                double sum = bias[row];
+                for (int64_t k = 0; k < s.inputs; k++) sum += double(w[(direction * rows + row) * s.inputs + k]) * double(given.x[(t * batch + b) * s.inputs + k]);
+                return sum;
+            };
+            auto from_h = [&](int64_t row, auto state) {
+                double sum = bias[rows + row];
+                for (int64_t k = 0; k < n; k++) sum += double(r[(direction * rows + row) * n + k]) * state(k);
+                return sum;
+            };
+            auto plain = [&](int64_t k) { return h[size_t(k)]; };
+            auto reset = [&](int64_t k) { return h[size_t(k)] * sigmoid(from_x(n + k) + from_h(n + k, plain)); };
+            for (int64_t i = 0; i < n; i++) {
+                const size_t at = size_t(i);
+                if (s.cell == Cell::rnn) {
+                    next[at] = std::tanh(from_x(i) + from_h(i, plain));
+                } else if (s.cell == Cell::lstm) {
+                    const double in = sigmoid(from_x(i) + from_h(i, plain)), out = sigmoid(from_x(n + i) + from_h(n + i, plain));
+                    c[at] = sigmoid(from_x(2 * n + i) + from_h(2 * n + i, plain)) * c[at] + in * std::tanh(from_x(3 * n + i) + from_h(3 * n + i, plain));
+                    next[at] = out * std::tanh(c[at]);
+                } else {
+                    const double update = sigmoid(from_x(i) + from_h(i, plain));
+                    const double other = s.reset_after ? sigmoid(from_x(n + i) + from_h(n + i, plain)) * from_h(2 * n + i, plain) : from_h(2 * n + i, reset);
+                    next[at] = (1 - update) * std::tanh(from_x(2 * n + i) + other) + update * h[at];
+                }
+            }
+            h = next;
+            for (int64_t i = 0; i < n; i++) y[size_t((t * batch + b) * n + i)] = h[size_t(i)];
+        }
+    }
+}
+
+// Recurrent cells by four threads that share the weights; and weights whose sizes do not agree, which are refused.
+void recurrent_round() {
+    RecurrentShape s = {Cell(below(3)), 1 + below(2), below(20), 1 + below(40), below(2) == 1, below(2) == 1};
+    const int64_t rows = s.directions * s.gates() * s.hidden, batch = 1 + below(7), steps = below(5), n = s.hidden;
+    const Floats w(rows * s.inputs), r(rows * n);
+    Recurrent cell, wrong;
+    if (!cell.bind(s, w.rows(), r.rows()).empty()) fail("a recurrent cell was refused");
+    PackedRows bad = r.rows();
+    below(2) && bad.count ? bad.count-- : bad.bytes--;
+    if (wrong.bind(s, w.rows(), bad).empty()) fail("a recurrent cell was not refused");
+    Exact<float> x(size_t(steps * batch * s.inputs)), bias(size_t(2 * rows)), state(size_t(s.directions * batch * n));
+    Exact<int32_t> lengths(static_cast<size_t>(batch));
+    for (const Exact<float>* one : {&x, &bias, &state})
+        for (size_t i = 0; i < one->size; i++) one->data[i] = float(below(2000)) / 1000 - 1;
+    for (int64_t i = 0; i < batch; i++) lengths.data[i] = int32_t(below(steps + 1));
+    const Sequence given = {x.data, steps, batch, bias.data, lengths.data, state.data, nullptr};
+    std::vector<double> want[2];
+    for (int64_t d = 0; d < s.directions; d++) plain_cell(s, d, w.dense.data(), r.dense.data(), given, want[d]);
+    const Kernels& chosen = any_kernels();
+    std::vector<std::thread> users;
+    for (int user = 0; user < 4; user++)
+        users.emplace_back([&, user] {
+            int threads = 1 + user;
+            Exact<float> y(size_t(steps * s.directions * batch * n));
+            cell.run(chosen, given, {y.data, nullptr, nullptr}, {&threads, run_threads});
+            for (int64_t i = 0; i < int64_t(y.size); i++) {
+                const int64_t t = i / (s.directions * batch * n), d = i / (batch * n) % s.directions, rest = i % (batch * n);
+                if (!(std::fabs(y.data[i] - want[d][size_t(t * batch * n + rest)]) <= 2e-5)) fail("a recurrent cell is wrong");
+            }
+        });
+    for (std::thread& user : users) user.join();
+}
+
 // Sizes and contents that need not agree: either refused, or used without leaving the arrays.
 void hostile_round() {
     const int64_t shapes[] = {-1, 0, 1, 3, 8, 17, 64, 100, int64_t(1) << 33, INT64_MAX};
@@ -221,6 +318,7 @@ int main(int count, char** arguments) {
         linear_round();
         byte_round();
         conv_round();
+        recurrent_round();
         for (int j = 0; j < 20; j++) hostile_round();
     }
     std::printf("%d rounds\n", rounds);

@@ -91,6 +91,18 @@ class Info {
         check(raw<kKernelInfoGetAttributeArrayInt64>(info_, attribute, found.data(), &size));
         return found;
     }
+    // An attribute of text.
+    std::string text(const char* attribute, const std::string& otherwise) const {
+        size_t size = 0;
+        if (OrtStatus* absent = raw<kKernelInfoGetAttributeString>(info_, attribute, static_cast<char*>(nullptr), &size)) {
+            release(absent);
+            return otherwise;
+        }
+        std::string found(size, '\0');
+        check(raw<kKernelInfoGetAttributeString>(info_, attribute, found.data(), &size));
+        found.resize(size ? size - 1 : 0);
+        return found;
+    }
     int64_t integer(const char* attribute, int64_t otherwise) const {
         int64_t found = 0;
         if (OrtStatus* absent = raw<kKernelInfoGetAttributeInt64>(info_, attribute, &found)) {
@@ -146,10 +158,12 @@ class Context {
         check(raw<kKernelContextGetInput>(static_cast<const OrtKernelContext*>(context_), index, &found));
         return found;
     }
-    float* output(const std::vector<int64_t>& shape) const {
+    // Null where nothing asks for this output.
+    float* output(size_t index, const std::vector<int64_t>& shape) const {
         OrtValue* found = nullptr;
         void* data = nullptr;
-        check(raw<kKernelContextGetOutput>(context_, size_t(0), shape.data(), shape.size(), &found));
+        check(raw<kKernelContextGetOutput>(context_, index, shape.data(), shape.size(), &found));
+        if (!found) return nullptr;
         check(raw<kGetTensorMutableData>(found, &data));
         return static_cast<float*>(data);
     }

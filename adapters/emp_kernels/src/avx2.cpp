@@ -85,13 +85,16 @@ inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t 
 
 #include "kernels_impl.hpp"
 
+#include "cells_impl.hpp"
+
 bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt"); }
 
 }  // namespace avx2
 
 extern const Kernels kAvx2;
 const Kernels kAvx2 = {"avx2", 6,        avx2::supported, 0.33, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
-                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::finite};
+                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::finite,
+                       {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::rnn}};
 
 }  // namespace emp
 #endif

@@ -83,6 +83,8 @@ inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t 
 
 #include "kernels_impl.hpp"
 
+#include "cells_impl.hpp"
+
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -92,7 +94,8 @@ bool supported() {
 
 extern const Kernels kAvx512;
 const Kernels kAvx512 = {"avx512", 8,       avx512::supported, 0.18, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
-                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::finite};
+                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::finite,
+                         {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::rnn}};
 
 }  // namespace emp
 #endif

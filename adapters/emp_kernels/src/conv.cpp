@@ -102,8 +102,8 @@ class Pass {
     }
 
     // What a block of columns adds to a chunk of rows; `input` begins with the block's span.
-    void multiply(const Tile& t, size_t chunk, int64_t block, const float* input, float* sums) const {
-        for (const Segment* one = tiles.begin(chunk, block); one < tiles.end(chunk, block); one++) kernels.tile(*one, input, sums, t.groups);
+    void multiply(const Tile& t, size_t chunk, int64_t block, const float* input, float* sums, const float* next) const {
+        for (const Segment* one = tiles.begin(chunk, block); one < tiles.end(chunk, block); one++) kernels.tile(*one, input, sums, t.groups, next);
     }
 
     void finish(const Tile& t, int64_t row, int64_t end, float* sums, const std::vector<NonFinite>& found, const float* bias,
@@ -220,7 +220,7 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                     const int64_t from = b * w.block;
                     pass.fill(t, from, std::min(columns, from + w.block), input + from % w.span * t.lanes, found);
                     for (size_t c = first; c < first + size_t(chunks); c++)
-                        pass.multiply(t, c, b, input, sums + (w.chunks[c].row - t.group * rows) * t.lanes);
+                        pass.multiply(t, c, b, input, sums + (w.chunks[c].row - t.group * rows) * t.lanes, nullptr);
                 }
                 pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, activation, out);
             });
@@ -241,7 +241,10 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                 const size_t chunk = size_t(t.group * chunks + c);
                 const auto [row, end] = w.chunks[chunk];
                 float* sums = zeros(Scratch::sums, (end - row) * t.lanes);
-                for (int64_t b = 0; b < w.blocks(); b++) pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums);
+                for (int64_t b = 0; b < w.blocks(); b++) {
+                    const float* next = w.fetch_ahead ? input + (b + 1 < w.blocks() ? b + 1 : 0) * w.block * t.lanes : nullptr;
+                    pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums, next);
+                }
                 pass.finish(t, row, end, sums, found, bias, activation, out);
             });
         }

@@ -34,7 +34,7 @@ class ConvNode : public Node {
         if (s.channels < 0 || s.channels > (int64_t(1) << 40) / (s.kernel[0] * s.kernel[1]))
             throw Refusal("must have a shape of at most 2^40 elements, got " + text(shape));
         const int64_t columns = s.channels * s.kernel[0] * s.kernel[1];
-        parts_ = read_parts(op, info, s.outputs, columns);
+        parts_ = read_parts(op, op.weight, info, s.outputs, columns);
         const float* values = static_cast<const float*>(parts_.values);
         if (op.values_are != Values::plain) {  // kernels for convolutions arrange the values in float32 anyway
             const std::vector<float> scale = op.scale ? read_scale(op, info, s.outputs) : std::vector<float>();
@@ -53,7 +53,7 @@ class ConvNode : public Node {
         const int64_t height = s.out(0, x.shape[2]), width = s.out(1, x.shape[3]);
         if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
         const float* bias = bias_of(op_, context, s.outputs);
-        float* y = context.output({x.shape[0], s.outputs, height, width});
+        float* y = context.output(0, {x.shape[0], s.outputs, height, width});
         conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, y, context.threads());
     }
 

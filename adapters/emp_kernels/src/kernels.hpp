@@ -1,5 +1,6 @@
 // The kernels of one instruction set, as a table of functions; one table is chosen when the library is loaded.
 #pragma once
+#include "cells.hpp"
 #include "view.hpp"
 
 namespace emp {
@@ -33,7 +34,8 @@ struct Kernels {
     // One item, very sparse rows; needs the list of columns.
     void (*gather)(const View&, int64_t row, int64_t end, const float* x, const Output&);
     // Many items: sums[row] += weight[row, columns of the segment] * x; x[column of the span] and sums[row] hold 16 * groups floats, aligned.
-    void (*tile)(const Segment&, const float* x, float* sums, int groups);
+    // `next` is what will be read after this, and is fetched on the way; or null.
+    void (*tile)(const Segment&, const float* x, float* sums, int groups, const float* next);
     // The same with x read where it lies: x[at[i] + lane] is what the i-th value of the strip is multiplied with.
     void (*strip)(const Strip&, const int32_t* at, const float* x, float* sums, int groups);
     // out[c * lanes + i] = in[i * stride + c] for i < items, zeros for items ≤ i < lanes; c in [from, to). Whether all are finite.
@@ -51,6 +53,7 @@ struct Kernels {
     void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
     // Whether all are finite: `count` of each row.
     bool (*finite)(const float* x, int64_t count, int64_t rows, int64_t stride);
+    Cells cells;
 };
 
 // The best one that this processor has, or the one named by the environment variable EMP_KERNELS_ISA if this processor has it.

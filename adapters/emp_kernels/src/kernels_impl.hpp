@@ -126,15 +126,18 @@ struct Sums {
 
 // Enough independent sums to keep the multipliers busy (8), and no more than there are registers.
 template <int kGroups>
-void tile_units(const Segment& segment, const float* x_tile, float* sums) {
+void tile_units(const Segment& segment, const float* x_tile, float* sums, const float* next) {
     constexpr int64_t kStride = kGroups * kLanes;
     constexpr int kVectors = kGroups * kLanes / kWidth, kSets = kVectors >= 6 ? 1 : kVectors >= 3 ? 2 : kVectors == 2 ? 4 : 8;
     const uint8_t* column = segment.column;
     const float *value = segment.value, *x = x_tile + segment.base * kStride;
+    const int64_t step = next ? 32 : 0;  // two lines for each row: all of the next block for a chunk of 256
+    if (!next) next = x;
     for (const uint16_t* head = segment.head; head < segment.end;) {
         const int units = *head++;
         for (const uint16_t* members = head + 1 + *head; ++head < members;) {
             float* y = sums + *head * kStride;
+            prefetch(next), prefetch(next + 16), next += step;
             Sums<kVectors> set[kSets];
             set[0].load(y);
             EMP_UNROLL for (int s = 1; s < kSets; s++) set[s].clear();
@@ -221,23 +224,23 @@ void strip(const Strip& strip, const int32_t* at, const float* x, float* sums, i
 }
 
 template <int kGroups>
-void tile_groups(const Segment& segment, const float* x, float* sums) {
+void tile_groups(const Segment& segment, const float* x, float* sums, const float* next) {
     if (segment.rest)
         tile_rest<kGroups>(segment, x, sums);
     else
-        tile_units<kGroups>(segment, x, sums);
+        tile_units<kGroups>(segment, x, sums, next);
 }
 
-void tile(const Segment& segment, const float* x, float* sums, int groups) {
+void tile(const Segment& segment, const float* x, float* sums, int groups, const float* next) {
     switch (groups) {
-        case 1: return tile_groups<1>(segment, x, sums);
-        case 2: return tile_groups<2>(segment, x, sums);
-        case 3: return tile_groups<3>(segment, x, sums);
-        case 4: return tile_groups<4>(segment, x, sums);
-        case 5: return tile_groups<5>(segment, x, sums);
-        case 6: return tile_groups<6>(segment, x, sums);
-        case 7: return tile_groups<7>(segment, x, sums);
-        default: return tile_groups<8>(segment, x, sums);
+        case 1: return tile_groups<1>(segment, x, sums, next);
+        case 2: return tile_groups<2>(segment, x, sums, next);
+        case 3: return tile_groups<3>(segment, x, sums, next);
+        case 4: return tile_groups<4>(segment, x, sums, next);
+        case 5: return tile_groups<5>(segment, x, sums, next);
+        case 6: return tile_groups<6>(segment, x, sums, next);
+        case 7: return tile_groups<7>(segment, x, sums, next);
+        default: return tile_groups<8>(segment, x, sums, next);
     }
 }
 

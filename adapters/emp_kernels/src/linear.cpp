@@ -76,9 +76,11 @@ bool Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, con
             const auto [row, end] = w.chunks[size_t(chunk)];
             float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
             std::fill(sums, sums + (end - row) * lanes, 0.0f);
-            for (int64_t b = 0; b < w.blocks(); b++)
+            for (int64_t b = 0; b < w.blocks(); b++) {
+                const float* next = w.fetch_ahead ? input + (b + 1 < w.blocks() ? b + 1 : 0) * w.block * lanes : nullptr;
                 for (const Segment* one = w.begin(size_t(chunk), b); one < w.end(size_t(chunk), b); one++)
-                    kernels.tile(*one, input + b * w.block / w.span * w.span * lanes, sums, groups);
+                    kernels.tile(*one, input + b * w.block / w.span * w.span * lanes, sums, groups, next);
+            }
             kernels.from_lanes(sums, lanes, count, row, end, part);
         });
     }

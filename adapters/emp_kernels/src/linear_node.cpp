@@ -75,7 +75,7 @@ class Integers : public Product {
 };
 
 std::unique_ptr<Product> product(const Op& op, const Info& info, int64_t rows, int64_t columns, bool transposed) {
-    Parts parts = read_parts(op, info, rows, columns);
+    Parts parts = read_parts(op, op.weight, info, rows, columns);
     if (op.values_are == Values::plain) {
         const auto* values = static_cast<const float*>(parts.values);
         return std::make_unique<Plain>(std::move(parts), rows, columns, transposed, values);
@@ -122,7 +122,7 @@ class LinearNode : public Node {
         for (size_t i = 0; i + 1 < shape.size(); i++) items *= shape[i];
         shape.back() = rows_;
         const float* added = bias_of(op_, context, rows_);
-        product_->run(x.as<float>(), items, added, op_.activation, context.output(shape), context.threads());
+        product_->run(x.as<float>(), items, added, op_.activation, context.output(0, shape), context.threads());
     }
 
   private:

@@ -128,13 +128,16 @@ inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t 
 
 #include "kernels_impl.hpp"
 
+#include "cells_impl.hpp"
+
 bool supported() { return true; }
 
 }  // namespace neon
 
 extern const Kernels kNeon;
 const Kernels kNeon = {"neon", 6,        neon::supported, 0.33, neon::dot,    neon::gather, neon::tile, neon::strip,
-                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::finite};
+                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::finite,
+                       {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::rnn}};
 
 }  // namespace emp
 #endif

@@ -7,6 +7,7 @@
 #include "api.hpp"
 #include "form.hpp"
 #include "kernels.hpp"
+#include "recurrent.hpp"
 
 namespace emp {
 
@@ -15,17 +16,24 @@ enum class Kind { mat_mul, mat_mul_add, gemm, conv, dynamic, dynamic_add, recurr
 // What becomes of the stored values before the product: nothing (float32), a cast to float32, a scale and a zero point.
 enum class Values { plain, cast, dequantize };
 
+// Where the parts of a packed weight are among the inputs and attributes of a node.
+struct Stored {
+    Form form;
+    size_t packed, values;  // the first of its inputs, and the last of these
+    const char *shape, *count;
+};
+
 struct Op : ort::CustomOp {
     Kind kind;
     Values values_are;
     Activation activation;
-    Form form;
     std::string name;
     std::vector<int> types;       // of the inputs
     std::vector<bool> optional;   // which of them may be left out
+    size_t outputs;               // how many there are; of a recurrent node each may be left out
     size_t bias, scale, zero;     // their places, or 0
-    size_t packed, values;        // the first of the weight's inputs, and the last of these
-    std::string cell;             // of a recurrent node
+    Stored weight, state;         // `state`: what a recurrent cell multiplies its state with
+    Cell cell;                    // of a recurrent node
 };
 
 class Node {
@@ -37,6 +45,7 @@ class Node {
 // Each throws a Refusal, whose message follows "the packed weight of NODE ".
 std::unique_ptr<Node> make_linear(const Op&, const ort::Info&);
 std::unique_ptr<Node> make_conv(const Op&, const ort::Info&);
+std::unique_ptr<Node> make_recurrent(const Op&, const ort::Info&);
 
 inline std::string text(const std::vector<int64_t>& shape) {
     std::string out = "[";

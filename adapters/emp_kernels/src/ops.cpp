@@ -7,6 +7,9 @@
 // - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
 // Inputs: the activations; the bias, except for MatMul; of integers scale and zero point; what the form needs, values last; then the places that a
 // function needs for itself, which are not read here.
+//
+// Recurrent cells (LSTM, GRU, RNN) have two weights, and so two forms in their names, that of the input's weight first. Their inputs: the
+// activations, the bias, the lengths of the sequences, the state and, of an LSTM, the cell at the begin; then the parts of both weights.
 #include "ops.hpp"
 
 #include "node.hpp"
@@ -25,7 +28,7 @@ OrtStatus* make(const ort::CustomOp* given, const OrtApi*, const OrtKernelInfo* 
     std::string where = op.name;
     try {
         where += " '" + info.name() + "'";
-        *made = (op.kind == Kind::conv ? make_conv : make_linear)(op, info).release();
+        *made = (op.kind == Kind::conv ? make_conv : op.kind == Kind::recurrent ? make_recurrent : make_linear)(op, info).release();
         return nullptr;
     } catch (const Refusal& refusal) {
         return ort::status("the packed weight of " + where + " " + refusal.what());
@@ -53,10 +56,10 @@ void set_functions(Op& op) {
     op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
     op.GetInputTypeCount = [](const ort::CustomOp* o) { return self(o).types.size(); };
     op.GetInputType = [](const ort::CustomOp* o, size_t i) { return self(o).types[i]; };
-    op.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
+    op.GetOutputTypeCount = [](const ort::CustomOp* o) { return self(o).outputs; };
     op.GetOutputType = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };
     op.GetInputCharacteristic = [](const ort::CustomOp* o, size_t i) { return self(o).optional[i] ? ort::kOptional : ort::kRequired; };
-    op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kRequired; };
+    op.GetOutputCharacteristic = [](const ort::CustomOp* o, size_t) { return self(o).kind == Kind::recurrent ? ort::kOptional : ort::kRequired; };
     op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return 0; };
     op.GetVariadicInputMinArity = op.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
     op.GetVariadicInputHomogeneity = op.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 0; };
@@ -74,20 +77,48 @@ struct Input {
     }
 };
 
-Op describe(Kind kind, const char* kind_name, Values values, Activation activation, Form form, const char* form_name, int places) {
+struct NamedForm {
+    Form form;
+    const char* name;
+    int places;
+} const kForms[] = {{Form::mask, "Mask", 1}, {Form::mask, "Mask4", 4}, {Form::gaps4, "Gaps4", 1}, {Form::gaps6, "Gaps6", 1}, {Form::gaps8, "Gaps8", 1}};
+
+Stored stored(Op& op, const NamedForm& form, const char* shape, const char* count) {
+    const Input input;
+    Stored made = {form.form, input(op, ort::kUint8), 0, shape, count};
+    if (form.form == Form::gaps6) input(op, ort::kUint8);
+    made.values = input(op, op.values_are == Values::plain ? ort::kFloat : ort::kAnyType);
+    for (int i = 0; i < form.places; i++) input(op, ort::kFloat, true);
+    return made;
+}
+
+const char* of(Values values) { return values == Values::cast ? "Cast" : values == Values::dequantize ? "Dequantize" : ""; }
+
+Op describe(Kind kind, const char* kind_name, Values values, Activation activation, const NamedForm& form) {
     const Input input;
     const bool dynamic = kind == Kind::dynamic || kind == Kind::dynamic_add;
     Op op = {};
-    op.kind = kind, op.values_are = values, op.activation = activation, op.form = form;
-    op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : "") +
-              (values == Values::cast ? "Cast" : values == Values::dequantize && !dynamic ? "Dequantize" : "") + form_name;
+    op.kind = kind, op.values_are = values, op.activation = activation, op.outputs = 1;
+    op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : "") + (dynamic ? "" : of(values)) + form.name;
     input(op, ort::kFloat);
     if (kind != Kind::mat_mul && kind != Kind::dynamic) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv);
     if (values == Values::dequantize) op.scale = input(op, ort::kFloat), op.zero = input(op, ort::kAnyType, true);
-    op.packed = input(op, ort::kUint8);
-    if (form == Form::gaps6) input(op, ort::kUint8);
-    op.values = input(op, values == Values::plain ? ort::kFloat : ort::kAnyType);
-    for (int i = 0; i < places; i++) input(op, ort::kFloat, true);
+    op.weight = stored(op, form, "shape", "count");
+    set_functions(op);
+    return op;
+}
+
+Op describe_cell(Cell cell, const char* cell_name, Values values, const NamedForm& first, const NamedForm& second) {
+    const Input input;
+    Op op = {};
+    op.kind = Kind::recurrent, op.cell = cell, op.values_are = values, op.outputs = cell == Cell::lstm ? 3 : 2;
+    op.name = std::string(cell_name) + of(values) + first.name + second.name;
+    input(op, ort::kFloat);
+    op.bias = input(op, ort::kFloat, true);
+    input(op, ort::kInt32, true);
+    for (size_t i = 1; i < op.outputs; i++) input(op, ort::kFloat, true);
+    op.weight = stored(op, first, "shape", "count");
+    op.state = stored(op, second, "state_shape", "state_count");
     set_functions(op);
     return op;
 }
@@ -104,16 +135,19 @@ const std::vector<Op>& all() {
                            {Kind::conv, "Conv", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::dynamic, "DynamicMatMul", {Values::dequantize}},
                            {Kind::dynamic_add, "DynamicMatMulAdd", {Values::dequantize}}};
-        struct {
-            Form form;
-            const char* name;
-            int places;
-        } const forms[] = {{Form::mask, "Mask", 1}, {Form::mask, "Mask4", 4}, {Form::gaps4, "Gaps4", 1}, {Form::gaps6, "Gaps6", 1}, {Form::gaps8, "Gaps8", 1}};
         std::vector<Op> ops;
         for (auto& kind : kinds)
             for (Values values : kind.values)
                 for (Activation activation : {Activation::none, Activation::relu})
-                    for (auto& form : forms) ops.push_back(describe(kind.kind, kind.name, values, activation, form.form, form.name, form.places));
+                    for (auto& form : kForms) ops.push_back(describe(kind.kind, kind.name, values, activation, form));
+        struct {
+            Cell cell;
+            const char* name;
+        } const cells[] = {{Cell::lstm, "LSTM"}, {Cell::gru, "GRU"}, {Cell::rnn, "RNN"}};
+        for (auto& cell : cells)
+            for (Values values : {Values::plain, Values::cast})
+                for (auto& first : kForms)
+                    for (auto& second : kForms) ops.push_back(describe_cell(cell.cell, cell.name, values, first, second));
         return ops;
     }();
     return made;

@@ -27,7 +27,7 @@ namespace emp::ort {
 constexpr uint32_t kVersion = 17;  // the version of the interface asked for: onnxruntime 1.17 is the first that has all of it
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
-enum ElementType { kAnyType = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kUint16 = 4, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
+enum ElementType { kAnyType = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kUint16 = 4, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
 
 // Places in the table.
 enum Slot {
@@ -43,6 +43,7 @@ enum Slot {
     kGetTensorTypeAndShape = 65,
     kGetAllocatorWithDefaultOptions = 78,
     kKernelInfoGetAttributeInt64 = 86,
+    kKernelInfoGetAttributeString = 87,
     kKernelContextGetInput = 90,
     kKernelContextGetOutput = 91,
     kReleaseStatus = 93,

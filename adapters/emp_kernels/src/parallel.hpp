@@ -34,7 +34,7 @@ struct Threads {
 };
 
 // Scratch memory of the calling thread, kept from call to call. One buffer per purpose, since a thread may hold several at once.
-enum class Scratch { input, block, sums, count };
+enum class Scratch { input, block, sums, steps, state, count };
 inline float* scratch(Scratch purpose, size_t size) {
     thread_local Buffer<float> buffers[size_t(Scratch::count)];
     return buffers[size_t(purpose)].grow(size);

@@ -54,8 +54,8 @@ int32_t read_zero(const Op& op, const Info& info, const Tensor& values) {
 
 }  // namespace
 
-Parts read_parts(const Op& op, const Info& info, int64_t rows, int64_t columns) {
-    const Tensor values = info.constant(op.values, "values");
+Parts read_parts(const Op& op, const Stored& stored, const Info& info, int64_t rows, int64_t columns) {
+    const Tensor values = info.constant(stored.values, "values");
     if (values.size() < 1) throw Refusal("must have values that begin with the fill, got none");
     if (!suits(op.values_are, values.type)) throw Refusal("must have values of the type that its node is made for, got type " + std::to_string(values.type));
     Parts parts = {};
@@ -69,18 +69,18 @@ Parts read_parts(const Op& op, const Info& info, int64_t rows, int64_t columns) 
         if (std::memcmp(values.data, none, width) != 0) throw Refusal("must have 0 as its fill");
     }
     if (rows < 0 || columns < 0 || (columns && rows > (int64_t(1) << 40) / columns)) throw Refusal("must have a shape of at most 2^40 elements");
-    if (op.form == Form::mask) {
-        const Tensor given = info.constant(op.packed, "mask");
+    if (stored.form == Form::mask) {
+        const Tensor given = info.constant(stored.packed, "mask");
         parts.mask = given.as<uint8_t>(), parts.bytes = size_t(given.size());
         return parts;
     }
-    const Tensor low = info.constant(op.packed, "codes");
+    const Tensor low = info.constant(stored.packed, "codes");
     Codes codes = {low.as<uint8_t>(), nullptr, size_t(low.size()), 0, -1, 8};
-    codes.bits = op.form == Form::gaps4 ? 4 : op.form == Form::gaps6 ? 6 : 8;
-    const std::vector<int64_t> number = info.integers("count");
+    codes.bits = stored.form == Form::gaps4 ? 4 : stored.form == Form::gaps6 ? 6 : 8;
+    const std::vector<int64_t> number = info.integers(stored.count);
     if (number.size() == 1) codes.count = number[0];
-    if (op.form == Form::gaps6) {
-        const Tensor high = info.constant(op.packed + 1, "high codes");
+    if (stored.form == Form::gaps6) {
+        const Tensor high = info.constant(stored.packed + 1, "high codes");
         codes.high = high.as<uint8_t>(), codes.high_bytes = size_t(high.size());
     }
     const std::string wrong = mask_of(codes, rows * columns, parts.count, parts.made);

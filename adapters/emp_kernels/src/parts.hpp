@@ -16,8 +16,8 @@ struct Parts {
     Buffer<uint8_t> made;  // a mask that had to be made
 };
 
-// Throws a Refusal. `elements` is what the shape says.
-Parts read_parts(const Op&, const ort::Info&, int64_t rows, int64_t columns);
+// Throws a Refusal. `rows` and `columns` are what the shape says.
+Parts read_parts(const Op&, const Stored&, const ort::Info&, int64_t rows, int64_t columns);
 
 // The scale of an integer weight: one number, or one for each of `rows` outputs.
 std::vector<float> read_scale(const Op&, const ort::Info&, int64_t rows);

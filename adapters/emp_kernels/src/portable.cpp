@@ -9,12 +9,15 @@ namespace portable {
 
 #include "kernels_impl.hpp"
 
+#include "cells_impl.hpp"
+
 bool supported() { return true; }
 
 }  // namespace portable
 
 extern const Kernels kPortable;
 const Kernels kPortable = {"portable", 2,         portable::supported, 0.33, portable::dot,    portable::gather, portable::tile, portable::strip,
-                           portable::to_lanes, portable::from_lanes, portable::finish, portable::lay, portable::fill, portable::finite};
+                           portable::to_lanes, portable::from_lanes, portable::finish, portable::lay, portable::fill, portable::finite,
+                           {portable::lstm, portable::gru, portable::gru_reset, portable::gru_finish, portable::rnn}};
 
 }  // namespace emp

@@ -53,6 +53,7 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows) {
     block = dense ? 64 : 128;
     span = 16 * block;
     max_groups = dense ? 8 : 4;
+    fetch_ahead = dense;
     blocks_ = (view.columns + block - 1) / block;
     chunks.clear();
     const int64_t pairs = (group_rows + 2 * kChunkRows - 1) / (2 * kChunkRows);  // so that two threads have as many

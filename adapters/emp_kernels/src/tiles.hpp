@@ -15,6 +15,7 @@ class Tiles {
     int64_t block = 0;   // columns that a segment adds to those before
     int64_t span = 0;    // columns after which nothing waits any more; a multiple of `block`
     int max_groups = 0;  // of 16 items, so that a block of their tile stays in the first-level cache
+    bool fetch_ahead = false;  // whether it pays to fetch the next block while one is computed
     std::vector<Chunk> chunks;
     // The segments of a chunk that belong to the columns from `block * index` on.
     const Segment* begin(size_t chunk, int64_t index) const { return segments_.data() + first_[chunk * size_t(blocks_) + size_t(index)]; }

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,15 @@ from onnx import helper
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.runtime.fuse_parts import rejoin
+from emp_onnx.runtime.fuse_recurrent import (
+    CELLS,
+    against_cell,
+    cell_attributes,
+    cell_function,
+    cell_inputs,
+    cell_name,
+    is_cell,
+)
 from emp_onnx.runtime.fused_body import ATTRIBUTES, Shape, function_of
 from emp_onnx.runtime.fused_chains import Candidate, worth
 from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
@@ -94,9 +104,12 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
     work = _Work(model, every, folder)
     told: list[Fused] = []
     for node in list(model.graph.node):
-        if node.domain == DOMAIN and node.op_type.startswith(("MatMul", "Gemm", "Conv", "DynamicMatMul")):
-            told.append(Fused(_value_name(node), node.op_type, ""))  # fused before
+        if node.domain == DOMAIN and node.op_type.startswith(("MatMul", "Gemm", "Conv", "DynamicMatMul", *CELLS)):
+            told += [Fused(name, node.op_type, "") for name in _value_names(node)]  # fused before
         if id(node) in work.graph.gone or node.domain == DOMAIN:
+            continue
+        if is_cell(node):
+            told += work.cell(node)
             continue
         for name in sorted(set(node.input) & work.graph.weights.keys()):
             weight = work.graph.weights[name]
@@ -108,8 +121,14 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
     return told
 
 
-def _value_name(node: onnx.NodeProto) -> str:
-    return str(node.input[-(5 if node.op_type.endswith("Mask4") else 2)])
+def _value_names(node: onnx.NodeProto) -> list[str]:
+    """Those of the values of each weight that a node holds."""
+    found, place = list[str](), len(node.input)
+    for form in reversed(re.findall("Mask4|Mask|Gaps[468]", node.op_type)):
+        value = place - (5 if form == "Mask4" else 2)
+        found.insert(0, str(node.input[value]))
+        place = value - (2 if form == "Gaps6" else 1)
+    return found
 
 
 def _only_leads_on(graph: Uses, node: onnx.NodeProto, weight: Weight) -> bool:
@@ -282,6 +301,25 @@ class _Work:
             graph.drop_unused(maker)
         return shape.name
 
+    def cell(self, node: onnx.NodeProto) -> list[Fused]:
+        """Turn a recurrent cell into one with both its weights, if nothing speaks against it."""
+        known = self.graph.weights
+        if reason := against_cell(self.graph, node, self.every):
+            return [Fused(known[name].name, "", reason) for name in node.input[1:3] if name in known]
+        weights = (known[node.input[1]], known[node.input[2]])
+        name = cell_name(node, weights)
+        if name not in self.made:
+            self.made[name] = cell_function(node, weights, self.opset)
+        inputs, attributes = cell_inputs(node, weights), cell_attributes(node, weights)
+        self._become(node, name, inputs, attributes)
+        missing = len(self.made[name].output) - len(node.output)  # checkers want a place for each output of a function
+        node.output.extend([""] * missing)
+        for weight in weights:
+            for maker in (weight.after, weight.unpack):
+                if maker is not None:
+                    self.graph.drop_unused(maker)
+        return [Fused(weight.name, name, "") for weight in weights]
+
     def _dims(self, name: str) -> list[int]:
         tensor = self.graph.tensors.get(name)
         return list(tensor.dims) if tensor is not None else []
@@ -315,9 +353,14 @@ class _Work:
         if weight.values == "Dequantize":
             assert weight.after is not None
             attributes.append(helper.make_attribute("axis", value_of(weight.after, "axis", 1)))
+        self._become(node, shape.name, inputs, attributes)
+
+    def _become(
+        self, node: onnx.NodeProto, name: str, inputs: list[str], attributes: list[onnx.AttributeProto]
+    ) -> None:
         self.graph.uses.subtract(node.input)
         self.graph.uses.update(inputs)
-        node.op_type, node.domain = shape.name, DOMAIN
+        node.op_type, node.domain = name, DOMAIN
         del node.input[:], node.attribute[:]
         node.input.extend(inputs)
         node.attribute.extend(attributes)

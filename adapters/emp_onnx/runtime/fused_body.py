@@ -18,7 +18,8 @@ ATTRIBUTES = {
 }  # fmt: skip
 _TYPES = {
     "shape": onnx.AttributeProto.TENSOR, "count": onnx.AttributeProto.TENSOR, "transB": onnx.AttributeProto.INT,
-    "group": onnx.AttributeProto.INT, "axis": onnx.AttributeProto.INT,
+    "group": onnx.AttributeProto.INT, "axis": onnx.AttributeProto.INT, "direction": onnx.AttributeProto.STRING,
+    "hidden_size": onnx.AttributeProto.INT, "linear_before_reset": onnx.AttributeProto.INT,
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alo
 UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
 STATES = 5.0  # the same of groups that states are made of, where feeds end before it shows what states are for
 SHOWN = 0.5  # the same of all groups of a model that has states, where feeds go on until it shows
+TRIED = 64  # feeds on which a group is tried alone
 LEVELS = 16  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
@@ -58,7 +59,9 @@ class Planner:
             masks = self.problem.masks(counts) if n else None
             if masks is None:
                 continue
-            error = output_error(self.dense, locally(self.problem, masks), self.held, self.problem.threads)
+            error = output_error(
+                self.dense[:TRIED], locally(self.problem, masks), self.held[:TRIED], self.problem.threads
+            )
             out.append((max(float(curve.error[n - 1]), 1e-12), max(error, 1e-12)))
         return tuple(out)
 

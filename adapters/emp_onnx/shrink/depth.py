@@ -1,6 +1,7 @@
-"""Where a target on latency is to be met: how many layers go whole, and then how many units of those that stay.
+"""Where a target on latency is to be met: what goes whole, and then how many units of what stays.
 
-Layers go one after the other, the one with the least measured error for the time it saves. After each, units are cut
+Bounds, places and directions go first (`lighten.py`), where they cost less than units do for what they save. Then
+layers go one after the other, the one with the least measured error for the time it saves. After each, units are cut
 from what is left until the target is met; the one of these models that does best on feeds kept back, after exchange,
 is the plan. A layer that is no longer there frees time that units of the others may keep.
 """
@@ -20,6 +21,7 @@ from emp_onnx.shrink.distance import ancestors, misses, watched
 from emp_onnx.shrink.exchange import exchange
 from emp_onnx.shrink.fits import anew, locally
 from emp_onnx.shrink.last import with_near
+from emp_onnx.shrink.lighten import lightened
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
@@ -45,7 +47,7 @@ class Plan:
 
 def plan(
     problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed], *,
-    near: str = "", judging: Sequence[Feed] = (), round_to: int = 8, least: int = 1, layers: bool = True,
+    near: str = "", judging: Sequence[Feed] = (), round_to: int = 8, least: int = 1, changes: bool = True,
     short: bool = True, seconds: float = 90.0,
 ) -> Plan:  # fmt: skip
     """The plan of least error on `held` within a target on latency.
@@ -57,7 +59,7 @@ def plan(
         near: in which way those to fit to are added to.
         judging: more feeds to judge by.
         round_to, least: see `shrink`.
-        layers: whether whole layers may go.
+        changes: whether whole layers, and places, directions and bounds may go.
         short: whether feeds end before they show what recurrent states are for.
         seconds: of exchange, in all.
 
@@ -65,21 +67,36 @@ def plan(
         UsageError: no cut reaches the target.
     """
     wide, judged = with_near(problem, fit, near), [*held, *judging]
-    found: list[tuple[Plan, Planner]] = []
-    failed: UsageError | None = None
-    for one in _shallower(problem, target, wide, judged) if layers else (problem,):
-        if found and _error(one, judged) >= min(p.error for p, _ in found):
-            break
+    found: list[tuple[Plan, Planner | None]] = []
+    failed: list[UsageError] = []
+
+    def look(one: Problem) -> bool:
+        """Whether units have to go to meet the target, however it is met."""
         try:
             found.append(_at(one, target, judged, round_to, least, short))
         except UsageError as error:
-            failed = failed or error
+            failed.append(error)
+            return True
+        return found[-1][1] is not None
+
+    lightest = lightened(problem, target, wide, judged) if changes else problem
+    more = True
+    for one in _shallower(lightest, target, wide, judged) if changes else (problem,):
+        if found and _error(one, judged) >= min(p.error for p, _ in found):
+            break
+        more = look(one)
+        if not more:  # a layer less would miss more
+            break
+    if more and lightest is not problem:
+        look(problem)
     if not found:
-        assert failed is not None
-        raise failed
+        raise failed[0]
     found.sort(key=lambda f: f[0].error)
     better = []
     for first, planner in [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]:
+        if planner is None:
+            better.append(first)
+            continue
         counts = exchange(planner, first.counts, MARGIN * target, seconds=seconds / RUNNERS)
         better.append(Plan(first.problem, counts, planner.measured(counts)))
     if len(better) == 1:
@@ -90,21 +107,24 @@ def plan(
 def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
     """How many answers a plan misses on all feeds, each quarter of them judged by a fit to the others."""
     problem, masks = plan.problem, plan.problem.masks(plan.counts)
-    if not masks:
+    if not masks and not problem.changes:
         return plan.error
     runner = watched(problem.dense, problem.threads)
     total = 0.0
     for fold in range(FOLDS):
         rest = [feed for i, feed in enumerate(feeds) if i % FOLDS != fold]
         part = feeds[fold::FOLDS]
-        model = locally(anew(problem, with_near(problem, rest, near)), masks)
+        model = locally(anew(problem, with_near(problem, rest, near)), masks or {})
         total += misses([runner(feed) for feed in part], model, part, problem.threads)
     return total / FOLDS
 
 
 def _at(
     problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool
-) -> tuple[Plan, Planner]:
+) -> tuple[Plan, Planner | None]:
+    """The plan for one problem, and what measures others of it; none where nothing has to go."""
+    if problem.changes and problem.settle() <= MARGIN * target:
+        return Plan(problem, [0] * len(problem.groups), _error(problem, held)), None
     costs = Costs(problem.view, problem.trace, problem.feeds)
     costs.learn(problem)
     planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short)

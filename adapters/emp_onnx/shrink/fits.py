@@ -15,6 +15,7 @@ from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.distance import Missed, missed, watched
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.refit import RIDGE, RIDGES, refit, refit_locally
+from emp_onnx.shrink.skip import Skip
 
 __all__ = ["Fitted", "Way", "anew", "best_fit", "fit", "locally"]
 
@@ -79,10 +80,10 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
 
 
 def anew(problem: Problem, feeds: Sequence[Feed]) -> Problem:
-    """The same layers left out, and the same units in the same order, but all fitted to these feeds."""
+    """The same changes made, and the same units in the same order, but all fitted to these feeds."""
     one = problem.whole()
-    for skip in problem.skips:
-        one = one.without(skip, feeds)
+    for change in problem.changes:
+        one = one.without(change, feeds) if isinstance(change, Skip) else one.lighter(change)
     one = replace(one, curves=problem.curves, joins=problem.joins)
     one.moments = one.sums(feeds)
     return one

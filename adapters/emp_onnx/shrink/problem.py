@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
@@ -32,10 +33,22 @@ from emp_onnx.shrink.together import together
 from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
-__all__ = ["REWRITES", "Problem"]
+__all__ = ["REWRITES", "Change", "Lighter", "Problem"]
 
 Wide = NDArray[np.float64]
 assert rules
+
+
+class Lighter(Protocol):
+    """A change of the model that needs no fit: `made` gives the changed model, and the dense readers at the places
+    that it works at; `equal` another model that must say the same, where there is one."""
+
+    def made(self, view: View, readers: Sequence[Reader], origin: Origin) -> tuple[Any, Origin]: ...  # noqa: D102
+
+    def equal(self, view: View, readers: Sequence[Reader]) -> Any: ...  # noqa: D102
+
+
+Change = Skip | Lighter
 ROUNDS = 4  # of rewriting
 REWRITES = (plain, flat, early, linear, rows, masks)
 FASTER = 0.98  # of the latency: what is less counts as faster
@@ -58,7 +71,7 @@ class Problem:
     joins: bool = False
     origin: Origin | None = None
     before: Problem | None = None
-    skips: tuple[Skip, ...] = ()
+    changes: tuple[Change, ...] = ()
     moments: dict[int, Wide] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
 
@@ -91,11 +104,11 @@ class Problem:
 
     @property
     def dense(self) -> Any:
-        """The model that says what outputs should be: before layers were left out."""
+        """The model that says what outputs should be: before it was changed."""
         return self.view.model if self.origin is None else self.origin.view.model
 
     def whole(self) -> Problem:
-        """The problem as it was before layers were left out."""
+        """The problem as it was before it was changed."""
         return self if self.before is None else self.before.whole()
 
     def without(self, skip: Skip, feeds: Sequence[Feed]) -> Problem:
@@ -105,14 +118,36 @@ class Problem:
             ModelError: what is left does not run.
         """
         origin = self.origin or Origin(self.view, tuple(self.readers))
-        model = skipped(origin, self.view, self.trace, skip, feeds, threads=self.threads)
+        return self._other(skipped(origin, self.view, self.trace, skip, feeds, threads=self.threads), origin, skip)
+
+    def lighter(self, change: Lighter) -> Problem:
+        """The same with fewer directions, places or bounds, which are checked where that is exact in part.
+
+        Raises:
+            ModelError: what is left does not run, or does not equal what it has to.
+        """
+        origin = self.origin or Origin(self.view, tuple(self.readers))
+        model, origin = change.made(self.view, self.readers, origin)
+        equal = change.equal(self.view, self.readers)
+        if equal is not None:
+            proof = prove(equal, model, self.trace.feeds, threads=self.threads)
+            if not proof.holds:
+                raise ModelError(f"a change has to equal what it stands for, got: {proof.problem}")
+        return self._other(model, origin, change)
+
+    def _other(self, model: Any, origin: Origin, change: Change) -> Problem:
         view = View.of(model)
         traced = trace(view, self.feeds)
         groups, reasons = _groups(view, traced)
         return replace(
             self, view=view, trace=traced, groups=groups, reasons=reasons, readers=find_readers(view, traced),
-            origin=origin, before=self, skips=(*self.skips, skip), moments={}, curves=[],
+            origin=origin, before=self, changes=(*self.changes, change), moments={}, curves=[],
         )  # fmt: skip
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """The layers left out."""
+        return tuple(change for change in self.changes if isinstance(change, Skip))
 
     def of_group(self, group: Group) -> list[int]:
         """The numbers of the readers that sum over a group's units."""
@@ -196,7 +231,7 @@ class Problem:
         """See by measurement whether products that read the same are faster as one; the share of the model's latency
         that is left before anything is cut."""
         other = together(self.view.model)
-        if other is None and not self.fewer and not self.skips:
+        if other is None and not self.fewer and not self.changes:
             return 1.0
         models = [self.source, self.view.model, *([] if other is None else [other])]
         whole, *times = latencies(models, self.feeds, seconds=1.5)

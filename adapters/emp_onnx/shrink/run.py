@@ -39,6 +39,7 @@ from emp_onnx.shrink.report import (
     parameters,
     walls_of,
 )  # fmt: skip
+from emp_onnx.shrink.skip import Skip
 from emp_onnx.shrink.store import read, write
 from emp_onnx.shrink.trace import Runner, made_up
 
@@ -54,6 +55,7 @@ NEAR = "Readers were fitted to more feeds, {} from those given, for that was see
 SKIPPED = (
     "{} layers went whole: what read their outputs ({}) reads what came before them. The masked model lacks them too."
 )
+CHANGED = "{}. The masked model is the one that is so changed already; agreement and error are against the dense one."
 CONTINUED = "{} more feeds were used, in which the model goes on from those given by what it says itself."
 PROVEN = 16  # feeds of the proof
 JUDGING = 100  # made from feeds kept back, with which cuts are compared
@@ -158,7 +160,7 @@ def shrink(
             problem.curves = [problem.by_norm(group) for group in problem.groups]
         near = ""
         if refit and budget.latency is not None and max_drop is None and max_error is None:
-            layers, judging = not include and not exclude, []
+            changes, judging = not include and not exclude, []
             near = "" if given is None else chosen_near(problem, fit, held)
             if near:
                 problem.measure(with_near(problem, fit, near))
@@ -166,7 +168,7 @@ def shrink(
                 judging = with_near(problem, held, near)[len(held) :][:JUDGING]
             found = plan(
                 problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
-                layers=layers, short=short,
+                changes=changes, short=short,
             )  # fmt: skip
             problem, counts = found.problem, found.counts
             effective = [None] * len(counts)
@@ -178,11 +180,12 @@ def shrink(
         masks = problem.masks(counts) or {}
         if problem.skips:
             notes = (*notes, SKIPPED.format(len(problem.skips), ", ".join(s.after for s in problem.skips)))
+        notes = (*notes, *(CHANGED.format(change) for change in problem.changes if not isinstance(change, Skip)))
         rows = [
             GroupRow(g.name, g.units, g.units - n, e) for g, n, e in zip(problem.groups, counts, effective, strict=True)
         ]
         if refit:
-            final = max_drop is None and max_error is None and bool(masks or problem.skips)
+            final = max_drop is None and max_error is None and bool(masks or problem.changes)
             last = last_fit(problem, masks, fit, held, near, final=final, more=final and given is not None)
             shrunk, judged, problem = last.shrunk, last.judged, last.problem
             notes = (*notes, *([NEAR.format(last.near)] if last.near else []), *([LAST] if final else []))
@@ -195,7 +198,7 @@ def shrink(
     proof = prove(reference, shrunk, evidence, random=given is None, threads=threads)
     if not proof.holds:
         raise VerifyError(f"verification failed, nothing was written: {proof.problem}")
-    if not masks and not problem.skips:
+    if not masks and not problem.changes:
         notes = (
             *notes,
             "NOTHING WAS REMOVED: " + ("no unit is dead." if dead_only else "the amount asked for keeps every unit."),

@@ -1,0 +1,21 @@
+// What recurrent cells do with the sums of their gates, element by element, as a table of functions; a part of each instruction set's kernels.
+#pragma once
+#include <cstdint>
+
+namespace emp {
+
+// `x` holds what the input gives to each gate, `h` what the state gives, both with biases: as many gates of `n` floats as the cell has, in ONNX's
+// order. Sigmoid and tanh are within 3e-7 of the exact ones; NaN stays NaN.
+struct Cells {
+    // Gates: input, output, forget, cell. c and state are read and written.
+    void (*lstm)(const float* x, const float* h, int64_t n, float* c, float* state);
+    // Gates: update, reset, hidden; the reset is applied to what the state gives.
+    void (*gru)(const float* x, const float* h, int64_t n, float* state);
+    // The reset is applied to the state itself: first the gates `update` and the state times reset; then, with h of the hidden gate alone, the state.
+    void (*gru_reset)(const float* x, const float* h, int64_t n, const float* state, float* update, float* reset);
+    void (*gru_finish)(const float* x, const float* h, int64_t n, const float* update, float* state);
+    // state = tanh(x + h)
+    void (*rnn)(const float* x, const float* h, int64_t n, float* state);
+};
+
+}  // namespace emp

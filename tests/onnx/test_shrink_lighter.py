@@ -1,0 +1,330 @@
+"""Bounds, places and directions that go before units do: laws first, then an obvious oracle, then small cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+import emp_onnx.shrink.directions as directing
+import emp_onnx.shrink.judge as judging
+from emp_onnx.shrink.bounds import find_opened
+from emp_onnx.shrink.coarse import find_coarser
+from emp_onnx.shrink.directions import thinner
+from emp_onnx.shrink.fits import Way, anew, fit
+from emp_onnx.shrink.judge import Judge
+from emp_onnx.shrink.lighten import opened_and_coarser
+from emp_onnx.shrink.moments import moments
+from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.proof import prove
+from emp_onnx.shrink.thin import Split, Thin, find_thin, product, splittable
+from emp_onnx.shrink.trace import Runner
+
+Feeds = list[dict[str, np.ndarray]]
+
+
+def model(nodes: list[Any], constants: dict[str, Any], shape: list[Any], *, ir: int = 9) -> onnx.ModelProto:
+    values = {k: np.asarray(v) for k, v in constants.items()}
+    values = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in values.items()}
+    inputs = [helper.make_tensor_value_info("x", 1, shape)]
+    if ir < 4:
+        inputs += [helper.make_tensor_value_info(k, 1, v.shape) for k, v in values.items()]
+    tensors = [numpy_helper.from_array(v, k) for k, v in values.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", 1, None)], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17 if ir > 4 else 9)], ir_version=ir)
+
+
+def normal(shape: tuple[int, ...], count: int = 12, seed: int = 1) -> Feeds:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
+
+
+# bounds
+
+
+def clipped(low: float, high: float, *, again: float = 0.0) -> onnx.ModelProto:
+    rng = np.random.default_rng(3)
+    constants = {"w": rng.standard_normal((6, 4)), "v": rng.standard_normal((3, 6)), "l": low, "h": high, "m": again}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], transB=1), helper.make_node("Clip", ["a", "l", "h"], ["b"]),
+        helper.make_node("Clip", ["b", "m", ""], ["c"]), helper.make_node("Gemm", ["c", "v"], ["y"], transB=1),
+    ]  # fmt: skip
+    return model(nodes, constants, ["n", 4])
+
+
+@given(st.floats(0.5, 60), st.floats(0.5, 60))
+@settings(max_examples=15, deadline=None)
+def test_only_bounds_that_hardly_anything_reaches_go(below: float, above: float) -> None:
+    feeds = normal((2000, 4), 1)
+    problem = Problem.of(clipped(-below, above, again=-1e3), feeds, simpler=False)
+    a = Runner(problem.view.model, ["a"])(feeds[0])["a"]
+    found = find_opened(problem.view, feeds)
+    assert found is not None
+    assert "c" in found.outputs
+    assert ("b" in found.outputs) == bool(((a < -below) | (a > above)).mean() <= 1e-3)
+
+
+def test_without_bounds_outputs_are_the_same_where_none_is_reached() -> None:
+    feeds = normal((8, 4))
+    problem = Problem.of(clipped(-1e3, 1e3, again=-1e3), feeds, simpler=False)
+    found = find_opened(problem.view, feeds)
+    assert found is not None
+    lighter = problem.lighter(found)
+    assert [node.op_type for node in lighter.view.model.graph.node] == ["Gemm", "Gemm"]
+    assert prove(problem.view.model, lighter.view.model, feeds).worst == 0
+    other = [{"x": feeds[0]["x"] * 1e4}]  # where one is, they are not
+    assert not prove(problem.view.model, lighter.view.model, other).holds
+
+
+def test_bounds_that_are_reached_or_are_outputs_stay() -> None:
+    feeds = normal((8, 4))
+    assert find_opened(Problem.of(clipped(-0.1, 0.1), feeds, simpler=False).view, feeds) is None
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    net = model(nodes, {"w": np.eye(4)}, ["n", 4])
+    positive = [{"x": np.abs(feed["x"])} for feed in feeds]
+    assert find_opened(Problem.of(net, positive, simpler=False).view, positive) is None
+
+
+# places
+
+
+def before_a_mean(seed: int, depth: int, join: str, *, size: int = 9, reduce: bool = False) -> onnx.ModelProto:
+    """Some 3×3 and 1×1 convolutions, perhaps two side by side, and a mean over all places."""
+    rng = np.random.default_rng(seed)
+    nodes, constants, at, channels = [], {}, "x", 3
+    for i in range(depth):
+        branches = []
+        for j in range(2 if join and i == depth - 2 else 1):
+            kernel = int(rng.choice([1, 3])) if i < depth - 1 else 1
+            constants[f"w{i}{j}"] = rng.standard_normal((4, channels, kernel, kernel)) / (channels * kernel**2) ** 0.5
+            constants[f"b{i}{j}"] = rng.standard_normal(4)
+            nodes += [
+                helper.make_node(
+                    "Conv", [at, f"w{i}{j}", f"b{i}{j}"], [f"c{i}{j}"], pads=[kernel // 2] * 4,
+                    kernel_shape=[kernel] * 2,
+                ),
+                helper.make_node("Relu", [f"c{i}{j}"], [f"r{i}{j}"]),
+            ]  # fmt: skip
+            branches.append(f"r{i}{j}")
+        at = branches[0]
+        channels = 4
+        if len(branches) > 1:
+            at, channels = f"j{i}", 8 if join == "Concat" else 4
+            nodes.append(helper.make_node(join, branches, [at], **({"axis": 1} if join == "Concat" else {})))
+    mean = {"axes": [-1, 2], "keepdims": 1} if reduce else {}
+    nodes.append(helper.make_node("ReduceMean" if reduce else "GlobalAveragePool", [at], ["m"], **mean))
+    nodes += [helper.make_node("Flatten", ["m"], ["f"]), helper.make_node("Gemm", ["f", "v"], ["y"])]
+    constants["v"] = rng.standard_normal((channels, 5))
+    return model(nodes, constants, [1, 3, size, size])
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4), st.sampled_from(["", "Concat", "Add"]), st.integers(5, 12))
+@settings(max_examples=25, deadline=None)
+def test_at_fewer_places_the_mean_is_that_over_every_second(seed: int, depth: int, join: str, size: int) -> None:
+    feeds = normal((1, 3, size, size), 4)
+    problem = Problem.of(before_a_mean(seed, depth, join, size=size, reduce=seed % 2 == 0), feeds, simpler=False)
+    (found,) = find_coarser(problem.view, problem.trace)
+    coarser = problem.lighter(found)  # proves the strides that moved forward against those that did not
+    for feed in feeds:
+        last = problem.view.makers["m"].inputs[0]
+        dense = Runner(problem.view.model, [last])(feed)[last]
+        want = dense[:, :, ::2, ::2].mean((2, 3)) @ problem.view.constants["v"]
+        assert np.allclose(Runner(coarser.view.model)(feed)["y"], want, rtol=1e-3, atol=1e-4)
+
+
+def test_strides_move_forward_through_1x1_convolutions_alone() -> None:
+    feeds = normal((1, 3, 9, 9), 2)
+    net = before_a_mean(4, 3, "Concat")
+    problem = Problem.of(net, feeds, simpler=False)
+    (found,) = find_coarser(problem.view, problem.trace)
+    assert found.first == (("c20", (2, 2)),)
+    assert {"c10", "c11", "c20"} <= set(found.fewer)
+    assert dict(found.strides)["c10"] == (2, 2)
+    assert "c20" not in dict(found.strides)  # its own is 1 again
+
+
+@pytest.mark.parametrize("how", ["output", "other", "few", "same"])
+def test_places_that_others_read_stay(how: str) -> None:
+    net = before_a_mean(4, 2, "", size=3 if how == "few" else 9)
+    graph = net.graph
+    if how == "output":
+        graph.output.append(helper.make_tensor_value_info("r10", 1, None))
+    if how == "other":
+        graph.node.append(helper.make_node("MaxPool", ["r10"], ["p"], kernel_shape=[9, 9]))
+        graph.output.append(helper.make_tensor_value_info("p", 1, None))
+    if how == "same":
+        node = next(n for n in graph.node if n.output[0] == "c10")
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("auto_pad", "SAME_UPPER"))
+    problem = Problem.of(
+        net,
+        normal(
+            (
+                1,
+                3,
+                3 if how == "few" else 9,
+            )
+            * 1
+            + (3 if how == "few" else 9,),
+            2,
+        ),
+    )
+    assert find_coarser(problem.view, problem.trace) == []
+
+
+# directions
+
+
+def product_of(kind: str, seed: int, *, ir: int = 9) -> tuple[onnx.ModelProto, Feeds]:
+    rng = np.random.default_rng(seed)
+    bias = rng.standard_normal(40)
+    if kind == "Conv":
+        w = rng.standard_normal((40, 8, 3, 3))
+        node = helper.make_node("Conv", ["x", "w", "b"], ["h"], pads=[1] * 4, strides=[2, 2], kernel_shape=[3, 3])
+        v, last = rng.standard_normal((3, 40, 1, 1)), helper.make_node("Conv", ["i", "v"], ["y"], kernel_shape=[1, 1])
+        nodes, feeds, shape = [node], normal((1, 8, 7, 7), 30), [1, 8, 7, 7]
+    else:
+        w = rng.standard_normal((64, 40))
+        v, last = rng.standard_normal((40, 3)), helper.make_node("MatMul", ["i", "v"], ["y"])
+        feeds, shape = normal((20, 64), 30), [20, 64]
+        if kind == "MatMul":
+            nodes = [helper.make_node("MatMul", ["x", "w"], ["g"]), helper.make_node("Add", ["g", "b"], ["h"])]
+        else:
+            w = w.T if kind == "GemmT" else w
+            nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["h"], transB=int(kind == "GemmT"))]
+    nodes += [helper.make_node("Relu", ["h"], ["i"]), last]
+    return model(nodes, {"w": w, "b": bias, "v": v}, shape, ir=ir), feeds
+
+
+def splits(kind: str, seed: int, *, ir: int = 9) -> tuple[Problem, list[Thin], np.ndarray]:
+    net, feeds = product_of(kind, seed, ir=ir)
+    feeds = [{"x": feed["x"] + 0.5} for feed in feeds]
+    problem = Problem.of(net, feeds, biases=True, simpler=False)
+    readers = [r for r in splittable(problem.view, problem.readers) if r.weight == "w"]
+    (moment,) = found = moments(problem.view.model, readers, feeds)
+    return problem, find_thin(problem.view, readers, found), moment
+
+
+KINDS = ["Conv", "Gemm", "GemmT", "MatMul"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.integers(0, 10**6), st.integers(1, 40))
+@settings(max_examples=6, deadline=None)
+def test_a_split_loses_the_eigenvalues_left_out_and_no_basis_loses_less(kind: str, seed: int, rank: int) -> None:
+    problem, found, moment = splits(kind, seed)
+    reader = next(r for r in problem.readers if r.weight == "w")
+    flat = reader.matrix(problem.view.constants["w"]).reshape(40, -1)
+    mean = moment[:-1, -1]
+    covariance = flat @ (moment[:-1, :-1] - np.outer(mean, mean)) @ flat.T
+    for part in found:
+        gap = np.eye(40) - part.basis @ part.basis.T
+        assert np.isclose(np.trace(gap @ covariance @ gap) / np.trace(covariance), part.lost, atol=1e-9)
+        other, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((40, part.rank)))
+        worse = np.eye(40) - other @ other.T
+        assert np.trace(worse @ covariance @ worse) / np.trace(covariance) >= part.lost - 1e-9
+        assert np.allclose(part.mean, flat @ mean)
+    basis, _ = np.linalg.qr(np.random.default_rng(rank).standard_normal((40, rank)))
+    any_basis = Split((Thin("w", basis, flat @ mean, 0.0, 0.0),))
+    lighter = problem.lighter(any_basis)  # proves it against the product, in the old shape
+    assert prove(product(problem.view, problem.readers, any_basis), lighter.view.model, problem.feeds[:4]).holds
+    assert prove(problem.view.model, lighter.view.model, problem.feeds[:4]).holds == (rank == 40)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_split_keeps_the_mean_and_names_the_second_product_as_before(kind: str) -> None:
+    problem, found, _ = splits(kind, 7)
+    least = found[-1]
+    lighter = problem.lighter(Split((least,)))
+    assert least.rank == 16
+    ops = [node for node in lighter.view.model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(ops) == 3
+    assert ops[1].input[1] == "w"
+    h = [Runner(m, ["h"]) for m in (problem.view.model, lighter.view.model)]
+    means = [
+        np.mean([np.moveaxis(runner(f)["h"], 1, -1).reshape(-1, 40) for f in problem.feeds], (0, 1)) for runner in h
+    ]
+    assert np.allclose(*means, atol=2e-2)  # all samples, where moments may be of some
+    inner = [group for group in lighter.groups if group.units == least.rank]
+    assert inner, "the directions between are units that may be cut further"
+
+
+def test_a_split_in_a_file_of_old_is_one_that_onnxruntime_loads() -> None:
+    problem, found, _ = splits("Conv", 7, ir=3)
+    lighter = problem.lighter(Split((found[0],)))
+    graph = lighter.view.model.graph
+    declared = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.input}
+    assert all(declared[t.name] == list(t.dims) for t in graph.initializer)
+
+
+def test_wider_layers_fit_to_the_dense_ones_after_a_split_and_a_cut() -> None:
+    """In sequence the second product is fitted to what the whole layer said: with its inner units cut, closer to it."""
+    problem, found, _ = splits("Conv", 9)
+    lighter = problem.lighter(Split((found[0],)))
+    lighter.measure(problem.feeds)
+    which = next(i for i, g in enumerate(lighter.groups) if g.units == found[0].rank)
+    counts = [0] * len(lighter.groups)
+    counts[which] = found[0].rank // 2
+    masks = lighter.masks(counts)
+    assert masks
+    runner = Runner(problem.view.model, ["h"])
+
+    def error(net: Any) -> float:
+        other = Runner(net, ["h"])
+        return float(sum(np.square(runner(f)["h"] - other(f)["h"]).sum() for f in problem.feeds))
+
+    fitted = fit(lighter, masks, Way(1e-6, True), problem.feeds)
+    assert error(fitted) < error(lighter.cut(masks))
+    again = anew(lighter, problem.feeds)
+    assert again.changes == lighter.changes
+    assert again.view.model == lighter.view.model
+
+
+# what goes first
+
+
+def measured_by_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency as the multiply-adds of convolutions, so that nothing here depends on a clock."""
+
+    def latencies(models: list[Any], feeds: Feeds, **_: Any) -> list[float]:
+        out = []
+        for net in models:
+            made = Problem.of(net, feeds[:1], simpler=False)
+            shapes = made.trace.runs[0]
+            out.append(
+                float(sum(
+                    np.prod(shapes[op.outputs[0]]) * np.prod(shapes[op.inputs[1]][1:]) if op.type == "Conv" else 10.0
+                    for op in made.view.ops
+                ))
+            )  # fmt: skip
+        return out
+
+    monkeypatch.setattr(judging, "latencies", latencies)
+
+
+@pytest.mark.parametrize(("rate", "target", "goes"), [(1e9, 0.2, True), (-1.0, 0.2, False), (1e9, 1.2, False)])
+def test_a_change_is_made_where_it_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch, rate: float, target: float, goes: bool
+) -> None:
+    measured_by_work(monkeypatch)
+    feeds = normal((1, 3, 9, 9), 10)
+    problem = Problem.of(before_a_mean(4, 3, "Concat"), feeds, biases=True, simpler=False)
+    other = opened_and_coarser(problem, target, rate, feeds, Judge(problem, feeds[:4]))
+    assert (other is not problem) == goes
+    assert bool(other.changes) == goes
+
+
+@pytest.mark.parametrize(("rate", "goes"), [(1e9, True), (-1.0, False)])
+def test_layers_are_split_where_that_is_worth_it(monkeypatch: pytest.MonkeyPatch, rate: float, goes: bool) -> None:
+    measured_by_work(monkeypatch)
+    monkeypatch.setattr(directing, "_saved", lambda problem, costs, part: 0.5 * costs.total({}) / part.rank)
+    problem, _, _ = splits("Conv", 5)
+    problem.source = problem.view.model
+    other = thinner(problem, 0.5, rate, problem.feeds, Judge(problem, problem.feeds[:4]))
+    assert bool(other.changes) == goes
+    assert not goes or "directions" in str(other.changes[0])
