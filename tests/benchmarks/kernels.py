@@ -67,6 +67,15 @@ def medians(candidates: Sequence[Run], rounds: int) -> list[float]:
     return [statistics.median(taken) for taken in spent]
 
 
+def on_a_line(array: Any) -> Any:
+    """A copy that begins on a cache line, as onnxruntime's own arrays do."""
+    room = np.empty(array.size + 16, array.dtype)
+    at = -room.ctypes.data % 64 // array.itemsize
+    made = room[at : at + array.size].reshape(array.shape)
+    made[...] = array
+    return made
+
+
 def sparse(weight: Any, sparsity: float) -> Any:
     kept = weight.copy()
     kept[np.random.default_rng(1).random(weight.shape) < sparsity] = 0
@@ -97,7 +106,7 @@ def convolutions() -> str:
         weight = rng.standard_normal((outputs, channels, kernel, kernel)).astype(np.float32)
         pads = (kernel // 2,) * 4
         session = dense("Conv", weight, [1, channels, size, size], pads=list(pads), strides=[stride] * 2)
-        x = rng.standard_normal((1, channels, size, size)).astype(np.float32)
+        x = on_a_line(rng.standard_normal((1, channels, size, size)).astype(np.float32))
         packed = [Conv(sparse(weight, s), stride=(stride, stride), pads=pads) for s in SPARSITIES]
         runs: list[Run] = [lambda session=session, x=x: session.run(None, {"x": x})]  # type: ignore[misc]
         y = packed[0](x)

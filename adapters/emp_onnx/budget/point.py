@@ -17,7 +17,7 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import save
 from emp_onnx.refit.fitting import Fitting, Thin
 
-__all__ = ["Budget", "Point", "Seal", "measure", "point_of"]
+__all__ = ["Budget", "Point", "measure", "point_of"]
 
 Says = Sequence[Sequence[NDArray[Any]]]
 Score = Callable[[Path], float]

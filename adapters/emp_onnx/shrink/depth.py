@@ -33,6 +33,7 @@ MOST = 8  # layers that may go
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
 FOLDS = 4
+MOST_OF = 0.5  # of what is to be saved: where changes save so much, units do the rest, and no more ways are tried
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
@@ -80,14 +81,15 @@ def plan(
         return found[-1][1] is not None
 
     lightest = lightened(problem, target, wide, judged) if changes else problem
+    most = lightest is not problem and 1 - lightest.settle() >= MOST_OF * (1 - target)
     more = True
-    for one in _shallower(lightest, target, wide, judged) if changes else (problem,):
+    for one in _shallower(lightest, target, wide, judged) if changes and not most else (lightest,):
         if found and _error(one, judged) >= min(p.error for p, _ in found):
             break
         more = look(one)
         if not more:  # a layer less would miss more
             break
-    if more and lightest is not problem:
+    if more and lightest is not problem and (not most or not found):
         look(problem)
     if not found:
         raise failed[0]

@@ -22,7 +22,7 @@ from emp_onnx.shrink.thin import Split, Thin, find_thin, splittable
 __all__ = ["thinner"]
 
 LEAST = 0.003  # of the latency, at least, that one layer's split is likely to save
-BACK = 12  # times that directions may come back
+BACK = 16  # times that it is tried whether directions may come back
 Step = tuple[Thin, float, float]  # a split, the share of latency it is likely to save, and its error
 
 
@@ -65,30 +65,32 @@ def thinner(problem: Problem, target: float, rate: float, fit: Sequence[Feed], j
             count, falling = count * 3 // 4, True
         else:
             break
-    return _back(problem, best, chosen, options, left, target, judge) if left <= MARGIN * target else best
+    return _back(problem, best, chosen, options, target, judge) if left <= MARGIN * target else best
 
 
 def _back(
-    problem: Problem, best: Problem, chosen: dict[str, Step], options: dict[str, list[Step]], left: float,
-    target: float, judge: Judge,
+    problem: Problem, best: Problem, chosen: dict[str, Step], options: dict[str, list[Step]], target: float,
+    judge: Judge,
 ) -> Problem:  # fmt: skip
-    """Directions given back, those first that cost most for what they save, as long as the target is met."""
-    for _ in range(BACK):
+    """Directions given back, those first that cost most for what they save, as long as the target is met: measured, for
+    what steps save is a guess."""
+    tries, better = BACK, True
+    while better:
+        better = False
         ways: list[tuple[float, dict[str, Step]]] = []
         for weight, step in chosen.items():
             less = [o for o in options[weight] if o[1] < step[1]]
             to = max(less, key=lambda o: o[1], default=(step[0], 0.0, 0.0))
             without = {w: s for w, s in chosen.items() if w != weight}
-            if left + step[1] - to[1] <= MARGIN * target:
-                ways.append(((step[2] - to[2]) / (step[1] - to[1]), {**without, weight: to} if less else without))
-        if not ways:
-            break
-        chosen = max(ways, key=lambda way: way[0])[1]
-        other = _split(problem, chosen) if chosen else problem
-        now = judge.share(other)
-        if now > MARGIN * target:
-            break
-        best, left = other, now
+            price = (step[2] - to[2]) / (step[1] - to[1])
+            if price > 0:
+                ways.append((price, {**without, weight: to} if less else without))
+        for _, way in sorted(ways, key=lambda w: -w[0])[:tries]:
+            tries -= 1
+            other = _split(problem, way) if way else problem
+            if judge.share(other) <= MARGIN * target:
+                best, chosen, better = other, way, True
+                break
     return best
 
 

@@ -34,10 +34,13 @@ def lightened(problem: Problem, target: float, fit: Sequence[Feed], held: Sequen
         fit, held: feeds that show what goes, and that judge.
     """
     judge = Judge(problem, held[:SHOWN])
-    rate = judge.rate(problem, target)
-    now = thinner(opened_and_coarser(problem, target, rate, fit, judge), target, rate, fit, judge)
-    if now is not problem:
-        now.measure(fit)
+    now = problem
+    for change in (opened_and_coarser, thinner):
+        share = judge.share(now)
+        if share > MARGIN * target:  # units would have to do the rest from here: the rate is of that
+            now = change(now, target, judge.rate(now, target / share), fit, judge)
+            if now.changes and not now.moments:
+                now.measure(fit)
     return now
 
 

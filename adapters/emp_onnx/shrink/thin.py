@@ -120,6 +120,8 @@ def find_thin(view: View, readers: Sequence[Reader], moments: Sequence[Wide]) ->
     for reader, moment in zip(readers, moments, strict=True):
         w = reader.matrix(view.constants[reader.weight])
         flat = w.reshape(len(w), -1)
+        if not (np.isfinite(flat).all() and np.isfinite(moment).all()):
+            continue
         mean = moment[:-1, -1] if reader.bias else np.zeros(len(moment) - 1)
         values, vectors = np.linalg.eigh(flat @ (moment[:-1, :-1] - np.outer(mean, mean)) @ flat.T)
         values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
