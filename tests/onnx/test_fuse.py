@@ -17,7 +17,7 @@ from emp_onnx.cli import main
 from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.runtime.bench import bench
 from emp_onnx.runtime.engine import open_engine
-from emp_onnx.runtime.fuse import fused_model
+from emp_onnx.runtime.fuse import fused_before, fused_model
 from tests.kernels.native import build
 
 
@@ -80,9 +80,13 @@ def test_the_same_numbers_with_and_without_kernels(
     onnx.checker.check_model(str(tmp_path / "f.onnx"), full_check=True)
     for got, want in zip(outputs(onnxruntime.InferenceSession(tmp_path / "f.onnx")), expected, strict=True):
         assert np.array_equal(got, want)
+    every = fused_model(tmp_path / "p.onnx", every=True)[1]
+    assert [use.op for use in fused_before(tmp_path / "f.onnx")] == [use.op for use in every]
+    assert fused_before(tmp_path / "p.onnx") == []
     for path in ("p.onnx", "f.onnx"):
         engine = open_engine(tmp_path / path, threads=2)
         assert engine.kernels
+        assert path == "p.onnx" or len(engine.fused) == len(every)
         for got, want in zip(outputs(engine.session), expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
-from emp_onnx.runtime.fuse import Fused, fused_model
+from emp_onnx.runtime.fuse import Fused, fused_before, fused_model
 
 __all__ = ["KERNELS", "Engine", "open_engine"]
 
@@ -75,6 +76,8 @@ def open_engine(
         if kernels == "on":
             raise UsageError(f"kernels must be off or auto here: {why}")
         return Engine(_session(str(path), _options(threads)), "", (), f"onnxruntime alone: {why}")
+    if not every and (fused := fused_before(path)):  # it is opened as it stands: nothing is read twice
+        return Engine(_session(str(path), options), isa, tuple(fused), _kernels(isa, fused))
     model, fused = fused_model(path, every=every)
     count = sum(bool(item.op) for item in fused)
     if not count:
@@ -86,7 +89,12 @@ def open_engine(
         "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)
     )
     session = _session(model.SerializeToString(), options)
-    return Engine(session, isa, tuple(fused), f"kernels ({isa}) for {count} of {len(fused)} uses of packed weights")
+    return Engine(session, isa, tuple(fused), _kernels(isa, fused))
+
+
+def _kernels(isa: str, fused: Sequence[Fused]) -> str:
+    count = sum(bool(item.op) for item in fused)
+    return f"kernels ({isa}) for {count} of {len(fused)} uses of packed weights"
 
 
 def _options(threads: int | None) -> Any:

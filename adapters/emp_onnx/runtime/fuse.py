@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import onnx
 from onnx import helper
 
 from emp_onnx.errors import ModelError, quote
+from emp_onnx.files.model_io import load
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.runtime.fuse_parts import rejoin
 from emp_onnx.runtime.fuse_recurrent import (
@@ -41,7 +43,7 @@ from emp_onnx.runtime.fused_body import ATTRIBUTES, Shape, function_of
 from emp_onnx.runtime.fused_chains import Candidate, worth
 from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
 
-__all__ = ["FORMS", "Fused", "fuse", "fused_model"]
+__all__ = ["FORMS", "Fused", "fuse", "fused_before", "fused_model"]
 
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 # Above these densities dense kernels win, whatever the shape. Convolutions are decided together (fused_chains.py).
@@ -104,8 +106,7 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
     work = _Work(model, every, folder)
     told: list[Fused] = []
     for node in list(model.graph.node):
-        if node.domain == DOMAIN and node.op_type.startswith(("MatMul", "Gemm", "Conv", "DynamicMatMul", *CELLS)):
-            told += [Fused(name, node.op_type, "") for name in _value_names(node)]  # fused before
+        told += _fused_before(node.domain, node.op_type, node.input)
         if id(node) in work.graph.gone or node.domain == DOMAIN:
             continue
         if is_cell(node):
@@ -121,12 +122,31 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
     return told
 
 
-def _value_names(node: onnx.NodeProto) -> list[str]:
-    """Those of the values of each weight that a node holds."""
-    found, place = list[str](), len(node.input)
-    for form in reversed(re.findall("Mask4|Mask|Gaps[468]", node.op_type)):
+def fused_before(path: str | os.PathLike[str], /) -> list[Fused]:
+    """The uses of packed weights that were moved into nodes when the file was written; of the file only its graph is
+    read.
+
+    Raises:
+        ModelError: not an ONNX model.
+
+    Example:
+        >>> fused_before("missing.onnx")
+        Traceback (most recent call last):
+            ...
+        emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
+    """
+    nodes = load(path).graph.nodes
+    return [use for node in nodes for use in _fused_before(node.domain, node.op, node.inputs)]
+
+
+def _fused_before(domain: str, op: str, inputs: Sequence[str]) -> list[Fused]:
+    """What a node holds that was fused before: the values of each weight, by name."""
+    if domain != DOMAIN or not op.startswith(("MatMul", "Gemm", "Conv", "DynamicMatMul", *CELLS)):
+        return []
+    found, place = list[Fused](), len(inputs)
+    for form in reversed(re.findall("Mask4|Mask|Gaps[468]", op)):
         value = place - (5 if form == "Mask4" else 2)
-        found.insert(0, str(node.input[value]))
+        found.insert(0, Fused(str(inputs[value]), op, ""))
         place = value - (2 if form == "Gaps6" else 1)
     return found
 
