@@ -285,6 +285,33 @@ def test_wider_layers_fit_to_the_dense_ones_after_a_split_and_a_cut() -> None:
     assert again.view.model == lighter.view.model
 
 
+def test_a_first_product_whose_input_was_cut_has_nothing_to_be_fitted_to_in_sequence() -> None:
+    """The dense model has no such layer: it is passed over, and the second one makes good for both."""
+    rng = np.random.default_rng(11)
+    constants = {name: rng.standard_normal(size) for name, size in zip("uwv", ((12, 48), (48, 40), (40, 3)), strict=True)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "u"], ["a"]), helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["h"]), helper.make_node("Relu", ["h"], ["i"]),
+        helper.make_node("MatMul", ["i", "v"], ["y"]),
+    ]  # fmt: skip
+    feeds = normal((20, 12), 30)
+    problem = Problem.of(model(nodes, constants, [20, 12]), feeds, biases=True, simpler=False)
+    readers = [r for r in splittable(problem.view, problem.readers) if r.weight == "w"]
+    (found,) = find_thin(problem.view, readers, moments(problem.view.model, readers, feeds))
+    lighter = problem.lighter(Split((found,)))
+    lighter.measure(feeds)
+    counts = [4 if group.units == 48 else 0 for group in lighter.groups]
+    masks = lighter.masks(counts)
+    assert masks
+    dense = Runner(problem.view.model)
+
+    def error(net: Any) -> float:
+        other = Runner(net)
+        return float(sum(np.square(dense(f)["y"] - other(f)["y"]).sum() for f in feeds))
+
+    assert error(fit(lighter, masks, Way(1e-6, True), feeds)) < error(lighter.cut(masks))
+
+
 # what goes first
 
 

@@ -108,8 +108,9 @@ def refit(
         if not any((r.source, r.axis) in masks for r in together) and not any(r.kind != "state" for r in together):
             continue
         goals = [origin.of(reader) if origin is not None else reader for reader in together]
-        if origin is not None:
-            together = [r for r, goal in zip(together, goals, strict=True) if goal is not None]
+        together = [r for r, goal in zip(together, goals, strict=True) if goal is not None]
+        if not together:  # a layer that the dense model does not have, the first of two thin ones
+            continue
         dense_of = [goal for goal in goals if goal is not None]
         source = view if origin is None else origin.view
         found = cross_moments(source.model, shrunk, dense_of, feeds, others=together, threads=threads)
