@@ -288,7 +288,8 @@ def test_wider_layers_fit_to_the_dense_ones_after_a_split_and_a_cut() -> None:
 def test_a_first_product_whose_input_was_cut_has_nothing_to_be_fitted_to_in_sequence() -> None:
     """The dense model has no such layer: it is passed over, and the second one makes good for both."""
     rng = np.random.default_rng(11)
-    constants = {name: rng.standard_normal(size) for name, size in zip("uwv", ((12, 48), (48, 40), (40, 3)), strict=True)}
+    sizes = {"u": (12, 48), "w": (48, 40), "v": (40, 3)}
+    constants = {name: rng.standard_normal(size) for name, size in sizes.items()}
     nodes = [
         helper.make_node("MatMul", ["x", "u"], ["a"]), helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("MatMul", ["b", "w"], ["h"]), helper.make_node("Relu", ["h"], ["i"]),
