@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from emp_onnx.files.model_io import Model
+from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.fitting import Fitting
 from emp_onnx.refit.prune import refit
 from tests.onnx.builders import model, tensor, value
@@ -123,16 +123,18 @@ def inner(op: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("op", ["Loop", "Scan"])
-def test_what_falls_back_says_so(op: str, tmp_path: Path) -> None:
+def test_the_body_of_a_loop_is_refitted(op: str, tmp_path: Path) -> None:
     given = [{"x": normal(*((4, 6) if op == "Loop" else (3, 4, 6)))} for _ in range(8)]
-    report = refit(Model(inner(op)), tmp_path / "a.onnx", feeds=given, sparsity=0.5)
-    (said,) = [note for note in report.notes if "not refitted" in note]
-    assert "Pruned by magnitude and not refitted (its use lies in the body of a loop" in said
-    (weight,) = report.weights.values()
-    assert weight.k == 18
+    source = Model(inner(op))
+    report = refit(source, tmp_path / "a.onnx", feeds=given, sparsity=0.5)
+    assert not [note for note in report.notes if "not refitted" in note]
+    ((name, weight),) = report.weights.items()
+    before, after = source.values(name), load(tmp_path / "a.onnx").values(name)
+    assert weight.k == np.count_nonzero(after) == 18
+    assert (after != before)[after != 0].any()
 
 
-def test_quantised_weights_are_left_as_they_are_and_it_is_said(tmp_path: Path) -> None:
+def test_quantised_weights_are_refitted_on_their_grid(tmp_path: Path) -> None:
     proto = model(
         [node("DequantizeLinear", "q s z", "w"), node("MatMul", "x w", "h"), node("MatMul", "h v")],
         [value("x", [20, 12])], [value("y", None)],
@@ -140,8 +142,10 @@ def test_quantised_weights_are_left_as_they_are_and_it_is_said(tmp_path: Path) -
          tensor("z", np.int8(0)), tensor("v", normal(9, 9))],
     )  # fmt: skip
     report = refit(Model(proto), tmp_path / "a.onnx", feeds=feeds((20, 12), 1), sparsity=0.5)
-    assert list(report.weights) == ["v"]
-    assert [(r.name, r.reason) for r in report.refusals if r.name == "q"] == [("q", "int8 weights are not refitted")]
+    assert list(report.weights) == ["q", "v"]
+    q = load(tmp_path / "a.onnx").values("q")
+    assert q.dtype == np.int8
+    assert report.weights["q"].k == np.count_nonzero(q)
 
 
 def test_the_variance_of_a_batch_normalisation_has_its_best_value() -> None:
