@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from emp_onnx import UsageError, calibrate, find_weights
 from emp_onnx.calibration import once as module
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.once import once
+from emp_onnx.calibration.reads import Reads
 from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.prune import refit
@@ -70,6 +73,22 @@ def test_a_mean_that_is_one_on_the_first_feeds_only_is_none() -> None:
         net = prepared(Model(pooled.model(steps)), given)
         (problem,) = net.at(net.levels)[0].problems
         assert once(net)[id(problem)].count == count
+
+
+def test_what_a_site_was_given_is_let_go_at_once() -> None:
+    """Not when garbage is searched for next, which a command does seldom: activations are large."""
+    net = prepared(Model(network()), feeds())
+    run, site = net.runner(), net.at(1)[0]
+    run.level(0, net.wanted())
+    gc.disable()
+    try:
+        get = Reads(net, site, None).at(run, [0, 1])
+        assert get(site.reads[0]) is not None
+        gone = weakref.ref(get)
+        del get
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_it_is_far_better_than_zeros_and_near_the_full_effort(folder: Path) -> None:

@@ -41,7 +41,7 @@ class Reads:
 
     def at(self, run: Runner, some: list[int]) -> Get:
         """Those of some of the feeds that a network was run on; of cells and of what is around loops, of one."""
-        return self._getter(lambda name: _joined(run, name, some), self.network.program)
+        return _Given(self, lambda name: _joined(run, name, some), self.network.program)
 
     def walk(self, outer: Get) -> Iterator[tuple[At, Get]]:
         """Those of each iteration of the loops around the site; `outer` gives what is around these."""
@@ -52,28 +52,17 @@ class Reads:
             wanted = {n for n in (*site.reads, site.skip, *guard, *(cell if site.hidden else ())) if n}
             self._walk = Walk(site.path, wanted, self._value, self.network.threads)
         for at, get in self._walk(outer):
-            yield at, self._getter(get, site.program)
+            yield at, _Given(self, get, site.program)
 
-    def _getter(self, base: Get, program: Program) -> Get:
-        """The same with constants, and hidden states; what was given once is kept."""
-        seen: dict[str, Array] = {}
+    def constant(self, program: Program, name: str) -> Array:
+        """A value that does not depend on feeds."""
+        at = (program is self.network.program, name)
+        if at not in self._constant:
+            self._constant[at] = fixed_value(program, name, self._value, self.network.threads)
+        return self._constant[at]
 
-        def get(name: str) -> Array | None:
-            if name in program.fixed:
-                at = (program is self.network.program, name)
-                if at not in self._constant:
-                    self._constant[at] = fixed_value(program, name, self._value, self.network.threads)
-                return self._constant[at]
-            if name not in seen:
-                found = self._hidden(name, get) if name.startswith(HIDDEN) else base(name)
-                if found is None:
-                    return None
-                seen[name] = found
-            return seen[name]
-
-        return get
-
-    def _hidden(self, name: str, get: Get) -> Array:
+    def hidden(self, name: str, get: Get) -> Array:
+        """What a cell says at every step: it is run for that, on the inputs that `get` gives."""
         program = self.site.program
         reads = {n: get(n) for n in self.site.step.inputs if n and n not in program.fixed}
         given = {n: v for n, v in reads.items() if v is not None}
@@ -92,3 +81,24 @@ class Reads:
         proto.output.append(name)
         alone = Step(proto, step.node, step.inputs, (name,))
         return open_session(self.site.program, [alone], reads, [name], self._value, self.network.threads)
+
+
+class _Given:
+    """Values by name, with constants and hidden states; what was given once is kept, as long as this lives.
+
+    A function that asks itself would be a circle, and what it keeps would wait for the search for garbage.
+    """
+
+    def __init__(self, reads: Reads, base: Get, program: Program) -> None:
+        self._reads, self._base, self._program = reads, base, program
+        self._seen: dict[str, Array] = {}
+
+    def __call__(self, name: str) -> Array | None:
+        if name in self._program.fixed:
+            return self._reads.constant(self._program, name)
+        if name not in self._seen:
+            found = self._reads.hidden(name, self) if name.startswith(HIDDEN) else self._base(name)
+            if found is None:
+                return None
+            self._seen[name] = found
+        return self._seen[name]
