@@ -151,6 +151,9 @@ def test_a_hole_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(counts) <= BLOCK + 3
     with pytest.raises(Exception, match="became shorter"):
         source.read(1 << 40, 4)
+    os.truncate(path, 1 << 39)  # within the hole: what is gone is not taken for zeros
+    with pytest.raises(Exception, match="became shorter"):
+        source.read((1 << 39) - 8, ROOM)
 
 
 def test_where_bytes_on_their_way_cannot_be_waited_for_no_hole_is_believed(

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from emp_onnx.shrink.attention_masks import attention_masks
 from emp_onnx.shrink.early import early, unasked
-from emp_onnx.shrink.flat import flat
 from emp_onnx.shrink.linear import linear
-from emp_onnx.shrink.masks import masks
 from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
+from emp_onnx.shrink.rearranged import rearranged
 from emp_onnx.shrink.rows import rows
 from emp_onnx.shrink.sizes import quotient
 from emp_onnx.shrink.trace import trace
@@ -106,20 +106,20 @@ def test_chains_of_rearrangements_say_what_they_said(steps: list[str], seed: int
         name = out
     made = model(nodes, {"x": ("f", "t", 1, 6, 1)}, [name], constants)
     feeds = [{"x": wave(n, 1, 6, 1)} for n in (3, 4)]
-    new = said(made, flat, feeds)
+    new = said(made, rearranged, feeds)
     if new is not None:
         assert len(new.graph.node) <= len(nodes)
 
 
 def test_a_transpose_that_moves_numbers_stays() -> None:
     made = model([node("Transpose", ["x"], ["y"], perm=[1, 0])], {"x": ("f", "t", 6)}, ["y"])
-    assert said(made, flat, [{"x": wave(3, 6)}]) is None
+    assert said(made, rearranged, [{"x": wave(3, 6)}]) is None
 
 
 def test_the_largest_is_found_without_a_softmax_along_the_same_axis_only() -> None:
     for axis, expected in ((-1, ["ArgMax"]), (1, ["Softmax", "ArgMax"])):
         nodes = [node("Softmax", ["x"], ["s"], axis=axis), node("ArgMax", ["s"], ["y"], axis=-1)]
-        new = said(model(nodes, {"x": ("f", "n", 4, 5)}, ["y"]), flat, [{"x": wave(2, 4, 5)}])
+        new = said(model(nodes, {"x": ("f", "n", 4, 5)}, ["y"]), rearranged, [{"x": wave(2, 4, 5)}])
         assert (expected if new is None else kinds(new)) == expected
 
 
@@ -285,7 +285,7 @@ HIDDEN = {"x": wave(2, 5, 4), "hide": np.arange(5).reshape(1, 1, 5) > 2}
 @pytest.mark.parametrize(("value", "shared"), [(np.finfo(np.float32).min, True), (-np.inf, True), (-1e9, False)])
 def test_masks_hide_the_bias_that_layers_share(value: float, shared: bool) -> None:
     feeds = [HIDDEN, {**HIDDEN, "hide": np.ones((1, 1, 5), bool)}]
-    new = said(attention(value), masks, feeds)
+    new = said(attention(value), attention_masks, feeds)
     assert new is not None
     assert "Mul" not in kinds(new)
     once = said(new, plain, feeds)
@@ -312,7 +312,7 @@ def test_a_trace_that_is_brought_up_to_date_is_the_trace() -> None:
     feeds = [HIDDEN]
     view = View.of(prepared(made))
     before = trace(view, feeds)
-    new = View.of(masks(view, before))
+    new = View.of(attention_masks(view, before))
     one, other = trace(new, feeds, known=before), trace(new, feeds)
     assert one.shapes == other.shapes
     assert one.runs == other.runs

@@ -150,7 +150,8 @@ def test_strides_move_forward_through_1x1_convolutions_alone() -> None:
 
 @pytest.mark.parametrize("how", ["output", "other", "few", "same"])
 def test_places_that_others_read_stay(how: str) -> None:
-    net = before_a_mean(4, 2, "", size=3 if how == "few" else 9)
+    size = 3 if how == "few" else 9
+    net = before_a_mean(4, 2, "", size=size)
     graph = net.graph
     if how == "output":
         graph.output.append(helper.make_tensor_value_info("r10", 1, None))
@@ -161,19 +162,7 @@ def test_places_that_others_read_stay(how: str) -> None:
         node = next(n for n in graph.node if n.output[0] == "c10")
         del node.attribute[:]
         node.attribute.append(helper.make_attribute("auto_pad", "SAME_UPPER"))
-    problem = Problem.of(
-        net,
-        normal(
-            (
-                1,
-                3,
-                3 if how == "few" else 9,
-            )
-            * 1
-            + (3 if how == "few" else 9,),
-            2,
-        ),
-    )
+    problem = Problem.of(net, normal((1, 3, size, size), 2))
     assert find_coarser(problem.view, problem.trace) == []
 
 

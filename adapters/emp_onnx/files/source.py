@@ -147,9 +147,10 @@ class FileSource:
         try:
             data = os.lseek(self._handle, at, os.SEEK_DATA)
         except OSError as error:
-            if error.errno != errno.ENXIO or at >= os.fstat(self._handle).st_size:
+            end = min(self.size, os.fstat(self._handle).st_size)
+            if error.errno != errno.ENXIO or at >= end:
                 return False, count
-            data = self.size  # a hole up to the end
+            data = end  # a hole up to there
         if data > at:
             return True, min(data - at, count)
         return False, min(os.lseek(self._handle, at, os.SEEK_HOLE) - at, count)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.shrink.edit import Edit
-from emp_onnx.shrink.flat import keeps_order
+from emp_onnx.shrink.rearranged import keeps_order
 from emp_onnx.shrink.rules.elementwise import BROADCAST, UNARY
 from emp_onnx.shrink.sizes import Entry
 from emp_onnx.shrink.trace import Trace

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.shrink.edit import Edit
-from emp_onnx.shrink.flat import keeps_order
+from emp_onnx.shrink.rearranged import keeps_order
 from emp_onnx.shrink.sizes import Entry
 from emp_onnx.shrink.trace import Trace
 from emp_onnx.shrink.view import Op, View

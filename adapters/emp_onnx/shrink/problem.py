@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink import rules
+from emp_onnx.shrink.attention_masks import attention_masks
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
 from emp_onnx.shrink.early import early, unasked
-from emp_onnx.shrink.flat import flat
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.linear import linear
 from emp_onnx.shrink.links import find_links
-from emp_onnx.shrink.masks import masks
 from emp_onnx.shrink.moments import moments
 from emp_onnx.shrink.order import Curve, eliminate, side
 from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.proof import masked, prove
 from emp_onnx.shrink.readers import Reader, find_readers, with_biases
+from emp_onnx.shrink.rearranged import rearranged
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.regions import Group, find_groups
 from emp_onnx.shrink.rotate import rotate
@@ -50,7 +50,7 @@ class Lighter(Protocol):
 
 Change = Skip | Lighter
 ROUNDS = 4  # of rewriting
-REWRITES = (plain, flat, early, linear, rows, masks)
+REWRITES = (plain, rearranged, early, linear, rows, attention_masks)
 FASTER = 0.98  # of the latency: what is less counts as faster
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from emp_onnx.shrink.edit import Edit
-from emp_onnx.shrink.flat import keeps_order
+from emp_onnx.shrink.rearranged import keeps_order
 from emp_onnx.shrink.rules.elementwise import UNARY
 from emp_onnx.shrink.sizes import Entry
 from emp_onnx.shrink.trace import Trace

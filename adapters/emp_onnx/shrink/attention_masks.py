@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.shrink.edit import Edit
-from emp_onnx.shrink.flat import keeps_order
+from emp_onnx.shrink.rearranged import keeps_order
 from emp_onnx.shrink.trace import Trace
 from emp_onnx.shrink.view import Op, View
 
-__all__ = ["masks"]
+__all__ = ["attention_masks"]
 
 LARGE = 2.0**100  # beside which a score does not show
 
 
-def masks(view: View, traced: Trace) -> Any:
+def attention_masks(view: View, traced: Trace) -> Any:
     """A copy of a prepared model with masks in shared biases, and scales in weights; None if there are none."""
     edit = Edit(view, traced)
     for op in view.ops:

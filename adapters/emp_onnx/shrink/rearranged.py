@@ -16,12 +16,12 @@ from emp_onnx.shrink.edit import Edit
 from emp_onnx.shrink.trace import Trace
 from emp_onnx.shrink.view import Op, View
 
-__all__ = ["flat", "keeps_order"]
+__all__ = ["keeps_order", "rearranged"]
 
 SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def flat(view: View, traced: Trace) -> Any:
+def rearranged(view: View, traced: Trace) -> Any:
     """A copy of a prepared model with one Reshape for each chain of rearrangements; None if there is nothing to do."""
     if traced.fixed:  # else what stayed the same may only not have been varied
         return None
