@@ -26,7 +26,7 @@ DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alo
 UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
 STATES = 5.0  # the same of groups that states are made of, where feeds end before it shows what states are for
 SHOWN = 0.5  # the same of all groups of a model that has states, where feeds go on until it shows
-TRIED = 64  # feeds on which a group is tried alone
+TRIED = 32  # feeds on which a group is tried alone
 LEVELS = 16  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
@@ -150,6 +150,11 @@ class Planner:
             found += steps
             at = steps[-1]
         return found
+
+    def predicted(self, counts: Sequence[int]) -> float:
+        """Microseconds of a cut; infinite where it leaves an axis empty."""
+        masks = self.problem.masks(counts)
+        return np.inf if masks is None else self.costs.total(masks)
 
     def measured(self, counts: Sequence[int]) -> float:
         """How many answers are likely to be missed, with readers fitted each by itself."""

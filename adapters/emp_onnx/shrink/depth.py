@@ -9,7 +9,7 @@ is the plan. A layer that is no longer there frees time that units of the others
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emp_onnx.errors import ModelError, UsageError
@@ -32,7 +32,7 @@ __all__ = ["Plan", "plan"]
 MOST = 8  # layers that may go
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
-FOLDS = 4
+FOLDS, NEARBY = 4, 10  # in which plans are judged, and so many times as many feeds, with those near them, in each
 MOST_OF = 0.5  # of what is to be saved: where changes save so much, units do the rest, and no more ways are tried
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
@@ -112,12 +112,18 @@ def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
     if not masks and not problem.changes:
         return plan.error
     runner = watched(problem.dense, problem.threads)
+    folds = [feeds[fold::FOLDS] for fold in range(FOLDS)]
+    wide = [with_near(problem, fold, near)[: len(fold) * NEARBY] for fold in folds]
+    sums = [] if problem.skips else [problem.sums(part) for part in wide]
     total = 0.0
-    for fold in range(FOLDS):
-        rest = [feed for i, feed in enumerate(feeds) if i % FOLDS != fold]
-        part = feeds[fold::FOLDS]
-        model = locally(anew(problem, with_near(problem, rest, near)), masks or {})
-        total += misses([runner(feed) for feed in part], model, part, problem.threads)
+    for i, fold in enumerate(folds):
+        if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
+            other = anew(problem, [feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part])
+        else:
+            rest = [*sums[:i], *sums[i + 1 :]]
+            other = replace(problem, moments={k: sum(s[k] for s in rest) / len(rest) for k in problem.moments})
+        model = locally(other, masks or {})
+        total += misses([runner(feed) for feed in fold], model, fold, problem.threads)
     return total / FOLDS
 
 

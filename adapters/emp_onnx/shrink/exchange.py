@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
@@ -18,10 +20,13 @@ from emp_onnx.shrink.problem import Problem
 __all__ = ["Clock", "exchange"]
 
 LEVELS = 2  # steps up or down that are tried of one group
-TRIED = 8  # pairs of moves measured in a round
+TRIED = 24  # moves and pairs measured in a round
+HOPE = 1.1  # of the error: a pair that promises no more than this is not tried
+TINY = 1e-9  # errors are compared as shares
 LESS = 0.99  # of the error: what counts as better
 SLACK = 1.03  # of the latency asked for: what is predicted to take more is not measured
 Counts = tuple[int, ...]
+Move = tuple[float, float, list[tuple[int, int]]]  # of error and cost what share is left, and how many of which groups go
 
 
 @dataclass
@@ -55,38 +60,40 @@ def exchange(planner: Planner, start: list[int], target: float, *, seconds: floa
     """
     clock = Clock(planner.problem)
     now, end = tuple(start), time.monotonic() + seconds
-    errors = {now: planner.measured(now)}
+    errors = {now: max(planner.measured(now), TINY)}
 
     def error(counts: Counts) -> float:
         if counts not in errors:
-            errors[counts] = planner.measured(counts)
+            errors[counts] = max(planner.measured(counts), TINY)
         return errors[counts]
 
-    share = clock.share(now)
+    share, failed = clock.share(now), set[Counts]()
     while time.monotonic() < end:
-        moves = _moves(planner, now)
-        whole = planner.costs.total(planner.problem.masks(now) or {})
-        worth: list[tuple[float, float, int, int]] = []
-        for g, to in moves:
+        whole = planner.predicted(now)
+        worth: list[Move] = []
+        for g, to in _moves(planner, now):
             counts = _with(now, [(g, to)])
-            masks = planner.problem.masks(counts)
-            if masks is None or time.monotonic() > end:
-                continue
-            worth.append((error(counts) - errors[now], planner.costs.total(masks) / whole - 1, g, to))
-        tries = [(gain, cost, [(g, to)]) for gain, cost, g, to in worth]
-        tries += [
-            (a[0] + b[0], a[1] + b[1], [(a[2], a[3]), (b[2], b[3])])
-            for i, a in enumerate(worth) for b in worth[i + 1 :] if a[2] != b[2]
+            if time.monotonic() < end and (cost := planner.predicted(counts)) < np.inf:
+                worth.append((error(counts) / errors[now], cost / whole, [(g, to)]))
+        pairs = [
+            (a[0] * b[0], a[1] * b[1], a[2] + b[2])
+            for i, a in enumerate(worth) for b in worth[i + 1 :] if a[2][0][0] != b[2][0][0]
         ]  # fmt: skip
-        tries = [t for t in tries if t[0] < 0 and share * (1 + t[1]) <= target * SLACK]
-        better = None
+        limit = max(target, share if share > target else 0.0)
+        tries = [t for t in (*worth, *pairs) if t[0] < HOPE and share * t[1] <= limit * SLACK]
+        found: list[tuple[float, Counts]] = []
         for _, _, changes in sorted(tries, key=lambda t: t[0])[:TRIED]:
             counts = _with(now, changes)
-            if planner.problem.masks(counts) is None or error(counts) > LESS * errors[now]:
-                continue
-            if clock.share(counts) <= max(target, share if share > target else 0.0):
+            if time.monotonic() > end:
+                break
+            if counts not in failed and planner.predicted(counts) < np.inf and error(counts) <= LESS * errors[now]:
+                found.append((errors[counts], counts))
+        better = None
+        for _, counts in sorted(found):
+            if clock.share(counts) <= limit:
                 better = counts
                 break
+            failed.add(counts)
         if better is None:
             break
         now, share = better, clock.share(better)
@@ -101,10 +108,13 @@ def _with(counts: Counts, changes: list[tuple[int, int]]) -> Counts:
 
 
 def _moves(planner: Planner, counts: Counts) -> list[tuple[int, int]]:
-    """One group each, some steps to fewer or to more units."""
+    """One group each, some steps to fewer or to more units; of counts that cost the same, the least alone."""
     out = []
     for g, count in enumerate(counts):
-        grid = [0, *planner.round(g)]
+        costs: dict[float, int] = {}
+        for n in (0, *planner.round(g)):
+            costs.setdefault(round(planner.predicted(_with(counts, [(g, n)])), 3), n)
+        grid = sorted({*costs.values()} - {count})
         above = [n for n in grid if n > count][:LEVELS]
         below = [n for n in grid if n < count][::-1][:LEVELS]
         out += [(g, n) for n in (*above, *below)]

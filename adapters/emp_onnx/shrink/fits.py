@@ -49,7 +49,10 @@ def fit(problem: Problem, masks: Masks, way: Way, feeds: Sequence[Feed] = ()) ->
     """The cut model with its readers refitted in one way; `feeds` are for those in sequence."""
     model = problem.cut(masks)
     if not way.sequence:
-        refit_locally(problem.view, model, masks, problem.readers, problem.moments, ridge=way.ridge)
+        refit_locally(
+            problem.view, model, masks, problem.readers, problem.moments, ridge=way.ridge,
+            solved=problem.solved,
+        )  # fmt: skip
         return model
     refit(
         problem.view, model, masks, problem.readers, feeds, threads=problem.threads, ridge=way.ridge,
