@@ -37,7 +37,7 @@ class Planner:
 
     def __init__(
         self, problem: Problem, costs: Costs, held: Sequence[Feed], *, round_to: int = 8, least: int = 1,
-        short: bool = True,
+        short: bool = True, known: Planner | None = None,
     ) -> None:  # fmt: skip
         self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
         self.held = list(held)
@@ -46,7 +46,11 @@ class Planner:
         self.later = [any(problem.readers[i].kind == "state" for i in problem.of_group(g)) for g in problem.groups]
         usual = UNSEEN if short or not any(self.later) else SHOWN
         self.unseen = [STATES if short and later else usual for later in self.later]
-        self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
+        of = [] if known is None else [(g.name, g.units) for g in known.problem.groups]
+        before = dict(zip(of, [] if known is None else known.weights, strict=True))
+        self.weights = [
+            before.get((group.name, group.units)) or self._sensitivity(i) for i, group in enumerate(problem.groups)
+        ]
 
     def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
         """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""
@@ -155,6 +159,10 @@ class Planner:
         """Microseconds of a cut; infinite where it leaves an axis empty."""
         masks = self.problem.masks(counts)
         return np.inf if masks is None else self.costs.total(masks)
+
+    def guessed(self, counts: Sequence[int]) -> float:
+        """Predicted error of a cut: the sum over groups."""
+        return sum(self.error(g, n) for g, n in enumerate(counts)) + 1e-9
 
     def measured(self, counts: Sequence[int]) -> float:
         """How many answers are likely to be missed, with readers fitted each by itself."""

@@ -133,7 +133,7 @@ class Costs:
         return sum(flops(op, self._sizes(op, gone)) for op in self.view.ops if counts_as_work(op))
 
     def _share(self, op: Op, gone: Mapping[Axis, int]) -> float:
-        key = op.index, tuple(gone.get((name, a), 0) for name in self.touch[op.index] for a in range(len(self.sizes[name])))
+        key = op.index, tuple(gone.get((n, a), 0) for n in self.touch[op.index] for a in range(len(self.sizes[n])))
         if key not in self.work:
             self.work[key] = work(op, self._sizes(op, gone))
         before = self.work.get((op.index, ())) or self.work.setdefault((op.index, ()), work(op, self._sizes(op, {})))

@@ -1,13 +1,15 @@
 """Where a target on latency is to be met: what goes whole, and then how many units of what stays.
 
-Bounds, places and directions go first (`lighten.py`), where they cost less than units do for what they save. Then
-layers go one after the other, the one with the least measured error for the time it saves. After each, units are cut
+Bounds, places and directions go first (`lighten.py`), one kind after the other, and units are cut from each of these.
+From the best of them layers go one after the other, the one with the least measured error for the time it saves. After
+each, units are cut
 from what is left until the target is met; the one of these models that does best on feeds kept back, after exchange,
 is the plan. A layer that is no longer there frees time that units of the others may keep.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +23,7 @@ from emp_onnx.shrink.distance import ancestors, misses, watched
 from emp_onnx.shrink.exchange import exchange
 from emp_onnx.shrink.fits import anew, locally
 from emp_onnx.shrink.last import with_near
-from emp_onnx.shrink.lighten import lightened
+from emp_onnx.shrink.lighten import lighter_ways
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
@@ -29,11 +31,10 @@ from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
 __all__ = ["Plan", "plan"]
 
 
-MOST = 8  # layers that may go
+MOST, LONGEST = 8, 24  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
 FOLDS, NEARBY = 4, 10  # in which plans are judged, and so many times as many feeds, with those near them, in each
-MOST_OF = 0.5  # of what is to be saved: where changes save so much, units do the rest, and no more ways are tried
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
@@ -49,7 +50,7 @@ class Plan:
 def plan(
     problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed], *,
     near: str = "", judging: Sequence[Feed] = (), round_to: int = 8, least: int = 1, changes: bool = True,
-    short: bool = True, seconds: float = 90.0,
+    short: bool = True, seconds: float = 60.0,
 ) -> Plan:  # fmt: skip
     """The plan of least error on `held` within a target on latency.
 
@@ -62,7 +63,7 @@ def plan(
         round_to, least: see `shrink`.
         changes: whether whole layers, and places, directions and bounds may go.
         short: whether feeds end before they show what recurrent states are for.
-        seconds: of exchange, in all.
+        seconds: after which no more layers go; half of it is for exchange besides.
 
     Raises:
         UsageError: no cut reaches the target.
@@ -70,36 +71,41 @@ def plan(
     wide, judged = with_near(problem, fit, near), [*held, *judging]
     found: list[tuple[Plan, Planner | None]] = []
     failed: list[UsageError] = []
+    end = time.monotonic() + seconds
 
-    def look(one: Problem) -> bool:
+    def look(one: Problem, known: Planner | None = None) -> bool:
         """Whether units have to go to meet the target, however it is met."""
         try:
-            found.append(_at(one, target, judged, round_to, least, short))
+            found.append(_at(one, target, judged, round_to, least, short, known))
         except UsageError as error:
             failed.append(error)
             return True
         return found[-1][1] is not None
 
-    lightest = lightened(problem, target, wide, judged) if changes else problem
-    most = lightest is not problem and 1 - lightest.settle() >= MOST_OF * (1 - target)
+    ways = lighter_ways(problem, target, wide, judged) if changes else [problem]
     more = True
-    for one in _shallower(lightest, target, wide, judged) if changes and not most else (lightest,):
-        if found and _error(one, judged) >= min(p.error for p, _ in found):
-            break
-        more = look(one)
-        if not more:  # a layer less would miss more
-            break
-    if more and lightest is not problem and (not most or not found):
-        look(problem)
+    for way in ways:
+        if not found or _error(way, judged) < min(p.error for p, _ in found):
+            more = look(way, found[-1][1] if found else None)
+    if more and changes and (not found or time.monotonic() < end):
+        best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
+        for one in _shallower(best, target, wide, judged):
+            if one is best:
+                continue
+            if found and _error(one, judged) >= min(p.error for p, _ in found):
+                break
+            if not look(one) or (found and time.monotonic() > end):  # a layer less would miss more
+                break
     if not found:
         raise failed[0]
     found.sort(key=lambda f: f[0].error)
     better = []
-    for first, planner in [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]:
+    close = [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]
+    for first, planner in close:
         if planner is None:
             better.append(first)
             continue
-        counts = exchange(planner, first.counts, MARGIN * target, seconds=seconds / RUNNERS)
+        counts = exchange(planner, first.counts, MARGIN * target, seconds=seconds / len(close) / 2)
         better.append(Plan(first.problem, counts, planner.measured(counts)))
     if len(better) == 1:
         return better[0]
@@ -128,14 +134,15 @@ def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
 
 
 def _at(
-    problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool
-) -> tuple[Plan, Planner | None]:
+    problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool,
+    known: Planner | None,
+) -> tuple[Plan, Planner | None]:  # fmt: skip
     """The plan for one problem, and what measures others of it; none where nothing has to go."""
     if problem.changes and problem.settle() <= MARGIN * target:
         return Plan(problem, [0] * len(problem.groups), _error(problem, held)), None
     costs = Costs(problem.view, problem.trace, problem.feeds)
     costs.learn(problem)
-    planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short)
+    planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short, known=known)
     counts = fit_budget(problem, planner, Budget(latency=target), lambda masks: None, held)
     return Plan(problem, counts, planner.measured(counts)), planner
 
@@ -180,14 +187,16 @@ def _next(
     watched_too = {*ancestors(origin.view.model)}
     best: tuple[float, Skip, float] | None = None
     seen: set[frozenset[str]] = set()
+    options: list[tuple[float, Skip]] = []
     for skip in find_skips(problem.view, problem.trace):
         gone = left_out(problem.view, skip)
         if gone in seen or skip.after in watched_too or gone & watched_too:
             continue
         seen.add(gone)
         more = sum(costs.micros.get(op.index, 0.0) for op in origin.view.ops if gone.intersection(op.outputs))
-        if more <= 0:
-            continue
+        if more > 0:
+            options.append((more, skip))
+    for more, skip in sorted(options, key=lambda o: -o[0])[:LONGEST]:
         try:
             model = skipped(origin, problem.view, problem.trace, skip, fit, far=False, threads=problem.threads)
             error = misses(dense, model, held, problem.threads)

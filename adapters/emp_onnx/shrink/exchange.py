@@ -26,7 +26,7 @@ TINY = 1e-9  # errors are compared as shares
 LESS = 0.99  # of the error: what counts as better
 SLACK = 1.03  # of the latency asked for: what is predicted to take more is not measured
 Counts = tuple[int, ...]
-Move = tuple[float, float, list[tuple[int, int]]]  # of error and cost what share is left, and how many of which groups go
+Move = tuple[float, float, list[tuple[int, int]]]  # shares of error and cost left; how many of which groups go
 
 
 @dataclass
@@ -56,7 +56,8 @@ def exchange(planner: Planner, start: list[int], target: float, *, seconds: floa
         planner: what measures errors and predicts costs.
         start: how many units of each group go.
         target: share of the source's latency that may be left.
-        seconds: after which no round begins.
+        seconds: after which no round begins. Where measuring every move would take more than a quarter of it, what is
+            predicted says which pairs promise most.
     """
     clock = Clock(planner.problem)
     now, end = tuple(start), time.monotonic() + seconds
@@ -68,13 +69,17 @@ def exchange(planner: Planner, start: list[int], target: float, *, seconds: floa
         return errors[counts]
 
     share, failed = clock.share(now), set[Counts]()
+    begin = time.monotonic()
+    planner.measured(now)
+    slow = (time.monotonic() - begin) * len(_moves(planner, now)) > seconds / 4
     while time.monotonic() < end:
         whole = planner.predicted(now)
         worth: list[Move] = []
         for g, to in _moves(planner, now):
             counts = _with(now, [(g, to)])
             if time.monotonic() < end and (cost := planner.predicted(counts)) < np.inf:
-                worth.append((error(counts) / errors[now], cost / whole, [(g, to)]))
+                ratio = planner.guessed(counts) / planner.guessed(now) if slow else error(counts) / errors[now]
+                worth.append((ratio, cost / whole, [(g, to)]))
         pairs = [
             (a[0] * b[0], a[1] * b[1], a[2] + b[2])
             for i, a in enumerate(worth) for b in worth[i + 1 :] if a[2][0][0] != b[2][0][0]

@@ -18,7 +18,7 @@ from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.trace import Runner
 
-__all__ = ["cross_moments", "moments", "segment"]
+__all__ = ["cross_moments", "moments", "samples", "segment"]
 
 SAMPLES = 10  # of a reader, over all feeds, for each number in a sample; and never fewer than
 LEAST = 4096
@@ -105,6 +105,21 @@ class _Sums:
         return [np.asarray(s) / max(self.count, 1) for s in self.sums]
 
 
+class _Kept(_Sums):
+    """The samples themselves."""
+
+    def multiply(self) -> None:
+        """Keep them, in half the memory."""
+        self.rows = [[part.astype(np.float32) for part in parts] for parts in self.rows]
+        self.ready = 0
+
+    def all(self) -> NDArray[np.float32]:
+        """Of one reader, without the ones behind them."""
+        self.flush()
+        self.multiply()
+        return np.concatenate([parts[0][:, :-1] for parts in self.rows])
+
+
 def _ones(rows: Wide) -> Wide:
     flat = rows.reshape(len(rows), rows.shape[1] * rows.shape[2])
     return np.concatenate([flat, np.ones((len(flat), 1))], 1)
@@ -121,6 +136,19 @@ def moments(
         for reader, one in zip(readers, sums, strict=True):
             one.add(out[reader.source])
     return [one.mean()[0] for one in sums]
+
+
+def samples(
+    model: Any, readers: Sequence[Reader], feeds: Sequence[Feed], *, threads: int = 1, seed: int = 0
+) -> list[NDArray[np.float32]]:
+    """What each reader reads, (samples, features): those of which `moments` takes the sums."""
+    runner = Runner(segment(model, [r.source for r in readers]), threads=threads)
+    kept = [_Kept([reader], _share(reader, len(feeds)), (seed, i)) for i, reader in enumerate(readers)]
+    for feed in feeds:
+        out = runner(feed)
+        for reader, one in zip(readers, kept, strict=True):
+            one.add(out[reader.source])
+    return [one.all() for one in kept]
 
 
 def cross_moments(

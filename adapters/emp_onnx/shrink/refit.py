@@ -21,7 +21,7 @@ from emp_onnx.shrink.moments import cross_moments
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.view import View
 
-__all__ = ["RIDGE", "RIDGES", "Origin", "Solved", "refit", "refit_locally", "solve"]
+__all__ = ["RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit", "refit_locally", "rows_of", "solve"]
 
 RIDGE = 3e-2  # of the mean of the diagonal
 RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose
@@ -168,18 +168,21 @@ def refit_locally(
         new, shift = solved.of(
             i, stats[i], _kept(mask, stats[i]), full.reshape(len(full), -1), bias=bool(reader.bias), ridge=ridge
         )
-        rows = _rows(view, masks, reader)
-        _put(view, tensors, masks, reader, new[rows], shift[rows], onnx)
+        rows = rows_of(view, masks, reader)
+        put_fit(view, tensors, masks, reader, new[rows], shift[rows], onnx)
 
 
 def _kept(mask: NDArray[np.bool_] | None, moment: Wide) -> NDArray[np.bool_]:
     """Which rows of the moments of (x, 1) belong to channels that stay."""
-    if mask is None:
-        return np.ones(len(moment), bool)
-    return np.append(np.repeat(~mask, (len(moment) - 1) // len(mask)), True)
+    return np.append(kept_of(mask, len(moment) - 1), True)
 
 
-def _rows(view: View, masks: Masks, reader: Reader) -> NDArray[np.bool_]:
+def kept_of(mask: NDArray[np.bool_] | None, features: int) -> NDArray[np.bool_]:
+    """Which features, places of channels, belong to channels that stay."""
+    return np.ones(features, bool) if mask is None else np.repeat(~mask, features // len(mask))
+
+
+def rows_of(view: View, masks: Masks, reader: Reader) -> NDArray[np.bool_]:
     """Which outputs of a reader stay."""
     shape = view.constants[reader.weight].shape
     outs = masks.get((reader.weight, reader.out))
@@ -191,16 +194,14 @@ def _rows(view: View, masks: Masks, reader: Reader) -> NDArray[np.bool_]:
 def _one(
     view: View, tensors: Any, masks: Masks, reader: Reader, own: Wide, cross: Wide, ridge: float, onnx: Any
 ) -> None:
-    rows = _rows(view, masks, reader)
+    rows = rows_of(view, masks, reader)
     target = reader.matrix(view.constants[reader.weight])[rows].reshape(int(rows.sum()), -1)
     prior = reader.matrix(onnx.numpy_helper.to_array(tensors[reader.weight]))
     new, shift = solve(own, cross, target, prior.reshape(len(prior), -1), bias=bool(reader.bias), ridge=ridge)
-    _put(view, tensors, masks, reader, new, shift, onnx)
+    put_fit(view, tensors, masks, reader, new, shift, onnx)
 
 
-def _put(
-    view: View, tensors: Any, masks: Masks, reader: Reader, new: Wide, shift: Wide, onnx: Any
-) -> None:
+def put_fit(view: View, tensors: Any, masks: Masks, reader: Reader, new: Wide, shift: Wide, onnx: Any) -> None:
     """Weights and shift of a bias into the cut model, if they are numbers."""
     if not (np.isfinite(new).all() and np.isfinite(shift).all()):
         return
