@@ -32,6 +32,17 @@ Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
 
 
+def neighbours(problem: Problem) -> list[set[int]]:
+    """For each group those that some operation reads or makes tensors of beside its own, and itself."""
+    ops: list[set[int]] = []
+    for group in problem.groups:
+        names = {name for name, _ in group.axes}
+        ops.append(
+            {op.index for op in problem.view.ops if names.intersection(op.inputs) or names.intersection(op.outputs)}
+        )
+    return [{i for i, other in enumerate(ops) if other & own or other is own} for own in ops]
+
+
 class Planner:
     """Sensitivities and costs of a problem, and cuts that meet a target."""
 
@@ -109,24 +120,26 @@ class Planner:
         counts = [0] * len(self.problem.groups)
         now = whole = cost({})
         out: Path = [(list(counts), 1.0)]
+        ways: dict[int, list[tuple[float, int, float]]] = {}
+        near = neighbours(self.problem)
+        anew = set(range(len(counts)))  # what a group saves is another number where one beside it was cut
         while now > until * whole:
-            best: tuple[float, int, int, float] | None = None
-            for g in range(len(counts)):
+            for g in anew:
+                ways[g] = []
                 before = self.error(g, counts[g]) ** power
                 for to in self.steps(g, counts[g]):
                     masks = self.problem.masks([to if i == g else n for i, n in enumerate(counts)])
                     if masks is None:
                         break
                     saved = now - cost(masks)
-                    if saved <= 0:
-                        continue
-                    price = max(self.error(g, to) ** power - before, 1e-15) / saved
-                    if best is None or price < best[0]:
-                        best = (price, g, to, now - saved)
+                    if saved > 0:
+                        ways[g].append((max(self.error(g, to) ** power - before, 1e-15) / saved, to, saved))
+            best = min(((price, g, to, saved) for g, found in ways.items() for price, to, saved in found), default=None)
             if best is None:
                 break
-            _, g, to, now = best
-            counts[g] = to
+            _, g, counts[g], saved = best
+            now -= saved
+            anew = near[g]
             out.append((list(counts), now / whole))
         return out
 

@@ -118,6 +118,11 @@ class Costs:
             op.index: [n for n in (*op.inputs, *op.outputs) if n in self.sizes] for op in view.ops
         }
 
+        self.axes = {
+            index: [(name, axis) for name in names for axis in range(len(self.sizes[name]))]
+            for index, names in self.touch.items()
+        }
+
     def total(self, masks: Masks) -> float:
         """Predicted microseconds of one run."""
         gone = {axis: int(mask.sum()) for axis, mask in masks.items()}
@@ -133,7 +138,8 @@ class Costs:
         return sum(flops(op, self._sizes(op, gone)) for op in self.view.ops if counts_as_work(op))
 
     def _share(self, op: Op, gone: Mapping[Axis, int]) -> float:
-        key = op.index, tuple(gone.get((n, a), 0) for n in self.touch[op.index] for a in range(len(self.sizes[n])))
+        get = gone.get
+        key = op.index, tuple([get(axis, 0) for axis in self.axes[op.index]])
         if key not in self.work:
             self.work[key] = work(op, self._sizes(op, gone))
         before = self.work.get((op.index, ())) or self.work.setdefault((op.index, ()), work(op, self._sizes(op, {})))

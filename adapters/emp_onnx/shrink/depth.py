@@ -24,6 +24,7 @@ from emp_onnx.shrink.exchange import exchange
 from emp_onnx.shrink.fits import anew, locally
 from emp_onnx.shrink.last import with_near
 from emp_onnx.shrink.lighten import lighter_ways
+from emp_onnx.shrink.near import MOVED
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
@@ -35,6 +36,8 @@ MOST, LONGEST = 8, 24  # layers that may go, and of how many, those that take lo
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
 FOLDS, NEARBY = 4, 10  # in which plans are judged, and so many times as many feeds, with those near them, in each
+JUDGES = 3  # so many times as many of these judge
+ENDS = 6  # cuts of one problem that are judged so
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
@@ -105,32 +108,42 @@ def plan(
         if planner is None:
             better.append(first)
             continue
-        counts = exchange(planner, first.counts, MARGIN * target, seconds=seconds / len(close) / 2)
-        better.append(Plan(first.problem, counts, planner.measured(counts)))
+        limit = seconds / len(close) / 2
+        ends = exchange(planner, first.counts, MARGIN * target, seconds=limit, best=ENDS)
+        better += [Plan(first.problem, counts, planner.measured(counts)) for counts in ends]
     if len(better) == 1:
         return better[0]
-    return min(better, key=lambda p: _crossed(p, [*fit, *held], near))
+    found_again = {id(p.problem): _Quarters(p.problem, [*fit, *held], near) for p in better}
+    return min(better, key=lambda p: found_again[id(p.problem)].misses(p))
 
 
-def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
-    """How many answers a plan misses on all feeds, each quarter of them judged by a fit to the others."""
-    problem, masks = plan.problem, plan.problem.masks(plan.counts)
-    if not masks and not problem.changes:
-        return plan.error
-    runner = watched(problem.dense, problem.threads)
-    folds = [feeds[fold::FOLDS] for fold in range(FOLDS)]
-    wide = [with_near(problem, fold, near)[: len(fold) * NEARBY] for fold in folds]
-    sums = [] if problem.skips else [problem.sums(part) for part in wide]
-    total = 0.0
-    for i, fold in enumerate(folds):
-        if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
-            other = anew(problem, [feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part])
-        else:
-            rest = [*sums[:i], *sums[i + 1 :]]
-            other = replace(problem, moments={k: sum(s[k] for s in rest) / len(rest) for k in problem.moments})
-        model = locally(other, masks or {})
-        total += misses([runner(feed) for feed in fold], model, fold, problem.threads)
-    return total / FOLDS
+class _Quarters:
+    """All feeds in quarters, each of which judges by a fit to the others."""
+
+    def __init__(self, problem: Problem, feeds: Sequence[Feed], near: str) -> None:
+        self.problem = problem
+        runner = watched(problem.dense, problem.threads)
+        folds = [feeds[fold::FOLDS] for fold in range(FOLDS)]
+        wide = [with_near(problem, fold, near)[: len(fold) * NEARBY] for fold in folds]
+        more = JUDGES if near == MOVED else 1  # what is mixed of two classes has no answer that could be missed
+        self.judges = [part[: more * len(fold)] for part, fold in zip(wide, folds, strict=True)]
+        self.dense = [[runner(feed) for feed in part] for part in self.judges]
+        sums = [] if problem.skips else [problem.sums(part) for part in wide]
+        self.others: list[Problem] = []
+        for i in range(FOLDS):
+            if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
+                rest = [feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part]
+                self.others.append(anew(problem, rest))
+            else:
+                left = [*sums[:i], *sums[i + 1 :]]
+                moments = {k: sum((s[k] for s in left[1:]), left[0][k]) / len(left) for k in problem.moments}
+                self.others.append(replace(problem, moments=moments))
+
+    def misses(self, plan: Plan) -> float:
+        """How many answers a plan misses."""
+        masks = plan.problem.masks(plan.counts) or {}
+        every = zip(self.others, self.dense, self.judges, strict=True)
+        return sum(misses(dense, locally(other, masks), part, other.threads) for other, dense, part in every) / FOLDS
 
 
 def _at(

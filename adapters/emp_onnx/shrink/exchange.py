@@ -22,6 +22,7 @@ __all__ = ["Clock", "exchange"]
 LEVELS = 2  # steps up or down that are tried of one group
 TRIED = 24  # moves and pairs measured in a round
 HOPE = 1.1  # of the error: a pair that promises no more than this is not tried
+NEAR = 1.3  # of the least error: what is as good, for all that so few feeds show
 TINY = 1e-9  # errors are compared as shares
 LESS = 0.99  # of the error: what counts as better
 SLACK = 1.03  # of the latency asked for: what is predicted to take more is not measured
@@ -49,8 +50,11 @@ class Clock:
         return self.seen[counts]
 
 
-def exchange(planner: Planner, start: list[int], target: float, *, seconds: float = 60.0) -> list[int]:
-    """Counts of least measured error that are found around `start` within `target` of the source's latency.
+def exchange(
+    planner: Planner, start: list[int], target: float, *, seconds: float = 60.0, best: int = 1
+) -> list[list[int]]:
+    """Counts of least measured error that are found around `start` within `target` of the source's latency; `best` of
+    them at most, the least first.
 
     Args:
         planner: what measures errors and predicts costs.
@@ -102,7 +106,14 @@ def exchange(planner: Planner, start: list[int], target: float, *, seconds: floa
         if better is None:
             break
         now, share = better, clock.share(better)
-    return list(now)
+    met = [counts for counts in errors if counts in clock.seen and clock.seen[counts] <= max(target, share)]
+    out = sorted({now, *met}, key=errors.__getitem__)[:best]
+    for counts in sorted(errors, key=errors.__getitem__):  # others that are as good, measured now
+        if len(out) >= best or errors[counts] > NEAR * errors[now] or time.monotonic() > end:
+            break
+        if counts not in out and clock.share(counts) <= max(target, share):
+            out.append(counts)
+    return [list(counts) for counts in out]
 
 
 def _with(counts: Counts, changes: list[tuple[int, int]]) -> Counts:

@@ -85,7 +85,7 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
         return Fitted(model, way, missed(dense, model, held, problem.threads))
 
     best = min((tried(Way(ridge)) for ridge in RIDGES), key=lambda f: f.error)
-    strong = [*({best.way.ridge, RIDGES[-1]})]
+    strong = {RIDGES[-1]} if problem.origin else {best.way.ridge, RIDGES[-1]}
     ways = [Way(ridge, True, anchor) for ridge in strong for anchor in ((0.0,) if problem.origin else (0.0, ANCHOR))]
     if any((r.source, r.axis) in masks for r in (problem.readers[i] for i in bounded(problem.view, problem.readers))):
         ways.append(replace(best.way, aware=True))
