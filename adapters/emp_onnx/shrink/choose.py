@@ -59,7 +59,7 @@ class Planner:
         self.unseen = [STATES if short and later else usual for later in self.later]
         of = [] if known is None else [(g.name, g.units) for g in known.problem.groups]
         before = dict(zip(of, [] if known is None else known.weights, strict=True))
-        self.weights = [
+        self.weights: list[tuple[tuple[float, float], ...]] = [
             before.get((group.name, group.units)) or self._sensitivity(i) for i, group in enumerate(problem.groups)
         ]
 

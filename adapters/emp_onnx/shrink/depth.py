@@ -35,8 +35,7 @@ __all__ = ["Plan", "plan"]
 MOST, LONGEST = 8, 24  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
-FOLDS, NEARBY = 4, 10  # in which plans are judged, and so many times as many feeds, with those near them, in each
-JUDGES = 3  # so many times as many of these judge
+FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
 ENDS = 6  # cuts of one problem that are judged so
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
@@ -113,18 +112,20 @@ def plan(
         better += [Plan(first.problem, counts, planner.measured(counts)) for counts in ends]
     if len(better) == 1:
         return better[0]
-    found_again = {id(p.problem): _Quarters(p.problem, [*fit, *held], near) for p in better}
-    return min(better, key=lambda p: found_again[id(p.problem)].misses(p))
+    problems = {id(p.problem): p.problem for p in better}
+    share = -(-len(wide) // FOLDS)
+    quarters = {key: _Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
+    return min(better, key=lambda p: quarters[id(p.problem)].misses(p))
 
 
 class _Quarters:
-    """All feeds in quarters, each of which judges by a fit to the others."""
+    """All feeds in quarters, with `share` of those near them in each, which judge by a fit to the others."""
 
-    def __init__(self, problem: Problem, feeds: Sequence[Feed], near: str) -> None:
+    def __init__(self, problem: Problem, feeds: Sequence[Feed], near: str, share: int) -> None:
         self.problem = problem
         runner = watched(problem.dense, problem.threads)
         folds = [feeds[fold::FOLDS] for fold in range(FOLDS)]
-        wide = [with_near(problem, fold, near)[: len(fold) * NEARBY] for fold in folds]
+        wide = [with_near(problem, fold, near)[: max(share, len(fold))] for fold in folds]
         more = JUDGES if near == MOVED else 1  # what is mixed of two classes has no answer that could be missed
         self.judges = [part[: more * len(fold)] for part, fold in zip(wide, folds, strict=True)]
         self.dense = [[runner(feed) for feed in part] for part in self.judges]

@@ -85,11 +85,16 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
         return Fitted(model, way, missed(dense, model, held, problem.threads))
 
     best = min((tried(Way(ridge)) for ridge in RIDGES), key=lambda f: f.error)
-    strong = {RIDGES[-1]} if problem.origin else {best.way.ridge, RIDGES[-1]}
-    ways = [Way(ridge, True, anchor) for ridge in strong for anchor in ((0.0,) if problem.origin else (0.0, ANCHOR))]
+    found = [best]
     if any((r.source, r.axis) in masks for r in (problem.readers[i] for i in bounded(problem.view, problem.readers))):
-        ways.append(replace(best.way, aware=True))
-    return min((best, *map(tried, ways)), key=lambda f: f.error)
+        found.append(tried(replace(best.way, aware=True)))
+    found.append(tried(Way(RIDGES[-1], True)))
+    if not found[-1].missed.worse(best.missed):  # one is enough to see that sequences do not help
+        ridges = {best.way.ridge, RIDGES[-1]}
+        anchors = (0.0,) if problem.origin else (0.0, ANCHOR)
+        ways = [Way(ridge, True, anchor) for ridge in ridges for anchor in anchors]
+        found += [tried(way) for way in ways if way != found[-1].way]
+    return min(found, key=lambda f: f.error)
 
 
 def anew(problem: Problem, feeds: Sequence[Feed]) -> Problem:

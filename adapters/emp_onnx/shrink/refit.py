@@ -25,6 +25,7 @@ __all__ = ["RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit",
 
 RIDGE = 3e-2  # of the mean of the diagonal
 RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose
+LONG = 16  # levels, each of which is a pass over all feeds; of more, only readers that were cut are fitted in sequence
 MEMORY = 1 << 27  # bytes of solutions that are kept
 Wide = NDArray[np.float64]
 
@@ -127,8 +128,11 @@ def refit(
     tensors = {t.name: t for t in shrunk.graph.initializer}
     names = {name for node in shrunk.graph.node for name in node.output} | {i.name for i in shrunk.graph.input}
     moved = False
-    for together in levels(view, readers):
+    every = levels(view, readers)
+    for together in every:
         together = [r for r in together if r.weight in tensors and r.source in names]
+        if len(every) > LONG:
+            together = [r for r in together if (r.source, r.axis) in masks]
         moved = moved or any((r.source, r.axis) in masks for r in together)
         if not moved or not together:
             continue
