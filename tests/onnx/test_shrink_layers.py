@@ -221,7 +221,7 @@ def test_exchange_never_makes_a_cut_worse_nor_slower_than_asked(seed: int) -> No
     start = [int(rng.choice(grid)) for _ in range(groups)]
     target = share(start)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchanging.Clock, "share", lambda self, counts: share(counts))
+        patch.setattr(exchanging.Clock, "share", lambda self, counts, limit=0.0: share(counts))
         end, *others = exchanging.exchange(planner, start, target, best=3)
     assert all(share(other) <= target + 1e-12 and error(other) >= error(end) for other in others)
     assert error(end) <= error(start)

@@ -52,6 +52,7 @@ class Planner:
     ) -> None:  # fmt: skip
         self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
         self.held = list(held)
+        self.known: dict[tuple[int, ...], float] = {}
         runner = watched(problem.dense, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
         self.later = [any(problem.readers[i].kind == "state" for i in problem.of_group(g)) for g in problem.groups]
@@ -179,6 +180,12 @@ class Planner:
 
     def measured(self, counts: Sequence[int]) -> float:
         """How many answers are likely to be missed, with readers fitted each by itself."""
+        key = tuple(counts)
+        if key not in self.known:
+            self.known[key] = self._measured(counts)
+        return self.known[key]
+
+    def _measured(self, counts: Sequence[int]) -> float:
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf

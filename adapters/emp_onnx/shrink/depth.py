@@ -20,7 +20,7 @@ from emp_onnx.shrink.budget import MARGIN, Budget, fit_budget
 from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.distance import ancestors, misses, watched
-from emp_onnx.shrink.exchange import exchange
+from emp_onnx.shrink.exchange import Clock, exchange
 from emp_onnx.shrink.fits import anew, locally
 from emp_onnx.shrink.last import with_near
 from emp_onnx.shrink.lighten import lighter_ways
@@ -52,7 +52,7 @@ class Plan:
 def plan(
     problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed], *,
     near: str = "", judging: Sequence[Feed] = (), round_to: int = 8, least: int = 1, changes: bool = True,
-    short: bool = True, seconds: float = 60.0,
+    short: bool = True, seconds: float = 90.0,
 ) -> Plan:  # fmt: skip
     """The plan of least error on `held` within a target on latency.
 
@@ -65,7 +65,7 @@ def plan(
         round_to, least: see `shrink`.
         changes: whether whole layers, and places, directions and bounds may go.
         short: whether feeds end before they show what recurrent states are for.
-        seconds: after which no more layers go; half of it is for exchange besides.
+        seconds: of the processor, after which no more layers go; half as much is for exchange besides.
 
     Raises:
         UsageError: no cut reaches the target.
@@ -73,7 +73,7 @@ def plan(
     wide, judged = with_near(problem, fit, near), [*held, *judging]
     found: list[tuple[Plan, Planner | None]] = []
     failed: list[UsageError] = []
-    end = time.monotonic() + seconds
+    end = time.process_time() + seconds
 
     def look(one: Problem, known: Planner | None = None) -> bool:
         """Whether units have to go to meet the target, however it is met."""
@@ -89,14 +89,14 @@ def plan(
     for way in ways:
         if not found or _error(way, judged) < min(p.error for p, _ in found):
             more = look(way, found[-1][1] if found else None)
-    if more and changes and (not found or time.monotonic() < end):
+    if more and changes and (not found or time.process_time() < end):
         best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
         for one in _shallower(best, target, wide, judged):
             if one is best:
                 continue
             if found and _error(one, judged) >= min(p.error for p, _ in found):
                 break
-            if not look(one) or (found and time.monotonic() > end):  # a layer less would miss more
+            if not look(one) or (found and time.process_time() > end):  # a layer less would miss more
                 break
     if not found:
         raise failed[0]
@@ -108,8 +108,16 @@ def plan(
             better.append(first)
             continue
         limit = seconds / len(close) / 2
-        ends = exchange(planner, first.counts, MARGIN * target, seconds=limit, best=ENDS)
-        better += [Plan(first.problem, counts, planner.measured(counts)) for counts in ends]
+        clock = Clock(first.problem)
+        deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
+        starts = [first.counts] if first.problem.masks(deeper) is None else [first.counts, deeper]
+        ends = []
+        for start in starts:  # one that gives back is not led astray by the same things
+            for counts in exchange(planner, start, MARGIN * target, seconds=limit / 2, best=ENDS, clock=clock):
+                ends += [] if counts in ends else [counts]
+        met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
+        met = sorted(met, key=planner.measured)[:ENDS]
+        better += [Plan(first.problem, counts, planner.measured(counts)) for counts in met]
     if len(better) == 1:
         return better[0]
     problems = {id(p.problem): p.problem for p in better}
