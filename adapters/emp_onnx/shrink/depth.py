@@ -123,7 +123,7 @@ def plan(
     problems = {id(p.problem): p.problem for p in better}
     share = -(-len(wide) // FOLDS)
     quarters = {key: _Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
-    return min(better, key=lambda p: quarters[id(p.problem)].misses(p))
+    return min(better, key=lambda p: quarters[id(p.problem)].misses(p) + p.error)  # two estimates are steadier than one
 
 
 class _Quarters:
