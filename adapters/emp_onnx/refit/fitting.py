@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from emp_core import effective_size
 from emp_onnx.calibration.feeding import gather, longer
-from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, agreement, moved
+from emp_onnx.calibration.own import Found
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
@@ -89,7 +89,7 @@ class Fitting:
             self.gradients = checked(self.gradients, self.weights, [w.name for w in self.refusals])
         self._says: list[list[Array]] | None = None
         self._curves: list[Curve] | None = None
-        self._seen: tuple[Network, Mapping[int, Moments | Samples]] | None = None
+        self._seen: tuple[Network, Mapping[int, Found]] | None = None
         self.joined = 0  # feeds that were made of others
         self.added: list[Added] = []
         self._sizes: dict[str, float] = {}
@@ -240,7 +240,7 @@ class Fitting:
         masks[weight.name] = largest(self._scores(weight), count)
         changed[weight.name] = weight.zero.filled(self.model.values(weight.name), masks[weight.name])
 
-    def _known(self) -> Mapping[int, Moments | Samples] | None:
+    def _known(self) -> Mapping[int, Found] | None:
         """Moments that are used instead of running the network, by the id of their problem."""
         return None
 

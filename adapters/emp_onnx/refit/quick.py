@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.maps import Problem, Site
-from emp_onnx.calibration.moments import Moments, Samples
+from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.once import once
+from emp_onnx.calibration.own import Found
 from emp_onnx.refit.curves import USUAL, Curve, curve
 from emp_onnx.refit.fitting import Fitting
 
@@ -52,7 +53,7 @@ class Quick(Fitting):
 
         return scores
 
-    def _known(self) -> Mapping[int, Moments | Samples]:
+    def _known(self) -> Mapping[int, Found]:
         if self._seen is None or self._seen[0] is not self.network:
             self._phase("calibrating")
             self._seen = self.network, once(self.network, SHARE)
