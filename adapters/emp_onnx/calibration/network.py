@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.finding import able
 from emp_onnx.calibration.flat import flatten
+from emp_onnx.calibration.loops import fixed_value
 from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.own import Found
 from emp_onnx.calibration.pooled import before_mean
 from emp_onnx.calibration.program import Program
 from emp_onnx.calibration.runner import Runner, chunks
 from emp_onnx.calibration.sites import UNOPENED, find_sites
+from emp_onnx.calibration.smooth import smooth
 from emp_onnx.calibration.taking import PER_INPUT, Taking, Totals
 from emp_onnx.calibration.uses import together
 from emp_onnx.errors import ModelError
@@ -44,18 +46,21 @@ class Network:
         feeds: the calibration feeds.
         levels: the highest level.
         share: of the samples that are enough to be sure of the last tenth of a point; fewer take less time.
+        smooth: whether activations are not rounded on the way that the model does (see `smooth.py`).
     """
 
     share = 1.0
 
     def __init__(
-        self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None
-    ) -> None:
+        self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None, *,
+        smooth: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.weights, self.feeds, self.threads = model, tuple(weights), list(feeds), threads
         self._cache: dict[str, Array] = {}
         self._held = 0
         self._zeros = {w.name: w.zero for w in weights if w.zero.quantised and able(w)}
         whole: dict[int, str] = {}
+        self.smooth = smooth
         while True:
             self.program, self.sites, self.why = self._laid(whole)
             refused = self._probe()
@@ -69,6 +74,8 @@ class Network:
         opened, by the ids of their bodies, why not."""
         known: dict[int, bool] = {}
         program = flatten(self.model, lambda graph: _opens(graph, self.model, known), whole)
+        if self.smooth:
+            self.smooth = smooth(program, lambda name: fixed_value(program, name, self.value, self.threads))
         found, why = find_sites(program, self.model, self.weights)
         if whole:
             reason = f"a loop cannot be run step by step ({'; '.join(sorted(set(whole.values())))})"

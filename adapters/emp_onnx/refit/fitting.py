@@ -104,12 +104,14 @@ class Fitting:
         cells = any(weight.op in CELLS for weight in self.weights)
         more = longer(self.model, used, self.threads) if cells and not self.random else []
         self.joined, used = len(more), [*used, *more]
-        self.network = Network(self.model, self.weights, used, self.threads)
+        self.network = Network(self.model, self.weights, used, self.threads, smooth=True)
         self.added = missing_biases(self.network) if self.biases else []
         if self.added:
             self.model = with_biases(self.model, self.added)
-            self.network = Network(self.model, self.weights, used, self.threads)
-        self.answers = Answers(self.network)
+            self.network = Network(self.model, self.weights, used, self.threads, smooth=True)
+        # the whole model is measured as it is
+        real = Network(self.model, self.weights, used, self.threads) if self.network.smooth else self.network
+        self.answers = Answers(real)
 
     @property
     def total(self) -> int:
@@ -121,8 +123,12 @@ class Fitting:
         """What each layer can bear; measured when first asked for."""
         if self._curves is None:
             self._phase("measuring layers")
-            self._curves = list(curves(self.network, self.answers, self.watch))
+            self._curves = list(curves(self.network, self._probed(), self.watch))
         return self._curves
+
+    def _probed(self) -> Answers:
+        """The answers of the network that is fitted."""
+        return Answers(self.network) if self.network.smooth else self.answers
 
     @property
     def calibrated(self) -> tuple[int, str, bool]:

@@ -106,6 +106,7 @@ def refit(
     in_place: bool = False,
     threads: int | None = None,
     watch: Watch | None = None,
+    gzip: bool = True,
 ) -> RefitReport:
     """Prune a model and solve what is left, so that its outputs stay what they were.
 
@@ -134,6 +135,7 @@ def refit(
         in_place: replace the input.
         threads: for onnxruntime.
         watch: told how far the work is.
+        gzip: whether to measure how small the files get when gzipped, as `prune` does.
 
     Raises:
         UsageError: an option out of its range; feeds, statistics or gradients that do not fit; a metric that fails.
@@ -198,7 +200,7 @@ def refit(
         notes.append(f"Layers without a bias got one, which makes good what the weights' loss shifts: {some}{more}.")
     seal = write(fitting.model, tried.thin, how, fitting.added)
     changed = fitting.model.replaced(dict(tried.thin.changed), {KEY: seal})
-    before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)
+    before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
     result: list[Verification] = []
 
     def check(temporary: Path) -> None:
@@ -217,7 +219,7 @@ def refit(
         result[0] = replace(result[0], behaviour=result[0].behaviour and replace(result[0].behaviour, random=True))
     return RefitReport(
         source.path, target, files[1:], how, weights, tuple(body["biases"]), fitting.refusals, tried.point, tried.curve,
-        result[0], before, _sizes(files, True), (*notes, *tried.thin.notes),
+        result[0], before, _sizes(files, gzip), (*notes, *tried.thin.notes),
     )  # fmt: skip
 
 

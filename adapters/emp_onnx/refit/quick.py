@@ -23,7 +23,7 @@ from emp_onnx.refit.fitting import Fitting
 __all__ = ["Quick"]
 
 Array = NDArray[Any]
-SHARE = 1 / 3  # of the samples that full effort takes; fewer than a sixth show in the scores
+SHARE = 1 / 4  # of the samples that full effort takes; fewer than a sixth show in the scores
 
 
 @dataclass(eq=False)

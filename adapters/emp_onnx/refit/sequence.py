@@ -32,7 +32,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-QUICK, FEW = (3, 0), 10  # see `effort`, and rounds at the end, where little is to be done
+QUICK, FEW = (3, 0), 6  # see `effort`, and rounds at the end, where little is to be done
 PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 TRIAL = 6  # rounds after which solutions with different ridges are compared
