@@ -127,9 +127,12 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                 cost = partial(_cost, says, after)
                 if not (fit.count and test.count):
                     fit = test = fit if fit.count else test
-                    yield curve(network, site, problem, fit, test, cost)
-                else:  # each half once
-                    yield _mean(*(curve(network, site, problem, *pair, cost) for pair in ((fit, test), (test, fit))))
+                    yield curve(network, site, problem, fit, test, partial(cost, range(len(probe))))
+                else:  # each half once, and the answers to every second feed with each
+                    yield _mean(*(
+                        curve(network, site, problem, *pair, partial(cost, range(len(probe))[i::2] or [0]))
+                        for i, pair in enumerate(((fit, test), (test, fit)))
+                    ))  # fmt: skip
 
 
 def _mean(one: Curve, other: Curve) -> Curve:
@@ -223,8 +226,12 @@ def _whole(dense: Float, some: NDArray[np.intp], thin: Float, shift: Float) -> t
     return weights, moved
 
 
-def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mapping[str, Array]) -> float:
-    return distance(says, after(thin))
+def _cost(
+    says: Says, after: Callable[[Mapping[str, Array], Sequence[int]], Says], some: Sequence[int],
+    thin: Mapping[str, Array],
+) -> float:  # fmt: skip
+    """How far some of the answers move."""
+    return distance([says[i] for i in some], after(thin, some))
 
 
 def _tuned(problem: Problem, w: Float, fit: Found, real: Quadratic) -> float:
