@@ -14,7 +14,7 @@ from emp_onnx.calibration.finding import able
 from emp_onnx.calibration.flat import flatten
 from emp_onnx.calibration.loops import fixed_value
 from emp_onnx.calibration.maps import Problem, Site
-from emp_onnx.calibration.own import Found
+from emp_onnx.calibration.own import Found, merge
 from emp_onnx.calibration.pooled import before_mean
 from emp_onnx.calibration.program import Program
 from emp_onnx.calibration.runner import Runner, chunks
@@ -259,7 +259,7 @@ def merged(found: Sequence[list[list[Found]]], /) -> list[list[Found]]:
     """The moments over several uses: of each problem, for each part of the feeds."""
     first, *others = found
     for other in others:
-        first = [[a.merge(b) for a, b in zip(*pair, strict=True)] for pair in zip(first, other, strict=True)]
+        first = [[merge(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(first, other, strict=True)]
     return first
 
 

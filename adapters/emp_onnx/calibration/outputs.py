@@ -119,8 +119,9 @@ class Answers:
     def beyond(
         self, level: int, dense: Runner, feeds: Sequence[int], says: Sequence[Sequence[Array]], /
     ) -> Callable[[Mapping[str, Array], Sequence[int]], list[list[Array]]]:
-        """The same for changes of weights beyond a level alone, so that only what follows has to run; of some of the feeds,
-        by their places among these.
+        """The same for changes of weights beyond a level alone, so that only what follows has to run.
+
+        What it returns answers some of the feeds, by their places among these.
 
         Args:
             level: the last one whose weights are as they were.

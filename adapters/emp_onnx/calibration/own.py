@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.moments import PANEL, SMALL, Moments, Samples, few
 
-__all__ = ["Found", "Own", "OwnSums"]
+__all__ = ["Found", "Own", "OwnSums", "merge"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -60,6 +60,12 @@ class Own:
         """Σ y xᵀ."""
         return np.asarray(self.weights() @ self.xx, np.float64)
 
+    @property
+    def yy(self) -> Float:
+        """Σ y²."""
+        w = self.weights()
+        return np.asarray(np.einsum("god,god->go", w @ self.second(False), w) * float(self.count), np.float64)
+
     def second(self, centred: bool) -> Array:
         """The covariance of X per sample, or its second moment if not `centred`."""
         if centred:
@@ -84,7 +90,7 @@ class Own:
 
     def spread(self) -> Float:
         """The variance of each input per sample, (groups, d)."""
-        return np.maximum(np.einsum("gii->gi", self.covariance).astype(np.float64), 0)
+        return np.asarray(np.maximum(np.einsum("gii->gi", self.covariance), 0), np.float64)
 
     def variance(self, centred: bool) -> float:
         """Of Y per sample, over all outputs; its mean square if not `centred`."""
@@ -98,6 +104,13 @@ class Own:
 
 
 Found = Moments | Samples | Own
+
+
+def merge(one: Found, other: Found, /) -> Found:
+    """The moments of the samples of both."""
+    if isinstance(other, Own):
+        return other.merge(one)
+    return one.merge(other)
 
 
 def _of(other: Moments | Samples, weights: Callable[[], Float]) -> Own:

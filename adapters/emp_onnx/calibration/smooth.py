@@ -25,7 +25,7 @@ MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", 
 
 
 def smooth(program: Program, value: Callable[[str], Array], /) -> bool:
-    """Replace, in place, every rounding of an activation whose whole numbers are only moved about and made floats again.
+    """Replace, in place, the rounding of activations whose whole numbers are only moved about and made floats again.
 
     Args:
         program: laid flat.
@@ -68,7 +68,8 @@ def _after(program: Program, step: Step) -> list[Step] | None:
             if slot or reader.node.domain or reader.body is not None:
                 return None
             if reader.node.op == BACK:
-                if any(_key(program, a) != _key(program, b) for a, b in zip(reader.inputs[1:], step.inputs[1:], strict=False)):
+                pairs = zip(reader.inputs[1:], step.inputs[1:], strict=False)
+                if any(_key(program, a) != _key(program, b) for a, b in pairs):
                     return None
                 found.append(reader)
             elif reader.node.op in MOVES and len(list(filter(None, reader.outputs))) == 1:

@@ -189,8 +189,8 @@ class Taking:
         return sums.moments(weights) if isinstance(sums, OwnSums) else sums.moments(weights())
 
     def _add(
-        self, problem: Problem, w: Float | None, sums: Totals, runs: tuple[Runner, Runner | None], gets: tuple[Get, Get],
-        some: list[int], first: int, feed: int,
+        self, problem: Problem, w: Float | None, sums: Totals, runs: tuple[Runner, Runner | None],
+        gets: tuple[Get, Get], some: list[int], first: int, feed: int,
     ) -> None:  # fmt: skip
         """Take in the samples of some feeds; `feed` is the seed for their choice."""
         thin = runs[1]

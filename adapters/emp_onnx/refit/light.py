@@ -1,5 +1,7 @@
-"""The loss of a large layer in single precision: its moments stay as they are, shared, and what is added to them is kept
-apart. So a layer with 4,000 inputs is solved with one matrix beside its moments, not with four in double precision."""
+"""The loss of a large layer in single precision: its moments stay as they are, and what is added to them is kept apart.
+
+So a layer with 4,000 inputs is solved with one matrix beside its moments, not with four in double precision.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,8 @@ class Light(Quadratic):
     @cached_property
     def a(self) -> Float:  # type: ignore[override]
         """A itself, for those who cannot do without."""
-        return self._whole(np.float64)
-
-    def _whole(self, kind: Any) -> Any:
-        found = self.c.astype(kind)
-        np.einsum("gii->gi", found)[...] += self.weight.astype(kind)
+        found = self.c.astype(np.float64)
+        np.einsum("gii->gi", found)[...] += self.weight
         return found
 
     @cached_property
@@ -64,18 +63,18 @@ class Light(Quadratic):
 
     @cached_property
     def rise(self) -> Float:
-        """1 / [A⁻¹]ⱼⱼ; where A is singular to single precision, in double precision."""
-        try:
-            roots = self._rise(np.float32)
-        except np.linalg.LinAlgError:
-            roots = self._rise(np.float64)
-        return roots
-
-    def _rise(self, kind: Any) -> Float:
+        """1 / [A⁻¹]ⱼⱼ; where A is singular to single precision, of one to which more is added."""
         found = []
-        for c, weight in zip(self.c, self.weight, strict=True):
-            a = c.astype(kind)
-            np.einsum("ii->i", a)[...] += weight.astype(kind)
-            one = root(a)
-            found.append(1 / np.einsum("ij,ij->j", one, one).astype(np.float64))
+        for c, weight in zip(self.c, self._single_weight, strict=True):
+            for more in range(12):
+                a = c.copy()
+                np.einsum("ii->i", a)[...] += weight * np.float32(10**more)
+                try:
+                    one = root(a)
+                except np.linalg.LinAlgError:
+                    continue
+                found.append(1 / np.einsum("ij,ij->j", one, one).astype(np.float64))
+                break
+            else:
+                found.append(weight.astype(np.float64))
         return np.stack(found)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emp_core.criteria import gradient
 from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.own import Found
+from emp_onnx.calibration.own import Found, merge
 from emp_onnx.calibration.taking import Totals
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import RIDGES, TRIED, Curve, quadratic, stand_ins
@@ -107,7 +107,7 @@ def _one(
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else parts[0].merge(parts[1]), min(count, n)
+    w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else merge(parts[0], parts[1]), min(count, n)
     if update and sums.count < MANY * d and len(parts) > 1:
         ridge = _tuned(problem, w0, parts, count)
     loss = quadratic(problem, w0, sums, ridge)
