@@ -16,7 +16,7 @@ from emp_onnx.packing.pack import Packing
 from emp_onnx.plan import Plan
 from emp_onnx.prune import Report, Sizes
 from emp_onnx.runtime.compare import Behaviour
-from emp_onnx.verify import Verification
+from emp_onnx.verification.outcome import Verification
 from emp_onnx.weights.find import Refusal
 
 if TYPE_CHECKING:
