@@ -22,7 +22,7 @@ from emp_onnx.packing.pack import Packing, pack, unpack
 from emp_onnx.plan import Entry, Plan
 from emp_onnx.prune import Report, Sizes, prune
 from emp_onnx.refit.fitting import Fitting, Thin
-from emp_onnx.refit.prune import RefitReport, refit
+from emp_onnx.refitting import RefitReport, refit
 from emp_onnx.runtime.compare import Behaviour, Difference
 from emp_onnx.runtime.feeds import read_feeds
 from emp_onnx.sparse_arrays import from_scipy, to_scipy

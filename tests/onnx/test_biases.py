@@ -20,7 +20,7 @@ from emp_onnx.certificates.added import Added, added_of, with_biases
 from emp_onnx.certificates.rule import KEY
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 
 OPS = ("MatMul", "Gemm", "Gemm turned", "MatMul, Add", "Gemm, bias", "MatMul, Relu")

@@ -22,7 +22,7 @@ from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.allocate import spread
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 
 RNG = np.random.default_rng(1)

@@ -30,7 +30,7 @@ from emp_onnx.files.whole import write_whole
 from emp_onnx.packing.forms import FORMS
 from emp_onnx.plan import Plan
 from emp_onnx.prune import nothing_to_prune, prune
-from emp_onnx.report import plan_text, report_text, uses_text, verification_text
+from emp_onnx.texts.pruning import plan_text, report_text, uses_text, verification_text
 from emp_onnx.verification.verify import verify
 
 __all__ = ["add"]
