@@ -132,7 +132,7 @@ class OwnSums:
 
     def add(self, x: Array, want: Array | None = None, y: Float | None = None) -> None:
         """Take samples in, (groups, samples, d); the dense network's are the same ones."""
-        groups, n, d = x.shape
+        _, n, d = x.shape
         if not self.count and n:
             self.shift = x.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
         self.count += n
