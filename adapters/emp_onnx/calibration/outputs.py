@@ -118,10 +118,8 @@ class Answers:
 
     def beyond(
         self, level: int, dense: Runner, feeds: Sequence[int], says: Sequence[Sequence[Array]], /
-    ) -> Callable[[Mapping[str, Array], Sequence[int]], list[list[Array]]]:
+    ) -> Callable[[Mapping[str, Array]], list[list[Array]]]:
         """The same for changes of weights beyond a level alone, so that only what follows has to run.
-
-        What it returns answers some of the feeds, by their places among these.
 
         Args:
             level: the last one whose weights are as they were.
@@ -134,19 +132,19 @@ class Answers:
         made = {n for part in cut for chunk in part for step in chunk.steps for n in step.outputs}
         reads = {n for part in cut for chunk in part for n in (*chunk.reads, *(g for g, _ in chunk.guard))} - made
 
-        def answers(changed: Mapping[str, Array], some: Sequence[int]) -> list[list[Array]]:
+        def answers(changed: Mapping[str, Array]) -> list[list[Array]]:
             run = self._runner(cut, changed, self.large)  # its chunks are here to stay
-            run.feeds = len(some)
-            for at, i in enumerate(some):
+            run.feeds = len(feeds)
+            for at, feed in enumerate(feeds):
                 for name in reads:
-                    value = dense.values.get(name, feeds[i])
+                    value = dense.values.get(name, feed)
                     if value is not None:
                         run.values.put(name, at, value)
             for part in range(len(cut)):
                 run.level(part, self.names)
             return [
-                [self._one(run, name, at) if name in made else says[i][j] for j, name in enumerate(self.names)]
-                for at, i in enumerate(some)
+                [self._one(run, name, i) if name in made else says[i][j] for j, name in enumerate(self.names)]
+                for i in range(len(feeds))
             ]
 
         return answers

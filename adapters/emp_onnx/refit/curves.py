@@ -127,19 +127,18 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                 cost = partial(_cost, says, after)
                 if not (fit.count and test.count):
                     fit = test = fit if fit.count else test
-                    yield curve(network, site, problem, fit, test, partial(cost, range(len(probe))))
-                else:  # each half once, and the answers to every second feed with each
-                    yield _mean(*(
-                        curve(network, site, problem, *pair, partial(cost, range(len(probe))[i::2] or [0]))
-                        for i, pair in enumerate(((fit, test), (test, fit)))
-                    ))  # fmt: skip
+                    yield curve(network, site, problem, fit, test, cost)
+                else:  # each half once
+                    one = curve(network, site, problem, fit, test, cost)
+                    yield _mean(one, curve(network, site, problem, test, fit, None))
 
 
 def _mean(one: Curve, other: Curve) -> Curve:
-    """What two halves say together."""
+    """What two halves say together. The price is that of the first: to look at the answers takes longest, and a second
+    time it made no measured difference."""
     errors = tuple((a + b) / 2 for a, b in zip(one.errors, other.errors, strict=True))
     return replace(
-        one, errors=errors, price=(one.price + other.price) / 2, ridge=math.sqrt(one.ridge * other.ridge),
+        one, errors=errors, ridge=math.sqrt(one.ridge * other.ridge),
         samples=min(one.samples, other.samples), outliers=(one.outliers + other.outliers) / 2,
     )  # fmt: skip
 
@@ -168,9 +167,10 @@ def enough(rows: Sequence[int], /) -> int:
 
 def curve(
     network: Network, site: Site, problem: Problem, fit: Found, test: Found,
-    cost: Callable[[Mapping[str, Array]], float],
+    cost: Callable[[Mapping[str, Array]], float] | None,
 ) -> Curve:  # fmt: skip
-    """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs."""
+    """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs (its
+    price is 0 where that is not asked)."""
     n = problem.size
     if not fit.count:
         return Curve(site, problem, (n,), (0.0,), 0.0, USUAL, 0, 0.0)
@@ -193,7 +193,7 @@ def curve(
     for count, _, thin in descend(loss, list(points), lean=lean):
         errors.append(max(real.loss(thin), errors[-1]))
         last = count == min(points)
-        if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
+        if cost is not None and not price and (last or (not looked and errors[-1] >= PROBE * variance)):
             looked = True
             mean = fit.x / fit.count
             shift = ((w - thin) @ mean[..., None])[..., 0]
@@ -226,12 +226,8 @@ def _whole(dense: Float, some: NDArray[np.intp], thin: Float, shift: Float) -> t
     return weights, moved
 
 
-def _cost(
-    says: Says, after: Callable[[Mapping[str, Array], Sequence[int]], Says], some: Sequence[int],
-    thin: Mapping[str, Array],
-) -> float:  # fmt: skip
-    """How far some of the answers move."""
-    return distance([says[i] for i in some], after(thin, some))
+def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mapping[str, Array]) -> float:
+    return distance(says, after(thin))
 
 
 def _tuned(problem: Problem, w: Float, fit: Found, real: Quadratic) -> float:
