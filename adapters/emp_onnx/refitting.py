@@ -22,7 +22,7 @@ from emp_onnx.refit.gradients import Gradients, read_gradients
 from emp_onnx.refit.known import Known
 from emp_onnx.refit.quick import Quick
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.runtime.isolated import Here
+from emp_onnx.runtime.isolated import Here, Isolated
 from emp_onnx.verification.outcome import Verification, VerifyError
 from emp_onnx.verification.refitted import refitted
 from emp_onnx.verification.running import run_both
@@ -209,7 +209,10 @@ def refit(
         written = load(temporary)
         checks = list(refitted(written, source))
         some = fitting.kept_back[:: max(1, len(fitting.kept_back) // RUNS)] if turned else fitting.kept_back
-        done = run_both(written, source, checks, Here(threads=threads), feeds=some, seed=seed, threads=threads)
+        # whole models in half precision can crash onnxruntime, where the parts that were run here did not
+        half = any(tensor.dtype == "float16" for tensor in source.tensors.values())
+        where = Isolated(threads=threads) if half else Here(threads=threads)
+        done = run_both(written, source, checks, where, feeds=some, seed=seed, threads=threads)
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
         result.append(done)
