@@ -258,9 +258,10 @@ def test_ties_with_biases_of_their_own() -> None:
 
 @pytest.mark.parametrize("effort", ["full", "quick"])
 def test_a_scan_before_opset_9_is_pruned_and_said(effort: str, tmp_path: Path) -> None:
-    """Its batch and its lengths of sequences are not opened: the body's weight goes by its size, the rest is refitted."""
+    """It has a batch of its own and is not opened: the body's weight goes by its size, the rest is refitted."""
     node, rng = helper.make_node, np.random.default_rng(0)
-    inner = {name: (rng.standard_normal(shape) / 3).astype(np.float32) for name, shape in (("W", (6, 6)), ("V", (6, 4)))}
+    shapes = {"W": (6, 6), "V": (6, 4)}
+    inner = {name: (rng.standard_normal(shape) / 3).astype(np.float32) for name, shape in shapes.items()}
     body = helper.make_graph(
         [node("Add", ["h", "x"], ["s"]), node("MatMul", ["s", "W"], ["m"]), node("Tanh", ["m"], ["n"]),
          node("Identity", ["n"], ["o"])],

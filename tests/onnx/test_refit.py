@@ -334,6 +334,7 @@ def test_half_precision_is_run_whole_in_a_process_of_its_own(tmp_path: Path, mon
     ins, outs = (helper.make_tensor_value_info(n, half, [None, k]) for n, k in (("x", 12), ("y", 5)))
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [ins], [outs])
     graph.initializer.append(numpy_helper.from_array(w, "w"))
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "in.onnx")
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "in.onnx")
     some = [{"x": np.random.default_rng(i).standard_normal((9, 12)).astype(np.float16)} for i in range(6)]
     assert refitting.refit(tmp_path / "in.onnx", feeds=some, sparsity=0.5).verification.ok

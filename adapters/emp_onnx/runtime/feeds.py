@@ -106,7 +106,7 @@ def read_arrays(path: str | os.PathLike[str], what: str, /) -> dict[str, NDArray
 
 
 def _told(error: Exception) -> str:
-    """What is wrong with a file; NumPy takes whatever it does not know for pickled objects, and says how to load them."""
+    """What is wrong with a file. NumPy takes what it does not know for pickled objects, and says how to load these."""
     return "it is cut short, or of another kind" if "pickle" in str(error) else str(error)
 
 
