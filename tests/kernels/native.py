@@ -215,7 +215,7 @@ class Conv:
 
     def __call__(
         self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
-        out: Floats | None = None,
+        out: Floats | None = None, added: Floats | None = None,
     ) -> Floats:  # fmt: skip
         y = out
         images, _, height, width = x.shape
@@ -223,7 +223,7 @@ class Conv:
             y = np.full((images, self.outputs, self.out_size(0, height), self.out_size(1, width)), 7.0, np.float32)
         done = library().emp_conv_run(
             ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(images),
-            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), int(relu), _pointer(y),
+            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), _pointer(added), int(relu), _pointer(y),
         )  # fmt: skip
         assert done == 0, isa
         return y

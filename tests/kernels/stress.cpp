@@ -171,8 +171,8 @@ void conv_round() {
     if (!conv.weight.bind(s.outputs, columns, mask.data, mask.size, values.data, count).empty()) fail("a convolution was refused");
     Exact<float> first(size_t(2 * s.outputs * s.out(0, height) * s.out(1, width))), second(first.size);
     int threads = 4, alone = 1;
-    conv.run(any_kernels(), x.data, 2, height, width, nullptr, Activation::relu, first.data, {&threads, run_threads});
-    conv.run(*kernels("portable"), x.data, 2, height, width, nullptr, Activation::relu, second.data, {&alone, run_threads});
+    conv.run(any_kernels(), x.data, 2, height, width, nullptr, nullptr, Activation::relu, first.data, {&threads, run_threads});
+    conv.run(*kernels("portable"), x.data, 2, height, width, nullptr, nullptr, Activation::relu, second.data, {&alone, run_threads});
     // whole numbers: every order of additions gives the same
     for (size_t i = 0; i < first.size; i++)
         if (first.data[i] != second.data[i]) fail("instruction sets disagree on a convolution");

@@ -107,12 +107,12 @@ class Pass {
     }
 
     void finish(const Tile& t, int64_t row, int64_t end, float* sums, const std::vector<NonFinite>& found, const float* bias,
-                Activation activation, float* y) const {
+                const float* added, Activation activation, float* y) const {
         for (int64_t r = row; r < end && !found.empty(); r++)
             for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
                 if (!weight.bit(r, one.column)) sums[(r - row) * t.lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
         const int64_t first = row * area + t.position;
-        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, area, activation,
+        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, activation,
                        y + first);
     }
 
@@ -148,7 +148,7 @@ bool Conv::in_strips(const Layout& at, const float* x) const {
 }
 
 void Conv::run_strips(const Kernels& kernels, const Layout& at, const float* x, int64_t images, const float* bias,
-                      Activation activation, float* y, const Threads& threads) const {
+                      const float* added, Activation activation, float* y, const Threads& threads) const {
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, taps = shape.kernel[0] * shape.kernel[1];
     // what the taps of a channel read for one tile, so that the tiles of a block's channels stay in the first-level cache
     const int64_t floats = 4 * kLanes + (shape.kernel[0] - 1) * std::min<int64_t>(shape.dilation[0] * at.row, 5 * kLanes) + kLanes;
@@ -187,19 +187,19 @@ void Conv::run_strips(const Kernels& kernels, const Layout& at, const float* x, 
                 run = at.out_w == at.row ? stop - p : std::min(at.row - out_x, stop - p);
                 const int64_t count = at.out_w == at.row ? run : std::min(at.out_w - out_x, run), to = row * area + out_y * at.out_w + out_x;
                 if (count > 0)
-                    kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, area,
-                                   activation, y + to);
+                    kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, added ? added + to : nullptr,
+                                   area, activation, y + to);
             }
         });
     }
 }
 
 void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias,
-               Activation activation, float* y, const Threads& threads) const {
+               const float* added, Activation activation, float* y, const Threads& threads) const {
     const Layout at(shape, height, width);
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, columns = weight.view().columns;
     if (images == 0 || area <= 0 || shape.outputs == 0) return;
-    if (in_strips(at, x)) return run_strips(kernels, at, x, images, bias, activation, y, threads);
+    if (in_strips(at, x)) return run_strips(kernels, at, x, images, bias, added, activation, y, threads);
     std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
     const Tiles& w = tiles_;
     const int64_t channels = shape.channels * shape.group, chunks = int64_t(w.chunks.size()) / shape.group;
@@ -209,8 +209,9 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
         const bool finite = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
         const Pass pass(kernels, shape, weight, w, at, at.direct ? in : phases, finite);
         float* out = y + image * shape.outputs * area;
+        const float* also = added ? added + image * shape.outputs * area : nullptr;
         // With many tiles each thread does whole ones; with few, all threads fill one together, and then each does some rows.
-        if (pass.count() >= 8) {
+        if (pass.count() >= 8 || pass.count() >= chunks) {
             threads.each(pass.count(), [&](int64_t index) {
                 const Tile t = pass.tile(index);
                 float *sums = zeros(Scratch::sums, rows * t.lanes), *input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * t.lanes));
@@ -222,7 +223,7 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                     for (size_t c = first; c < first + size_t(chunks); c++)
                         pass.multiply(t, c, b, input, sums + (w.chunks[c].row - t.group * rows) * t.lanes, nullptr);
                 }
-                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, activation, out);
+                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, also, activation, out);
             });
             continue;
         }
@@ -245,7 +246,7 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                     const float* next = w.fetch_ahead ? input + (b + 1 < w.blocks() ? b + 1 : 0) * w.block * t.lanes : nullptr;
                     pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums, next);
                 }
-                pass.finish(t, row, end, sums, found, bias, activation, out);
+                pass.finish(t, row, end, sums, found, bias, also, activation, out);
             });
         }
     }

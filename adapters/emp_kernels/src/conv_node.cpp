@@ -1,4 +1,5 @@
 // Conv as a node.
+#include "broadcast.hpp"
 #include "conv.hpp"
 #include "parts.hpp"
 
@@ -53,8 +54,17 @@ class ConvNode : public Node {
         const int64_t height = s.out(0, x.shape[2]), width = s.out(1, x.shape[3]);
         if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
         const float* bias = bias_of(op_, context, s.outputs);
-        float* y = context.output(0, {x.shape[0], s.outputs, height, width});
-        conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, y, context.threads());
+        const std::vector<int64_t> made = {x.shape[0], s.outputs, height, width};
+        auto run = [&](const float* added, Activation activation, float* y) {
+            conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, added, activation, y, context.threads());
+        };
+        if (!op_.added) return run(nullptr, op_.activation, context.output(0, made));
+        const Tensor added = ort::tensor(context.input(op_.added));
+        if (added.shape == made) return run(added.as<float>(), op_.activation, context.output(0, made));
+        Buffer<float> alone(size_t(made[0] * made[1] * made[2] * made[3]));
+        run(nullptr, Activation::none, alone.data());
+        const std::vector<int64_t> shape = joint(made, added.shape);
+        add(alone.data(), made, added.as<float>(), added.shape, op_.activation, context.output(0, shape), shape);
     }
 
   private:

@@ -164,6 +164,7 @@ class _Work:
         self.made: dict[str, onnx.FunctionProto] = {}
         self.new: dict[int, list[onnx.NodeProto]] = {}  # before a node, by its id
         self.behind: dict[int, list[onnx.NodeProto]] = {}
+        self.place: dict[int, int] = {}  # the last node that a node took in, since what that needs may come late
         self.opset = next((item.version for item in model.opset_import if item.domain in STANDARD), 0)
         self.convolutions = set() if every else self._convolutions()
 
@@ -306,17 +307,23 @@ class _Work:
             if plain and graph.vector(other[0], shape_of(weight.unpack)[1], FLOAT16 if half else FLOAT):
                 bias = other
                 after = self._take(node, after)
+        added: list[str] = []
+        if op == "Conv" and not half and after is not None and _is(after, "Add"):
+            added = [item for item in after.input if item != node.output[0]]
+            if added:
+                after = self._take(node, after)
         relu = after is not None and _is(after, "Relu")
         if relu:
             assert after is not None
             self._take(node, after)
         values = "Cast" if half else weight.values
-        shape = Shape(op, bool(bias) and op.startswith("MatMul"), relu, values, FORMS[weight.unpack.op_type])
+        add = bool(added) or (bool(bias) and op.startswith("MatMul"))
+        shape = Shape(op, add, relu, values, FORMS[weight.unpack.op_type])
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:
             activations, bias = self._widened(node, activations, bias)
-        self._rewrite(node, shape, weight, [activations, *bias, *scales, *weight.unpack.input])
+        self._rewrite(node, shape, weight, [activations, *bias, *added, *scales, *weight.unpack.input])
         for maker in spare:
             graph.drop_unused(maker)
         return shape.name
@@ -386,8 +393,9 @@ class _Work:
         node.attribute.extend(attributes)
 
     def _take(self, node: onnx.NodeProto, after: onnx.NodeProto) -> onnx.NodeProto | None:
-        """Let `node` make what `after` makes, and drop `after`; who alone uses that, if one does."""
+        """Let `node` make what `after` makes, in its place, and drop `after`; who alone uses that, if one does."""
         self.graph.drop(after)
+        self.place[id(node)] = id(after)
         node.output[0] = after.output[0]
         return self.graph.only_user(node.output[0])
 
@@ -395,8 +403,11 @@ class _Work:
         """Write the nodes that are left, and the functions."""
         graph = self.model.graph
         alive = []
-        for node in graph.node:
-            if id(node) not in self.graph.gone:
+        known_nodes = {id(node): node for node in graph.node}
+        moved = {place: known_nodes[node] for node, place in self.place.items()}
+        for here in graph.node:
+            node = moved.get(id(here), here)
+            if id(node) not in self.graph.gone and self.place.get(id(node), id(here)) == id(here):
                 alive += [*self.new.get(id(node), []), node, *self.behind.get(id(node), [])]
         del graph.node[:]
         graph.node.extend(alive)

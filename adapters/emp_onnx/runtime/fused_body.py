@@ -29,7 +29,7 @@ class Shape:
 
     Attributes:
         op: MatMul, Gemm, Conv, or MatMulInteger, whose activations are quantised first.
-        add: whether a MatMul has a bias.
+        add: whether a MatMul has a bias; whether something is added to what a Conv makes.
         relu: whether a Relu follows.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
         form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def kind(self) -> str:
-        """MatMul, MatMulAdd, Gemm, Conv, DynamicMatMul or DynamicMatMulAdd."""
+        """MatMul, MatMulAdd, Gemm, Conv, ConvAdd, DynamicMatMul or DynamicMatMulAdd."""
         return ("DynamicMatMul" if self.op == "MatMulInteger" else self.op) + ("Add" if self.add else "")
 
     @property
@@ -83,7 +83,8 @@ def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.Functi
     elif shape.values == "Dequantize":
         steps.append(node_of("DequantizeLinear", ["stored", "scale", "zero"], ["weight"], ["axis"]))
     steps += _dynamic(shape) if shape.op == "MatMulInteger" else _plain(shape)
-    inputs = ["x", *(["bias"] if shape.biased else []), *(["scale", "zero"] if shape.scaled else []), *packed]
+    added = ["added"] if shape.add and shape.op == "Conv" else []
+    inputs = ["x", *(["bias"] if shape.biased else []), *added, *(["scale", "zero"] if shape.scaled else []), *packed]
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_function(DOMAIN, shape.name, inputs, ["y"], steps, imports, shape.attributes)
 
@@ -108,8 +109,8 @@ def _dynamic(shape: Shape) -> list[onnx.NodeProto]:
 
 def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx.NodeProto]:
     if shape.add:
-        steps.append(helper.make_node("Add", [made, "bias"], ["biased"]))
-        made = "biased"
+        steps.append(helper.make_node("Add", [made, "added" if shape.op == "Conv" else "bias"], ["sum"]))
+        made = "sum"
     if shape.relu:
         steps.append(helper.make_node("Relu", [made], ["active"]))
     steps[-1].output[0] = "y"
