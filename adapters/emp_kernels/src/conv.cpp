@@ -1,5 +1,4 @@
-// The image is copied once, padded and split into phases: pixels that a stride of s takes together lie side by side. After that every tap of the
-// kernel is the same stretches of memory, shifted; and a tile, 16 * groups output positions, is filled by plain copies of them.
+// A tile, 16 * groups output positions, is filled by plain copies of what each tap of the kernel reads.
 #include "conv.hpp"
 
 #include <algorithm>
@@ -13,16 +12,11 @@ namespace {
 // Whether all that was read is finite; what no tap reads is left out.
 bool split_channel(const Kernels& kernels, const ConvShape& s, const Layout& at, const float* in, float* out) {
     bool finite = true;
-    const int64_t step_y = s.stride[0], step_x = s.stride[1], rows = at.phase / at.row;
+    const int64_t step_y = s.stride[0], step_x = s.stride[1];
     for (int64_t py = 0; py < step_y; py++)
         for (int64_t px = 0; px < step_x; px++) {
             if (!at.used[0][size_t(py)] || !at.used[1][size_t(px)]) continue;
-            // the first row and pixel of this phase that lie in the image, not in its padding
-            const int64_t top = std::min(rows, std::max<int64_t>(0, (s.pad_begin[0] - py + step_y - 1) / step_y));
-            const int64_t left = std::min(at.row, std::max<int64_t>(0, (s.pad_begin[1] - px + step_x - 1) / step_x));
-            const int64_t y = top * step_y + py - s.pad_begin[0], x = left * step_x + px - s.pad_begin[1];
-            const int64_t height = std::clamp<int64_t>((at.height - y + step_y - 1) / step_y, 0, rows - top);
-            const int64_t width = std::clamp<int64_t>((at.width - x + step_x - 1) / step_x, 0, at.row - left);
+            const auto [top, left, height, width, y, x] = Inside(s, at, py, px);
             float* phase = out + (py * step_x + px) * at.phase;
             std::fill(phase, phase + top * at.row, 0.0f);
             if (!kernels.lay(in + y * at.width + x, height, width, step_y * at.width, step_x, left, at.row, phase + top * at.row)) finite = false;
@@ -55,21 +49,6 @@ struct Tile {
     std::vector<Piece> pieces;
 };
 
-// Where the stretch of each column begins, relative to that of the output position.
-std::vector<int64_t> column_offsets(const ConvShape& shape, const Layout& at) {
-    std::vector<int64_t> tap, offset(size_t(shape.channels * shape.kernel[0] * shape.kernel[1]));
-    for (int64_t ky = 0; ky < shape.kernel[0]; ky++)
-        for (int64_t kx = 0; kx < shape.kernel[1]; kx++) {
-            const int64_t y = ky * shape.dilation[0], x = kx * shape.dilation[1];
-            tap.push_back((y % shape.stride[0] * shape.stride[1] + x % shape.stride[1]) * at.phase + y / shape.stride[0] * at.row +
-                          x / shape.stride[1]);
-        }
-    int64_t* next = offset.data();
-    for (int64_t c = 0; c < shape.channels; c++)
-        for (const int64_t one : tap) *next++ = c * at.plane + one;
-    return offset;
-}
-
 // One image.
 class Pass {
   public:
@@ -84,11 +63,7 @@ class Pass {
         t.group = index % shape.group, t.groups = cut.width(index / shape.group), t.lanes = t.groups * kLanes;
         t.position = cut.begin(index / shape.group) * kLanes, t.count = std::min(t.lanes, area - t.position);
         t.from = source + t.group * shape.channels * at.plane;
-        for (int64_t p = t.position, end = p + t.count, run; p < end; p += run) {
-            const int64_t out_y = p / at.out_w, out_x = p % at.out_w;
-            run = at.out_w == at.row ? end - p : std::min(at.out_w - out_x, end - p);
-            t.pieces.push_back({out_y * at.row + out_x, run});
-        }
+        t.pieces = pieces_of(at, t.position, t.position + t.count);
         return t;
     }
 

@@ -1,7 +1,8 @@
 // The operations of the packed domain: a product or a convolution with its packed weight, bias and activation in one node.
 //
 // The name says what a node does, as the local function of the same name in the file does:
-// - one of MatMul, MatMulAdd, Gemm, Conv, ConvAdd (a sum follows), DynamicMatMul, DynamicMatMulAdd (the last two quantise their activations first);
+// - one of MatMul, MatMulAdd, Gemm, Conv, ConvAdd (a sum follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv,
+//   DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
 // - Relu if an activation follows;
 // - Cast or Dequantize if that is done to the stored values first;
 // - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
@@ -28,7 +29,7 @@ OrtStatus* make(const ort::CustomOp* given, const OrtApi*, const OrtKernelInfo* 
     std::string where = op.name;
     try {
         where += " '" + info.name() + "'";
-        *made = (op.kind == Kind::conv || op.kind == Kind::conv_add ? make_conv : op.kind == Kind::recurrent ? make_recurrent : make_linear)(op, info).release();
+        *made = (op.convolves() ? make_conv : op.kind == Kind::recurrent ? make_recurrent : make_linear)(op, info).release();
         return nullptr;
     } catch (const Refusal& refusal) {
         return ort::status("the packed weight of " + where + " " + refusal.what());
@@ -96,12 +97,12 @@ const char* of(Values values) { return values == Values::cast ? "Cast" : values 
 
 Op describe(Kind kind, const char* kind_name, Values values, Activation activation, const NamedForm& form) {
     const Input input;
-    const bool dynamic = kind == Kind::dynamic || kind == Kind::dynamic_add;
+    const bool dynamic = kind >= Kind::dynamic && kind <= Kind::dynamic_conv_add;
     Op op = {};
     op.kind = kind, op.values_are = values, op.activation = activation, op.outputs = 1;
     op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : "") + (dynamic ? "" : of(values)) + form.name;
     input(op, ort::kFloat);
-    if (kind != Kind::mat_mul && kind != Kind::dynamic) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add);
+    if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add);
     if (kind == Kind::conv_add) op.added = input(op, ort::kFloat);
     if (values == Values::dequantize) op.scale = input(op, ort::kFloat), op.zero = input(op, ort::kAnyType, true);
     op.weight = stored(op, form, "shape", "count");
@@ -136,7 +137,9 @@ const std::vector<Op>& all() {
                            {Kind::conv, "Conv", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::conv_add, "ConvAdd", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::dynamic, "DynamicMatMul", {Values::dequantize}},
-                           {Kind::dynamic_add, "DynamicMatMulAdd", {Values::dequantize}}};
+                           {Kind::dynamic_add, "DynamicMatMulAdd", {Values::dequantize}},
+                           {Kind::dynamic_conv, "DynamicConv", {Values::dequantize}},
+                           {Kind::dynamic_conv_add, "DynamicConvAdd", {Values::dequantize}}};
         std::vector<Op> ops;
         for (auto& kind : kinds)
             for (Values values : kind.values)
