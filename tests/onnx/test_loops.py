@@ -19,7 +19,7 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.statistics import calibrate
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 from tests.onnx.loops import WAYS, Net
 

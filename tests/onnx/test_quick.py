@@ -21,8 +21,8 @@ from emp_onnx.calibration.once import once
 from emp_onnx.calibration.reads import Reads
 from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load
-from emp_onnx.refit.prune import refit
 from emp_onnx.refit.quick import Quick
+from emp_onnx.refitting import refit
 from tests.onnx import test_pooled as pooled
 from tests.onnx.test_known import moved
 from tests.onnx.test_refit import feeds, network

@@ -22,7 +22,7 @@ from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.allocate import spread
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 
 RNG = np.random.default_rng(1)
@@ -218,12 +218,12 @@ def test_short_sequences_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_failed_check_leaves_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emp_onnx.refit import certificate as room
+    from emp_onnx.verification import refitted as room
 
     def failing(*_: Any) -> tuple[Any, ...]:
         return (emp_onnx.Check("made to fail", False, ("it was made to fail",)),)
 
-    monkeypatch.setattr(room, "checks_against", failing)
+    monkeypatch.setattr(room, "_against", failing)
     with pytest.raises(VerifyError, match="made to fail"):
         refit(path, tmp_path / "a.onnx", feeds=feeds())
     assert not (tmp_path / "a.onnx").exists()

@@ -17,11 +17,12 @@ from emp_onnx.calibration.feeding import gather, longer
 from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, agreement, moved
+from emp_onnx.certificates.added import Added, with_biases
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
-from emp_onnx.refit.biases import Added, missing_biases, with_biases
+from emp_onnx.refit.biases import missing_biases
 from emp_onnx.refit.candidates import candidates
 from emp_onnx.refit.curves import Curve, curves, unmeasured
 from emp_onnx.refit.gradients import Gradients, checked

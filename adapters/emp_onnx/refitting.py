@@ -11,19 +11,21 @@ from typing import Any
 from emp_onnx.budget.point import Budget, Point, measure
 from emp_onnx.budget.search import Tried, in_turns, search
 from emp_onnx.calibration.statistics import Statistics
-from emp_onnx.certificate import KEY
-from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.certificates.refit import Refitted, read, write
+from emp_onnx.certificates.rule import KEY
+from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load, save
 from emp_onnx.progress import Watch
 from emp_onnx.prune import Sizes, _sizes, _target
-from emp_onnx.refit.certificate import Refitted, read, refit_checks, write
 from emp_onnx.refit.fitting import Fitting
 from emp_onnx.refit.gradients import Gradients, read_gradients
 from emp_onnx.refit.known import Known
 from emp_onnx.refit.quick import Quick
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.isolated import Here
-from emp_onnx.verify import Verification, run_both
+from emp_onnx.verification.outcome import Verification, VerifyError
+from emp_onnx.verification.refitted import refitted
+from emp_onnx.verification.running import run_both
 from emp_onnx.weights.find import Refusal
 from emp_onnx.words import EFFORTS
 
@@ -179,7 +181,7 @@ def refit(
         }
         tried = search(
             fitting, budget, how=allocate, criterion=criterion, update=update,
-            seal=lambda thin: {KEY: write(fitting.model, thin, how, fitting.added)},
+            seal=lambda thin: {KEY: write(fitting.model, thin.changed, thin.masks.keys(), how, fitting.added)},
         )  # fmt: skip
         notes += _outcome(budget, tried)
     else:
@@ -196,14 +198,14 @@ def refit(
         some = ", ".join(quote(item.name) for item in fitting.added[:4])
         more = f" and {len(fitting.added) - 4} more" if len(fitting.added) > 4 else ""
         notes.append(f"Layers without a bias got one, which makes good what the weights' loss shifts: {some}{more}.")
-    seal = write(fitting.model, tried.thin, how, fitting.added)
+    seal = write(fitting.model, tried.thin.changed, tried.thin.masks.keys(), how, fitting.added)
     changed = fitting.model.replaced(dict(tried.thin.changed), {KEY: seal})
     before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)
     result: list[Verification] = []
 
     def check(temporary: Path) -> None:
         written = load(temporary)
-        checks = list(refit_checks(written, source))
+        checks = list(refitted(written, source))
         some = fitting.kept_back[:: max(1, len(fitting.kept_back) // RUNS)] if turned else fitting.kept_back
         done = run_both(written, source, checks, Here(threads=threads), feeds=some, seed=seed, threads=threads)
         if not done.ok:
