@@ -7,26 +7,18 @@ A scope lays scores out as pools. The strings "whole", "rows", "columns" and "mo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _top
 from ._errors import ArgumentError
-from ._namespace import HOST, Given, as_mask, given, to_host, wide
-from ._pools import DevicePools, HostPools, Pools, normal_axes, pools_along, refuse_empty
-from ._rows import Counted
-from ._stream import Stream
-
-if TYPE_CHECKING:
-    from ._device import DeviceStream
-
-Mask = NDArray[np.bool_]
+from ._joined import ModelPools
+from ._namespace import HOST, Given, as_mask, given, to_host
+from ._pools import DevicePools, HostPools, Pools, normal_axes, pools_along
+from ._scattered import LabelPools
 
 
 class Laid(NamedTuple):
@@ -219,70 +211,6 @@ class Labels(Scope):
         )
 
 
-def _constant(name: str, _: int) -> str:
-    return name
-
-
-class LabelPools:
-    """Pools of any lengths, each a scattered part of the scores."""
-
-    def __init__(
-        self, source: Given, label: NDArray[np.intp], names: Sequence[str], where: Any, threads: int | None
-    ) -> None:
-        self.source = source
-        self.order = np.argsort(label, kind="stable")
-        self.ends = np.cumsum(np.bincount(label, minlength=len(names))).tolist()
-        flat = source.host.reshape(-1) if source.host is not None else source.xp.reshape(source.array, (-1,))
-        mask = None
-        if where is not None:
-            mask = np.broadcast_to(to_host(as_mask(where, "where").array), source.shape).reshape(-1)[self.order]
-        self.members: list[Any] = []
-        self.matrix = None
-        start = 0
-        for name, end in zip(names, self.ends, strict=True):
-            index = self.order[start:end]
-            part_mask = None if mask is None else mask[None, start:end]
-            if source.host is not None:
-                self.members.append(HostPools(flat[index][None], part_mask, partial(_constant, name), threads))
-            else:
-                values = source.xp.take(flat, source.back(index), axis=0)[None, :]
-                self.members.append(
-                    DevicePools(
-                        source, values, None if part_mask is None else source.back(part_mask), partial(_constant, name)
-                    )
-                )
-            start = end
-        self.n = np.concatenate([np.empty(0, np.int64), *(m.n for m in self.members)])
-
-    def count(self, beta: Fraction) -> Counted:
-        """Effective size and keep count of every pool."""
-        return Counted.join([m.count(beta) for m in self.members])
-
-    def mask(self, k: NDArray[np.int64]) -> Any:
-        """A flat mask of all scores."""
-        out = np.empty(self.order.size, bool)
-        masks = [to_host(m.mask(k[i : i + 1])).reshape(-1) for i, m in enumerate(self.members)]
-        out[self.order] = np.concatenate([np.empty(0, bool), *masks])
-        return out if self.source.host is not None else self.source.back(out)
-
-    def share(self, mask: Any) -> NDArray[np.float64]:
-        """Retained mass of every pool."""
-        flat = to_host(mask).reshape(-1)[self.order]
-        shares = [np.empty(0)]
-        start = 0
-        for m, end in zip(self.members, self.ends, strict=True):
-            part = flat[None, start:end]
-            shares.append(m.share(part if self.source.host is not None else self.source.back(part)))
-            start = end
-        return np.concatenate(shares)
-
-    def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Any, NDArray[np.float64]]:
-        """Count (or the one given), mask and retained mass."""
-        counted = self.count(beta).keeping(k)
-        mask = self.mask(counted.k)
-        return counted, mask, self.share(mask)
-
-
 @dataclass(frozen=True)
 class Model(Scope):
     """All arrays of a mapping are one pool; the mask is a dict with the same names."""
@@ -303,100 +231,6 @@ class Model(Scope):
         pools = ModelPools(sources, chosen, threads)
         first = next(iter(sources.values()), given(np.empty(0)))
         return Laid(first, pools, (), lambda masks: masks)
-
-
-class ModelPools:
-    """Many arrays as one pool, without a copy where the host can read them."""
-
-    def __init__(self, sources: Mapping[str, Given], where: Mapping[str, Given], threads: int | None) -> None:
-        self.sources = sources
-        self.matrix = None
-        self.stream: Stream | None = None
-        self.device: DeviceStream | None = None
-        if all(s.host is not None for s in sources.values()):
-            self.stream = Stream(
-                [s.host.reshape(-1) for s in sources.values() if s.host is not None],
-                [to_host(where[name].host).reshape(-1) if name in where else None for name in sources],
-                list(sources),
-                threads,
-            )
-            self.n = np.array([self.stream.n])
-            refuse_empty(self.n, lambda _: "the model")
-        else:
-            from ._device import DeviceStream  # only where there is a device
-
-            first = next(s for s in sources.values() if s.host is None)
-            xp = first.xp
-            if any(s.xp is not xp for s in sources.values()):
-                raise ArgumentError("scores must lie in one library and on one device with scope model")
-            if len({str(getattr(s.array, "device", None)) for s in sources.values()}) > 1:
-                raise ArgumentError("scores must lie in one library and on one device with scope model")
-            with wide(first):
-                self.device = DeviceStream(
-                    first,
-                    [xp.reshape(s.array, (-1,)) for s in sources.values()],
-                    [_beside(where[name], first) if name in where else None for name in sources],
-                    list(sources),
-                )
-            self.n = np.array([self.device.n])
-            refuse_empty(self.n, lambda _: "the model")
-
-    def joined(self) -> DevicePools:
-        """The pool on a device in one piece, for what needs all of it at once."""
-        assert self.device is not None
-        held = self.device
-        xp = held.xp
-        where = None
-        if any(w is not None for w in held.where):
-            pairs = zip(held.where, held.parts, strict=True)
-            where = xp.concat([xp.ones_like(p, dtype=xp.bool) if w is None else w for w, p in pairs])[None, :]
-        flat = xp.concat([xp.astype(p, xp.float64) for p in held.parts])[None, :]
-        return DevicePools(held.source, flat, where, lambda _: "the model")
-
-    def _named(self, masks: list[Mask]) -> dict[str, Any]:
-        return {name: s.back(m.reshape(s.shape)) for (name, s), m in zip(self.sources.items(), masks, strict=True)}
-
-    def count(self, beta: Fraction) -> Counted:
-        """Effective size and keep count."""
-        if self.device is not None:
-            with wide(self.device.source):
-                return Counted.of([self.device.sums(beta)], beta)
-        assert self.stream is not None
-        return Counted.of([self.stream.count(beta)[0]], beta)
-
-    def mask(self, k: NDArray[np.int64]) -> dict[str, Any]:
-        """A mask per name."""
-        if self.device is not None:
-            with wide(self.device.source):
-                masks = self.device.mask(int(k[0]))
-            return {n: s.xp.reshape(m, s.shape) for (n, s), m in zip(self.sources.items(), masks, strict=True)}
-        assert self.stream is not None
-        return self._named(_top.top_mask(self.stream, int(k[0])))
-
-    def share(self, mask: dict[str, Any]) -> NDArray[np.float64]:
-        """Retained mass of the pool."""
-        if self.device is not None:
-            xp = self.device.xp
-            with wide(self.device.source):
-                return np.array([self.device.share([xp.reshape(m, (-1,)) for m in mask.values()])])
-        assert self.stream is not None
-        return np.array([self.stream.kept_share([to_host(m).reshape(-1) for m in mask.values()])])
-
-    def select(self, beta: Fraction, k: NDArray[np.int64] | None = None) -> tuple[Counted, Any, NDArray[np.float64]]:
-        """Count (or the one given), masks and retained mass."""
-        if self.stream is not None:
-            sums, _, masks, mass = _top.select(self.stream, beta, None if k is None else int(k[0]))
-            return Counted.of([sums], beta).keeping(k), self._named(masks), np.array([mass])
-        counted = self.count(beta).keeping(k)
-        mask = self.mask(counted.k)
-        return counted, mask, self.share(mask)
-
-
-def _beside(mask: Given, source: Given) -> Any:
-    """A flat mask in the library and on the device of the scores."""
-    if mask.xp is source.xp:
-        return source.xp.reshape(mask.array, (-1,))
-    return source.back(np.ascontiguousarray(to_host(mask.array).reshape(-1)))
 
 
 SCOPES: dict[str, Scope] = {"whole": Whole(), "rows": Rows(), "columns": Columns(), "model": Model()}

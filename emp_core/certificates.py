@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,10 @@ from .checksum import Checksum
 from .plans import Figures, Plan, Rule, host_values, typed
 from .quick import quick
 
-__all__ = ["BFLOAT16", "KEY", "Certificate", "Certified", "Seen", "certify", "contradictions", "read", "write"]
+__all__ = [
+    "BFLOAT16", "KEY", "Certificate", "Certified", "Seen", "Summed", "certify", "contradictions", "miscounted", "read",
+    "unreachable", "write",
+]  # fmt: skip
 
 KEY = "effective_pruning.certificate"
 FORMAT, VERSION = "effective_pruning.certificate", 3
@@ -59,6 +62,26 @@ class Certificate:
     criterion: str
     pool: Figures | None
     weights: Mapping[str, Certified]
+
+
+class Summed(Protocol):
+    """Sums over what is left of an array."""
+
+    @property
+    def zeros(self) -> int:
+        """How many elements are zero."""
+
+    @property
+    def l1(self) -> float:
+        """Σ|w|."""
+
+    @property
+    def squares(self) -> float:
+        """Σw²."""
+
+    @property
+    def least(self) -> float:
+        """The least magnitude that is not zero; inf if none is."""
 
 
 @dataclass
@@ -189,12 +212,12 @@ def contradictions(
         if not math.isclose(seen.l1, said.mass * said.l1, rel_tol=NEAR):
             yield f"holds a mass of {seen.l1:.9g}, certified {said.mass * said.l1:.9g}"
         if single:
-            yield from _unreachable(said, seen)
+            yield from unreachable(said, seen)
     if certificate.rule.scope == "tensor" and said.l1:  # of nothing but zeros, everything stays
-        yield from _miscounted(certificate.rule, said)
+        yield from miscounted(certificate.rule, said)
 
 
-def _unreachable(said: Certified, seen: Seen) -> Iterator[str]:
+def unreachable(said: Certified, seen: Summed, /) -> Iterator[str]:
     """Removed weights that could not have been below the kept ones."""
     gone, count, nonzero = said.l1 - seen.l1, said.n - said.k, said.n - seen.zeros
     least = 0.0 if said.k > nonzero or not nonzero else seen.least
@@ -216,7 +239,8 @@ def _wrong_bounds(said: Figures) -> Iterator[str]:
             yield f"has a certified {what} bound of {certified:.9g}, but its figures give {right:.9g}"
 
 
-def _miscounted(rule: Rule, said: Figures) -> Iterator[str]:
+def miscounted(rule: Rule, said: Figures, /) -> Iterator[str]:
+    """A count that is not the rule's."""
     if rule.sparsity is not None:
         right = max(1, said.n - round(Fraction(rule.sparsity) * said.n))
         if said.k != right:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from emp_onnx.certificate import KEY, certify
+from emp_onnx.certificates.rule import KEY, certify
+from emp_onnx.decide import Decision, decide, hashed
 from emp_onnx.errors import PlanError, quote
-from emp_onnx.files.model_io import Model, Patch
-from emp_onnx.plan import Decision, Entry, Plan, decide, hashed
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.patch import Patch
+from emp_onnx.plan import Entry, Plan
 from emp_onnx.weights.find import Refusal, Weight, find_weights
 from emp_onnx.weights.kept import Pruned
 

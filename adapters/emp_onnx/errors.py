@@ -8,7 +8,7 @@ emp_core.EmpError
     │   ├── OutputError    2  the output cannot be written where it was asked for
     │   └── MissingExtraError   2  a package of the extra `onnx` is not installed
     ├── ModelError         3  the model is not supported, or cannot be read
-    └── VerifyError        1  the result is not what was promised; nothing was written
+    └── VerifyError        1  the result is not what was promised; nothing was written (in `verification.outcome`)
 ```
 
 Every message is a sentence that names the parameter or the weight, what is allowed, and what came.
@@ -16,12 +16,9 @@ Every message is a sentence that names the parameter or the weight, what is allo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from emp_core import EmpError
-
-if TYPE_CHECKING:
-    from emp_onnx.verify import Verification
 
 __all__ = [
     "MissingExtraError",
@@ -30,7 +27,6 @@ __all__ = [
     "OutputError",
     "PlanError",
     "UsageError",
-    "VerifyError",
     "escape",
     "quote",
 ]
@@ -67,16 +63,6 @@ class MissingExtraError(UsageError):
 
 class ModelError(OnnxError):
     """The model is not supported, or cannot be read."""
-
-
-class VerifyError(OnnxError):
-    """The result is not what was promised, so nothing was written; `verification` holds every check."""
-
-    exit_code = 1
-
-    def __init__(self, message: str, verification: Verification | None = None) -> None:
-        super().__init__(message)
-        self.verification = verification
 
 
 def quote(text: object) -> str:

@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from emp_onnx.apply import applied, decided
-from emp_onnx.certificate import KEY
-from emp_onnx.errors import ModelError, PlanError, UsageError, VerifyError, quote
+from emp_onnx.certificates.rule import KEY
+from emp_onnx.decide import decide, watched
+from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Rule
 from emp_onnx.files.model_io import Model, load, save
 from emp_onnx.files.rest import load_again
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
-from emp_onnx.plan import Plan, decide, watched
+from emp_onnx.plan import Plan
 from emp_onnx.progress import Watch
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.isolated import Isolated
-from emp_onnx.verify import Verification, begin, load_ahead, many_nodes, verify_written
+from emp_onnx.verification.outcome import Verification, VerifyError
+from emp_onnx.verification.running import begin, load_ahead, many_nodes
+from emp_onnx.verification.written import verify_written
 from emp_onnx.weights.find import Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else

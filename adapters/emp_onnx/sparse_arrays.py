@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emp_onnx.errors import MissingExtraError, UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.packing.choose import choose
-from emp_onnx.packing.codes import bits_of
+from emp_onnx.packing.counts import bits_of
 from emp_onnx.packing.forms import FORMS
 from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.weights.find import Weight, find_weights

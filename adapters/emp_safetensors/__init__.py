@@ -7,8 +7,8 @@ length, a header in JSON, and bytes. From a shell: ``python -m emp_safetensors p
 
 from emp_safetensors.checkpoint import Checkpoint, Stored, load
 from emp_safetensors.errors import CheckpointError, VerifyError
-from emp_safetensors.plan import Entry, Plan, plan
-from emp_safetensors.prune import Pruned, Report, apply, prune
+from emp_safetensors.plan import Entry, Plan, Pruned, plan
+from emp_safetensors.prune import Report, apply, prune
 from emp_safetensors.verify import verify
 from emp_safetensors.weights import Found, find_weights
 from emp_safetensors.write import save

@@ -19,7 +19,7 @@ from emp_safetensors.errors import CheckpointError, quote
 from emp_safetensors.kept import Kept
 from emp_safetensors.weights import Found, find_weights
 
-__all__ = ["Entry", "Plan", "decide", "plan"]
+__all__ = ["Entry", "Plan", "Pruned", "decide", "plan"]
 
 FORMAT, VERSION = "effective_pruning.checkpoint", 1
 
@@ -75,6 +75,14 @@ class Plan(Planned):
             return cls(read.rule, read.entries, kept, read.refusals, read.pool)
         except misread as error:
             raise ArgumentError(f"plan must be as `Plan.to_json` wrote it, got something else: {error}") from error
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A checkpoint and what is kept of it; numbers change as they are written."""
+
+    checkpoint: Checkpoint = field(repr=False)
+    plan: Plan
 
 
 def plan(

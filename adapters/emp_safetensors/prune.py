@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,11 @@ from emp_core import ArgumentError
 from emp_core.plans import Rule
 from emp_safetensors.checkpoint import Checkpoint, load
 from emp_safetensors.errors import quote
-from emp_safetensors.plan import Plan, decided, dtype_of, sha256_of
+from emp_safetensors.plan import Plan, Pruned, decided, dtype_of, sha256_of
 from emp_safetensors.weights import find_weights
 from emp_safetensors.write import save
 
-__all__ = ["Pruned", "Report", "apply", "prune"]
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A checkpoint and what is kept of it; numbers change as they are written."""
-
-    checkpoint: Checkpoint = field(repr=False)
-    plan: Plan
+__all__ = ["Report", "apply", "prune"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,7 @@ from emp_core.direct import LARGE, DirectWriter
 from emp_safetensors.checkpoint import PIECE, Bytes, File, Stored
 from emp_safetensors.errors import VerifyError, quote
 from emp_safetensors.header import DTYPES, Place, dump
-from emp_safetensors.plan import Entry
-
-if TYPE_CHECKING:
-    from emp_safetensors.prune import Pruned
+from emp_safetensors.plan import Entry, Pruned
 
 __all__ = ["save"]
 

@@ -13,11 +13,12 @@ except ImportError as error:
     raise MissingExtraError("torch", "torch") from error
 
 from emp_torch.apply import apply, certificate_of, prune, recertify, verify
+from emp_torch.blocks import Heads, find_heads
 from emp_torch.callback import GradualPruning
 from emp_torch.criteria import Statistics, calibrate, scores, unit_f_statistics
 from emp_torch.files import load, save
 from emp_torch.gradual import GradualPruner
-from emp_torch.heads import Heads, find_heads, head_scores, remove_heads, zero_heads
+from emp_torch.heads import head_scores, remove_heads, zero_heads
 from emp_torch.methods import (
     EffectiveMask,
     EffectiveStructured,

@@ -51,7 +51,7 @@ def test_a_bracket_given_up_in_the_middle_of_a_sweep_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, kind: type[Listed]
 ) -> None:
     monkeypatch.setattr("emp_core._stream.Listed", kind)
-    monkeypatch.setattr("emp_core._cut.Listed", kind)
+    monkeypatch.setattr("emp_core._large.Listed", kind)
     scores = np.random.default_rng(0).integers(1, 4, 1 << 23).astype(np.float32)  # ties fill every bracket
     cut = select_stream([scores], sparsity=0.5, threads=4)
     made = select(scores, sparsity=0.5, threads=4)

@@ -80,7 +80,7 @@ def test_counting_patterns_selects_the_same(data: st.DataObject, kind: str, dtyp
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_long_pools_are_counted(kind: str, dtype: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     held, numbers = pool(kind, dtype, 400_000, 7)
-    monkeypatch.setattr(CUT, "_large", None)  # it is not needed
+    monkeypatch.setattr(CUT, "large", None)  # it is not needed
     for rule in ({}, {"sparsity": 0.9}):
         cut = select_stream([Lazy(held[:130_000]), Lazy(held[130_000:])], threads=threads, **rule)
         chosen = select(numbers, **rule)

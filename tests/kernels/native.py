@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
     found = ctypes.CDLL(str(next(build().glob("libemp_kernels.*"))))
     found.emp_kernels_isa.restype = ctypes.c_char_p
     found.emp_linear_way.restype = ctypes.c_char_p
-    for name in ("emp_linear_new", "emp_conv_new", "emp_integer_new", "emp_narrow_new"):
+    for name in ("emp_linear_new", "emp_conv_new", "emp_integer_new", "emp_integer_conv_new", "emp_narrow_new"):
         getattr(found, name).restype = ctypes.c_void_p
     return found
 
@@ -215,7 +215,7 @@ class Conv:
 
     def __call__(
         self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
-        out: Floats | None = None,
+        out: Floats | None = None, added: Floats | None = None,
     ) -> Floats:  # fmt: skip
         y = out
         images, _, height, width = x.shape
@@ -223,7 +223,7 @@ class Conv:
             y = np.full((images, self.outputs, self.out_size(0, height), self.out_size(1, width)), 7.0, np.float32)
         done = library().emp_conv_run(
             ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(images),
-            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), int(relu), _pointer(y),
+            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), _pointer(added), int(relu), _pointer(y),
         )  # fmt: skip
         assert done == 0, isa
         return y
@@ -231,3 +231,38 @@ class Conv:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             library().emp_conv_free(ctypes.c_void_p(self._handle))
+
+
+class IntegerConv:
+    """A packed convolution of 8-bit integers and one group; `dense` is [outputs, channels, height, width]."""
+
+    def __init__(
+        self, dense: NDArray[np.int8], scale: float, *, stride: tuple[int, int] = (1, 1),
+        dilation: tuple[int, int] = (1, 1), pads: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> None:  # fmt: skip
+        mask, values = np.packbits(dense.ravel() != 0, bitorder="little"), dense.ravel()[dense.ravel() != 0]
+        self._kept = (mask, values)
+        self.outputs, channels, *kernel = dense.shape
+        geometry = np.array([self.outputs, channels, 1, *kernel, *stride, *dilation, *pads], np.int64)
+        message = ctypes.create_string_buffer(500)
+        self._handle = library().emp_integer_conv_new(
+            _pointer(geometry), _pointer(mask), ctypes.c_size_t(mask.size), _pointer(values),
+            ctypes.c_size_t(values.size), ctypes.c_float(scale), message, ctypes.c_size_t(500),
+        )  # fmt: skip
+        if not self._handle:
+            raise ValueError(message.value.decode())
+
+    def __call__(
+        self, x: Floats, bias: Floats | None, *, out: Floats, relu: bool = False, isa: str = "", threads: int = 1
+    ) -> Floats:
+        images, _, height, width = x.shape
+        done = library().emp_integer_conv_run(
+            ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(images),
+            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), int(relu), _pointer(out),
+        )  # fmt: skip
+        assert done == 0, isa
+        return out
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library().emp_integer_conv_free(ctypes.c_void_p(self._handle))

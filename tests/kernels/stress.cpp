@@ -1,5 +1,7 @@
 // Made to be run under sanitizers: weights of any shape, well-formed or not, in arrays of exactly their size, used by several threads at once.
-// Arguments: seed, rounds. Exit code 0 if every well-formed one gave the right result, and every other one was refused.
+// Arguments: seed, rounds, seconds after which no round begins (0: all are made), "hostile" for malformed weights alone. What has been made is told
+// every two seconds. Exit code 0 if every well-formed one gave the right result, and every other one was refused.
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,7 +12,7 @@
 
 #include "conv.hpp"
 #include "form.hpp"
-#include "integer.hpp"
+#include "integer_conv.hpp"
 #include "linear.hpp"
 #include "narrow.hpp"
 #include "own_threads.hpp"
@@ -171,11 +173,49 @@ void conv_round() {
     if (!conv.weight.bind(s.outputs, columns, mask.data, mask.size, values.data, count).empty()) fail("a convolution was refused");
     Exact<float> first(size_t(2 * s.outputs * s.out(0, height) * s.out(1, width))), second(first.size);
     int threads = 4, alone = 1;
-    conv.run(any_kernels(), x.data, 2, height, width, nullptr, Activation::relu, first.data, {&threads, run_threads});
-    conv.run(*kernels("portable"), x.data, 2, height, width, nullptr, Activation::relu, second.data, {&alone, run_threads});
+    conv.run(any_kernels(), x.data, 2, height, width, nullptr, nullptr, Activation::relu, first.data, {&threads, run_threads});
+    conv.run(*kernels("portable"), x.data, 2, height, width, nullptr, nullptr, Activation::relu, second.data, {&alone, run_threads});
     // whole numbers: every order of additions gives the same
     for (size_t i = 0; i < first.size; i++)
         if (first.data[i] != second.data[i]) fail("instruction sets disagree on a convolution");
+}
+
+void integer_conv_round() {
+    IntegerConv conv;
+    ConvShape& s = conv.shape;
+    s.group = 1, s.outputs = 1 + below(140), s.channels = 1 + below(12);
+    for (int i = 0; i < 2; i++) {
+        s.kernel[i] = 1 + below(3), s.stride[i] = 1 + below(3), s.dilation[i] = 1 + below(2);
+        s.pad_begin[i] = below(3), s.pad_end[i] = below(3);
+    }
+    const int64_t columns = s.channels * s.kernel[0] * s.kernel[1], height = 1 + below(20), width = 1 + below(20);
+    if (s.out(0, height) < 0 || s.out(1, width) < 0) return;
+    Exact<uint8_t> mask(size_t(s.outputs * columns + 7) / 8);
+    size_t count = 0;
+    for (size_t i = 0; i < mask.size; i++) mask.data[i] = uint8_t(below(256) & below(256));
+    if (s.outputs * columns % 8) mask.data[mask.size - 1] &= uint8_t((1 << (s.outputs * columns % 8)) - 1);
+    for (size_t i = 0; i < mask.size; i++) count += size_t(__builtin_popcount(mask.data[i]));
+    Exact<int8_t> values(count);
+    Exact<float> x(size_t(2 * s.channels * height * width));
+    for (size_t i = 0; i < count; i++) values.data[i] = int8_t(below(256) - 128);
+    for (size_t i = 0; i < x.size; i++) x.data[i] = float(below(700)) - 300;
+    conv.scale = 0.5f;
+    if (!conv.bind(mask.data, mask.size, values.data, count).empty()) fail("a convolution of integers was refused");
+    Exact<float> wanted(size_t(2 * s.outputs * s.out(0, height) * s.out(1, width)));
+    int alone = 1;
+    conv.run(*integer_kernels("portable"), *kernels("portable"), x.data, 2, height, width, nullptr, Activation::relu, wanted.data, {&alone, run_threads});
+    std::vector<std::thread> users;
+    for (const char* name : {"avx512", "avxvnni", "avx2", "portable"})
+        users.emplace_back([&, name] {
+            int threads = 3;
+            const IntegerKernels* chosen = integer_kernels(name);
+            if (!chosen) return;
+            Exact<float> y(wanted.size);
+            conv.run(*chosen, kernels(), x.data, 2, height, width, nullptr, Activation::relu, y.data, {&threads, run_threads});
+            for (size_t i = 0; i < y.size; i++)
+                if (y.data[i] != wanted.data[i]) fail("instruction sets disagree on a convolution of integers");
+        });
+    for (std::thread& user : users) user.join();
 }
 
 // A packed weight of any density, in arrays of exactly its size.
@@ -314,12 +354,15 @@ void hostile_round() {
 int main(int count, char** arguments) {
     source.seed(count > 1 ? unsigned(std::atoi(arguments[1])) : 0);
     const int rounds = count > 2 ? std::atoi(arguments[2]) : 100;
-    for (int i = 0; i < rounds; i++) {
-        linear_round();
-        byte_round();
-        conv_round();
-        recurrent_round();
+    const double limit = count > 3 ? std::atof(arguments[3]) : 0;
+    const bool hostile = count > 4 && std::strcmp(arguments[4], "hostile") == 0;
+    const auto begin = std::chrono::steady_clock::now();
+    auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+    int made = 0;
+    for (double told = 0; made < rounds && !(limit > 0 && seconds() >= limit); made++) {
+        if (!hostile) linear_round(), byte_round(), conv_round(), integer_conv_round(), recurrent_round();
         for (int j = 0; j < 20; j++) hostile_round();
+        if (seconds() >= told + 2) told = seconds(), std::fprintf(stderr, "%d rounds in %.0f s\n", made + 1, told);
     }
-    std::printf("%d rounds\n", rounds);
+    std::printf("%d rounds\n", made);
 }

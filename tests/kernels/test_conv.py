@@ -50,18 +50,23 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "x": rng.standard_normal((draw(st.integers(0, 3)), group * channels, *size)).astype(np.float32),
         "weight": weight, "bias": rng.standard_normal(group * rows).astype(np.float32) if draw(st.booleans()) else None,
-        "relu": draw(st.booleans()),
+        "relu": draw(st.booleans()), "added": draw(st.booleans()),
         "geometry": {"group": group, "stride": stride, "dilation": dilation, "pads": pads},
     }  # fmt: skip
 
 
 def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
     x, weight, bias, geometry = (problem[name] for name in ("x", "weight", "bias", "geometry"))
-    got = Conv(weight, **geometry)(x, bias, relu=problem["relu"], isa=isa, threads=threads)
+    kernel = Conv(weight, **geometry)
+    shape = (len(x), kernel.outputs, kernel.out_size(0, x.shape[2]), kernel.out_size(1, x.shape[3]))
+    added = np.random.default_rng(1).standard_normal(shape).astype(np.float32) if problem["added"] else None
+    got = kernel(x, bias, relu=problem["relu"], isa=isa, threads=threads, added=added)
     offset = 0.0 if bias is None else bias[:, None, None].astype(np.float64)
     with np.errstate(invalid="ignore"):
         exact = convolve(x.astype(np.float64), weight.astype(np.float64), **geometry) + offset
         scale = convolve(np.abs(x).astype(np.float64), np.abs(weight).astype(np.float64), **geometry) + np.abs(offset)
+    if added is not None:
+        exact, scale = exact + added, scale + np.abs(added)
     if problem["relu"]:
         exact = np.where(exact < 0, 0, exact)
     assert got.shape == exact.shape
@@ -103,7 +108,7 @@ def test_shapes_of_real_networks(isa: str) -> None:
         check(
             {
                 "x": rng.standard_normal((1, channels, size, size)).astype(np.float32), "weight": weight,
-                "bias": rng.standard_normal(outputs).astype(np.float32), "relu": True,
+                "bias": rng.standard_normal(outputs).astype(np.float32), "relu": True, "added": stride == 1,
                 "geometry": {"group": 1, "stride": (stride, stride), "dilation": (1, 1), "pads": (pad,) * 4},
             },
             isa,

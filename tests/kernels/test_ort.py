@@ -17,8 +17,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import emp_kernels
+from emp_onnx.files.functions import function_bytes
 from emp_onnx.files.reader import DOMAIN
-from emp_onnx.packing.functions import function_bytes
 from emp_onnx.runtime.fuse import fuse
 from tests.kernels.native import SOURCES, Floats, build, instruction_sets, pack
 
@@ -149,6 +149,47 @@ def test_convolutions_with_and_without_kernels(attributes: dict[str, Any], form:
     np.testing.assert_allclose(plain, expected, rtol=1e-6, atol=1e-6)
     got = session(after, kernels=True, threads=2).run(None, {"x": x})[0]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("dims", [[2, 24, 11, 9], [24, 1, 1], [1], [5, 2, 24, 11, 9], [2, 1, 11, 1], [1, 1, 1, 1, 1]])
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_added_to_a_convolution_is_part_of_its_node(dims: list[int], relu: bool) -> None:
+    """It is computed after the convolution, and may be of any shape that fits."""
+    rng = np.random.default_rng(2)
+    node, parts = packed(weight(rng, 24, 16, 3, 3), "w", "Mask")
+    parts.append(numpy_helper.from_array(rng.standard_normal(dims).astype(np.float32), "s"))
+    nodes = [
+        node,
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Neg", ["s"], ["t"]),
+        helper.make_node("Add", ["t", "c"], ["a" if relu else "y"]),
+        *([helper.make_node("Relu", ["a"], ["y"])] if relu else []),
+    ]
+    before = model(nodes, parts, ["n", 16, "h", "w_"], "Mask")
+    del before.graph.output[0].type.tensor_type.shape.dim[:]
+    before.graph.output[0].type.tensor_type.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * max(4, len(dims)))
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    assert [item.op for item in fuse(after, every=True)] == [f"ConvAdd{'Relu' if relu else ''}Mask"]
+    onnx.checker.check_model(after, full_check=True)
+    x = rng.standard_normal((2, 16, 13, 11)).astype(np.float32)
+    expected = session(before, kernels=False).run(None, {"x": x})[0]
+    plain = session(after, kernels=False).run(None, {"x": x})[0]
+    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=5e-5, strict=True)
+    got = session(after, kernels=True, threads=2).run(None, {"x": x})[0]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=5e-5, strict=True)
+
+
+def test_a_sum_that_cannot_be_ends_in_a_sentence() -> None:
+    rng = np.random.default_rng(2)
+    node, parts = packed(weight(rng, 24, 16, 3, 3), "w", "Mask")
+    parts.append(numpy_helper.from_array(np.ones((7, 1), np.float32), "s"))
+    nodes = [node, helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Add", ["s", "c"], ["y"])]
+    made = model(nodes, parts, ["n", 16, "h", "w_"], "Mask")
+    fuse(made, every=True)
+    with pytest.raises(Exception, match=r"what is added must fit the shape \[1, 24, 6, 6\], got \[7, 1\]"):
+        session(made, kernels=True).run(None, {"x": np.ones((1, 16, 8, 8), np.float32)})
+
 
 
 def replaced(name: str, array: Any) -> onnx.ModelProto:

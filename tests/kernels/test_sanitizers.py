@@ -21,6 +21,15 @@ def test_well_formed_and_hostile_weights_by_many_threads(sanitize: str) -> None:
     assert (done.returncode, done.stdout) == (0, "60 rounds\n"), done.stderr[-4000:]
 
 
+def test_a_limit_of_time_ends_it_and_it_tells_how_far_it_came() -> None:
+    program = build(sanitize="address,undefined", target="emp_stress") / "emp_stress"
+    done = subprocess.run(
+        [str(program), "1", "100000000", "3", "hostile"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert " rounds in 2 s\n" in done.stderr
+    assert 0 < int(done.stdout.split()[0]) < 100000000
+
+
 @pytest.mark.parametrize(
     "isa", ["avx512", "avx2", "integer_avx512", "integer_avxvnni", "integer_avx2", "narrow_avx2"]
 )

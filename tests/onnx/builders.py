@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -149,6 +150,11 @@ def cases(draw: st.DrawFn) -> Case:
     chosen = {name: draw(st.sampled_from(values)) for name, values in options.items()}
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return build(rng, draw(st.integers(1, 4)), draw(st.sampled_from(KINDS)), **chosen)
+
+
+def hash_mask(mask: NDArray[np.bool_]) -> str:
+    """SHA-256 of a mask packed to one bit per element."""
+    return hashlib.sha256(np.packbits(mask).data).hexdigest()
 
 
 def expected_masks(

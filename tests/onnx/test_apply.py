@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emp_onnx import Model, Plan, PlanError, apply, plan, read_certificate, verify
-from emp_onnx.certificate import KEY
+from emp_onnx.certificates.rule import KEY
 from emp_onnx.figures import SCOPES
 from tests.onnx.builders import Case, cases, conv, expected_masks, gemm, tensor, two_layers
 

@@ -16,11 +16,11 @@ from onnx import helper
 
 import emp_onnx
 from emp_onnx import UsageError
-from emp_onnx.certificate import KEY
+from emp_onnx.certificates.added import Added, added_of, with_biases
+from emp_onnx.certificates.rule import KEY
 from emp_onnx.files.model_io import Model, load
-from emp_onnx.refit.biases import Added, added_of, with_biases
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 
 OPS = ("MatMul", "Gemm", "Gemm turned", "MatMul, Add", "Gemm, bias", "MatMul, Relu")

@@ -18,11 +18,10 @@ from onnx import TensorProto, helper
 
 import emp_onnx
 from emp_onnx import Model, find_weights, plan
-from emp_onnx.plan import hash_mask
-from emp_onnx.weights import packed
+from emp_onnx.files import coded
+from emp_onnx.files.coded import Coded, CodeLayout
 from emp_onnx.weights.blocks import TABLES
-from emp_onnx.weights.packed import Packed, Packing
-from tests.onnx.builders import Case, expected_masks, model, tensor, value, write, write_external
+from tests.onnx.builders import Case, expected_masks, hash_mask, model, tensor, value, write, write_external
 
 MS = "com.microsoft"
 Array = NDArray[Any]
@@ -449,14 +448,14 @@ def test_pieces_of_any_size(data: st.DataObject) -> None:
     codes = rng.integers(0, 2**bits, (rows, width)).astype(np.uint8)
     raw = pack(codes, bits, stride, rng, high)
     case = Model(model([helper.make_node("Identity", ["w"], ["y"])], [], [value("y", None)], [tensor("w", raw)]))
-    packing = Packing(bits, "uint", (rows, width), rows, width, stride, high)
+    layout = CodeLayout(bits, "uint", (rows, width), rows, width, stride, high)
     with pytest.MonkeyPatch.context() as patch:
         size = 8 * data.draw(st.integers(1, 20))
-        patch.setattr(packed, "PIECE", size)
-        patch.setattr(packed, "pieces_of", lambda n, most=size: ((i, min(i + most, n)) for i in range(0, n, most)))
-        case.unpack("w", packing)
+        patch.setattr(coded, "PIECE", size)
+        patch.setattr(coded, "pieces_of", lambda n, most=size: ((i, min(i + most, n)) for i in range(0, n, most)))
+        case.read_codes("w", layout)
         where = case.stored("w")
-        assert isinstance(where, Packed)
+        assert isinstance(where, Coded)
         i, j = sorted([data.draw(st.integers(0, codes.size)), data.draw(st.integers(0, codes.size))])
         assert where.read(i, j).tolist() == codes.reshape(-1)[i:j].tolist()
         new, out = rng.integers(0, 2**bits, codes.size).astype(np.uint8), dict[int, int]()

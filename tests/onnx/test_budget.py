@@ -15,7 +15,7 @@ from emp_onnx.budget.search import search
 from emp_onnx.budget.slope import Slope
 from emp_onnx.budget.turns import TURNS, Turns
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.test_refit import feeds, network
 
 

@@ -13,7 +13,7 @@ from onnx import helper
 
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 
 RNG = np.random.default_rng(8)

@@ -19,8 +19,8 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.grid import Grid, onto
 from emp_onnx.refit.loss import Quadratic
-from emp_onnx.refit.prune import refit
 from emp_onnx.refit.solve import solve
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 
 QUIET = onnxruntime.SessionOptions()

@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 import emp_onnx
-from emp_onnx.certificate import KEY
-from emp_onnx.verify import alone
+from emp_onnx.certificates.rule import KEY
+from emp_onnx.verification.alone import alone
 from tests.onnx.builders import BUILDERS, model, tensor, two_layers, value, write_external
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 from emp_onnx import UsageError, calibrate
 from emp_onnx.cli import main
 from emp_onnx.files.model_io import load
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.test_refit import feeds, network, outputs
 
 WEIGHTS = ("w0", "w1", "w2")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from emp_onnx import Model, Rule, apply, find_weights, load, plan, save, verify
 from emp_onnx.apply import applied
-from emp_onnx.plan import decide
-from emp_onnx.verify import verify_written
+from emp_onnx.decide import decide
+from emp_onnx.verification.written import verify_written
 from emp_onnx.weights.kept import Pruned
 from emp_onnx.weights.look import look, look_each
 from tests.onnx.builders import Case, cases, two_layers, write, write_external

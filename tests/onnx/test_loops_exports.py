@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch, whose exporter writes the models")
 
 import emp_onnx  # noqa: E402
-from emp_onnx.refit.prune import refit  # noqa: E402
+from emp_onnx.refitting import refit  # noqa: E402
 
 QUIET = onnxruntime.SessionOptions()
 QUIET.log_severity_level = 4

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from emp_onnx import Model, ModelError, UsageError, VerifyError, load, pack, prune, save, unpack, verify
-from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, GapDecoder, gap_codes, join, split, stored_mask
+from emp_onnx.files.functions import DOMAIN
+from emp_onnx.files.gaps import GapDecoder, gap_codes, join, split
+from emp_onnx.packing.counts import BLOCKS, GAPS, Counts, stored_mask
 from emp_onnx.packing.fill import fill_parts
 from emp_onnx.packing.forms import entropy_bound, forms, survey
-from emp_onnx.packing.functions import DOMAIN
 from emp_onnx.packing.places import Chosen
 from emp_onnx.packing.rewrite import rewritten
 from tests.onnx.builders import matmul, two_layers, write, write_external

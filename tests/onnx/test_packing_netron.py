@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emp_onnx import Model, pack
-from emp_onnx.packing.functions import DOMAIN
+from emp_onnx.files.functions import DOMAIN
 from tests.onnx.test_packing import sparse_matmul
 
 VERSION = "9.3.3"

@@ -11,8 +11,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from emp_onnx import load, pack
+from emp_onnx.files.functions import DOMAIN, STAGE
 from emp_onnx.packing import stages
-from emp_onnx.packing.functions import DOMAIN, STAGE
 
 
 def network(layers: int, size: int, path: Path) -> Path:

@@ -43,7 +43,7 @@ def test_pieces_of_any_length(
             whole = plan(Model(case.model), scope=scope)
             data = apply(Model(case.model), whole).to_bytes()
             with monkeypatch.context() as patch:
-                for room in ("weights.look", "files.model_io", "plan", "files.storage"):
+                for room in ("weights.look", "files.model_io", "decide", "files.storage"):
                     patch.setattr(import_module(f"emp_onnx.{room}"), "pieces_of", partial(pieces_of, most=8))
                 patch.setattr("emp_onnx.weights.rows.BLOCK", block)
                 parts = plan(Model(case.model), scope=scope)

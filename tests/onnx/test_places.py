@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from emp_onnx import Model, apply, find_weights, plan, verify
 from emp_onnx.figures import SCOPES
-from emp_onnx.plan import hash_mask
-from tests.onnx.builders import expected_masks
+from tests.onnx.builders import expected_masks, hash_mask
 from tests.onnx.places import FLOAT_OPS, HOMES, QUANTISED_OPS, Place, build, places
 
 QUIET = onnxruntime.SessionOptions()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import emp_onnx
 from emp_onnx import Model, ModelError, PlanError, UsageError, VerifyError, load, plan, prune, verify
-from emp_onnx.certificate import KEY
+from emp_onnx.certificates.rule import KEY
 from emp_onnx.figures import SCOPES
 from emp_onnx.prune import default_out
 from tests.onnx.builders import (

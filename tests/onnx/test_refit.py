@@ -22,7 +22,7 @@ from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.refit.allocate import spread
 from emp_onnx.refit.fitting import Fitting
-from emp_onnx.refit.prune import refit
+from emp_onnx.refitting import refit
 from tests.onnx.builders import model, tensor, value
 
 RNG = np.random.default_rng(1)
@@ -218,12 +218,12 @@ def test_short_sequences_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_failed_check_leaves_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from emp_onnx.refit import certificate as room
+    from emp_onnx.verification import refitted as room
 
     def failing(*_: Any) -> tuple[Any, ...]:
         return (emp_onnx.Check("made to fail", False, ("it was made to fail",)),)
 
-    monkeypatch.setattr(room, "checks_against", failing)
+    monkeypatch.setattr(room, "_against", failing)
     with pytest.raises(VerifyError, match="made to fail"):
         refit(path, tmp_path / "a.onnx", feeds=feeds())
     assert not (tmp_path / "a.onnx").exists()
@@ -319,3 +319,22 @@ def test_a_sweep_gives_mass_and_bound(path: Path, tmp_path: Path) -> None:
     header, *lines = to_csv(points).splitlines()
     assert header == "sparsity,mass,bound,agreement,expected,cost,error,score"
     assert len(lines) == 2
+
+
+def test_half_precision_is_run_whole_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where such a model crashes onnxruntime (1.32 does, on attention of torch), it must not take this process along."""
+    from emp_onnx import refitting
+
+    def here(**_: Any) -> None:
+        raise AssertionError("run in this process")
+
+    monkeypatch.setattr(refitting, "Here", here)
+    w = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float16)
+    half = onnx.TensorProto.FLOAT16
+    ins, outs = (helper.make_tensor_value_info(n, half, [None, k]) for n, k in (("x", 12), ("y", 5)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [ins], [outs])
+    graph.initializer.append(numpy_helper.from_array(w, "w"))
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "in.onnx")
+    some = [{"x": np.random.default_rng(i).standard_normal((9, 12)).astype(np.float16)} for i in range(6)]
+    assert refitting.refit(tmp_path / "in.onnx", feeds=some, sparsity=0.5).verification.ok

@@ -11,7 +11,8 @@ import pytest
 from emp_onnx import Model, plan, prune, verify
 from emp_onnx.errors import MissingExtraError
 from emp_onnx.figures import SCOPES
-from emp_onnx.report import NO_FASTER, Style, plan_text, report_text, verification_text
+from emp_onnx.texts.pruning import NO_FASTER, plan_text, report_text, verification_text
+from emp_onnx.texts.style import Style
 from tests.onnx.builders import gemm, two_layers, write
 from tests.onnx.places import FLOAT_OPS, build
 

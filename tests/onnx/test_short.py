@@ -17,14 +17,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 import emp_onnx
 from emp_onnx import Model
-from emp_onnx.files import writer
+from emp_onnx.decide import decide
+from emp_onnx.files import filling
 from emp_onnx.files.model_io import load
+from emp_onnx.files.patch import patched_each
 from emp_onnx.files.rest import load_again
 from emp_onnx.files.short import batches
-from emp_onnx.plan import decide
 from emp_onnx.runtime.process import Process
 from emp_onnx.weights.find import find_weights
-from emp_onnx.weights.kept import Pruned, patched_each
+from emp_onnx.weights.kept import Pruned
 
 DTYPES = ["float32", "float64", "float16", "uint8", "int64"]
 
@@ -100,8 +101,8 @@ def test_patched_together_is_patched_alone(scope: str, dtype: str, ties: bool) -
 def test_made_in_memory_or_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ties: bool) -> None:
     (tmp_path / "m.onnx").write_bytes(chain(np.random.default_rng(2), 20, ties=ties).SerializeToString())
     emp_onnx.prune(tmp_path / "m.onnx", tmp_path / "one.onnx")
-    monkeypatch.setattr(writer, "SMALL", 0)
-    monkeypatch.setattr(writer, "SHORT", 0)
+    monkeypatch.setattr(filling, "SMALL", 0)
+    monkeypatch.setattr(filling, "SHORT", 0)
     emp_onnx.prune(tmp_path / "m.onnx", tmp_path / "other.onnx")
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
 
@@ -157,7 +158,7 @@ def test_what_is_written_otherwise_is_found(tmp_path: Path, monkeypatch: pytest.
     x, y = (helper.make_tensor_value_info(name, 1, [1, 100]) for name in "xy")
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     path, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
-    real = writer.put
+    real = filling.put
 
     def wrong(handle: int, at: int, data: Any) -> None:
         changed = np.frombuffer(data, np.uint8).copy()
@@ -171,7 +172,7 @@ def test_what_is_written_otherwise_is_found(tmp_path: Path, monkeypatch: pytest.
     for model in (long, chain(rng, 8)):
         path.write_bytes(model.SerializeToString())
         with monkeypatch.context() as patch:
-            patch.setattr(writer, "put", wrong)
+            patch.setattr(filling, "put", wrong)
             with pytest.raises(emp_onnx.VerifyError, match="verification failed, nothing was written"):
                 emp_onnx.prune(path, out)
         assert not out.exists()
@@ -194,8 +195,8 @@ def test_graphs_of_many_nodes_are_run_in_two_processes_and_come_to_the_same(
         return real(self)
 
     monkeypatch.setattr(Process, "start", start)
-    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "MANY", 0)
-    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "SOME", 0)
+    monkeypatch.setattr(sys.modules["emp_onnx.verification.running"], "MANY", 0)
+    monkeypatch.setattr(sys.modules["emp_onnx.verification.running"], "SOME", 0)
     after = emp_onnx.prune(path, tmp_path / "other.onnx", feeds=feeds)
     assert len({id(process) for process in started}) == 2
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
@@ -209,8 +210,8 @@ def test_graphs_of_many_nodes_are_run_in_two_processes_and_come_to_the_same(
 def test_a_long_graph_that_onnxruntime_refuses_is_said_to_be_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "MANY", 0)
-    monkeypatch.setattr(sys.modules["emp_onnx.verify"], "SOME", 0)
+    monkeypatch.setattr(sys.modules["emp_onnx.verification.running"], "MANY", 0)
+    monkeypatch.setattr(sys.modules["emp_onnx.verification.running"], "SOME", 0)
     model = chain(np.random.default_rng(4), 12)
     model.graph.node.append(helper.make_node("NoSuchThing", ["x"], ["z"]))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())

@@ -16,8 +16,7 @@ from onnx import TensorProto, helper
 
 import emp_onnx
 from emp_onnx import Model, apply, find_weights, plan, verify
-from emp_onnx.plan import hash_mask
-from tests.onnx.builders import Case, expected_masks, model, tensor, value, write
+from tests.onnx.builders import Case, expected_masks, hash_mask, model, tensor, value, write
 
 Array = NDArray[Any]
 

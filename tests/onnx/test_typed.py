@@ -13,8 +13,7 @@ from onnx import helper
 
 from emp_onnx import Model, apply, find_weights, plan, verify
 from emp_onnx.files.wire import Wire, varint
-from emp_onnx.plan import hash_mask
-from tests.onnx.builders import Case, expected_masks, model, tensor, value
+from tests.onnx.builders import Case, expected_masks, hash_mask, model, tensor, value
 
 FIELDS = {"float32": 4, "float64": 10}
 TYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.int8, np.uint8,

@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from emp_onnx import Model, ModelError, UsageError, apply, load, plan, read_certificate, save, verify
-from emp_onnx.certificate import KEY
+from emp_onnx.certificates.rule import KEY
 from emp_onnx.figures import SCOPES
 from tests.onnx.builders import Case, cases, model, tensor, two_layers, value, write, write_external
 

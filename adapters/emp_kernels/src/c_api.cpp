@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "conv.hpp"
-#include "integer.hpp"
+#include "integer_conv.hpp"
 #include "linear.hpp"
 #include "narrow.hpp"
 #include "own_threads.hpp"
@@ -73,10 +73,10 @@ EMP_PUBLIC emp::Conv* emp_conv_new(const int64_t* geometry, const uint8_t* mask,
 EMP_PUBLIC void emp_conv_free(emp::Conv* conv) { delete conv; }
 
 EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads, const float* x, int64_t images, int64_t height,
-                            int64_t width, const float* bias, int relu, float* y) {
+                            int64_t width, const float* bias, const float* added, int relu, float* y) {
     const emp::Kernels* kernels = named(isa);
     if (!kernels) return 1;
-    conv->run(*kernels, x, images, height, width, bias, relu ? emp::Activation::relu : emp::Activation::none, y,
+    conv->run(*kernels, x, images, height, width, bias, added, relu ? emp::Activation::relu : emp::Activation::none, y,
               {&threads, run_threads});
     return 0;
 }
@@ -104,6 +104,28 @@ EMP_PUBLIC int emp_integer_run(const emp::IntegerLinear* linear, const char* isa
     const emp::IntegerKernels* kernels = isa && *isa ? emp::integer_kernels(isa) : &emp::integer_kernels();
     if (!kernels) return 1;
     linear->run(*kernels, emp::kernels(), x, items, bias, relu ? emp::Activation::relu : emp::Activation::none, y, {&threads, run_threads});
+    return 0;
+}
+
+// The same for a convolution of one group; `geometry` as in emp_conv_new.
+EMP_PUBLIC emp::IntegerConv* emp_integer_conv_new(const int64_t* geometry, const uint8_t* mask, size_t bytes, const int8_t* values, size_t count,
+                                                  float scale, char* message, size_t room) {
+    auto* conv = new emp::IntegerConv;
+    std::memcpy(&conv->shape, geometry, sizeof conv->shape);
+    conv->scale = scale;
+    if (answer(conv->bind(mask, bytes, values, count), message, room) == 0) return conv;
+    delete conv;
+    return nullptr;
+}
+
+EMP_PUBLIC void emp_integer_conv_free(emp::IntegerConv* conv) { delete conv; }
+
+EMP_PUBLIC int emp_integer_conv_run(const emp::IntegerConv* conv, const char* isa, int threads, const float* x, int64_t images, int64_t height,
+                                    int64_t width, const float* bias, int relu, float* y) {
+    const emp::IntegerKernels* kernels = isa && *isa ? emp::integer_kernels(isa) : &emp::integer_kernels();
+    if (!kernels) return 1;
+    conv->run(*kernels, emp::kernels(), x, images, height, width, bias, relu ? emp::Activation::relu : emp::Activation::none, y,
+              {&threads, run_threads});
     return 0;
 }
 

@@ -1,5 +1,4 @@
-// The image is copied once, padded and split into phases: pixels that a stride of s takes together lie side by side. After that every tap of the
-// kernel is the same stretches of memory, shifted; and a tile, 16 * groups output positions, is filled by plain copies of them.
+// A tile, 16 * groups output positions, is filled by plain copies of what each tap of the kernel reads.
 #include "conv.hpp"
 
 #include <algorithm>
@@ -13,16 +12,11 @@ namespace {
 // Whether all that was read is finite; what no tap reads is left out.
 bool split_channel(const Kernels& kernels, const ConvShape& s, const Layout& at, const float* in, float* out) {
     bool finite = true;
-    const int64_t step_y = s.stride[0], step_x = s.stride[1], rows = at.phase / at.row;
+    const int64_t step_y = s.stride[0], step_x = s.stride[1];
     for (int64_t py = 0; py < step_y; py++)
         for (int64_t px = 0; px < step_x; px++) {
             if (!at.used[0][size_t(py)] || !at.used[1][size_t(px)]) continue;
-            // the first row and pixel of this phase that lie in the image, not in its padding
-            const int64_t top = std::min(rows, std::max<int64_t>(0, (s.pad_begin[0] - py + step_y - 1) / step_y));
-            const int64_t left = std::min(at.row, std::max<int64_t>(0, (s.pad_begin[1] - px + step_x - 1) / step_x));
-            const int64_t y = top * step_y + py - s.pad_begin[0], x = left * step_x + px - s.pad_begin[1];
-            const int64_t height = std::clamp<int64_t>((at.height - y + step_y - 1) / step_y, 0, rows - top);
-            const int64_t width = std::clamp<int64_t>((at.width - x + step_x - 1) / step_x, 0, at.row - left);
+            const auto [top, left, height, width, y, x] = Inside(s, at, py, px);
             float* phase = out + (py * step_x + px) * at.phase;
             std::fill(phase, phase + top * at.row, 0.0f);
             if (!kernels.lay(in + y * at.width + x, height, width, step_y * at.width, step_x, left, at.row, phase + top * at.row)) finite = false;
@@ -55,21 +49,6 @@ struct Tile {
     std::vector<Piece> pieces;
 };
 
-// Where the stretch of each column begins, relative to that of the output position.
-std::vector<int64_t> column_offsets(const ConvShape& shape, const Layout& at) {
-    std::vector<int64_t> tap, offset(size_t(shape.channels * shape.kernel[0] * shape.kernel[1]));
-    for (int64_t ky = 0; ky < shape.kernel[0]; ky++)
-        for (int64_t kx = 0; kx < shape.kernel[1]; kx++) {
-            const int64_t y = ky * shape.dilation[0], x = kx * shape.dilation[1];
-            tap.push_back((y % shape.stride[0] * shape.stride[1] + x % shape.stride[1]) * at.phase + y / shape.stride[0] * at.row +
-                          x / shape.stride[1]);
-        }
-    int64_t* next = offset.data();
-    for (int64_t c = 0; c < shape.channels; c++)
-        for (const int64_t one : tap) *next++ = c * at.plane + one;
-    return offset;
-}
-
 // One image.
 class Pass {
   public:
@@ -84,11 +63,7 @@ class Pass {
         t.group = index % shape.group, t.groups = cut.width(index / shape.group), t.lanes = t.groups * kLanes;
         t.position = cut.begin(index / shape.group) * kLanes, t.count = std::min(t.lanes, area - t.position);
         t.from = source + t.group * shape.channels * at.plane;
-        for (int64_t p = t.position, end = p + t.count, run; p < end; p += run) {
-            const int64_t out_y = p / at.out_w, out_x = p % at.out_w;
-            run = at.out_w == at.row ? end - p : std::min(at.out_w - out_x, end - p);
-            t.pieces.push_back({out_y * at.row + out_x, run});
-        }
+        t.pieces = pieces_of(at, t.position, t.position + t.count);
         return t;
     }
 
@@ -107,12 +82,12 @@ class Pass {
     }
 
     void finish(const Tile& t, int64_t row, int64_t end, float* sums, const std::vector<NonFinite>& found, const float* bias,
-                Activation activation, float* y) const {
+                const float* added, Activation activation, float* y) const {
         for (int64_t r = row; r < end && !found.empty(); r++)
             for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
                 if (!weight.bit(r, one.column)) sums[(r - row) * t.lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
         const int64_t first = row * area + t.position;
-        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, area, activation,
+        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, activation,
                        y + first);
     }
 
@@ -148,7 +123,7 @@ bool Conv::in_strips(const Layout& at, const float* x) const {
 }
 
 void Conv::run_strips(const Kernels& kernels, const Layout& at, const float* x, int64_t images, const float* bias,
-                      Activation activation, float* y, const Threads& threads) const {
+                      const float* added, Activation activation, float* y, const Threads& threads) const {
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, taps = shape.kernel[0] * shape.kernel[1];
     // what the taps of a channel read for one tile, so that the tiles of a block's channels stay in the first-level cache
     const int64_t floats = 4 * kLanes + (shape.kernel[0] - 1) * std::min<int64_t>(shape.dilation[0] * at.row, 5 * kLanes) + kLanes;
@@ -187,19 +162,19 @@ void Conv::run_strips(const Kernels& kernels, const Layout& at, const float* x, 
                 run = at.out_w == at.row ? stop - p : std::min(at.row - out_x, stop - p);
                 const int64_t count = at.out_w == at.row ? run : std::min(at.out_w - out_x, run), to = row * area + out_y * at.out_w + out_x;
                 if (count > 0)
-                    kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, area,
-                                   activation, y + to);
+                    kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, added ? added + to : nullptr,
+                                   area, activation, y + to);
             }
         });
     }
 }
 
 void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias,
-               Activation activation, float* y, const Threads& threads) const {
+               const float* added, Activation activation, float* y, const Threads& threads) const {
     const Layout at(shape, height, width);
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, columns = weight.view().columns;
     if (images == 0 || area <= 0 || shape.outputs == 0) return;
-    if (in_strips(at, x)) return run_strips(kernels, at, x, images, bias, activation, y, threads);
+    if (in_strips(at, x)) return run_strips(kernels, at, x, images, bias, added, activation, y, threads);
     std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
     const Tiles& w = tiles_;
     const int64_t channels = shape.channels * shape.group, chunks = int64_t(w.chunks.size()) / shape.group;
@@ -209,8 +184,9 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
         const bool finite = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
         const Pass pass(kernels, shape, weight, w, at, at.direct ? in : phases, finite);
         float* out = y + image * shape.outputs * area;
+        const float* also = added ? added + image * shape.outputs * area : nullptr;
         // With many tiles each thread does whole ones; with few, all threads fill one together, and then each does some rows.
-        if (pass.count() >= 8) {
+        if (pass.count() >= 8 || pass.count() >= chunks) {
             threads.each(pass.count(), [&](int64_t index) {
                 const Tile t = pass.tile(index);
                 float *sums = zeros(Scratch::sums, rows * t.lanes), *input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * t.lanes));
@@ -222,7 +198,7 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                     for (size_t c = first; c < first + size_t(chunks); c++)
                         pass.multiply(t, c, b, input, sums + (w.chunks[c].row - t.group * rows) * t.lanes, nullptr);
                 }
-                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, activation, out);
+                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, also, activation, out);
             });
             continue;
         }
@@ -245,7 +221,7 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
                     const float* next = w.fetch_ahead ? input + (b + 1 < w.blocks() ? b + 1 : 0) * w.block * t.lanes : nullptr;
                     pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums, next);
                 }
-                pass.finish(t, row, end, sums, found, bias, activation, out);
+                pass.finish(t, row, end, sums, found, bias, also, activation, out);
             });
         }
     }

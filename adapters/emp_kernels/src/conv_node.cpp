@@ -1,5 +1,7 @@
-// Conv as a node.
+// Conv, and its dynamically quantised kin, as nodes.
+#include "broadcast.hpp"
 #include "conv.hpp"
+#include "integer_conv.hpp"
 #include "parts.hpp"
 
 namespace emp {
@@ -10,29 +12,44 @@ using ort::Info;
 using ort::Refusal;
 using ort::Tensor;
 
+// What the attributes of a node say; throws a Refusal.
+ConvShape shape_of(const Info& info) {
+    const std::vector<int64_t> shape = info.integers("shape");
+    if (shape.size() != 4) throw Refusal("must have a shape of four dimensions, got " + text(shape));
+    const std::vector<int64_t> strides = info.integers("strides", {1, 1}), dilations = info.integers("dilations", {1, 1});
+    const std::vector<int64_t> pads = info.integers("pads", {0, 0, 0, 0});
+    ConvShape s = {};
+    s.outputs = shape[0], s.channels = shape[1], s.group = info.integer("group", 1);
+    if (strides.size() != 2 || dilations.size() != 2 || pads.size() != 4 || s.group < 1 || s.outputs % s.group)
+        throw Refusal("must have two strides, two dilations, four pads, and a group that divides its outputs");
+    for (size_t i = 0; i < 2; i++) {
+        s.kernel[i] = shape[2 + i], s.stride[i] = strides[i], s.dilation[i] = dilations[i];
+        s.pad_begin[i] = pads[i], s.pad_end[i] = pads[2 + i];
+        constexpr int64_t most = int64_t(1) << 20;  // so that no product of sizes overflows
+        for (int64_t one : {s.kernel[i], s.dilation[i]})
+            if (one < 1 || one > most) throw Refusal("must have kernels and dilations ≥ 1 and ≤ 1048576");
+        if (s.stride[i] < 1 || s.stride[i] > 1024) throw Refusal("must have strides ≥ 1 and ≤ 1024");
+        for (int64_t one : {s.pad_begin[i], s.pad_end[i]})
+            if (one < 0 || one > most) throw Refusal("must have pads ≥ 0 and ≤ 1048576");
+    }
+    if (s.channels < 0 || s.channels > (int64_t(1) << 40) / (s.kernel[0] * s.kernel[1]))
+        throw Refusal("must have a shape of at most 2^40 elements, got " + text(shape));
+    return s;
+}
+
+// The output's rows and pixels for an input; throws a Refusal where it does not fit.
+std::pair<int64_t, int64_t> area_of(const ConvShape& s, const Tensor& x) {
+    if (x.shape.size() != 4 || x.shape[1] != s.channels * s.group)
+        throw Refusal("the input must have four dimensions, the second " + std::to_string(s.channels * s.group) + ", got " + text(x.shape));
+    const int64_t height = s.out(0, x.shape[2]), width = s.out(1, x.shape[3]);
+    if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
+    return {height, width};
+}
+
 class ConvNode : public Node {
   public:
     ConvNode(const Op& op, const Info& info) : op_(op) {
-        const std::vector<int64_t> shape = info.integers("shape");
-        if (shape.size() != 4) throw Refusal("must have a shape of four dimensions, got " + text(shape));
-        const std::vector<int64_t> strides = info.integers("strides", {1, 1}), dilations = info.integers("dilations", {1, 1});
-        const std::vector<int64_t> pads = info.integers("pads", {0, 0, 0, 0});
-        ConvShape& s = conv_.shape;
-        s.outputs = shape[0], s.channels = shape[1], s.group = info.integer("group", 1);
-        if (strides.size() != 2 || dilations.size() != 2 || pads.size() != 4 || s.group < 1 || s.outputs % s.group)
-            throw Refusal("must have two strides, two dilations, four pads, and a group that divides its outputs");
-        for (size_t i = 0; i < 2; i++) {
-            s.kernel[i] = shape[2 + i], s.stride[i] = strides[i], s.dilation[i] = dilations[i];
-            s.pad_begin[i] = pads[i], s.pad_end[i] = pads[2 + i];
-            constexpr int64_t most = int64_t(1) << 20;  // so that no product of sizes overflows
-            for (int64_t one : {s.kernel[i], s.dilation[i]})
-                if (one < 1 || one > most) throw Refusal("must have kernels and dilations ≥ 1 and ≤ 1048576");
-            if (s.stride[i] < 1 || s.stride[i] > 1024) throw Refusal("must have strides ≥ 1 and ≤ 1024");
-            for (int64_t one : {s.pad_begin[i], s.pad_end[i]})
-                if (one < 0 || one > most) throw Refusal("must have pads ≥ 0 and ≤ 1048576");
-        }
-        if (s.channels < 0 || s.channels > (int64_t(1) << 40) / (s.kernel[0] * s.kernel[1]))
-            throw Refusal("must have a shape of at most 2^40 elements, got " + text(shape));
+        const ConvShape& s = conv_.shape = shape_of(info);
         const int64_t columns = s.channels * s.kernel[0] * s.kernel[1];
         parts_ = read_parts(op, op.weight, info, s.outputs, columns);
         const float* values = static_cast<const float*>(parts_.values);
@@ -43,18 +60,24 @@ class ConvNode : public Node {
         }
         const std::string wrong = conv_.weight.bind(s.outputs, columns, parts_.mask, parts_.bytes, values, parts_.count);
         if (!wrong.empty()) throw Refusal(wrong);
-        if (!conv_.weight.can_list()) throw Refusal("must have at most 65536 weights for each output, got the shape " + text(shape));
+        if (!conv_.weight.can_list()) throw Refusal("must have at most 65536 weights for each output, got the shape " + text(info.integers("shape")));
     }
     void run(const Context& context) const override {
         const Tensor x = ort::tensor(context.input(0));
         const ConvShape& s = conv_.shape;
-        if (x.shape.size() != 4 || x.shape[1] != s.channels * s.group)
-            throw Refusal("the input must have four dimensions, the second " + std::to_string(s.channels * s.group) + ", got " + text(x.shape));
-        const int64_t height = s.out(0, x.shape[2]), width = s.out(1, x.shape[3]);
-        if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
+        const auto [height, width] = area_of(s, x);
         const float* bias = bias_of(op_, context, s.outputs);
-        float* y = context.output(0, {x.shape[0], s.outputs, height, width});
-        conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, y, context.threads());
+        const std::vector<int64_t> made = {x.shape[0], s.outputs, height, width};
+        auto run = [&](const float* added, Activation activation, float* y) {
+            conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, added, activation, y, context.threads());
+        };
+        if (!op_.added) return run(nullptr, op_.activation, context.output(0, made));
+        const Tensor added = ort::tensor(context.input(op_.added));
+        if (added.shape == made) return run(added.as<float>(), op_.activation, context.output(0, made));
+        Buffer<float> alone(size_t(made[0] * made[1] * made[2] * made[3]));
+        run(nullptr, Activation::none, alone.data());
+        const std::vector<int64_t> shape = joint(made, added.shape);
+        add(alone.data(), made, added.as<float>(), added.shape, op_.activation, context.output(0, shape), shape);
     }
 
   private:
@@ -64,8 +87,39 @@ class ConvNode : public Node {
     Conv conv_;
 };
 
+class DynamicConvNode : public Node {
+  public:
+    DynamicConvNode(const Op& op, const Info& info) : op_(op) {
+        const ConvShape& s = conv_.shape = shape_of(info);
+        if (s.group != 1) throw Refusal("must have one group where activations are quantised");
+        const Parts parts = read_parts(op, op.weight, info, s.outputs, s.channels * s.kernel[0] * s.kernel[1]);
+        const std::vector<float> scale = read_scale(op, info, s.outputs);
+        if (scale.size() != 1) throw Refusal("must have one scale where activations are quantised");
+        conv_.scale = scale[0];
+        Buffer<int8_t> own;
+        const int8_t* values = centred(parts, own);
+        if (!values) throw Refusal("must have values that fit 8 bits once its zero point is taken off");
+        const std::string wrong = conv_.bind(parts.mask, parts.bytes, values, parts.count);
+        if (!wrong.empty()) throw Refusal(wrong);
+    }
+    void run(const Context& context) const override {
+        const Tensor x = ort::tensor(context.input(0));
+        const auto [height, width] = area_of(conv_.shape, x);
+        const float* bias = bias_of(op_, context, conv_.shape.outputs);
+        float* y = context.output(0, {x.shape[0], conv_.shape.outputs, height, width});
+        conv_.run(integer_kernels(), kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, y, context.threads());
+    }
+
+  private:
+    const Op& op_;
+    IntegerConv conv_;
+};
+
 }  // namespace
 
-std::unique_ptr<Node> make_conv(const Op& op, const Info& info) { return std::make_unique<ConvNode>(op, info); }
+std::unique_ptr<Node> make_conv(const Op& op, const Info& info) {
+    if (op.kind == Kind::dynamic_conv || op.kind == Kind::dynamic_conv_add) return std::make_unique<DynamicConvNode>(op, info);
+    return std::make_unique<ConvNode>(op, info);
+}
 
 }  // namespace emp

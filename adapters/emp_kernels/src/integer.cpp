@@ -100,20 +100,32 @@ QuadsView Quads::view(int64_t chunk, int64_t block) const {
     return {head_.data() + at.head, column_.data() + at.column, value_.data() + at.value};
 }
 
-void IntegerLinear::prepare() {
-    const RowsView<int8_t>& w = weight.view();
-    row_sum_.assign(size_t(w.rows), 0);
+int64_t block_columns(int groups) { return kTileBytes / (groups > 4 ? 128 : 64); }
+
+std::vector<int32_t> row_sums(const RowsView<int8_t>& w) {
+    std::vector<int32_t> sums(size_t(w.rows), 0);
     for (int64_t r = 0; r < w.rows; r++) {
         const int8_t* value = w.values(r);
         uint32_t sum = 0;
         for (uint64_t i = w.offset[r]; i < w.offset[r + 1]; i++) sum += uint32_t(int32_t(*value++));
-        row_sum_[size_t(r)] = int32_t(sum);
+        sums[size_t(r)] = int32_t(sum);
     }
+    return sums;
 }
+
+Scales scales_of(const IntegerKernels& kernels, const float* x, int64_t count, const int32_t* row_sum, const float* scale, int64_t scale_step) {
+    float least = 0, most = 0;
+    kernels.range(x, count, &least, &most);
+    const float x_scale = most == least ? 1.0f : (most - least) / 255.0f;
+    const float zero = std::nearbyint(std::max(0.0f, std::min(255.0f, 0.0f - least / x_scale)));
+    return {row_sum, scale, scale_step, x_scale, std::isfinite(zero) ? int32_t(zero) : 0};
+}
+
+void IntegerLinear::prepare() { row_sum_ = row_sums(weight.view()); }
 
 const Quads& IntegerLinear::quads(int groups) const {
     const bool wide = groups > 4;
-    std::call_once(once_[wide], [&] { quads_[wide].arrange(weight.view(), kTileBytes / (wide ? 128 : 64)); });
+    std::call_once(once_[wide], [&] { quads_[wide].arrange(weight.view(), block_columns(groups)); });
     return quads_[wide];
 }
 
@@ -121,12 +133,7 @@ void IntegerLinear::run(const IntegerKernels& kernels, const Kernels& floats, co
                         Activation activation, float* y, const Threads& threads) const {
     const RowsView<int8_t>& w = weight.view();
     if (items == 0 || w.rows == 0) return;
-    // as DynamicQuantizeLinear has it: one scale for all items
-    float least = 0, most = 0;
-    kernels.range(x, items * w.columns, &least, &most);
-    const float scale = most == least ? 1.0f : (most - least) / 255.0f;
-    const float zero = std::nearbyint(std::max(0.0f, std::min(255.0f, 0.0f - least / scale)));
-    const Scales scales = {row_sum_.data(), this->scale.data(), this->scale.size() > 1, scale, std::isfinite(zero) ? int32_t(zero) : 0};
+    const Scales scales = scales_of(kernels, x, items * w.columns, row_sum_.data(), this->scale.data(), this->scale.size() > 1);
     const int64_t stride = w.words * 64;
     thread_local Buffer<float> kept;  // floats, because they are transposed in fours as such
     float* buffer = kept.grow(size_t(std::max<int64_t>(1, items * stride / 4)));

@@ -26,6 +26,15 @@ class Quads {
     std::vector<int8_t> value_;
 };
 
+// The columns of a block for tiles of `groups` times 16 items.
+int64_t block_columns(int groups);
+
+// The sum of the weights of each row.
+std::vector<int32_t> row_sums(const RowsView<int8_t>&);
+
+// How DynamicQuantizeLinear quantises `count` activations, all of them alike, and what then becomes of sums.
+Scales scales_of(const IntegerKernels&, const float* x, int64_t count, const int32_t* row_sum, const float* scale, int64_t scale_step);
+
 class IntegerLinear {
   public:
     Rows<int8_t> weight;

@@ -42,8 +42,8 @@ struct Kernels {
     bool (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
     // The way back: y[i * item_stride + row] for i < items, with bias and activation; tile[(row - first) * lanes + i].
     void (*from_lanes)(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output&);
-    // y[r * y_stride + i] = activation(tile[r * lanes + i] + bias[r]) for r < rows, i < count; bias may be null.
-    void (*finish)(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, int64_t y_stride, Activation,
+    // y[r * y_stride + i] = activation(tile[r * lanes + i] + bias[r] + added[r * y_stride + i]) for r < rows, i < count; bias and added may be null.
+    void (*finish)(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride, Activation,
                    float* y);
     // One channel [height, width] of an image, every `step`-th pixel of a row from `first` on, into rows of `stride` floats with zeros around:
     // `left` before, up to the end of the row behind. Whether all that were read are finite.

@@ -11,7 +11,7 @@
 
 namespace emp {
 
-enum class Kind { mat_mul, mat_mul_add, gemm, conv, dynamic, dynamic_add, recurrent };
+enum class Kind { mat_mul, mat_mul_add, gemm, conv, conv_add, dynamic, dynamic_add, dynamic_conv, dynamic_conv_add, recurrent };
 
 // What becomes of the stored values before the product: nothing (float32), a cast to float32, a scale and a zero point.
 enum class Values { plain, cast, dequantize };
@@ -31,9 +31,10 @@ struct Op : ort::CustomOp {
     std::vector<int> types;       // of the inputs
     std::vector<bool> optional;   // which of them may be left out
     size_t outputs;               // how many there are; of a recurrent node each may be left out
-    size_t bias, scale, zero;     // their places, or 0
+    size_t bias, added, scale, zero;  // their places, or 0
     Stored weight, state;         // `state`: what a recurrent cell multiplies its state with
     Cell cell;                    // of a recurrent node
+    bool convolves() const { return kind == Kind::conv || kind == Kind::conv_add || kind == Kind::dynamic_conv || kind == Kind::dynamic_conv_add; }
 };
 
 class Node {

@@ -1,11 +1,12 @@
 // The operations of the packed domain: a product or a convolution with its packed weight, bias and activation in one node.
 //
 // The name says what a node does, as the local function of the same name in the file does:
-// - one of MatMul, MatMulAdd, Gemm, Conv, DynamicMatMul, DynamicMatMulAdd (the last two quantise their activations first);
+// - one of MatMul, MatMulAdd, Gemm, Conv, ConvAdd (a sum follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv,
+//   DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
 // - Relu if an activation follows;
 // - Cast or Dequantize if that is done to the stored values first;
 // - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
-// Inputs: the activations; the bias, except for MatMul; of integers scale and zero point; what the form needs, values last; then the places that a
+// Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd; of integers scale and zero point; what the form needs, values last; then the places that a
 // function needs for itself, which are not read here.
 //
 // Recurrent cells (LSTM, GRU, RNN) have two weights, and so two forms in their names, that of the input's weight first. Their inputs: the
@@ -28,7 +29,7 @@ OrtStatus* make(const ort::CustomOp* given, const OrtApi*, const OrtKernelInfo* 
     std::string where = op.name;
     try {
         where += " '" + info.name() + "'";
-        *made = (op.kind == Kind::conv ? make_conv : op.kind == Kind::recurrent ? make_recurrent : make_linear)(op, info).release();
+        *made = (op.convolves() ? make_conv : op.kind == Kind::recurrent ? make_recurrent : make_linear)(op, info).release();
         return nullptr;
     } catch (const Refusal& refusal) {
         return ort::status("the packed weight of " + where + " " + refusal.what());
@@ -96,12 +97,13 @@ const char* of(Values values) { return values == Values::cast ? "Cast" : values 
 
 Op describe(Kind kind, const char* kind_name, Values values, Activation activation, const NamedForm& form) {
     const Input input;
-    const bool dynamic = kind == Kind::dynamic || kind == Kind::dynamic_add;
+    const bool dynamic = kind >= Kind::dynamic && kind <= Kind::dynamic_conv_add;
     Op op = {};
     op.kind = kind, op.values_are = values, op.activation = activation, op.outputs = 1;
     op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : "") + (dynamic ? "" : of(values)) + form.name;
     input(op, ort::kFloat);
-    if (kind != Kind::mat_mul && kind != Kind::dynamic) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv);
+    if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add);
+    if (kind == Kind::conv_add) op.added = input(op, ort::kFloat);
     if (values == Values::dequantize) op.scale = input(op, ort::kFloat), op.zero = input(op, ort::kAnyType, true);
     op.weight = stored(op, form, "shape", "count");
     set_functions(op);
@@ -133,8 +135,11 @@ const std::vector<Op>& all() {
                            {Kind::mat_mul_add, "MatMulAdd", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::gemm, "Gemm", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::conv, "Conv", {Values::plain, Values::cast, Values::dequantize}},
+                           {Kind::conv_add, "ConvAdd", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::dynamic, "DynamicMatMul", {Values::dequantize}},
-                           {Kind::dynamic_add, "DynamicMatMulAdd", {Values::dequantize}}};
+                           {Kind::dynamic_add, "DynamicMatMulAdd", {Values::dequantize}},
+                           {Kind::dynamic_conv, "DynamicConv", {Values::dequantize}},
+                           {Kind::dynamic_conv_add, "DynamicConvAdd", {Values::dequantize}}};
         std::vector<Op> ops;
         for (auto& kind : kinds)
             for (Values values : kind.values)

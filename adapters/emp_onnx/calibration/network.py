@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.finding import able
 from emp_onnx.calibration.flat import flatten
+from emp_onnx.calibration.loops import fixed_value
 from emp_onnx.calibration.maps import Problem, Site
-from emp_onnx.calibration.moments import Moments, Samples, Sums
+from emp_onnx.calibration.own import Found, merge
 from emp_onnx.calibration.pooled import before_mean
 from emp_onnx.calibration.program import Program
 from emp_onnx.calibration.runner import Runner, chunks
 from emp_onnx.calibration.sites import UNOPENED, find_sites
-from emp_onnx.calibration.taking import PER_INPUT, Taking
+from emp_onnx.calibration.smooth import smooth
+from emp_onnx.calibration.taking import PER_INPUT, Taking, Totals
 from emp_onnx.calibration.uses import together
 from emp_onnx.errors import ModelError
 from emp_onnx.files.graph import Graph
@@ -44,18 +46,21 @@ class Network:
         feeds: the calibration feeds.
         levels: the highest level.
         share: of the samples that are enough to be sure of the last tenth of a point; fewer take less time.
+        smooth: whether activations are not rounded on the way that the model does (see `smooth.py`).
     """
 
     share = 1.0
 
     def __init__(
-        self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None
-    ) -> None:
+        self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None, *,
+        smooth: bool = False,
+    ) -> None:  # fmt: skip
         self.model, self.weights, self.feeds, self.threads = model, tuple(weights), list(feeds), threads
         self._cache: dict[str, Array] = {}
         self._held = 0
         self._zeros = {w.name: w.zero for w in weights if w.zero.quantised and able(w)}
         whole: dict[int, str] = {}
+        self.smooth = smooth
         while True:
             self.program, self.sites, self.why = self._laid(whole)
             refused = self._probe()
@@ -69,6 +74,8 @@ class Network:
         opened, by the ids of their bodies, why not."""
         known: dict[int, bool] = {}
         program = flatten(self.model, lambda graph: _opens(graph, self.model, known), whole)
+        if self.smooth:
+            self.smooth = smooth(program, lambda name: fixed_value(program, name, self.value, self.threads))
         found, why = find_sites(program, self.model, self.weights)
         if whole:
             reason = f"a loop cannot be run step by step ({'; '.join(sorted(set(whole.values())))})"
@@ -185,8 +192,8 @@ class Network:
     def moments(
         self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,
         part: Callable[[int], int] = lambda feed: 0, parts: int = 1, positions: bool = True,
-        shared: dict[object, list[Sums]] | None = None,
-    ) -> list[list[Moments | Samples]]:  # fmt: skip
+        shared: dict[object, list[Totals]] | None = None,
+    ) -> list[list[Found]]:  # fmt: skip
         """For each problem the moments of its inputs and of what should come out, over each part of the feeds.
 
         Inputs are those of `thin`, the pruned network with `changed` tensors, if given; what should come out is what
@@ -208,9 +215,9 @@ class Network:
 
     def _together(
         self, site: Site, changed: Mapping[str, Array] | None, part: Callable[[int], int], parts: int, two: bool
-    ) -> list[list[Moments | Samples]]:
+    ) -> list[list[Found]]:
         """The sums over all uses of the same weights, from networks that are run for them up to the last use."""
-        runs, found = [self.runner(), *([self.runner(changed)] if two else [])], list[list[list[Moments | Samples]]]()
+        runs, found = [self.runner(), *([self.runner(changed)] if two else [])], list[list[list[Found]]]()
         for level in range(max(use.level for use in site.uses)):
             later = {name for use in site.uses if use.level > level for name in use.needs}
             for run in runs:
@@ -248,11 +255,11 @@ class Network:
             yield bias.key, new.reshape(old.shape)
 
 
-def merged(found: Sequence[list[list[Moments | Samples]]], /) -> list[list[Moments | Samples]]:
+def merged(found: Sequence[list[list[Found]]], /) -> list[list[Found]]:
     """The moments over several uses: of each problem, for each part of the feeds."""
     first, *others = found
     for other in others:
-        first = [[a.merge(b) for a, b in zip(*pair, strict=True)] for pair in zip(first, other, strict=True)]
+        first = [[merge(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(first, other, strict=True)]
     return first
 
 

@@ -261,6 +261,10 @@ def open_session(
     options.use_deterministic_compute = True
     options.enable_cpu_mem_arena = False  # what runs is small, and what an arena keeps is memory that work could use
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in graph.initializer) or any(
+        value.dtype == np.float16 for value in reads.values()
+    ):  # laying out attention in half precision crashes onnxruntime (1.32), and with it this process
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if threads:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

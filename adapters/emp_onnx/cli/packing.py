@@ -18,7 +18,7 @@ from emp_onnx.cli.show import metered, show
 from emp_onnx.cli.values import seed, threads
 from emp_onnx.packing.forms import FORMS
 from emp_onnx.packing.pack import Packing, pack, unpack
-from emp_onnx.report import packing_text
+from emp_onnx.texts.packing import packing_text
 
 __all__ = ["add"]
 

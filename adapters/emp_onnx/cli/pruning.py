@@ -22,15 +22,16 @@ from emp_onnx.cli.options import (
 )
 from emp_onnx.cli.show import complain, metered, show
 from emp_onnx.cli.values import number, positive, seed, sparsity, threads
+from emp_onnx.decide import plan
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import SCOPES
 from emp_onnx.files.model_io import load
 from emp_onnx.files.whole import write_whole
 from emp_onnx.packing.forms import FORMS
-from emp_onnx.plan import Plan, plan
+from emp_onnx.plan import Plan
 from emp_onnx.prune import nothing_to_prune, prune
-from emp_onnx.report import plan_text, report_text, uses_text, verification_text
-from emp_onnx.verify import verify
+from emp_onnx.texts.pruning import plan_text, report_text, uses_text, verification_text
+from emp_onnx.verification.verify import verify
 
 __all__ = ["add"]
 

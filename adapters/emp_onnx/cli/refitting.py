@@ -118,8 +118,8 @@ def wanted(options: argparse.Namespace) -> bool:
 
 def refit(options: argparse.Namespace) -> int:
     """`emp prune` with a refit."""
-    from emp_onnx.refit.prune import refit
-    from emp_onnx.refit.text import refit_text
+    from emp_onnx.refitting import refit
+    from emp_onnx.texts.refit import refit_text
 
     for name in ("plan", "order", "scope", "pack"):
         if getattr(options, name) is not None:
@@ -141,7 +141,7 @@ def refit(options: argparse.Namespace) -> int:
             model, options.out, feeds=options.feeds, stats=options.stats, gradients=options.gradients,
             update=options.refit or (options.stats is None and options.gradients is None),
             allocate=options.allocate, criterion=options.criterion, effort=options.effort or "full", seed=seed(options),
-            in_place=options.in_place, watch=meter, **amount, **choice(options),
+            in_place=options.in_place, watch=meter, gzip=options.json or not options.quiet, **amount, **choice(options),
         )  # fmt: skip
     if report.how["random_feeds"]:
         complain(
@@ -173,7 +173,7 @@ def _budget(options: argparse.Namespace) -> Budget | None:
 
 def _calibrate(options: argparse.Namespace) -> int:
     from emp_onnx.calibration.statistics import Statistics, calibrate
-    from emp_onnx.refit.text import statistics_text
+    from emp_onnx.texts.refit import statistics_text
 
     model = load(options.model)
     not_the_model(options.output, model, "-o")
@@ -208,7 +208,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     from emp_onnx.budget.sweep import CURVE, sweep, to_csv, to_json, to_png
-    from emp_onnx.refit.text import curve_text
+    from emp_onnx.texts.refit import curve_text
 
     score = _metric(options)
     at: tuple[float, ...] = CURVE
@@ -236,7 +236,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from emp_onnx.budget.compare import compare_rules
-    from emp_onnx.refit.text import comparison_text
+    from emp_onnx.texts.refit import comparison_text
 
     score = _metric(options)
     given = sparsity("--sparsity", options.sparsity)

@@ -24,7 +24,7 @@ from emp_onnx.cli.values import listed, positive, seed, threads
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.model_io import load
 from emp_onnx.files.whole import write_whole
-from emp_onnx.report import bench_text, fused_text, run_text
+from emp_onnx.texts.running import bench_text, fused_text, run_text
 
 __all__ = ["add"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from emp_onnx.errors import UsageError, escape
 from emp_onnx.progress import Meter
-from emp_onnx.report import Style
+from emp_onnx.texts.style import Style
 
 __all__ = ["complain", "metered", "show"]
 

@@ -13,8 +13,9 @@ import numpy as np
 from emp_onnx.errors import OnnxError
 from emp_onnx.files.model_io import load
 from emp_onnx.prune import Report, prune
-from emp_onnx.report import Style, report_text
 from emp_onnx.runtime.compare import Session
+from emp_onnx.texts.pruning import report_text
+from emp_onnx.texts.style import Style
 
 __all__ = ["MODEL", "Demo", "run_demo"]
 

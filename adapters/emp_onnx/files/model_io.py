@@ -9,59 +9,32 @@ so the input's are never written to.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emp_core.checksum import Checksum
 from emp_onnx.errors import ModelError, quote
+from emp_onnx.files.beside import Beside
+from emp_onnx.files.coded import Coded, CodeLayout
 from emp_onnx.files.graph import Graph, Tensor
+from emp_onnx.files.packed import unpacking
+from emp_onnx.files.patch import Given, Patch, Values
 from emp_onnx.files.reader import DOMAIN, Contents, read
 from emp_onnx.files.short import read_each
 from emp_onnx.files.source import FileSource, Memory, Source, keep_freed
 from emp_onnx.files.sparse import sparse
 from emp_onnx.files.storage import Stored, pieces_of, stored
 from emp_onnx.files.wire import Edit, Piece
-from emp_onnx.weights.packed import Packed, Packing
 
-__all__ = ["Model", "Patch", "Sheet", "Values", "hash_values", "load", "save", "unfused"]
-
-Values = NDArray[Any]
-
-
-class Patch(Protocol):
-    """New values of a tensor, made from its old ones a piece at a time."""
-
-    def __call__(self, start: int, old: Values, /) -> Values:
-        """The new values for the flat numbers `old`, of which the first has the index `start`."""
-        ...
-
+__all__ = ["Model", "Sheet", "load", "save", "unfused"]
 
 Sealed = Callable[[Mapping[str, str]], str]  # a text made from the checksums of all new values, after these
-
-
-class _Array:
-    """All new values at once."""
-
-    def __init__(self, values: Values) -> None:
-        self.values = np.ascontiguousarray(values).reshape(-1)
-
-    def __call__(self, start: int, old: Values, /) -> Values:
-        return self.values[start : start + old.size]
-
-
-def hash_values(values: Values, digest: Any = None, /) -> Any:
-    """SHA-256 of numbers as they are stored, little-endian, in order; or that of a row of pieces, carried on."""
-    digest = hashlib.sha256() if digest is None else digest
-    digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    return digest
 
 
 @dataclass(frozen=True)
@@ -84,6 +57,7 @@ class Model:
         graph: the main graph, with the bodies of control flow hanging from their nodes.
         functions: local functions by (domain, name).
         tensors: every tensor anywhere in the model, by its key.
+        beside: the sidecar files.
         cache: what other rooms found out about this model, and will ask for again.
         watch: called with the number of bytes whenever some of a tensor were read, or None.
     """
@@ -95,14 +69,13 @@ class Model:
         which `contents` is what is known already."""
         self.path = path
         self.cache: dict[Any, Any] = {}
-        self._from_disk = False
         self.watch: Callable[[int], None] | None = parent.watch if parent else None
         self.patches: dict[str, Patch] = dict(parent.patches) if parent else {}
         self.changes: dict[str, str | Sealed | None] = dict(parent.changes) if parent else {}
         self.sheet: Sheet | None = None
         self.source: Source = parent.source if parent else self._opened(source)
         self._contents: Contents = parent._contents if parent else contents or read(self.source, self.origin)
-        self._sources: dict[str, FileSource] = parent._sources if parent else {}
+        self.beside: Beside = parent.beside if parent else Beside(path)
         self._stored: dict[str, Stored] = parent._stored if parent else {}
         self.tensors: dict[str, Tensor] = (
             parent.tensors if parent else {tensor.key: tensor for tensor in self._contents.tensors}
@@ -161,42 +134,40 @@ class Model:
         if found is None:
             tensor = self.tensors[key]
             if tensor.recipe is not None:
-                from emp_onnx.packing.stored import unpacking
-
                 found = unpacking(tensor, self.stored)
             elif tensor.parts:
                 values, indices = (self.stored(part.key) for part in tensor.parts)
                 found = sparse(tensor, values, indices, self.source)
             else:
-                found = stored(tensor, self.source, self._sidecar)
+                found = stored(tensor, self.source, self.beside.file)
             self._stored[key] = found
         return found
 
-    def unpack(self, key: str, packing: Packing, /) -> None:
-        """From now on the values of this tensor are the codes that an operation packs into its bytes.
+    def read_codes(self, key: str, codes: CodeLayout, /) -> None:
+        """From now on the values of this tensor are the codes that an operation reads in its bytes.
 
         Raises:
             ModelError: its bytes are not that many; as `stored`.
         """
         where = self.stored(key)
-        under = where.under if isinstance(where, Packed) else where
-        if under.dtype != np.uint8 or under.tensor.size != packing.nbytes:
+        under = where.under if isinstance(where, Coded) else where
+        if under.dtype != np.uint8 or under.tensor.size != codes.nbytes:
             raise ModelError(
-                f"tensor {quote(key)} must hold {packing.nbytes} bytes of packed codes, got {under.tensor.size} "
+                f"tensor {quote(key)} must hold {codes.nbytes} bytes of codes, got {under.tensor.size} "
                 f"numbers of {under.tensor.dtype}"
             )
-        self._stored[key] = Packed(under, packing)
+        self._stored[key] = Coded(under, codes)
 
-    def unpack_like(self, other: Model, keys: Iterable[str], /) -> None:
-        """`unpack` those of these tensors that are unpacked in another model.
+    def read_codes_like(self, other: Model, keys: Iterable[str], /) -> None:
+        """`read_codes` of those of these tensors of which another model does.
 
         Raises:
-            ModelError: as `unpack`.
+            ModelError: as `read_codes`.
         """
         for key in keys:
             where = other.stored(key)
-            if isinstance(where, Packed):
-                self.unpack(key, where.packing)
+            if isinstance(where, Coded):
+                self.read_codes(key, where.codes)
 
     def piece(self, key: str, start: int, stop: int, /) -> Values:
         """Values `start` to `stop` of a tensor, flat, in the type they are stored in.
@@ -271,7 +242,7 @@ class Model:
                     raise ValueError(
                         f"{key} must stay {tensor.dtype} of shape {tensor.shape}, got {patch.dtype} of {patch.shape}"
                     )
-                new.patches[key] = _Array(patch)
+                new.patches[key] = Given(patch)
             else:
                 new.patches[key] = patch
         for name, text in metadata.items():
@@ -318,44 +289,14 @@ class Model:
             if tensor.storage == "external" and tensor.place:
                 location = dict(tensor.place.external).get("location", "")
                 if location not in found:
-                    found[location] = self._sidecar(location, tensor.name).path
+                    found[location] = self.beside.file(location, tensor.name).path
         return found
 
     def read_disk(self) -> None:
         """From now on long stretches of its files come from the disk itself, as far as the system does that."""
-        self._from_disk = True
-        for source in (self.source, *self._sources.values()):
-            if isinstance(source, FileSource):
-                source.read_disk()
-
-    def sidecar(self, location: str) -> FileSource:
-        """One of them, open."""
-        return self._sidecar(location, "")
-
-    def _sidecar(self, location: str, name: str) -> FileSource:
-        known = self._sources.get(location)
-        if known is not None:
-            return known
-        if self.path is None:
-            raise ModelError(
-                f"tensor {quote(name)} is kept in the file {quote(location)}; load the model from its path"
-            )
-        folder = Path(os.path.realpath(self.path.parent))
-        plain = location and "\0" not in location and len(location) < 4096 and not Path(location).is_absolute()
-        real = Path(os.path.realpath(folder / location)) if plain else folder.parent
-        if not real.is_relative_to(folder):
-            raise ModelError(
-                f"tensor {quote(name)} must be kept inside the model's directory, got the location {quote(location)}"
-            )
-        if not real.is_file():
-            raise ModelError(f"tensor {quote(name)} is kept in {quote(location)}, which is not a file beside the model")
-        try:
-            source = FileSource(real)
-        except OSError as error:
-            raise ModelError(f"the file {quote(real)} could not be read: {error.strerror}") from error
-        if self._from_disk:
-            source.read_disk()
-        return self._sources.setdefault(location, source)
+        if isinstance(self.source, FileSource):
+            self.source.read_disk()
+        self.beside.read_disk()
 
 
 def load(path: str | os.PathLike[str], /) -> Model:

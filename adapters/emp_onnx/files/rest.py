@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.errors import ModelError, quote
+from emp_onnx.files.coded import Coded
 from emp_onnx.files.graph import Tensor
 from emp_onnx.files.headers import CONTENTS
 from emp_onnx.files.model_io import Model, load
@@ -20,7 +21,6 @@ from emp_onnx.files.source import FileSource, Source
 from emp_onnx.files.storage import nbytes, pieces_of
 from emp_onnx.files.wire import LENGTH, Wire, WireError
 from emp_onnx.files.writer import feed
-from emp_onnx.weights.packed import Packed
 
 __all__ = ["load_again", "rest", "same_outside"]
 
@@ -79,7 +79,7 @@ def _gaps(model: Model, keys: frozenset[str], entry: str) -> list[tuple[int, int
     for key in keys:
         # of packed weights what fills up blocks is to be compared too
         where = model.stored(key) if key in model.tensors else None
-        if where is None or where.decoded is not None or isinstance(where, Packed):
+        if where is None or where.decoded is not None or isinstance(where, Coded):
             return None
         size, place = nbytes(where.dtype, where.tensor.size), where.place
         mine = [(place, place + size)] if place >= 0 else list(where.spans())
@@ -156,7 +156,7 @@ def rest(model: Model, keys: frozenset[str], entry: str, apart: frozenset[str] =
             out[f"external tensor {quote(tensor.key)}"] = Stretch(*_external(model, tensor))
     for key in keys & model.tensors.keys():
         where = model.stored(key)
-        if isinstance(where, Packed):
+        if isinstance(where, Coded):
             digest = hashlib.sha256()
             for codes in where.fill():
                 digest.update(codes.tobytes())
@@ -301,7 +301,7 @@ def _near(marks: Sequence[tuple[int, int]], at: int, end: int) -> Sequence[tuple
 def _external(model: Model, tensor: Tensor) -> tuple[Source, int, int]:
     """Where the bytes of a tensor lie that is of no interest but must stay."""
     entries = dict(tensor.place.external) if tensor.place else {}
-    source = model.sidecar(entries.get("location", "")) if model.path else None
+    source = model.beside.file(entries.get("location", "")) if model.path else None
     if source is None:
         raise ModelError(f"tensor {quote(tensor.name)} is kept in a file; load the model from its path")
     try:

@@ -12,14 +12,15 @@ import numpy as np
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.storage import pieces_of
-from emp_onnx.packing.codes import bits_of
+from emp_onnx.packing.counts import bits_of
 from emp_onnx.packing.forms import rounded
 from emp_onnx.packing.places import Chosen
 from emp_onnx.packing.rewrite import half_name
 from emp_onnx.runtime.compare import Behaviour, NotRunError, compare
 from emp_onnx.runtime.feeds import Feed, read_feeds
 from emp_onnx.runtime.isolated import Isolated
-from emp_onnx.verify import RUN, Check, Verification, worth_running
+from emp_onnx.verification.outcome import Check, Verification
+from emp_onnx.verification.running import RUN, worth_running
 
 __all__ = ["Feeds", "checked"]
 

@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from emp_onnx.errors import ModelError, UsageError, quote
+from emp_onnx.files.functions import DOMAIN, EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.files.graph import Graph, Tensor
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.storage import PLAIN, pieces_of
-from emp_onnx.packing.codes import Counts
+from emp_onnx.packing.counts import Counts
 from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, Survey, forms, survey
-from emp_onnx.packing.functions import DOMAIN, EARLY_OPSET, STAGE, function_bytes
 from emp_onnx.packing.header import FREE_SINCE
 from emp_onnx.packing.places import Chosen, graphs, parts_of
 

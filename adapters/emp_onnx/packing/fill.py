@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from emp_onnx.files.functions import EARLY, GROUP, cut_in
+from emp_onnx.files.gaps import gap_codes, split
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.storage import pieces_of
-from emp_onnx.packing.codes import gap_codes, split, stored_mask
+from emp_onnx.packing.counts import stored_mask
 from emp_onnx.packing.forms import Form, Survey, rounded
-from emp_onnx.packing.functions import EARLY, GROUP, cut_in
 
 __all__ = ["fill_parts"]
 

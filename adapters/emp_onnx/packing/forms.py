@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.files.functions import EARLY, EARLY_OPSET, GROUP, LEAST_OPSET, cut_in, cuts
 from emp_onnx.files.graph import Tensor
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.sparse import fits
 from emp_onnx.files.storage import pieces_of
-from emp_onnx.packing.codes import BLOCKS, GAPS, Counts, stored_mask
-from emp_onnx.packing.functions import EARLY, EARLY_OPSET, GROUP, LEAST_OPSET, cut_in, cuts
+from emp_onnx.packing.counts import BLOCKS, GAPS, Counts, stored_mask
 
 __all__ = ["DTYPES", "FORMS", "TARGETS", "Form", "Survey", "forms", "parted", "rounded", "survey"]
 

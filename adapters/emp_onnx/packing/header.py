@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from emp_onnx.files import emit
+from emp_onnx.files.functions import DOMAIN, EARLY, STAGE, VERSION, function_bytes
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.wire import LENGTH, Edit, Wire
-from emp_onnx.packing.functions import DOMAIN, EARLY, STAGE, VERSION, function_bytes
 
 __all__ = ["FREE_SINCE", "header"]
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emp_onnx.certificate import KEY
-from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.certificates.rule import KEY
+from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load, save, unfused
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.check import Feeds, checked
@@ -18,7 +18,8 @@ from emp_onnx.packing.places import Chosen
 from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.progress import Watch
 from emp_onnx.runtime.isolated import Isolated
-from emp_onnx.verify import Verification, weight_of, worth_running
+from emp_onnx.verification.outcome import Verification, VerifyError
+from emp_onnx.verification.running import weight_of, worth_running
 
 __all__ = ["Packing", "pack", "unpack"]
 
@@ -121,7 +122,12 @@ def pack(
         source.watch = watch.add
         watch.phase("looking", total)
     chosen, rows = choose(
-        source, form=form, target=target, compact=compact_indices, half=values is not None, include=include,
+        source,
+        form=form,
+        target=target,
+        compact=compact_indices,
+        half=values is not None,
+        include=include,
         exclude=exclude,
     )
     notes = []

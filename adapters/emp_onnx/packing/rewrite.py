@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.files import emit
+from emp_onnx.files.functions import DOMAIN, EARLY, cut_in
 from emp_onnx.files.graph import Tensor
 from emp_onnx.files.model_io import Model, Sheet
 from emp_onnx.files.wire import Edit, Piece, Wire
 from emp_onnx.packing.bodies import initializers, sparse
 from emp_onnx.packing.fill import fill_parts
-from emp_onnx.packing.functions import DOMAIN, EARLY, cut_in
 from emp_onnx.packing.header import header
 from emp_onnx.packing.places import Chosen, Place, graphs, location, parts_of, places_of
 from emp_onnx.packing.sidecars import sidecar

@@ -13,10 +13,10 @@ from itertools import accumulate
 import numpy as np
 
 from emp_onnx.files import emit
+from emp_onnx.files.functions import DOMAIN, PARTS, STAGE
 from emp_onnx.files.graph import Node
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.wire import LENGTH, Edit, Wire
-from emp_onnx.packing.functions import DOMAIN, PARTS, STAGE
 from emp_onnx.packing.places import Chosen, Place
 
 __all__ = ["count", "stage_name", "stage_nodes", "stages_of", "staging"]

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from emp_core import effective_size
 from emp_onnx.calibration.feeding import gather, longer
-from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, agreement, moved
+from emp_onnx.calibration.own import Found
+from emp_onnx.certificates.added import Added, with_biases
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
-from emp_onnx.refit.biases import Added, missing_biases, with_biases
+from emp_onnx.refit.biases import missing_biases
 from emp_onnx.refit.candidates import candidates
 from emp_onnx.refit.curves import Curve, curves, unmeasured
 from emp_onnx.refit.gradients import Gradients, checked
@@ -89,7 +90,7 @@ class Fitting:
             self.gradients = checked(self.gradients, self.weights, [w.name for w in self.refusals])
         self._says: list[list[Array]] | None = None
         self._curves: list[Curve] | None = None
-        self._seen: tuple[Network, Mapping[int, Moments | Samples]] | None = None
+        self._seen: tuple[Network, Mapping[int, Found]] | None = None
         self.joined = 0  # feeds that were made of others
         self.added: list[Added] = []
         self._sizes: dict[str, float] = {}
@@ -104,12 +105,14 @@ class Fitting:
         cells = any(weight.op in CELLS for weight in self.weights)
         more = longer(self.model, used, self.threads) if cells and not self.random else []
         self.joined, used = len(more), [*used, *more]
-        self.network = Network(self.model, self.weights, used, self.threads)
+        self.network = Network(self.model, self.weights, used, self.threads, smooth=True)
         self.added = missing_biases(self.network) if self.biases else []
         if self.added:
             self.model = with_biases(self.model, self.added)
-            self.network = Network(self.model, self.weights, used, self.threads)
-        self.answers = Answers(self.network)
+            self.network = Network(self.model, self.weights, used, self.threads, smooth=True)
+        # the whole model is measured as it is
+        real = Network(self.model, self.weights, used, self.threads) if self.network.smooth else self.network
+        self.answers = Answers(real)
 
     @property
     def total(self) -> int:
@@ -121,8 +124,12 @@ class Fitting:
         """What each layer can bear; measured when first asked for."""
         if self._curves is None:
             self._phase("measuring layers")
-            self._curves = list(curves(self.network, self.answers, self.watch))
+            self._curves = list(curves(self.network, self._probed(), self.watch))
         return self._curves
+
+    def _probed(self) -> Answers:
+        """The answers of the network that is fitted."""
+        return Answers(self.network) if self.network.smooth else self.answers
 
     @property
     def calibrated(self) -> tuple[int, str, bool]:
@@ -240,7 +247,7 @@ class Fitting:
         masks[weight.name] = largest(self._scores(weight), count)
         changed[weight.name] = weight.zero.filled(self.model.values(weight.name), masks[weight.name])
 
-    def _known(self) -> Mapping[int, Moments | Samples] | None:
+    def _known(self) -> Mapping[int, Found] | None:
         """Moments that are used instead of running the network, by the id of their problem."""
         return None
 

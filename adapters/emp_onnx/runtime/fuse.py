@@ -7,8 +7,8 @@ Without kernels onnxruntime inlines that function, and all is as before.
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
 quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all
-of these. In a model of float16 a node with kernels takes and gives float32, with a Cast on either side, as onnxruntime
-itself does it.
+of these; a ConvInteger likewise. What is added to a Conv becomes part of it too. In a model of float16 a node with
+kernels takes and gives float32, with a Cast on either side, as onnxruntime itself does it.
 
 Inputs of such a node: the activations; the bias (not for MatMul); scale and zero point of integers; those of the
 function that unpacks.
@@ -45,11 +45,12 @@ from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of
 
 __all__ = ["FORMS", "Fused", "fuse", "fused_before", "fused_model"]
 
+DYNAMIC = ("MatMulInteger", "ConvInteger")  # whose activations are quantised as they come
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 # Above these densities dense kernels win, whatever the shape. Convolutions are decided together (fused_chains.py).
-DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5, "MatMulInteger": 0.55}
+DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5, "MatMulInteger": 0.55, "ConvInteger": 1.0}
 # Elements: smaller weights stay in cache, and win dense.
-LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13, "MatMulInteger": 1 << 18}
+LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13, "MatMulInteger": 1 << 18, "ConvInteger": 0}
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def fused_before(path: str | os.PathLike[str], /) -> list[Fused]:
 
 def _fused_before(domain: str, op: str, inputs: Sequence[str]) -> list[Fused]:
     """What a node holds that was fused before: the values of each weight, by name."""
-    if domain != DOMAIN or not op.startswith(("MatMul", "Gemm", "Conv", "DynamicMatMul", *CELLS)):
+    if domain != DOMAIN or not op.startswith(("MatMul", "Gemm", "Conv", "Dynamic", *CELLS)):
         return []
     found, place = list[Fused](), len(inputs)
     for form in reversed(re.findall("Mask4|Mask|Gaps[468]", op)):
@@ -164,6 +165,7 @@ class _Work:
         self.made: dict[str, onnx.FunctionProto] = {}
         self.new: dict[int, list[onnx.NodeProto]] = {}  # before a node, by its id
         self.behind: dict[int, list[onnx.NodeProto]] = {}
+        self.place: dict[int, int] = {}  # the last node that a node took in, since what that needs may come late
         self.opset = next((item.version for item in model.opset_import if item.domain in STANDARD), 0)
         self.convolutions = set() if every else self._convolutions()
 
@@ -213,7 +215,7 @@ class _Work:
         return self._types(node, weight, values.data_type) or self._geometry(node, shape, weight)
 
     def _types(self, node: onnx.NodeProto, weight: Weight, kind: int) -> str:
-        if node.op_type == "MatMulInteger":
+        if node.op_type in DYNAMIC:
             return self._dynamic(node, weight)
         if weight.values == "Dequantize":
             return self._dequantized(node, weight)
@@ -250,7 +252,7 @@ class _Work:
 
     def _dynamic(self, node: onnx.NodeProto, weight: Weight) -> str:
         if weight.values:
-            return "it is not the weight itself that MatMulInteger takes"
+            return f"it is not the weight itself that {node.op_type} takes"
         if _chain(self.graph, node) is None:
             return "it is not between DynamicQuantizeLinear and a multiplication by both scales"
         zero, wrong = self._zero(node.input[3] if len(node.input) > 3 else "", weight)
@@ -260,7 +262,7 @@ class _Work:
         return wrong or ("" if zero == fits else "its values less their zero point may not fit 8 bits")
 
     def _geometry(self, node: onnx.NodeProto, shape: list[int], weight: Weight) -> str:
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "ConvInteger"):
             group = value_of(node, "group", 1)
             if len(shape) != 4:
                 return "it is not a convolution over two axes"
@@ -268,6 +270,8 @@ class _Work:
                 return "its pads are not written out"
             if max(value_of(node, "strides", [1])) > 1024 or math.prod(shape[1:]) > 65536:
                 return "its strides or kernels are too large"
+            if group > 1 and node.op_type == "ConvInteger":
+                return "it has groups"
             return "each group has few channels" if group > 1 and shape[1] < 8 else ""
         if len(shape) != 2:
             return "it has not two dimensions"
@@ -294,7 +298,7 @@ class _Work:
         scales: list[str] = []
         activations = node.input[0]
         spare = [maker for maker in (weight.after, weight.unpack) if maker is not None]
-        if op == "MatMulInteger":
+        if op in DYNAMIC:
             activations, scales = self._absorb(node, spare)
         elif weight.after is not None and weight.values == "Dequantize":
             scales = [weight.after.input[1], weight.after.input[2] if len(weight.after.input) > 2 else ""]
@@ -306,17 +310,27 @@ class _Work:
             if plain and graph.vector(other[0], shape_of(weight.unpack)[1], FLOAT16 if half else FLOAT):
                 bias = other
                 after = self._take(node, after)
+        elif op == "ConvInteger" and after is not None and _is(after, "Add"):
+            bias = [item for item in after.input if item != node.output[0]]
+            bias = bias if self._over_channels(bias, shape_of(weight.unpack)[0]) else []
+            after = self._take(node, after) if bias else after
+        added: list[str] = []
+        if op == "Conv" and not half and after is not None and _is(after, "Add"):
+            added = [item for item in after.input if item != node.output[0]]
+            if added:
+                after = self._take(node, after)
         relu = after is not None and _is(after, "Relu")
         if relu:
             assert after is not None
             self._take(node, after)
         values = "Cast" if half else weight.values
-        shape = Shape(op, bool(bias) and op.startswith("MatMul"), relu, values, FORMS[weight.unpack.op_type])
+        add = bool(added) or (bool(bias) and op not in ("Gemm", "Conv"))
+        shape = Shape(op, add, relu, values, FORMS[weight.unpack.op_type])
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:
             activations, bias = self._widened(node, activations, bias)
-        self._rewrite(node, shape, weight, [activations, *bias, *scales, *weight.unpack.input])
+        self._rewrite(node, shape, weight, [activations, *bias, *added, *scales, *weight.unpack.input])
         for maker in spare:
             graph.drop_unused(maker)
         return shape.name
@@ -339,6 +353,15 @@ class _Work:
                 if maker is not None:
                     self.graph.drop_unused(maker)
         return [Fused(weight.name, name, "") for weight in weights]
+
+    def _over_channels(self, names: list[str], channels: int) -> bool:
+        """Whether this is one value, a constant of one number for each channel of an image."""
+        maker = self.graph.makers.get(names[0]) if len(names) == 1 else None
+        if maker is not None and _is(maker, "Reshape"):
+            shape = self.graph.constant(maker.input[1])
+            known = shape is not None and list(shape) in ([1, -1, 1, 1], [1, channels, 1, 1])
+            return known and self.graph.vector(maker.input[0], channels)
+        return len(names) == 1 and self._dims(names[0]) in ([1, channels, 1, 1], [channels, 1, 1])
 
     def _dims(self, name: str) -> list[int]:
         tensor = self.graph.tensors.get(name)
@@ -386,8 +409,9 @@ class _Work:
         node.attribute.extend(attributes)
 
     def _take(self, node: onnx.NodeProto, after: onnx.NodeProto) -> onnx.NodeProto | None:
-        """Let `node` make what `after` makes, and drop `after`; who alone uses that, if one does."""
+        """Let `node` make what `after` makes, in its place, and drop `after`; who alone uses that, if one does."""
         self.graph.drop(after)
+        self.place[id(node)] = id(after)
         node.output[0] = after.output[0]
         return self.graph.only_user(node.output[0])
 
@@ -395,8 +419,11 @@ class _Work:
         """Write the nodes that are left, and the functions."""
         graph = self.model.graph
         alive = []
-        for node in graph.node:
-            if id(node) not in self.graph.gone:
+        known_nodes = {id(node): node for node in graph.node}
+        moved = {place: known_nodes[node] for node, place in self.place.items()}
+        for here in graph.node:
+            node = moved.get(id(here), here)
+            if id(node) not in self.graph.gone and self.place.get(id(node), id(here)) == id(here):
                 alive += [*self.new.get(id(node), []), node, *self.behind.get(id(node), [])]
         del graph.node[:]
         graph.node.extend(alive)
@@ -433,5 +460,7 @@ def _chain(graph: Uses, node: onnx.NodeProto) -> _Chain | None:
     found = graph.constant(scale[0]) if len(scale) == 1 else None
     if found is None or found.dtype.name != "float32" or found.ndim > 1:
         return None
+    if node.op_type == "ConvInteger":
+        return (quantise, cast, scales, mul, scale[0]) if found.size == 1 else None
     columns = shape_of(graph.unpacked[node.input[1]])[-1] if node.input[1] in graph.unpacked else -1
     return (quantise, cast, scales, mul, scale[0]) if found.size in (1, columns) else None

@@ -7,8 +7,8 @@ from collections import Counter
 
 import onnx
 
+from emp_onnx.files.functions import cut_in, function_bytes
 from emp_onnx.files.reader import DOMAIN
-from emp_onnx.packing.functions import cut_in, function_bytes
 from emp_onnx.runtime.fused_graph import STANDARD, shape_of
 
 __all__ = ["rejoin"]

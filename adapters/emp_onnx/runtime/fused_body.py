@@ -14,7 +14,7 @@ __all__ = ["ATTRIBUTES", "Shape", "function_of", "node_of"]
 
 ATTRIBUTES = {
     "MatMul": (), "Gemm": ("transB",), "Conv": ("strides", "pads", "dilations", "group", "kernel_shape"),
-    "MatMulInteger": (),
+    "MatMulInteger": (), "ConvInteger": ("strides", "pads", "dilations", "group", "kernel_shape"),
 }  # fmt: skip
 _TYPES = {
     "shape": onnx.AttributeProto.TENSOR, "count": onnx.AttributeProto.TENSOR, "transB": onnx.AttributeProto.INT,
@@ -28,8 +28,8 @@ class Shape:
     """What a node is made of; its name says all of it.
 
     Attributes:
-        op: MatMul, Gemm, Conv, or MatMulInteger, whose activations are quantised first.
-        add: whether a MatMul has a bias.
+        op: MatMul, Gemm, Conv, or MatMulInteger or ConvInteger, whose activations are quantised first.
+        add: whether a MatMul or ConvInteger has a bias; whether something is added to what a Conv makes.
         relu: whether a Relu follows.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
         form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
@@ -43,8 +43,14 @@ class Shape:
 
     @property
     def kind(self) -> str:
-        """MatMul, MatMulAdd, Gemm, Conv, DynamicMatMul or DynamicMatMulAdd."""
-        return ("DynamicMatMul" if self.op == "MatMulInteger" else self.op) + ("Add" if self.add else "")
+        """MatMul, MatMulAdd, Gemm, Conv, ConvAdd, DynamicMatMul, DynamicMatMulAdd, DynamicConv or DynamicConvAdd."""
+        name = f"Dynamic{self.op.removesuffix('Integer')}" if self.dynamic else self.op
+        return name + ("Add" if self.add else "")
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether activations are quantised first."""
+        return self.op.endswith("Integer")
 
     @property
     def name(self) -> str:
@@ -63,7 +69,7 @@ class Shape:
     @property
     def scaled(self) -> bool:
         """Whether scale and zero point are inputs."""
-        return self.values == "Dequantize" or self.op == "MatMulInteger"
+        return self.values == "Dequantize" or self.dynamic
 
     @property
     def attributes(self) -> list[str]:
@@ -82,8 +88,9 @@ def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.Functi
         steps.append(helper.make_node("Cast", ["stored"], ["weight"], to=onnx.TensorProto.FLOAT))
     elif shape.values == "Dequantize":
         steps.append(node_of("DequantizeLinear", ["stored", "scale", "zero"], ["weight"], ["axis"]))
-    steps += _dynamic(shape) if shape.op == "MatMulInteger" else _plain(shape)
-    inputs = ["x", *(["bias"] if shape.biased else []), *(["scale", "zero"] if shape.scaled else []), *packed]
+    steps += _dynamic(shape) if shape.dynamic else _plain(shape)
+    added = ["added"] if shape.add and shape.op == "Conv" else []
+    inputs = ["x", *(["bias"] if shape.biased else []), *added, *(["scale", "zero"] if shape.scaled else []), *packed]
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_function(DOMAIN, shape.name, inputs, ["y"], steps, imports, shape.attributes)
 
@@ -98,7 +105,7 @@ def _dynamic(shape: Shape) -> list[onnx.NodeProto]:
     """As onnxruntime's quantize_dynamic writes it."""
     steps = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["quantised", "x_scale", "x_zero"]),
-        helper.make_node("MatMulInteger", ["quantised", "weight", "x_zero", "zero"], ["sums"]),
+        node_of(shape.op, ["quantised", "weight", "x_zero", "zero"], ["sums"], ATTRIBUTES[shape.op]),
         helper.make_node("Cast", ["sums"], ["floats"], to=onnx.TensorProto.FLOAT),
         helper.make_node("Mul", ["x_scale", "scale"], ["scales"]),
         helper.make_node("Mul", ["floats", "scales"], ["product"]),
@@ -108,8 +115,8 @@ def _dynamic(shape: Shape) -> list[onnx.NodeProto]:
 
 def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx.NodeProto]:
     if shape.add:
-        steps.append(helper.make_node("Add", [made, "bias"], ["biased"]))
-        made = "biased"
+        steps.append(helper.make_node("Add", [made, "added" if shape.op == "Conv" else "bias"], ["sum"]))
+        made = "sum"
     if shape.relu:
         steps.append(helper.make_node("Relu", [made], ["active"]))
     steps[-1].output[0] = "y"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.errors import UsageError, VerifyError, quote
+from emp_onnx.errors import UsageError, quote
 from emp_onnx.runtime.continued import continued
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.lengthen import lengthened
@@ -42,6 +42,7 @@ from emp_onnx.shrink.report import (
 from emp_onnx.shrink.skip import Skip
 from emp_onnx.shrink.store import read, write
 from emp_onnx.shrink.trace import Runner, made_up
+from emp_onnx.verification.outcome import VerifyError
 
 __all__ = ["shrink"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from emp_onnx.errors import escape, quote
-from emp_onnx.report import Style, _table
 from emp_onnx.shrink.report import ShrinkReport
+from emp_onnx.texts.style import Style, table
 
 __all__ = ["shrink_text"]
 
@@ -24,7 +24,7 @@ def shrink_text(report: ShrinkReport, style: Style | None = None) -> str:
     ]
     units, kept = sum(r.units for r in report.groups), sum(r.kept for r in report.groups)
     total = [f"total, {len(report.groups)} groups", f"{units:,}", "", f"{kept:,}", f"{kept / max(units, 1):.0%}"]
-    parts = [_table(["group", "units", "N_eff", "kept", "share"], lines, total, 1, style)]
+    parts = [table(["group", "units", "N_eff", "kept", "share"], lines, total, 1, style)]
     if report.walls:
         parts.append("What stays, and why (axes of weights):")
         parts += [f"    {count} × {escape(reason)}" for reason, count in report.walls[:12]]

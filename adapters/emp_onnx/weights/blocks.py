@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.files.coded import CodeLayout, codes_of
 from emp_onnx.files.graph import Node, Tensor
 from emp_onnx.weights.layout import Layout
-from emp_onnx.weights.packed import Packing, codes_of
 from emp_onnx.weights.zero import Zero
 
 __all__ = ["Blocks", "Reason", "blocks_of"]
@@ -43,7 +43,7 @@ class Reason(Exception):  # noqa: N818 - it ends a question, and is no error
 class Blocks:
     """A packed weight: where its codes lie, its output units, and its zero."""
 
-    packing: Packing
+    codes: CodeLayout
     layout: Layout
     zero: Zero
 
@@ -89,14 +89,14 @@ class _Asked:
             raise Reason("packed", f"the blocks of {self.node.label} must be a power of 2, 16 or more, got {block}")
         return block
 
-    def fits(self, packing: Packing) -> Packing:
-        if self.tensor.dtype != "uint8" or self.tensor.size != packing.nbytes:
+    def fits(self, codes: CodeLayout) -> CodeLayout:
+        if self.tensor.dtype != "uint8" or self.tensor.size != codes.nbytes:
             raise Reason(
                 "packed",
-                f"{packing.nbytes} bytes of codes are needed for {packing.shape}, it has {self.tensor.size} numbers of "
+                f"{codes.nbytes} bytes of codes are needed for {codes.shape}, it has {self.tensor.size} numbers of "
                 f"{self.tensor.dtype}",
             )
-        return packing
+        return codes
 
 
 def blocks_of(tensor: Tensor, node: Node, slot: int, read: Callable[[int], Array | None]) -> Blocks:
@@ -119,7 +119,7 @@ def _nbits(asked: _Asked) -> Blocks:
     if asked.node.number("weight_prepacked"):
         raise Reason("packed", "its codes lie in an order of one kind of processor (weight_prepacked)")
     count = -(-inner // block)
-    packing = asked.fits(Packing(bits, f"uint{bits}", (outer, inner), outer, inner, count * block))
+    codes = asked.fits(CodeLayout(bits, f"uint{bits}", (outer, inner), outer, inner, count * block))
     scale = _shaped(asked.numbers(2, "scales"), (outer, count), "scales")
     point = _points(asked, 3, bits, (outer, count))
     groups = np.arange(inner) // block
@@ -128,7 +128,7 @@ def _nbits(asked: _Asked) -> Blocks:
         if groups.size != inner or groups.min() < 0 or groups.max() >= count:
             raise Reason("packed", f"its groups (g_idx) must be {inner} numbers from 0 to {count - 1}")
     zero = Zero(point, scale, (outer, inner), quantised=True, groups=groups, axis=1)
-    return Blocks(packing, Layout((outer, inner), (0,)), zero)
+    return Blocks(codes, Layout((outer, inner), (0,)), zero)
 
 
 def _bnb4(asked: _Asked) -> Blocks:
@@ -138,12 +138,12 @@ def _bnb4(asked: _Asked) -> Blocks:
         raise Reason("packed", f"its table must be 0 (FP4) or 1 (NF4), got {kind}")
     name, table, zero_code = TABLES[kind]
     size = inner * outer
-    packing = asked.fits(Packing(4, name, (outer, inner), 1, size, size, high=True))
+    codes = asked.fits(CodeLayout(4, name, (outer, inner), 1, size, size, high=True))
     scale = _shaped(asked.numbers(2, "scales"), (-(-size // block),), "scales")
     point = np.array(zero_code, np.int64)
     # the blocks go on over the ends of rows
     zero = Zero(point, scale, (size,), quantised=True, groups=_Stretches(size, block), axis=0, table=table)
-    return Blocks(packing, Layout((outer, inner), (0 if asked.node.number("transB", 1) else 1,)), zero)
+    return Blocks(codes, Layout((outer, inner), (0 if asked.node.number("transB", 1) else 1,)), zero)
 
 
 def _experts(asked: _Asked) -> Blocks:
@@ -158,7 +158,7 @@ def _experts(asked: _Asked) -> Blocks:
         raise Reason("packed", "experts are three-dimensional, in codes of 2, 4 or 8 bits; these are not")
     experts, outer, wide = asked.tensor.shape
     inner = wide * 8 // bits
-    packing = asked.fits(Packing(bits, f"uint{bits}", (experts, outer, inner), experts * outer, inner, inner))
+    codes = asked.fits(CodeLayout(bits, f"uint{bits}", (experts, outer, inner), experts * outer, inner, inner))
     block = asked.block() if asked.node.number("block_size") else inner
     count = -(-inner // block)
     scale = _shaped(asked.numbers(asked.slot + 1, "scales"), (experts, outer, count), "scales")
@@ -168,8 +168,8 @@ def _experts(asked: _Asked) -> Blocks:
     else:
         point = _points(asked, 11 + which, bits, (experts * outer, count))
         point = point.reshape(experts, outer, count) if point.size > 1 else point
-    zero = Zero(point, scale, packing.shape, quantised=True, groups=np.arange(inner) // block, axis=2)
-    return Blocks(packing, Layout(packing.shape, (0, 1)), zero)
+    zero = Zero(point, scale, codes.shape, quantised=True, groups=np.arange(inner) // block, axis=2)
+    return Blocks(codes, Layout(codes.shape, (0, 1)), zero)
 
 
 def _table(asked: _Asked) -> Blocks:
@@ -179,12 +179,12 @@ def _table(asked: _Asked) -> Blocks:
     if asked.tensor.dtype != "uint8" or len(shape) != 2 or axes[0] not in (0, -2) or axes[1] not in (1, -1):
         raise Reason("packed", "only tables of two dimensions, in uint8, with blocks along the second, are supported")
     entries, inner = shape[0], shape[1] * 8 // bits
-    packing = asked.fits(Packing(bits, f"uint{bits}", (entries, inner), entries, inner, inner))
+    codes = asked.fits(CodeLayout(bits, f"uint{bits}", (entries, inner), entries, inner, inner))
     count = -(-inner // block)
     scale = _shaped(asked.numbers(2, "scales"), (entries, count), "scales")
     point = _points(asked, 3, bits, (entries, count))
-    zero = Zero(point, scale, packing.shape, quantised=True, groups=np.arange(inner) // block, axis=1)
-    return Blocks(packing, Layout(packing.shape, (0,)), zero)
+    zero = Zero(point, scale, codes.shape, quantised=True, groups=np.arange(inner) // block, axis=1)
+    return Blocks(codes, Layout(codes.shape, (0,)), zero)
 
 
 class _Stretches:

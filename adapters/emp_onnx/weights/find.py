@@ -212,13 +212,13 @@ def _judge(model: Model, item: _Candidate) -> Weight | Refusal | None:
     path = tuple(step.node.op for step in item.uses[0][0].steps)
     if tensor.storage == "sparse":
         path = ("sparse tensor", *path)
-    zero, dtype, packing = seen[0].zero, tensor.dtype, seen[0].packing
-    if packing is not None:
+    zero, dtype, codes = seen[0].zero, tensor.dtype, seen[0].codes
+    if codes is not None:
         try:
-            model.unpack(tensor.key, packing)
+            model.read_codes(tensor.key, codes)
         except ModelError as error:
             return Refusal(tensor.key, op, tensor.shape, "packed", str(error), words, nodes, tensor.name)
-        shape, dtype = packing.shape, packing.dtype
+        shape, dtype = codes.shape, codes.dtype
     if tensor.dtype in INTEGERS and not zero.quantised:
         zero = Zero(quantised=True)
     return Weight(tensor.key, op, words, shape, layout, nodes, dtype, path, zero, tensor.name)
@@ -277,7 +277,7 @@ def _against(model: Model, item: _Candidate, seen: list[Understood]) -> Iterator
         for one, (use, _) in zip(seen, item.uses, strict=True):
             if not one.zero.quantised and not any(step.node.op == "Cast" for step in use.steps):
                 yield "dtype", f"{tensor.dtype} weights of {use.node.op if use.node else ''} are not pruned"
-    if any(one.packing != seen[0].packing for one in seen[1:]):
+    if any(one.codes != seen[0].codes for one in seen[1:]):
         yield "packed", "its uses disagree about how its codes are packed"
     if any(not one.zero.same(seen[0].zero) for one in seen[1:]):
         yield "point", "its uses disagree about its zero point or scale"

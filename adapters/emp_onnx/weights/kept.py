@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import Cut
-from emp_onnx.files.model_io import Model, Patch, Values
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.patch import Values
 from emp_onnx.weights.boxes import boxes
 from emp_onnx.weights.find import Weight
 
@@ -27,7 +28,6 @@ __all__ = [
     "Whole",
     "boxes",
     "mask_of",
-    "patched_each",
     "plain",
 ]
 
@@ -124,6 +124,21 @@ class Pruned:
         new: Values = np.multiply(bits, keep, dtype=bits.dtype).view(old.dtype)
         return new
 
+    @staticmethod
+    def each(patches: Sequence[Pruned], values: Sequence[Values], /) -> list[Values]:
+        """What each makes of all values of its weight; most together."""
+        out, groups = list(values), dict[np.dtype[Any], list[int]]()
+        for i, (patch, old) in enumerate(zip(patches, values, strict=True)):
+            if plain(patch, old.dtype):
+                groups.setdefault(old.dtype, []).append(i)
+            else:
+                out[i] = patch(0, old)
+        for which in groups.values():
+            group = Together.of([patches[i] for i in which], [values[i] for i in which])
+            for i, new in zip(which, group.parts(), strict=True):
+                out[i] = new
+        return out
+
 
 @dataclass(frozen=True)
 class Together:
@@ -173,21 +188,6 @@ def plain(patch: object, dtype: np.dtype[Any]) -> bool:
         isinstance(patch, Pruned) and isinstance(patch.kept, Whole) and not patch.weight.zero.quantised
         and dtype in (np.float32, np.float64)
     )  # fmt: skip
-
-
-def patched_each(patches: Sequence[Patch], values: Sequence[Values]) -> list[Values]:
-    """What each patch makes of all values of its weight; most together."""
-    out, groups = list(values), dict[np.dtype[Any], list[int]]()
-    for i, (patch, old) in enumerate(zip(patches, values, strict=True)):
-        if plain(patch, old.dtype):
-            groups.setdefault(old.dtype, []).append(i)
-        else:
-            out[i] = patch(0, old)
-    for which in groups.values():
-        group = Together.of([patches[i] for i in which], [values[i] for i in which])  # type: ignore[misc]
-        for i, new in zip(which, group.parts(), strict=True):
-            out[i] = new
-    return out
 
 
 def mask_of(model: Model, weight: Weight, kept: Kept) -> Mask:

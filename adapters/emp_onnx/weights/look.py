@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core.checksum import Checksum
-from emp_onnx.files.model_io import Model, Values
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.patch import Values
 from emp_onnx.files.short import SHORT, batches
 from emp_onnx.files.storage import pieces_of
 from emp_onnx.weights.find import Weight

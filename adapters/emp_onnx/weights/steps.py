@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError
+from emp_onnx.files.coded import CodeLayout
 from emp_onnx.files.graph import Node, Tensor
 from emp_onnx.files.model_io import Model
 from emp_onnx.weights.blocks import Reason, blocks_of
 from emp_onnx.weights.layout import Layout, Slot, separate, transposed, units
-from emp_onnx.weights.packed import Packing
 from emp_onnx.weights.trace import Frame, Step, Use, Value
 from emp_onnx.weights.zero import FLOAT, Zero
 
@@ -33,7 +33,7 @@ class Understood:
     layout: Layout | None = None
     zero: Zero = FLOAT
     against: tuple[str, str] | None = None
-    packing: Packing | None = None
+    codes: CodeLayout | None = None
 
 
 def understand(model: Model, tensor: Tensor, use: Use, slot: Slot) -> Understood:
@@ -84,7 +84,7 @@ class _Way:
         found = blocks_of(
             self.tensor, node, use.slot, lambda slot: self._read(self._input(frame, node, slot), MOST_BLOCKS)
         )
-        return Understood(found.layout, found.zero, packing=found.packing)
+        return Understood(found.layout, found.zero, codes=found.codes)
 
     def _layout(self, node: Node, slot: Slot) -> Layout | None:
         shape = self.shape

@@ -1,4 +1,4 @@
-"""Refits and curves as text for people; nothing here prints."""
+"""What a refit did, curves, comparisons and statistics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from emp_onnx.budget.point import Point
 from emp_onnx.calibration.statistics import Statistics
 from emp_onnx.errors import escape, quote
-from emp_onnx.refit.prune import RefitReport
-from emp_onnx.report import NO_FASTER, Style, _finish, _refused, _sizes, _table, verification_text
+from emp_onnx.refitting import RefitReport
+from emp_onnx.texts.pruning import NO_FASTER, refused_lines, size_lines, verification_text
+from emp_onnx.texts.style import Style, finish, table
 
 __all__ = ["comparison_text", "curve_text", "refit_text", "statistics_text"]
 
@@ -42,24 +43,24 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
         f"Kept: {amount}; spread by {how['allocate']}; chosen by {how['criterion']}; "
         f"{'then solved again' if how['solved'] else 'with the values that they had'}, "
         f"{'from statistics of' if 'from' in how else 'on'} {how['feeds']} feeds.",
-        _table(["weight", "shape", "n", "N_eff", "kept", "density", "retained"], lines, total, 2, style),
+        table(["weight", "shape", "n", "N_eff", "kept", "density", "retained"], lines, total, 2, style),
         "retained: the share of the original Σ|w| at the places that are kept. "
         "Kept weights hold new values, so no bound follows.",
     ]
-    parts += _refused(report.refusals, True)
+    parts += refused_lines(report.refusals, True)
     if report.curve:
         parts += ["What was seen on the way, on feeds kept back:", curve_text(report.curve, style)]
         if point.expected is not None:
             parts.append(EXPECTED)
     parts.append(verification_text(report.verification, style))
-    parts += [*_sizes(report.before, report.after), NO_FASTER, *map(escape, report.notes)]
+    parts += [*size_lines(report.before, report.after), NO_FASTER, *map(escape, report.notes)]
     parts.append(
         f"Wrote {quote(report.out)}: {n - k:,} of {n:,} weights removed ({point.sparsity:.2%} sparsity), "
         f"{len(report.biases)} biases adjusted; on feeds kept back {point.agreement:.2%} of the answers "
         f"stayed the same, "
         f"relative error {point.error:.3g}."
     )
-    return _finish(parts, style)
+    return finish(parts, style)
 
 
 def curve_text(points: Sequence[Point], style: Style | None = None) -> str:
@@ -78,7 +79,7 @@ def curve_text(points: Sequence[Point], style: Style | None = None) -> str:
         line += [f"{p.score:.4f}" if p.score is not None else "-"] if "score" in columns else []
         line += [f"{p.size:,}" if p.size is not None else "-"] if "gzipped" in columns else []
         lines.append(line)
-    return _table(columns, lines, None, 0, style or Style())
+    return table(columns, lines, None, 0, style or Style())
 
 
 def comparison_text(rows: Sequence[tuple[str, Point]], style: Style | None = None) -> str:
@@ -89,7 +90,7 @@ def comparison_text(rows: Sequence[tuple[str, Point]], style: Style | None = Non
         for name, p in rows
     ]  # fmt: skip
     columns = ["rule", "sparsity", "agreement", "relative error", *(["score"] if score else [])]
-    return _table(columns, lines, None, 1, style or Style())
+    return table(columns, lines, None, 1, style or Style())
 
 
 def statistics_text(statistics: Statistics, style: Style | None = None) -> str:
@@ -98,8 +99,8 @@ def statistics_text(statistics: Statistics, style: Style | None = None) -> str:
     for item in statistics.inputs:
         groups, out, d = item.shape
         lines.append([", ".join(map(escape, item.keys)), f"{groups:,}", f"{out:,}", f"{d:,}", f"{item.count:,}"])
-    parts = [_table(["weights", "groups", "outputs", "inputs", "samples"], lines, None, 1, style or Style())]
+    parts = [table(["weights", "groups", "outputs", "inputs", "samples"], lines, None, 1, style or Style())]
     parts += [f"No statistics of {quote(name)}: {escape(why)}." for name, why in statistics.missing]
     if statistics.random:
         parts.append("NO FEEDS WERE GIVEN: these are statistics of seeded random numbers, not of data. Give --feeds.")
-    return _finish(parts, style or Style())
+    return finish(parts, style or Style())

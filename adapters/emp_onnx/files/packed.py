@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
+from emp_onnx.files.functions import EARLY, GROUP, cut_in, cuts
+from emp_onnx.files.gaps import GapDecoder, join
 from emp_onnx.files.graph import Recipe, Tensor
 from emp_onnx.files.storage import Stored
-from emp_onnx.packing.codes import GapDecoder, join
-from emp_onnx.packing.functions import EARLY, GROUP, cut_in, cuts
 
 __all__ = ["PackedStored", "unpacking"]
 

@@ -25,13 +25,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from emp_core import EmpError, __version__, mass_lower_bound, mass_upper_bound
-from emp_core.certificates import FORMAT, KEY, NEAR, VERSION, Certified
+from emp_core.certificates import FORMAT, KEY, NEAR, VERSION, Certified, miscounted, unreachable
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.figures import Figures, Rule, typed
 from emp_onnx.files.model_io import Model
@@ -147,7 +146,7 @@ def contradictions(certificate: Certificate, weight: Weight, seen: Seen, /) -> I
     if seen.summed and not math.isclose(seen.l1, said.mass * said.l1, rel_tol=NEAR):
         yield f"holds a mass of {seen.l1:.9g}, certified {said.mass * said.l1:.9g}"
     if seen.summed and bounded(certificate, said):
-        yield from _unreachable(said, seen)
+        yield from unreachable(said, seen)
     if certificate.rule.scope == "tensor":
         yield from miscounted(certificate.rule, said)
 
@@ -163,19 +162,6 @@ def _impossible(said: Figures) -> Iterator[str]:
         yield f"retains a mass of {said.mass:.6g}, outside its bounds {said.mass_lower:.6g} and {said.mass_upper:.6g}"
     if not 1 - NEAR <= said.n_eff <= said.n * (1 + NEAR):
         yield f"has an effective size of {said.n_eff:.6g}, possible are 1 to {said.n}"
-
-
-def _unreachable(said: Certified, seen: Seen) -> Iterator[str]:
-    """Removed weights that could not have been below the kept ones."""
-    gone, count, nonzero = said.l1 - seen.l1, said.n - said.k, said.n - seen.zeros
-    least = 0.0 if said.k > nonzero or not nonzero else seen.least
-    slack = NEAR * said.l1
-    if gone > count * least + slack:
-        yield f"lost a mass of {gone:.6g} in {count} weights that are each at most {least:.6g}"
-    squares = said.l1**2 / said.n_eff - seen.squares
-    room = NEAR * said.l1**2
-    if squares > max(gone, 0.0) * least + room or (count and squares < max(gone, 0.0) ** 2 / count - room):
-        yield f"has an effective size of {said.n_eff:.6g}, which its kept weights rule out"
 
 
 def wrong_bounds(said: Figures) -> Iterator[str]:
@@ -196,19 +182,6 @@ def wrong_bounds_each(said: Sequence[Figures]) -> Iterator[list[str]]:
             for what, bound, given in (("lower", lower, f.mass_lower), ("upper", upper, f.mass_upper))
             if not math.isclose(bound, given, rel_tol=NEAR, abs_tol=1e-9)
         ]
-
-
-def miscounted(rule: Rule, said: Figures) -> Iterator[str]:
-    """A count that is not the rule's."""
-    if rule.sparsity is not None:
-        right = max(1, said.n - round(Fraction(rule.sparsity) * said.n))
-        if said.k != right:
-            yield f"keeps {said.k} of {said.n}, but a sparsity of {rule.sparsity:g} keeps {right}"
-    elif rule.order == 2 and rule.beta is not None:
-        size = rule.beta * said.n_eff
-        low, high = (min(said.n, max(1, math.floor(size * x))) for x in (1 - 1e-9, 1 + 1e-9))
-        if not low <= said.k <= high:
-            yield f"keeps {said.k}, but β·N_eff is {size:.9g}"
 
 
 def _seal(digest: object) -> str:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from emp_onnx.files.storage import PIECE, Stored, pieces_of
 
-__all__ = ["Packed", "Packing", "codes_of"]
+__all__ = ["CodeLayout", "Coded", "codes_of"]
 
 Codes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Packing:
+class CodeLayout:
     """How codes lie in bytes, and the shape of the weight that they make."""
 
     bits: int
@@ -60,22 +60,22 @@ def bytes_of(codes: Codes, bits: int, high: bool = False) -> Codes:
     return out
 
 
-class Packed(Stored):
+class Coded(Stored):
     """The codes of a packed weight, as `Stored` has the numbers of a plain one."""
 
-    def __init__(self, under: Stored, packing: Packing) -> None:
-        tensor = under.tensor._replace(shape=packing.shape, dtype=packing.dtype)
+    def __init__(self, under: Stored, codes: CodeLayout) -> None:
+        tensor = under.tensor._replace(shape=codes.shape, dtype=codes.dtype)
         super().__init__(tensor, np.dtype(np.uint8), under.source, under.runs, under.shared)
-        self.under, self.packing = under, packing
+        self.under, self.codes = under, codes
         if under.decoded is not None:
-            self.decoded = self._codes(0, packing.rows * packing.stride).reshape(packing.rows, packing.stride)
-            self.decoded = self.decoded[:, : packing.width].reshape(-1)
+            self.decoded = self._codes(0, codes.rows * codes.stride).reshape(codes.rows, codes.stride)
+            self.decoded = self.decoded[:, : codes.width].reshape(-1)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Codes `start` to `stop`, flat."""
         if self.decoded is not None:
             return self.decoded[start:stop].copy()
-        p, out, done = self.packing, np.empty(stop - start, np.uint8), 0
+        p, out, done = self.codes, np.empty(stop - start, np.uint8), 0
         if p.width == p.stride:
             return self._codes(start, stop)
         while done < out.size:
@@ -96,7 +96,7 @@ class Packed(Stored):
 
         A piece begins and ends where `pieces` says, so that no byte is written twice.
         """
-        p, stop = self.packing, start + new.size
+        p, stop = self.codes, start + new.size
         row, column = divmod(start, p.width)
         first = row * p.stride + column
         # the last piece of a row takes with it what fills the row up, or the last byte
@@ -112,7 +112,7 @@ class Packed(Stored):
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """Stretches to read and write, that share no byte."""
-        p, size = self.packing, self.tensor.size
+        p, size = self.codes, self.tensor.size
         if p.width == p.stride:
             yield from pieces_of(size)
         elif p.stride > PIECE:
@@ -123,21 +123,21 @@ class Packed(Stored):
 
     def fill(self) -> Iterator[Codes]:
         """The codes between rows, and after the last one, which are no part of the weight."""
-        p = self.packing
+        p = self.codes
         for row in range(p.rows if p.width < p.stride else 0):
             yield self._codes(row * p.stride + p.width, (row + 1) * p.stride)
         yield self._codes(p.rows * p.stride, self.under.tensor.size * (8 // p.bits))
 
     def numbers(self, new: NDArray[Any]) -> list[int]:
         """What a typed field holds for these codes."""
-        p, each = self.packing, 8 // self.packing.bits
+        p, each = self.codes, 8 // self.codes.bits
         codes = self._codes(0, self.under.tensor.size * each)
         codes[: p.rows * p.stride].reshape(p.rows, p.stride)[:, : p.width] = new.reshape(p.rows, p.width)
         return self.under.numbers(bytes_of(codes, p.bits, p.high))
 
     def _codes(self, first: int, last: int) -> Codes:
         """The codes at places `first` to `last`, those between rows included."""
-        each = 8 // self.packing.bits
+        each = 8 // self.codes.bits
         raw = self.under.read(first // each, -(-last // each)).view(np.uint8)
         ahead = first % each
-        return codes_of(raw, self.packing.bits, self.packing.high)[ahead : ahead + last - first]
+        return codes_of(raw, self.codes.bits, self.codes.high)[ahead : ahead + last - first]

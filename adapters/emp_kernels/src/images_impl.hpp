@@ -1,0 +1,104 @@
+// Images: laid out with padding, and gathered for a tile. Part of kernels_impl.hpp.
+
+// `count` pixels of a row, every kStep-th.
+template <int kStep>
+F pixels(const float* in, int64_t step, int count) {
+    if (kStep == 2) return F::load_even(in, count);
+    alignas(64) float apart[kWidth] = {};
+    for (int j = 0; j < count; j++) apart[j] = in[j * step];
+    return F::load(apart);
+}
+
+// Every pixel of a row. A register of all rows follows the next, the last one first: what it writes too much, the first ones write again.
+bool lay_all(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t left, int64_t stride, float* out) {
+    Seen even, odd;
+    for (int64_t at = (stride - 1) / kWidth * kWidth; at >= 0; at -= kWidth) {
+        const auto until = [at](int64_t place) { return place <= at ? 0 : place >= at + kWidth ? kWidth : int(place - at); };
+        const unsigned lanes = ((1u << until(left + width)) - 1) & ~((1u << until(left)) - 1);
+        const bool full = lanes == (1u << kWidth) - 1;
+        const float* from = in + (at - left);
+        auto row = [&](Seen& seen, int64_t y) {
+            const F pixels = full ? F::load(from + y * in_stride) : F::load_over(from + y * in_stride, lanes, F::zero());
+            seen.add(pixels);
+            float* to = out + y * stride + at;
+            const int64_t room = (height - y) * stride - at;
+            room >= kWidth ? pixels.store(to) : pixels.store_part(to, int(room));
+        };
+        int64_t y = 0;
+        for (; y + 2 <= height; y += 2) row(even, y), row(odd, y + 1);
+        if (y < height) row(even, y);
+    }
+    return even.finite() && odd.finite();
+}
+
+template <int kStep>
+bool lay_step(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
+    Seen seen, also, last;
+    for (int64_t y = 0; y < height; y++, in += in_stride, out += stride) {
+        for (int64_t i = 0; i < left; i++) out[i] = 0.0f;
+        float* to = out + left;
+        int64_t i = 0;
+        for (; i + 2 * kWidth <= width; i += 2 * kWidth) {
+            const F one = pixels<kStep>(in + i * step, step, kWidth), two = pixels<kStep>(in + (i + kWidth) * step, step, kWidth);
+            seen.add(one), also.add(two);
+            one.store(to + i), two.store(to + i + kWidth);
+        }
+        if (i + kWidth <= width) {
+            const F one = pixels<kStep>(in + i * step, step, kWidth);
+            last.add(one), one.store(to + i);
+            i += kWidth;
+        }
+        if (i < width) {
+            const F one = pixels<kStep>(in + i * step, step, int(width - i));
+            also.add(one), one.store_part(to + i, int(width - i));
+        }
+        for (i = left + width; i < stride; i++) out[i] = 0.0f;
+    }
+    return seen.finite() && also.finite() && last.finite();
+}
+
+bool lay(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
+    if (step == 1) return lay_all(in, height, width, in_stride, left, stride, out);
+    if (step == 2) return lay_step<2>(in, height, width, in_stride, 2, left, stride, out);
+    return lay_step<0>(in, height, width, in_stride, step, left, stride, out);
+}
+
+// What one register of a tile takes from one piece: p[from + lane] for the lanes chosen.
+struct Move {
+    int64_t from;
+    unsigned chosen;
+};
+
+// The same register of each column, so that where it comes from is looked up once.
+template <int kMoves>
+void fill_register(const float* in, const int64_t* offset, int64_t columns, const Move* move, int moves, int64_t lanes, float* out) {
+    for (int64_t c = 0; c < columns; c++, out += lanes) {
+        const float* from = in + offset[c];
+        F all = kMoves ? F::zero() : F::load(from + move->from);
+        EMP_UNROLL for (int m = 0; m < kMoves; m++) all = F::load_over(from + move[m].from, move[m].chosen, all);
+        for (int m = kMoves; kMoves == 3 && m < moves; m++) all = F::load_over(from + move[m].from, move[m].chosen, all);
+        all.store(out);
+    }
+}
+
+void fill(const float* in, const int64_t* offset, int64_t columns, const Piece* piece, int pieces, int64_t lanes, float* out) {
+    Move move[kWidth];
+    int moves = 0, to = 0;
+    for (int p = 0; p < pieces; p++)
+        for (int64_t i = 0; i < piece[p].count;) {
+            const int lane = to % kWidth, n = int(kWidth - lane < piece[p].count - i ? kWidth - lane : piece[p].count - i);
+            move[moves++] = {piece[p].from + i - lane, ((1u << n) - 1) << lane};
+            i += n, to += n;
+            if (to % kWidth && (p + 1 < pieces || i < piece[p].count)) continue;
+            float* first = out + (to - 1) / kWidth * kWidth;
+            if (n == kWidth)
+                fill_register<0>(in, offset, columns, move, moves, lanes, first);
+            else if (moves == 1)
+                fill_register<1>(in, offset, columns, move, moves, lanes, first);
+            else if (moves == 2)
+                fill_register<2>(in, offset, columns, move, moves, lanes, first);
+            else
+                fill_register<3>(in, offset, columns, move, moves, lanes, first);
+            moves = 0;
+        }
+}

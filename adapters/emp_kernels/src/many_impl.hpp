@@ -1,0 +1,141 @@
+// Many items: `tile` and `strip`. Part of kernels_impl.hpp.
+
+template <int kVectors>
+struct Sums {
+    F v[kVectors];
+    void clear() {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = F::zero();
+    }
+    void load(const float* from) {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = F::load(from + kWidth * j);
+    }
+    void store(float* to) const {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j].store(to + kWidth * j);
+    }
+    void add_product(F weight, const float* x) {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = fma(weight, F::load(x + kWidth * j), v[j]);
+    }
+    void add_sums(const Sums& other) {
+        EMP_UNROLL for (int j = 0; j < kVectors; j++) v[j] = add(v[j], other.v[j]);
+    }
+};
+
+// Enough independent sums to keep the multipliers busy (8), and no more than there are registers.
+template <int kGroups>
+void tile_units(const Segment& segment, const float* x_tile, float* sums, const float* next) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    constexpr int kVectors = kGroups * kLanes / kWidth, kSets = kVectors >= 6 ? 1 : kVectors >= 3 ? 2 : kVectors == 2 ? 4 : 8;
+    const uint8_t* column = segment.column;
+    const float *value = segment.value, *x = x_tile + segment.base * kStride;
+    const int64_t step = next ? 32 : 0;  // two lines for each row: all of the next block for a chunk of 256
+    if (!next) next = x;
+    for (const uint16_t* head = segment.head; head < segment.end;) {
+        const int units = *head++;
+        for (const uint16_t* members = head + 1 + *head; ++head < members;) {
+            float* y = sums + *head * kStride;
+            prefetch(next), prefetch(next + 16), next += step;
+            Sums<kVectors> set[kSets];
+            set[0].load(y);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[s].clear();
+            prefetch(value + 256), prefetch(value + 272), prefetch(column + 256);
+            for (int i = 0; i < units; i++, column += kUnit, value += kUnit) {
+                uint64_t at;
+                std::memcpy(&at, column, 8);
+                const Four first = Four::load(value), second = Four::load(value + 4);
+                set[0].add_product(first.lane<0>(), x + (at & 255) * kStride);
+                set[1 % kSets].add_product(first.lane<1>(), x + (at >> 8 & 255) * kStride);
+                set[2 % kSets].add_product(first.lane<2>(), x + (at >> 16 & 255) * kStride);
+                set[3 % kSets].add_product(first.lane<3>(), x + (at >> 24 & 255) * kStride);
+                set[4 % kSets].add_product(second.lane<0>(), x + (at >> 32 & 255) * kStride);
+                set[5 % kSets].add_product(second.lane<1>(), x + (at >> 40 & 255) * kStride);
+                set[6 % kSets].add_product(second.lane<2>(), x + (at >> 48 & 255) * kStride);
+                set[7 % kSets].add_product(second.lane<3>(), x + (at >> 56) * kStride);
+            }
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
+            set[0].store(y);
+        }
+    }
+}
+
+template <int kGroups>
+void tile_rest(const Segment& segment, const float* x, float* sums) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    const uint16_t* column = segment.rest;
+    const float* value = segment.value;
+    for (const uint16_t* head = segment.head; head < segment.end;) {
+        const int count = *head++;
+        for (const uint16_t* members = head + 1 + *head; ++head < members;) {
+            float* y = sums + *head * kStride;
+            Sums<kGroups * kLanes / kWidth> sum;
+            sum.load(y);
+            for (int i = 0; i < count; i++) sum.add_product(F::broadcast(*value++), x + *column++ * kStride);
+            sum.store(y);
+        }
+    }
+}
+
+template <int kGroups>
+void strip_groups(const Strip& strip, const int32_t* at, const float* x, float* sums) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    constexpr int kVectors = kGroups * kLanes / kWidth, kSets = kVectors >= 6 ? 1 : kVectors >= 3 ? 2 : kVectors == 2 ? 4 : 8;
+    const float* value = strip.value;
+    for (const uint16_t* head = strip.head; head < strip.end;) {
+        const int count = *head++;
+        for (const uint16_t* members = head + 1 + *head; ++head < members;) {
+            float* y = sums + *head * kStride;
+            Sums<kVectors> set[kSets];
+            set[0].load(y);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[s].clear();
+            prefetch(value + 256), prefetch(at + 256);
+            int i = 0;
+            for (; i + kUnit <= count; i += kUnit, at += kUnit, value += kUnit) {
+                const Four first = Four::load(value), second = Four::load(value + 4);
+                set[0].add_product(first.lane<0>(), x + at[0]);
+                set[1 % kSets].add_product(first.lane<1>(), x + at[1]);
+                set[2 % kSets].add_product(first.lane<2>(), x + at[2]);
+                set[3 % kSets].add_product(first.lane<3>(), x + at[3]);
+                set[4 % kSets].add_product(second.lane<0>(), x + at[4]);
+                set[5 % kSets].add_product(second.lane<1>(), x + at[5]);
+                set[6 % kSets].add_product(second.lane<2>(), x + at[6]);
+                set[7 % kSets].add_product(second.lane<3>(), x + at[7]);
+            }
+            for (; i < count; i++) set[0].add_product(F::broadcast(*value++), x + *at++);
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
+            set[0].store(y);
+        }
+    }
+}
+
+void strip(const Strip& strip, const int32_t* at, const float* x, float* sums, int groups) {
+    switch (groups) {
+        case 1: return strip_groups<1>(strip, at, x, sums);
+        case 2: return strip_groups<2>(strip, at, x, sums);
+        case 3: return strip_groups<3>(strip, at, x, sums);
+        case 4: return strip_groups<4>(strip, at, x, sums);
+        case 5: return strip_groups<5>(strip, at, x, sums);
+        case 6: return strip_groups<6>(strip, at, x, sums);
+        case 7: return strip_groups<7>(strip, at, x, sums);
+        default: return strip_groups<8>(strip, at, x, sums);
+    }
+}
+
+template <int kGroups>
+void tile_groups(const Segment& segment, const float* x, float* sums, const float* next) {
+    if (segment.rest)
+        tile_rest<kGroups>(segment, x, sums);
+    else
+        tile_units<kGroups>(segment, x, sums, next);
+}
+
+void tile(const Segment& segment, const float* x, float* sums, int groups, const float* next) {
+    switch (groups) {
+        case 1: return tile_groups<1>(segment, x, sums, next);
+        case 2: return tile_groups<2>(segment, x, sums, next);
+        case 3: return tile_groups<3>(segment, x, sums, next);
+        case 4: return tile_groups<4>(segment, x, sums, next);
+        case 5: return tile_groups<5>(segment, x, sums, next);
+        case 6: return tile_groups<6>(segment, x, sums, next);
+        case 7: return tile_groups<7>(segment, x, sums, next);
+        default: return tile_groups<8>(segment, x, sums, next);
+    }
+}
