@@ -65,7 +65,7 @@ def plan(
         round_to, least: see `shrink`.
         changes: whether whole layers, and places, directions and bounds may go.
         short: whether feeds end before they show what recurrent states are for.
-        seconds: of the processor, after which no more layers go; half as much is for exchange besides.
+        seconds: of the processor, after which no more layers go; half as much is for exchange after that.
 
     Raises:
         UsageError: no cut reaches the target.
@@ -73,7 +73,6 @@ def plan(
     wide, judged = with_near(problem, fit, near), [*held, *judging]
     found: list[tuple[Plan, Planner | None]] = []
     failed: list[UsageError] = []
-    end = time.process_time() + seconds
 
     def look(one: Problem, known: Planner | None = None) -> bool:
         """Whether units have to go to meet the target, however it is met."""
@@ -89,7 +88,8 @@ def plan(
     for way in ways:
         if not found or _error(way, judged) < min(p.error for p, _ in found):
             more = look(way, found[-1][1] if found else None)
-    if more and changes and (not found or time.process_time() < end):
+    end = time.process_time() + seconds
+    if more and changes:
         best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
         for one in _shallower(best, target, wide, judged):
             if one is best:

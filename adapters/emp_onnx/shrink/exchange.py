@@ -22,7 +22,7 @@ __all__ = ["Clock", "exchange"]
 LEVELS = 2  # steps up or down that are tried of one group
 TRIED = 24  # moves and pairs measured in a round
 HOPE = 1.1  # of the error: a pair that promises no more than this is not tried
-DOUBT, AGAIN = 0.02, 3  # so near a limit one measurement does not tell; so many do
+DOUBT, AGAIN = 0.02, 2  # so near a limit one measurement does not tell; so many do
 NEAR = 1.2  # of the least error: what is as good, for all that so few feeds show
 TINY = 1e-9  # errors are compared as shares
 LESS = 0.99  # of the error: what counts as better
@@ -36,7 +36,7 @@ class Clock:
     """Shares of the source's latency that cuts leave, each measured once."""
 
     problem: Problem
-    seconds: float = 0.4
+    seconds: float = 0.25
     seen: dict[Counts, float] = field(default_factory=dict)
 
     def share(self, counts: Counts, limit: float = 0.0) -> float:
