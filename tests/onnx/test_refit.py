@@ -322,7 +322,7 @@ def test_a_sweep_gives_mass_and_bound(path: Path, tmp_path: Path) -> None:
 
 
 def test_half_precision_is_run_whole_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where such a model crashes onnxruntime (1.32 does, on attention of torch), it must not take this process along."""
+    """Such a model may crash onnxruntime (1.32 does, on attention of torch): it must not take this process along."""
     from emp_onnx import refitting
 
     def here(**_: Any) -> None:
