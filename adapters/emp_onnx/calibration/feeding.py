@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from emp_onnx.calibration.chunks import chunks
 from emp_onnx.calibration.flat import flatten
-from emp_onnx.calibration.runner import Runner, chunks
+from emp_onnx.calibration.runner import Runner
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.wire import LENGTH, Wire

@@ -6,10 +6,11 @@ one session, and activations of a few feeds are all that is ever in memory.
 
 from __future__ import annotations
 
+from emp_onnx.calibration.chunks import chunks
 from emp_onnx.calibration.maps import Site
 from emp_onnx.calibration.network import Network, merged
 from emp_onnx.calibration.own import Found
-from emp_onnx.calibration.runner import Kept, Runner, chunks
+from emp_onnx.calibration.runner import Kept, Runner
 from emp_onnx.calibration.taking import NotPooledError, Taking, Totals
 
 __all__ = ["once"]

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.chunks import Chunk, chunks
 from emp_onnx.calibration.feeding import declared
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.runner import Chunk, Kept, Runner, chunks
+from emp_onnx.calibration.runner import Kept, Runner
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.weights.find import Weight

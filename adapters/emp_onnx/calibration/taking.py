@@ -20,7 +20,8 @@ from emp_onnx.calibration.own import Found, OwnSums
 from emp_onnx.calibration.pooled import pick, unpool
 from emp_onnx.calibration.reads import Reads
 from emp_onnx.calibration.recurrent import HIDDEN
-from emp_onnx.calibration.runner import Runner, holds
+from emp_onnx.calibration.runner import Runner
+from emp_onnx.calibration.values import holds
 from emp_onnx.errors import ModelError
 
 if TYPE_CHECKING:
