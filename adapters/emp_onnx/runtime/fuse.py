@@ -27,7 +27,7 @@ import onnx
 from onnx import helper
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.files.model_io import load
+from emp_onnx.files.model_io import Model
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.runtime.fuse_parts import rejoin
 from emp_onnx.runtime.fuse_recurrent import (
@@ -123,21 +123,15 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
     return told
 
 
-def fused_before(path: str | os.PathLike[str], /) -> list[Fused]:
-    """The uses of packed weights that were moved into nodes when the file was written; of the file only its graph is
-    read.
-
-    Raises:
-        ModelError: not an ONNX model.
+def fused_before(model: Model, /) -> list[Fused]:
+    """The uses of packed weights that were moved into nodes when the file was written.
 
     Example:
-        >>> fused_before("missing.onnx")
-        Traceback (most recent call last):
-            ...
-        emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
+        >>> from emp_onnx.files.model_io import load
+        >>> fused_before(load("fused.onnx"))  # doctest: +SKIP
+        [Fused(weight='w0.values', op='MatMulAddReluMask', reason='')]
     """
-    nodes = load(path).graph.nodes
-    return [use for node in nodes for use in _fused_before(node.domain, node.op, node.inputs)]
+    return [use for node in model.graph.nodes for use in _fused_before(node.domain, node.op, node.inputs)]
 
 
 def _fused_before(domain: str, op: str, inputs: Sequence[str]) -> list[Fused]:
