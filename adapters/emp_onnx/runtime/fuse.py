@@ -49,6 +49,7 @@ DYNAMIC = ("MatMulInteger", "ConvInteger")  # whose activations are quantised as
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 # Above these densities dense kernels win, whatever the shape. Convolutions are decided together (fused_chains.py).
 DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5, "MatMulInteger": 0.55, "ConvInteger": 1.0}
+LARGE, DENSEST_LARGE = 1 << 20, 0.65  # convolutions whose weight does not fit the second-level cache
 # Elements: smaller weights stay in cache, and win dense.
 LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13, "MatMulInteger": 1 << 18, "ConvInteger": 0}
 
@@ -176,7 +177,9 @@ class _Work:
             if weight is None or self._impossible(node, node.input[1], weight):
                 continue
             density, size = self._density(weight), math.prod(shape_of(weight.unpack))
-            candidates[place] = Candidate(density, density <= DENSEST["Conv"] and size >= LEAST["Conv"])
+            large = size >= LARGE
+            least = DENSEST_LARGE if large else DENSEST["Conv"]
+            candidates[place] = Candidate(density, density <= least and size >= LEAST["Conv"], large)
         return {id(nodes[place]) for place in worth(nodes, shapes, candidates)} if candidates else set()
 
     def _density(self, weight: Weight) -> float:
