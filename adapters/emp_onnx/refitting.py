@@ -22,7 +22,7 @@ from emp_onnx.refit.gradients import Gradients, read_gradients
 from emp_onnx.refit.known import Known
 from emp_onnx.refit.quick import Quick
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.runtime.isolated import Here
+from emp_onnx.runtime.isolated import Here, Isolated
 from emp_onnx.verification.outcome import Verification, VerifyError
 from emp_onnx.verification.refitted import refitted
 from emp_onnx.verification.running import run_both
@@ -108,6 +108,7 @@ def refit(
     in_place: bool = False,
     threads: int | None = None,
     watch: Watch | None = None,
+    gzip: bool = True,
 ) -> RefitReport:
     """Prune a model and solve what is left, so that its outputs stay what they were.
 
@@ -136,6 +137,7 @@ def refit(
         in_place: replace the input.
         threads: for onnxruntime.
         watch: told how far the work is.
+        gzip: whether to measure how small the files get when gzipped, as `prune` does.
 
     Raises:
         UsageError: an option out of its range; feeds, statistics or gradients that do not fit; a metric that fails.
@@ -200,14 +202,17 @@ def refit(
         notes.append(f"Layers without a bias got one, which makes good what the weights' loss shifts: {some}{more}.")
     seal = write(fitting.model, tried.thin.changed, tried.thin.masks.keys(), how, fitting.added)
     changed = fitting.model.replaced(dict(tried.thin.changed), {KEY: seal})
-    before = _sizes([source.path, *source.sidecars().values()] if source.path else [], True)
+    before = _sizes([source.path, *source.sidecars().values()] if source.path else [], gzip)
     result: list[Verification] = []
 
     def check(temporary: Path) -> None:
         written = load(temporary)
         checks = list(refitted(written, source))
         some = fitting.kept_back[:: max(1, len(fitting.kept_back) // RUNS)] if turned else fitting.kept_back
-        done = run_both(written, source, checks, Here(threads=threads), feeds=some, seed=seed, threads=threads)
+        # whole models in half precision can crash onnxruntime, where the parts that were run here did not
+        half = any(tensor.dtype == "float16" for tensor in source.tensors.values())
+        where = Isolated(threads=threads) if half else Here(threads=threads)
+        done = run_both(written, source, checks, where, feeds=some, seed=seed, threads=threads)
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
         result.append(done)
@@ -219,7 +224,7 @@ def refit(
         result[0] = replace(result[0], behaviour=result[0].behaviour and replace(result[0].behaviour, random=True))
     return RefitReport(
         source.path, target, files[1:], how, weights, tuple(body["biases"]), fitting.refusals, tried.point, tried.curve,
-        result[0], before, _sizes(files, True), (*notes, *tried.thin.notes),
+        result[0], before, _sizes(files, gzip), (*notes, *tried.thin.notes),
     )  # fmt: skip
 
 

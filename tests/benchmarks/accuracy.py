@@ -118,23 +118,21 @@ def by_command(task: Any, feeds: list[Any], folder: str, *more: Any) -> dict[str
         place.mkdir()
         for i, feed in enumerate(feeds):
             np.savez(place / f"{i:04}.npz", **feed)
-    words = [sys.executable, "-m", "emp_onnx", "prune", task.model, out, "--feeds", place, "--refit", "--json", *more]
-    row, said = measured([str(word) for word in words])
-    point = json.loads(said)["measured"]
+    words = [sys.executable, "-m", "emp_onnx", "prune", task.model, out, "--feeds", place, "--refit", "--quiet", *more]
+    row = measured([str(word) for word in words])
     model = emp_onnx.load(out)
     weights = emp_onnx.find_weights(emp_onnx.load(task.model)).weights
     kept = sum(int(np.count_nonzero(model.values(w.name))) for w in weights)
     row |= {
         "sparsity": 1 - kept / sum(int(np.prod(w.shape)) for w in weights), "score": float(task.score(out)),
-        "agreement": point["agreement"], "expected": point["expected"], "cost": point["cost"],
     }  # fmt: skip
     out.unlink()
     return row
 
 
-def measured(words: list[str]) -> tuple[dict[str, Any], str]:
+def measured(words: list[str]) -> dict[str, Any]:
     """Run a command on one processor: CPU and wall seconds and peak bytes of its processes, starting and importing
-    included, and what it printed. Compiled files are kept, as an installed package has them; the first run makes them.
+    included. Compiled files are kept, as an installed package has them; the first run makes them.
     """
     settings = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-S", "-c", LAUNCH, *words], env=settings, capture_output=True, check=True)
@@ -142,7 +140,7 @@ def measured(words: list[str]) -> tuple[dict[str, Any], str]:
     errors = row.pop("errors").strip().splitlines()
     if row.pop("code"):
         raise RuntimeError((errors or ["no output"])[-1][:200])
-    return row, done.stdout.decode()
+    return row
 
 
 def of_peer(python: str, method: str, task: Any, feeds: list[Any], sparsity: float, folder: str) -> dict[str, Any]:
@@ -159,7 +157,7 @@ def of_peer(python: str, method: str, task: Any, feeds: list[Any], sparsity: flo
     low, high, asked = 0.0, 1.0, sparsity
     for _ in range(ASKS):
         try:
-            row, _ = measured([*map(str, (python, "-I", PEER, method, task.model, place, out, asked))])
+            row = measured([*map(str, (python, "-I", PEER, method, task.model, place, out, asked))])
         except RuntimeError as error:
             return {"failed": str(error)}
         model = emp_onnx.load(out)

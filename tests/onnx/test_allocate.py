@@ -50,4 +50,4 @@ def test_the_mean_of_two_halves() -> None:
     one, other = curve([1.0, 1.0, 1.0, 1.0, 1.0], 2.0), curve([3.0, 3.0, 3.0, 3.0, 3.0], 4.0)
     found = _mean(replace(one, ridge=1e-2), replace(other, ridge=1e-4))
     assert found.errors == (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)
-    assert (found.price, found.ridge) == (3.0, pytest.approx(1e-3))
+    assert (found.price, found.ridge) == (2.0, pytest.approx(1e-3))

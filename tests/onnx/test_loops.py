@@ -254,3 +254,36 @@ def test_ties_with_biases_of_their_own() -> None:
         assert counts == [2 * 12]
         (problem,) = network.sites[0].problems
         assert (problem.bias is None) == (other == "b")
+
+
+@pytest.mark.parametrize("effort", ["full", "quick"])
+def test_a_scan_before_opset_9_is_pruned_and_said(effort: str, tmp_path: Path) -> None:
+    """It has a batch of its own and is not opened: the body's weight goes by its size, the rest is refitted."""
+    node, rng = helper.make_node, np.random.default_rng(0)
+    shapes = {"W": (6, 6), "V": (6, 4)}
+    inner = {name: (rng.standard_normal(shape) / 3).astype(np.float32) for name, shape in shapes.items()}
+    body = helper.make_graph(
+        [node("Add", ["h", "x"], ["s"]), node("MatMul", ["s", "W"], ["m"]), node("Tanh", ["m"], ["n"]),
+         node("Identity", ["n"], ["o"])],
+        "body", [value("h", (1, 6)), value("x", (1, 6))], [value("n", (1, 6)), value("o", (1, 6))],
+        [tensor("W", inner["W"])],
+    )  # fmt: skip
+    nodes = [
+        node("Scan", ["", "h0", "x"], ["last", "y"], body=body, num_scan_inputs=1),
+        node("MatMul", ["y", "V"], ["z"]),
+    ]
+    made = model(
+        nodes, [value("h0", (2, 1, 6)), value("x", (2, 5, 1, 6))], [value("z", (2, 5, 1, 4))],
+        [tensor("V", inner["V"])], opset=8, ir=4,
+    )  # fmt: skip
+    feeds = [
+        {"h0": rng.standard_normal((2, 1, 6)).astype(np.float32), "x": rng.standard_normal((2, 5, 1, 6)).astype("f4")}
+        for _ in range(20)
+    ]
+    report = refit(Model(made), tmp_path / "out.onnx", feeds=feeds, sparsity=0.4, effort=effort)
+    assert report.point.sparsity == pytest.approx(0.4)
+    (name,) = (name for name in report.weights if name.endswith("W"))
+    assert any("not refitted" in note and name in note for note in report.notes)
+    kept = load(tmp_path / "out.onnx").values(name)
+    edge = np.sort(np.abs(inner["W"]).reshape(-1))[-report.weights[name].k]
+    np.testing.assert_array_equal(kept, np.where(np.abs(inner["W"]) >= edge, inner["W"], 0))

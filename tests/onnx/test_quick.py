@@ -51,7 +51,10 @@ def test_one_pass_sums_what_levels_sum(room: int, monkeypatch: pytest.MonkeyPatc
     for problem, right in zip(problems, calibrate(model, feeds()).inputs, strict=True):
         sums = found[id(problem)]
         assert sums.count == right.count
-        np.testing.assert_allclose(sums.xx, right.second, rtol=1e-5, atol=1e-6)
+        assert right.second is not None
+        size = np.sqrt(np.einsum("gii->gi", right.second))
+        gap = np.abs(sums.xx - right.second) / np.maximum(size[:, :, None] * size[:, None], 1e-12)
+        assert gap.max() < 1e-5
         np.testing.assert_allclose(sums.x, right.total, rtol=1e-5, atol=1e-5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from emp_onnx.budget.point import Budget
 from emp_onnx.budget.sweep import sweep, to_csv
 from emp_onnx.cli import main
 from emp_onnx.files.model_io import Model, load
+from emp_onnx.refit import prepared
 from emp_onnx.refit.allocate import spread
 from emp_onnx.refit.fitting import Fitting
 from emp_onnx.refitting import refit
@@ -210,7 +210,7 @@ def test_short_sequences_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = refit(tmp_path / "in.onnx", tmp_path / "a.onnx", feeds=short, sparsity=0.4)
     assert done.how["feeds"] == 76
     assert any("made by joining them" in note for note in done.notes)
-    monkeypatch.setattr(sys.modules[Fitting.__module__], "longer", lambda *_: [])
+    monkeypatch.setattr(prepared, "longer", lambda *_: [])
     done = refit(tmp_path / "in.onnx", tmp_path / "b.onnx", feeds=short, sparsity=0.4)
     assert not any("made by joining them" in note for note in done.notes)
     dense, joined, alone = (outputs(tmp_path / f"{n}.onnx", long) for n in ("in", "a", "b"))
@@ -319,3 +319,22 @@ def test_a_sweep_gives_mass_and_bound(path: Path, tmp_path: Path) -> None:
     header, *lines = to_csv(points).splitlines()
     assert header == "sparsity,mass,bound,agreement,expected,cost,error,score"
     assert len(lines) == 2
+
+
+def test_half_precision_is_run_whole_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a model may crash onnxruntime (1.32 does, on attention of torch): it must not take this process along."""
+    from emp_onnx import refitting
+
+    def here(**_: Any) -> None:
+        raise AssertionError("run in this process")
+
+    monkeypatch.setattr(refitting, "Here", here)
+    w = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float16)
+    half = onnx.TensorProto.FLOAT16
+    ins, outs = (helper.make_tensor_value_info(n, half, [None, k]) for n, k in (("x", 12), ("y", 5)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [ins], [outs])
+    graph.initializer.append(numpy_helper.from_array(w, "w"))
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "in.onnx")
+    some = [{"x": np.random.default_rng(i).standard_normal((9, 12)).astype(np.float16)} for i in range(6)]
+    assert refitting.refit(tmp_path / "in.onnx", feeds=some, sparsity=0.5).verification.ok

@@ -11,7 +11,8 @@ from emp_onnx import find_weights
 from emp_onnx.calibration import outputs as room
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of, top1
-from emp_onnx.calibration.runner import Runner, Values
+from emp_onnx.calibration.runner import Runner
+from emp_onnx.calibration.values import Values
 from emp_onnx.files.model_io import Model
 from emp_onnx.refit.curves import enough
 from tests.onnx.test_refit import feeds, network

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from emp_onnx.calibration.chunks import chunks
 from emp_onnx.calibration.flat import flatten
-from emp_onnx.calibration.runner import Runner, chunks
+from emp_onnx.calibration.runner import Runner
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.wire import LENGTH, Wire
@@ -42,8 +43,8 @@ def gather(
     return out, False
 
 
-def declared(model: Model) -> list[Input]:
-    """The inputs that the model declares, initializers that are also listed as inputs among them."""
+def declared(model: Model, *, outputs: bool = False) -> list[Input]:
+    """The inputs that the model declares, initializers that are also listed as inputs among them; or its outputs."""
     try:
         import onnx
     except ImportError as error:
@@ -51,7 +52,7 @@ def declared(model: Model) -> list[Input]:
     words = {v: k for k, v in DTYPES.items()}
     wire, found = Wire(model.source), list[Input]()
     for number, kind, at, _, end in wire.fields(*model.contents.span):
-        if number != 11 or kind != LENGTH:
+        if number != (12 if outputs else 11) or kind != LENGTH:
             continue
         item = onnx.ValueInfoProto()
         item.ParseFromString(model.source.read(at, end - at))

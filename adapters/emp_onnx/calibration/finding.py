@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.maps import Bias
 from emp_onnx.calibration.program import Program, Step
+from emp_onnx.calibration.sessions import open_session
 from emp_onnx.files.model_io import Model
 from emp_onnx.weights.find import Weight
 
@@ -74,8 +75,6 @@ class Finder:
             for value in step.inputs:
                 if value in program.constants:
                     at[value] = self._marked(value, key)
-        from emp_onnx.calibration.runner import open_session
-
         for step in steps:
             touched = any(
                 at.get(v) is not None and at[v].dtype == np.int64 and (at[v] >= MARK).any() for v in step.inputs if v
@@ -136,8 +135,6 @@ class Finder:
         def read(other: str) -> Array:
             values = self.model.values(other)
             return np.full_like(values, number) if other == key else values
-
-        from emp_onnx.calibration.runner import open_session
 
         return np.asarray(open_session(self.program, [], {}, [name], read, 1).run([name], {})[0])
 

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.chunks import Chunk, chunks
 from emp_onnx.calibration.program import Program, Step
-from emp_onnx.calibration.runner import Chunk, chunks, holds, open_session
+from emp_onnx.calibration.sessions import open_session
+from emp_onnx.calibration.values import holds
 from emp_onnx.errors import ModelError, quote
 
 __all__ = ["Walk", "fixed_value", "in_step"]

@@ -6,18 +6,19 @@ one session, and activations of a few feeds are all that is ever in memory.
 
 from __future__ import annotations
 
+from emp_onnx.calibration.chunks import chunks
 from emp_onnx.calibration.maps import Site
-from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network, merged
-from emp_onnx.calibration.runner import Kept, Runner, chunks
-from emp_onnx.calibration.taking import NotPooledError, Taking
+from emp_onnx.calibration.own import Found
+from emp_onnx.calibration.runner import Kept, Runner
+from emp_onnx.calibration.taking import NotPooledError, Taking, Totals
 
 __all__ = ["once"]
 
 ROOM, MOST = 1 << 22, 16  # bytes of activations that are held together, as far as one feed tells; feeds at most
 
 
-def once(network: Network, /, share: float = 1.0) -> dict[int, Moments | Samples]:
+def once(network: Network, /, share: float = 1.0) -> dict[int, Found]:
     """The moments of every problem that a feed reaches, by its id: of the dense network's inputs.
 
     Args:
@@ -35,12 +36,12 @@ def once(network: Network, /, share: float = 1.0) -> dict[int, Moments | Samples
         return _pass(network, False)
 
 
-def _pass(network: Network, positions: bool) -> dict[int, Moments | Samples]:
+def _pass(network: Network, positions: bool) -> dict[int, Found]:
     program = network.program
     wanted = {name for site in network.sites for use in site.uses for name in use.needs}
     cut, kept = program.whole(lambda: chunks(program, 0, wanted)), Kept()
     takings: list[tuple[Site, list[Taking]]] = []
-    shared: dict[object, list[Sums]] = {}
+    shared: dict[object, list[Totals]] = {}
     start, count = 0, 1
     while start < len(network.feeds):
         run = Runner(program, cut, network.value, threads=network.threads, kept=kept)
@@ -53,7 +54,7 @@ def _pass(network: Network, positions: bool) -> dict[int, Moments | Samples]:
                 for taking in uses:
                     if positions:
                         taking.look(run, None, len(network.feeds))
-                    taking.prepare(None if site.also else shared)
+                    taking.prepare(None if site.also else shared, own=True)
         for _, uses in takings:
             for taking in uses:
                 taking.take(run, first=start)

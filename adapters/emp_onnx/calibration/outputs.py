@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.chunks import Chunk, chunks
+from emp_onnx.calibration.feeding import declared
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.runner import Chunk, Kept, Runner, chunks
+from emp_onnx.calibration.runner import Kept, Runner
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.weights.find import Weight
@@ -22,6 +24,7 @@ from emp_onnx.weights.find import Weight
 __all__ = ["Answers", "agreement", "classes", "distance", "moved", "rows_of", "top1"]
 
 Array = NDArray[Any]
+FLOATS = ("float16", "float32", "float64")
 LARGE = 1 << 28  # bytes of weights beyond which a network is run level by level
 
 
@@ -42,7 +45,7 @@ class Answers:
             if not self.large:  # one session, where a large network is run level by level
                 program.rank(lambda step: False)
             # mostly the outputs are floats themselves, and nothing else has to be looked at
-            names = self._floats(set(program.outputs)) or self._floats(everything) or []
+            names = self._declared() or self._floats(set(program.outputs)) or self._floats(everything) or []
             self.names = names
             self.cut = self._cut(names)
         finally:
@@ -53,6 +56,14 @@ class Answers:
 
     def _cut(self, names: Iterable[str]) -> list[list[Chunk]]:
         return chunks(self.network.program, self.network.levels if self.large else 0, names)
+
+    def _declared(self) -> list[str] | None:
+        """The outputs, where the model says that all of them are floats, and makes them on every feed."""
+        program = self.network.program
+        names = [n for n in dict.fromkeys(program.outputs) if n not in program.fixed and n not in program.inputs]
+        kinds = {item.name: item.dtype for item in declared(self.network.model, outputs=True)}
+        made = all(not step.guard for name in names for step in program.makers.get(name, ()))
+        return names if made and all(kinds.get(name) in FLOATS for name in names) else None
 
     def _floats(self, wanted: set[str]) -> list[str] | None:
         """The last floats on the way to the outputs; None if they are not among the values that are `wanted`."""

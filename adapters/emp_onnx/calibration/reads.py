@@ -12,7 +12,8 @@ from emp_onnx.calibration.loops import At, Walk, fixed_value
 from emp_onnx.calibration.maps import Get, Site
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.recurrent import HIDDEN
-from emp_onnx.calibration.runner import Runner, open_session
+from emp_onnx.calibration.runner import Runner
+from emp_onnx.calibration.sessions import open_session
 
 if TYPE_CHECKING:
     from emp_onnx.calibration.network import Network

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from emp_core.criteria import obs, output_error, wanda
 from emp_onnx.calibration.feeding import gather
-from emp_onnx.calibration.moments import Sums
 from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.taking import Totals
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
@@ -215,7 +215,7 @@ def calibrate(
     dense, found = network.runner(), list[Inputs]()
     for level in range(network.levels):
         dense.level(level, network.wanted(level))
-        shared: dict[object, list[Sums]] = {}
+        shared: dict[object, list[Totals]] = {}
         for site in network.at(level + 1):
             done = network.moments(site, dense, positions=False, shared=shared)
             for problem, (sums,) in zip(site.problems, done, strict=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,21 +15,24 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.loops import At, in_step
 from emp_onnx.calibration.maps import Get, Problem, Site
-from emp_onnx.calibration.moments import Moments, Samples, Sums
+from emp_onnx.calibration.moments import Sums
+from emp_onnx.calibration.own import Found, OwnSums
 from emp_onnx.calibration.pooled import pick, unpool
 from emp_onnx.calibration.reads import Reads
 from emp_onnx.calibration.recurrent import HIDDEN
-from emp_onnx.calibration.runner import Runner, holds
+from emp_onnx.calibration.runner import Runner
+from emp_onnx.calibration.values import holds
 from emp_onnx.errors import ModelError
 
 if TYPE_CHECKING:
     from emp_onnx.calibration.network import Network
 
-__all__ = ["PER_INPUT", "NotPooledError", "Taking"]
+__all__ = ["PER_INPUT", "NotPooledError", "Taking", "Totals"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Changed = Mapping[str, Array] | None
+Totals = Sums | OwnSums
 APART = 1_000_003  # between the seeds of two iterations of a loop
 PER_INPUT = 12  # samples for each input of a linear map that are enough
 STACK, ROOM = 16, 1 << 20  # feeds that are taken together at most, and numbers in them: one by one, calls take longest
@@ -60,8 +64,8 @@ class Taking:
             raise ModelError(f"{site.step.node.label} must have finite weights, got NaN or infinities")
         self._reads = (Reads(network, site, None), Reads(network, site, changed))
         self._apart = False
-        self._sums: list[list[Sums]] = []
-        self._todo: list[tuple[Problem, Float | None, list[Sums]]] = []
+        self._sums: list[list[Totals]] = []
+        self._todo: list[tuple[Problem, Float | None, list[Totals]]] = []
 
     def look(self, dense: Runner, thin: Runner | None, count: int) -> None:
         """See whether positions behind a mean are samples of their own: where the means themselves are few among all
@@ -82,19 +86,25 @@ class Taking:
                 found += rows.shape[1]
         self._apart = 0 < found * count < PER_INPUT * problem.shape[2] * dense.feeds
 
-    def prepare(self, shared: dict[object, list[Sums]] | None) -> None:
-        """Make room for the sums; those of a value that another site of the level reads too are found in `shared`."""
+    def prepare(self, shared: dict[object, list[Totals]] | None, *, own: bool = False) -> None:
+        """Make room for the sums; those of a value that another site of the level reads too are found in `shared`.
+
+        `own`: sums of the inputs of the dense network alone, see `own.py`.
+        """
         for problem in self.site.problems:
             # what should come out is made where it is not the weights' doing alone, or where that is less work
             groups, out, d = problem.shape
             past = bool(self.site.skip) and self.two and problem.outs is not None
             made = past or (self.two and 2 * out < d)
-            own = shared is None or made or self._apart or problem.same is None
-            known = None if own or shared is None else shared.get(problem.same)
+            alone = shared is None or made or self._apart or problem.same is None
+            known = None if alone or shared is None else shared.get(problem.same)
             if known is None:
-                known = [Sums(groups, d, out if made else None, self.two) for _ in range(self.parts)]
+                known = [
+                    OwnSums(groups, d) if own else Sums(groups, d, out if made else None, self.two)
+                    for _ in range(self.parts)
+                ]
                 self._todo.append((problem, self.network.matrix(problem) if made else None, known))
-                if shared is not None and not own:
+                if shared is not None and not alone:
                     shared[problem.same] = known
             self._sums.append(known)
 
@@ -165,20 +175,23 @@ class Taking:
         """Whether a value is one that a network makes from its feeds."""
         return name not in self.network.program.fixed and not name.startswith(HIDDEN)
 
-    def moments(self) -> list[list[Moments | Samples]]:
+    def moments(self) -> list[list[Found]]:
         """For each problem the moments of each part."""
         found = []
         for problem, sums in zip(self.site.problems, self._sums, strict=True):
-            w = self.network.matrix(problem)
-            found.append([s.moments(w) for s in sums])
+            found.append([self._of(problem, one) for one in sums])
             if self.site.path and not any(s.count for s in sums):
                 reason = "the loop around it does not run, or does not come to it, on any feed"
                 self.network.why.update(dict.fromkeys(self.site.keys, reason))
         return found
 
+    def _of(self, problem: Problem, sums: Totals) -> Found:
+        weights = partial(self.network.matrix, problem)
+        return sums.moments(weights) if isinstance(sums, OwnSums) else sums.moments(weights())
+
     def _add(
-        self, problem: Problem, w: Float | None, sums: Sums, runs: tuple[Runner, Runner | None], gets: tuple[Get, Get],
-        some: list[int], first: int, feed: int,
+        self, problem: Problem, w: Float | None, sums: Totals, runs: tuple[Runner, Runner | None],
+        gets: tuple[Get, Get], some: list[int], first: int, feed: int,
     ) -> None:  # fmt: skip
         """Take in the samples of some feeds; `feed` is the seed for their choice."""
         thin = runs[1]

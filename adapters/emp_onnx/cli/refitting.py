@@ -141,7 +141,7 @@ def refit(options: argparse.Namespace) -> int:
             model, options.out, feeds=options.feeds, stats=options.stats, gradients=options.gradients,
             update=options.refit or (options.stats is None and options.gradients is None),
             allocate=options.allocate, criterion=options.criterion, effort=options.effort or "full", seed=seed(options),
-            in_place=options.in_place, watch=meter, **amount, **choice(options),
+            in_place=options.in_place, watch=meter, gzip=options.json or not options.quiet, **amount, **choice(options),
         )  # fmt: skip
     if report.how["random_feeds"]:
         complain(

@@ -19,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.maps import Problem, Site
-from emp_onnx.calibration.moments import Moments, Samples, Sums
+from emp_onnx.calibration.moments import Samples
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import Answers, distance, rows_of
+from emp_onnx.calibration.own import Found, Own
+from emp_onnx.calibration.taking import Totals
 from emp_onnx.progress import Watch
-from emp_onnx.refit.loss import Few, Quadratic
+from emp_onnx.refit.light import Light
+from emp_onnx.refit.loss import FACTORED, Few, Quadratic
 from emp_onnx.refit.solve import descend, effort, leaning
 
 __all__ = ["RIDGES", "TRIED", "USUAL", "Curve", "curve", "curves", "enough", "quadratic", "stand_ins", "unmeasured"]
@@ -69,11 +72,14 @@ class Curve:
         return int(np.prod(self.problem.shape))
 
 
-def quadratic(problem: Problem, w: Float, sums: Moments | Samples, ridge: float) -> Quadratic:
+def quadratic(problem: Problem, w: Float, sums: Found, ridge: float) -> Quadratic:
     """The loss of a problem with weights w (or of some of its outputs): of covariances where a bias takes up the
     means. The ridge is at least what the number of samples calls for."""
     centred = problem.bias is not None
     ridge = max(ridge, unseen(problem, sums.count))
+    if isinstance(sums, Own):
+        second, make = sums.second(centred), Light.own if problem.shape[2] >= FACTORED else Quadratic.around
+        return make(second, w, ridge)
     if isinstance(sums, Samples):
         return Few.fit(*sums.scaled(centred), w, ridge)
     return Quadratic.ridge(*(sums.centred() if centred else sums.raw()), w, ridge)
@@ -88,9 +94,11 @@ def unseen(problem: Problem, count: int) -> float:
     return problem.shape[2] / max(count, 1) if len(problem.parts) > 1 else 0.0
 
 
-def _seen(problem: Problem, w: Float, sums: Moments | Samples) -> Quadratic:
+def _seen(problem: Problem, w: Float, sums: Found) -> Quadratic:
     """What the outputs are off by on these samples, and on others to come, when the weights are other ones than w."""
     centred = problem.bias is not None
+    if isinstance(sums, Own):
+        return Quadratic.around(sums.second(centred), w, unseen(problem, sums.count))
     if isinstance(sums, Samples):
         return Few.around(sums.scaled(centred)[0], w, unseen(problem, sums.count))
     return Quadratic.around((sums.centred() if centred else sums.raw())[0], w, unseen(problem, sums.count))
@@ -109,7 +117,7 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
         dense.level(level, network.wanted(level))
         sites = network.at(level + 1)
         after = answers.beyond(level, dense, probe, says) if sites else None
-        shared: dict[object, list[Sums]] = {}
+        shared: dict[object, list[Totals]] = {}
         for site in sites:
             found = network.moments(site, dense, part=network.half, parts=2, shared=shared)
             for problem, (fit, test) in zip(site.problems, found, strict=True):
@@ -121,14 +129,16 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
                     fit = test = fit if fit.count else test
                     yield curve(network, site, problem, fit, test, cost)
                 else:  # each half once
-                    yield _mean(*(curve(network, site, problem, *pair, cost) for pair in ((fit, test), (test, fit))))
+                    one = curve(network, site, problem, fit, test, cost)
+                    yield _mean(one, curve(network, site, problem, test, fit, None))
 
 
 def _mean(one: Curve, other: Curve) -> Curve:
-    """What two halves say together."""
+    """What two halves say together. The price is that of the first: to look at the answers takes longest, and a second
+    time it made no measured difference."""
     errors = tuple((a + b) / 2 for a, b in zip(one.errors, other.errors, strict=True))
     return replace(
-        one, errors=errors, price=(one.price + other.price) / 2, ridge=math.sqrt(one.ridge * other.ridge),
+        one, errors=errors, ridge=math.sqrt(one.ridge * other.ridge),
         samples=min(one.samples, other.samples), outliers=(one.outliers + other.outliers) / 2,
     )  # fmt: skip
 
@@ -156,10 +166,11 @@ def enough(rows: Sequence[int], /) -> int:
 
 
 def curve(
-    network: Network, site: Site, problem: Problem, fit: Moments | Samples, test: Moments | Samples,
-    cost: Callable[[Mapping[str, Array]], float],
+    network: Network, site: Site, problem: Problem, fit: Found, test: Found,
+    cost: Callable[[Mapping[str, Array]], float] | None,
 ) -> Curve:  # fmt: skip
-    """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs."""
+    """The curve of one problem, from the moments of two halves of the feeds, and what a change of weights costs (its
+    price is 0 where that is not asked)."""
     n = problem.size
     if not fit.count:
         return Curve(site, problem, (n,), (0.0,), 0.0, USUAL, 0, 0.0)
@@ -182,7 +193,7 @@ def curve(
     for count, _, thin in descend(loss, list(points), lean=lean):
         errors.append(max(real.loss(thin), errors[-1]))
         last = count == min(points)
-        if not price and (last or (not looked and errors[-1] >= PROBE * variance)):
+        if cost is not None and not price and (last or (not looked and errors[-1] >= PROBE * variance)):
             looked = True
             mean = fit.x / fit.count
             shift = ((w - thin) @ mean[..., None])[..., 0]
@@ -219,7 +230,7 @@ def _cost(says: Says, after: Callable[[Mapping[str, Array]], Says], thin: Mappin
     return distance(says, after(thin))
 
 
-def _tuned(problem: Problem, w: Float, fit: Moments | Samples, real: Quadratic) -> float:
+def _tuned(problem: Problem, w: Float, fit: Found, real: Quadratic) -> float:
     """The ridge that does best on the other half."""
     least, best = math.inf, RIDGES[0]
     for ridge in RIDGES:

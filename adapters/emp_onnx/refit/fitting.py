@@ -2,133 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_core import effective_size
-from emp_onnx.calibration.feeding import gather, longer
-from emp_onnx.calibration.moments import Moments, Samples
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, agreement, moved
-from emp_onnx.certificates.added import Added, with_biases
+from emp_onnx.calibration.own import Found
 from emp_onnx.errors import UsageError, quote
-from emp_onnx.files.model_io import Model
-from emp_onnx.progress import Watch
 from emp_onnx.refit.allocate import allocate
-from emp_onnx.refit.biases import missing_biases
-from emp_onnx.refit.candidates import candidates
 from emp_onnx.refit.curves import Curve, curves, unmeasured
-from emp_onnx.refit.gradients import Gradients, checked
 from emp_onnx.refit.notes import notes
+from emp_onnx.refit.prepared import Prepared
 from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
 from emp_onnx.refit.thin import Thin
-from emp_onnx.runtime.feeds import Feed
-from emp_onnx.weights.find import Refusal, Weight
+from emp_onnx.weights.find import Weight
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = ["Fitting", "Thin"]
 
 Array = NDArray[Any]
 MEASURED = ("error", "owl")  # allocations that need more than weights
-CELLS = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(eq=False)
-class Fitting:
+class Fitting(Prepared):
     """A model with its calibration feeds, ready to be refitted at any amount.
 
-    Args:
-        model: from `load`.
-        feeds: calibration feeds, a path or feeds themselves; seeded random ones if None (`random` says so then).
-        include, exclude, min_size, embeddings: see `find_weights`.
-        seed: of random feeds.
-        held: share of the feeds that is kept back for `agreement` and `moved`, 0 ≤ held < 1.
-        threads: for onnxruntime.
-        watch: told how far the work is.
-        biases: whether layers that have none get one, zero at first (`added`, and `model` has them then).
-        gradients: of a loss, by name of weight, for the criterion `gradient`; they then also count, as ``|w·g|``.
-
-    Raises:
-        UsageError: feeds or gradients that do not fit the model (which, what is expected, what came), an option out of
-            its range.
-        ModelError: nothing here can be pruned; NaN activations, with the node's name.
+    Args, errors: those of `Prepared`: model, feeds, include, exclude, min_size, embeddings, seed, held, threads, watch,
+        gradients, biases.
     """
 
-    model: Model
-    feeds: Any
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    min_size: int = 1
-    embeddings: bool = False
-    seed: int = 0
-    held: float = 0.0
-    threads: int | None = None
-    watch: Watch | None = None
-    gradients: Gradients | None = None
-    biases: bool = False
-    learns = True  # from its feeds; otherwise they are only measured on
-    quick = False  # whether layers are solved with little effort
-    weights: tuple[Weight, ...] = field(init=False)
-    refusals: tuple[Refusal, ...] = field(init=False)
-    random: bool = field(init=False)
-
     def __post_init__(self) -> None:
-        self.weights, self.refusals = candidates(
-            self.model, include=self.include, exclude=self.exclude, min_size=self.min_size, embeddings=self.embeddings
-        )
-        if not 0 <= self.held < 1:
-            raise UsageError(f"held must be ≥ 0 and < 1, got {self.held}")
-        if self.gradients is not None:
-            self.gradients = checked(self.gradients, self.weights, [w.name for w in self.refusals])
-        self._says: list[list[Array]] | None = None
         self._curves: list[Curve] | None = None
-        self._seen: tuple[Network, Mapping[int, Moments | Samples]] | None = None
-        self.joined = 0  # feeds that were made of others
-        self.added: list[Added] = []
-        self._sizes: dict[str, float] = {}
-        self._ready()
+        self._seen: tuple[Network, Mapping[int, Found]] | None = None
+        super().__post_init__()
 
-    def _ready(self) -> None:
-        """Take the feeds."""
-        feeds, self.random = gather(self.model, self.feeds, self.seed, self.threads)
-        back = set(_spread(len(feeds), math.ceil(self.held * len(feeds)))) if len(feeds) > 1 else set()
-        self.kept_back: list[Feed] = [feed for i, feed in enumerate(feeds) if i in back] or list(feeds)
-        used = [feed for i, feed in enumerate(feeds) if i not in back]
-        cells = any(weight.op in CELLS for weight in self.weights)
-        more = longer(self.model, used, self.threads) if cells and not self.random else []
-        self.joined, used = len(more), [*used, *more]
-        self.network = Network(self.model, self.weights, used, self.threads)
-        self.added = missing_biases(self.network) if self.biases else []
-        if self.added:
-            self.model = with_biases(self.model, self.added)
-            self.network = Network(self.model, self.weights, used, self.threads)
-        self.answers = Answers(self.network)
-
-    @property
-    def total(self) -> int:
-        """How many weights there are."""
-        return sum(math.prod(weight.shape) for weight in self.weights)
+    def thin_masks(self) -> dict[str, NDArray[np.bool_]]:
+        """The masks of a model from which nothing was removed."""
+        return {weight.name: np.ones(weight.shape, bool) for weight in self.weights}
 
     @property
     def curves(self) -> list[Curve]:
         """What each layer can bear; measured when first asked for."""
         if self._curves is None:
             self._phase("measuring layers")
-            self._curves = list(curves(self.network, self.answers, self.watch))
+            self._curves = list(curves(self.network, self._probed(), self.watch))
         return self._curves
-
-    @property
-    def calibrated(self) -> tuple[int, str, bool]:
-        """How many feeds the statistics are of, their hash, and whether they were made up."""
-        return len(self.network.feeds) - self.joined, self.digest(), self.random
 
     def ready_for(self, criterion: str, update: bool) -> None:
         """Whether what is known is enough for a criterion, and for solving weights again where `update` asks for it.
@@ -140,29 +64,6 @@ class Fitting:
             raise UsageError(f"criterion must be one of {', '.join(CRITERIA)}, got {quote(criterion)}")
         if criterion == "gradient" and self.gradients is None:
             raise UsageError("criterion 'gradient' must come with gradients, got none")
-
-    def count(self, *, beta: float | None = None, sparsity: float | None = None) -> int:
-        """How many weights a rule keeps: Σ ⌊β·N_eff⌋ over the weights (of ``|w·g|`` where there are gradients), or what
-        `sparsity` leaves of them all.
-
-        Raises:
-            UsageError: out of range.
-        """
-        if sparsity is not None:
-            if not 0 <= sparsity < 1:
-                raise UsageError(f"sparsity must be ≥ 0 and < 1, got {sparsity}")
-            return max(1, self.total - round(Fraction(sparsity) * self.total))
-        beta = 1.0 if beta is None else beta
-        if not 0 < beta < math.inf:
-            raise UsageError(f"beta must be > 0 and finite, got {beta}")
-        for weight in self.weights:
-            if weight.name not in self._sizes:
-                self._sizes[weight.name] = float(effective_size(self._scores(weight)))
-        return sum(min(math.prod(w.shape), max(1, math.floor(beta * self._sizes[w.name]))) for w in self.weights)
-
-    def thin_masks(self) -> dict[str, NDArray[np.bool_]]:
-        """The masks of a model from which nothing was removed."""
-        return {weight.name: np.ones(weight.shape, bool) for weight in self.weights}
 
     def thin(self, keep: int, *, how: str = "error", criterion: str = "obs", update: bool = True) -> Thin:
         """The model with `keep` weights.
@@ -206,30 +107,6 @@ class Fitting:
             masks.setdefault(weight.name, np.ones(weight.shape, bool))
         return Thin(done.changed, masks, self._notes(blind, done))
 
-    def both(self, thin: Thin) -> tuple[list[list[Array]], list[list[Array]]]:
-        """What the dense model and this one answer to the feeds kept back."""
-        if self._says is None:
-            self._says = self.answers.dense(self.kept_back)
-        return self._says, self.answers(thin.changed, self.kept_back)
-
-    def agreement(self, thin: Thin) -> float:
-        """See `outputs.agreement`, on the feeds kept back."""
-        return agreement(*self.both(thin))
-
-    def moved(self, thin: Thin) -> float:
-        """See `outputs.moved`, on the feeds kept back."""
-        return moved(*self.both(thin))
-
-    def digest(self) -> str:
-        """A hash of the feeds."""
-        hashed = hashlib.sha256()
-        for feed in self.network.feeds:
-            for name in sorted(feed):
-                value = np.ascontiguousarray(feed[name])
-                hashed.update(f"{name} {value.dtype} {value.shape}".encode())
-                hashed.update(value.tobytes())
-        return hashed.hexdigest()
-
     def _layers(self, how: str) -> list[Curve]:
         """The layers: measured, where the allocation needs that, or has been done."""
         return unmeasured(self.network) if how not in MEASURED and self._curves is None else self.curves
@@ -241,26 +118,13 @@ class Fitting:
         masks[weight.name] = largest(self._scores(weight), count)
         changed[weight.name] = weight.zero.filled(self.model.values(weight.name), masks[weight.name])
 
-    def _known(self) -> Mapping[int, Moments | Samples] | None:
+    def _known(self) -> Mapping[int, Found] | None:
         """Moments that are used instead of running the network, by the id of their problem."""
         return None
 
     def _shares(self, how: str, criterion: str) -> Callable[[Curve], Any]:
         """What an allocation takes for the weights of a layer."""
         return lambda curve: self.network.matrix(curve.problem)
-
-    def _scores(self, weight: Weight) -> Any:
-        """Of the weights of a tensor, by themselves: |w|, or |w·g|."""
-        values = self.magnitudes(weight)
-        return values if self.gradients is None else values * np.abs(self.gradients[weight.name])
-
-    def magnitudes(self, weight: Weight) -> NDArray[np.float64]:
-        """Of the numbers that a tensor holds or stands for."""
-        return np.abs(weight.zero.scores(self.model.values(weight.name)).astype(np.float64))
-
-    def _phase(self, name: str) -> None:
-        if self.watch is not None:
-            self.watch.phase(name, 4 * self.total)
 
     def _notes(self, blind: Sequence[Weight], done: Fitted) -> tuple[str, ...]:
         return tuple(notes(self.network, blind, done, random=self.random, held=self.held))
@@ -274,7 +138,3 @@ def _once(layers: Iterable[Curve]) -> list[Curve]:
         if all(owner.setdefault(key, id(curve.site)) == id(curve.site) for key in keys):
             out.append(curve)
     return out
-
-
-def _spread(n: int, count: int) -> list[int]:
-    return [int((i + 0.5) * n / count) for i in range(count)] if count else []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Few", "Quadratic"]
+__all__ = ["FACTORED", "Few", "Quadratic", "pull", "root"]
 
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -40,13 +40,13 @@ class Quadratic:
         prior. Where the matrix is singular to working precision even so, the strength is raised tenfold until it is
         not.
         """
-        pull = _pull(np.diagonal(xx, axis1=1, axis2=2))
+        apart = pull(np.diagonal(xx, axis1=1, axis2=2))
         for _ in range(12):
             a = xx.copy()
-            np.einsum("gii->gi", a)[...] += strength * pull
+            np.einsum("gii->gi", a)[...] += strength * apart
             try:
                 made = cls(a, prior)
-                made.best = made._solved(yx + strength * prior * pull[:, None])
+                made.best = made._solved(yx + strength * prior * apart[:, None])
             except np.linalg.LinAlgError:
                 strength = max(strength * 10, 1e-8)
                 continue
@@ -56,8 +56,8 @@ class Quadratic:
     @classmethod
     def around(cls, xx: Float, best: Float, strength: float) -> Quadratic:
         """With `best` as the minimiser, and each input seen `strength` times more by itself."""
-        a = xx.copy()
-        np.einsum("gii->gi", a)[...] += strength * _pull(np.diagonal(xx, axis1=1, axis2=2))
+        a = xx.astype(np.float64)
+        np.einsum("gii->gi", a)[...] += strength * pull(np.diagonal(xx, axis1=1, axis2=2))
         return cls(a, best)
 
     def _solved(self, target: Float) -> Float:
@@ -70,12 +70,12 @@ class Quadratic:
             np.linalg.cholesky(self.a)
             return np.asarray(np.linalg.solve(self.a, target.swapaxes(1, 2)).swapaxes(1, 2), np.float64)
         pairs = zip(self._roots, target, strict=True)
-        return np.stack([(t @ root.T) @ root for root, t in pairs])
+        return np.stack([(t @ one.T) @ one for one, t in pairs])
 
     @cached_property
     def _roots(self) -> list[Float]:
         """Of each group the inverse R of the lower Cholesky factor: A⁻¹ = RᵀR."""
-        return [_inverse(np.linalg.cholesky(a)) for a in self.a]
+        return [root(a.copy()) for a in self.a]
 
     @cached_property
     def target(self) -> Float:
@@ -121,7 +121,7 @@ class Quadratic:
         """What removing a weight costs, per unit of its square: 1 / [A⁻¹]ⱼⱼ, of shape (groups, d)."""
         if self.a.shape[-1] < FACTORED:
             return 1 / np.diagonal(np.linalg.inv(self.a), axis1=1, axis2=2)
-        return np.stack([1 / np.einsum("ij,ij->j", root, root) for root in self._roots])
+        return np.stack([1 / np.einsum("ij,ij->j", one, one) for one in self._roots])
 
     def worth(self, lean: float) -> Float:
         """What a weight is worth per unit of its square, of shape (groups, d): `rise`, leaning towards Aⱼⱼ."""
@@ -142,8 +142,8 @@ class Few(Quadratic):
         By the matrix inversion lemma only an n × n matrix is factored: with P the pull times its strength and W₀ the
         prior, `W = W₀ + (Y − X·W₀ᵀ)ᵀ (1 + X P⁻¹ Xᵀ)⁻¹ X P⁻¹`.
         """
-        pull = _pull(np.einsum("nd,nd->d", x, x)[None])[0]
-        made = cls(x, strength * pull, prior)
+        apart = pull(np.einsum("nd,nd->d", x, x)[None])[0]
+        made = cls(x, strength * apart, prior)
         gap = (y - x @ prior[0].T).T
         made.best = prior + (np.linalg.solve(made._inner, gap.T).T @ (x / made.weight))[None]
         return made
@@ -151,7 +151,7 @@ class Few(Quadratic):
     @classmethod
     def around(cls, x: Float, best: Float, strength: float) -> Few:
         """See `Quadratic.around`."""
-        return cls(x, strength * _pull(np.einsum("nd,nd->d", x, x)[None])[0], best)
+        return cls(x, strength * pull(np.einsum("nd,nd->d", x, x)[None])[0], best)
 
     @cached_property
     def _inner(self) -> Float:
@@ -186,28 +186,38 @@ class Few(Quadratic):
     @cached_property
     def rise(self) -> Float:
         """1 / [A⁻¹]ⱼⱼ, by the matrix inversion lemma."""
-        root = np.linalg.cholesky(self._inner)
-        part = np.linalg.solve(root, self.x / self.weight)
+        lower = np.linalg.cholesky(self._inner)
+        part = np.linalg.solve(lower, self.x / self.weight)
         found: Float = 1 / (1 / self.weight - np.einsum("nd,nd->d", part, part))[None]
         return found
 
 
-def _pull(diagonal: Float) -> Float:
-    pull = 0.9 * diagonal + 0.1 * diagonal.mean(1, keepdims=True)
-    return np.where(pull > 0, pull, 1.0)
+def pull(diagonal: Float) -> Float:
+    """How strongly each input is held where it was: its own second moment, and a tenth of the mean one."""
+    found = 0.9 * diagonal + 0.1 * diagonal.mean(1, keepdims=True)
+    return np.where(found > 0, found, 1.0)
 
 
-def _inverse(lower: Float) -> Float:
-    """Of a lower triangle, which is taken over: by halves, so that nearly all of it is matrix products.
+def root(a: Any) -> Any:
+    """The inverse R of the lower Cholesky factor of a matrix, A⁻¹ = RᵀR, in place of it: by halves, so that nearly all
+    of it is matrix products.
 
-    >>> _inverse(np.array([[2.0, 0], [1, 4]])).tolist()
+    Raises:
+        LinAlgError: it is not positive definite.
+
+    >>> root(np.array([[4.0, 2.0], [2.0, 17.0]])).tolist()
     [[0.5, 0.0], [-0.125, 0.25]]
     """
-    d = len(lower)
+    d = len(a)
     if d <= BLOCK:
-        lower[...] = np.tril(np.linalg.inv(lower))
-        return lower
+        a[...] = np.tril(np.linalg.inv(np.linalg.cholesky(a)))
+        return a
     half = d // 2
-    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
-    lower[half:, :half] = -(last @ (lower[half:, :half] @ first))
-    return lower
+    first = root(a[:half, :half])
+    below = a[half:, :half] @ first.T
+    a[half:, half:] -= below @ below.T
+    last = root(a[half:, half:])
+    np.matmul(last, below @ first, out=below)
+    a[half:, :half] = -below
+    a[:half, half:] = 0
+    return a

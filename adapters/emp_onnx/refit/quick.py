@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.calibration.maps import Problem, Site
-from emp_onnx.calibration.moments import Moments, Samples
+from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.once import once
+from emp_onnx.calibration.own import Found
 from emp_onnx.refit.curves import USUAL, Curve, curve
 from emp_onnx.refit.fitting import Fitting
 
 __all__ = ["Quick"]
 
 Array = NDArray[Any]
-SHARE = 1 / 3  # of the samples that full effort takes; fewer than a sixth show in the scores
+SHARE = 1 / 4  # of the samples that full effort takes; fewer than a sixth show in the scores
 
 
 @dataclass(eq=False)
@@ -52,7 +53,7 @@ class Quick(Fitting):
 
         return scores
 
-    def _known(self) -> Mapping[int, Moments | Samples]:
+    def _known(self) -> Mapping[int, Found]:
         if self._seen is None or self._seen[0] is not self.network:
             self._phase("calibrating")
             self._seen = self.network, once(self.network, SHARE)

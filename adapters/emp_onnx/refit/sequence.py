@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from emp_core.criteria import gradient
 from emp_onnx.calibration.maps import Problem, Site
-from emp_onnx.calibration.moments import Moments, Samples, Sums
 from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.own import Found, merge
+from emp_onnx.calibration.taking import Totals
 from emp_onnx.progress import Watch
 from emp_onnx.refit.curves import RIDGES, TRIED, Curve, quadratic, stand_ins
 from emp_onnx.refit.grid import Grid, onto
@@ -31,7 +32,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-QUICK, FEW = (3, 0), 10  # see `effort`, and rounds at the end, where little is to be done
+QUICK, FEW = (3, 0), 6  # see `effort`, and rounds at the end, where little is to be done
 PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 TRIAL = 6  # rounds after which solutions with different ridges are compared
@@ -49,7 +50,7 @@ class Fitted:
 def fit(
     network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
     criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
-    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Moments | Samples] | None = None,
+    gradients: Mapping[str, Array] | None = None, known: Mapping[int, Found] | None = None,
     quick: bool = False,
 ) -> Fitted:  # fmt: skip
     """Choose and solve every layer in turn.
@@ -74,13 +75,13 @@ def fit(
     for level in range(network.levels):
         for run in (dense, thin) if known is None else ():
             run.level(level, network.wanted(level))
-        shared: dict[object, list[Sums]] = {}
+        shared: dict[object, list[Totals]] = {}
         for site in network.at(level + 1):
             mine = [problem for problem in site.problems if id(problem) in counts]
             if not mine or seen & set(site.keys):
                 continue
             for again in range(2 if site.again and update and known is None else 1):
-                sums: list[list[Moments | Samples]]
+                sums: list[list[Found]]
                 if known is not None:
                     sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]
                 else:
@@ -100,13 +101,13 @@ def fit(
 
 
 def _one(
-    network: Network, site: Site, problem: Problem, parts: Sequence[Moments | Samples], asked: tuple[int, float],
+    network: Network, site: Site, problem: Problem, parts: Sequence[Found], asked: tuple[int, float],
     criterion: str, update: bool,
     new: dict[str, Array], done: Fitted, again: int, gradients: Float | None, quick: bool,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else parts[0].merge(parts[1]), min(count, n)
+    w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else merge(parts[0], parts[1]), min(count, n)
     if update and sums.count < MANY * d and len(parts) > 1:
         ridge = _tuned(problem, w0, parts, count)
     loss = quadratic(problem, w0, sums, ridge)
@@ -142,7 +143,7 @@ def _one(
         done.few.append((site.keys[0], sums.count, d))
 
 
-def _tuned(problem: Problem, w0: Float, halves: Sequence[Moments | Samples], count: int) -> float:
+def _tuned(problem: Problem, w0: Float, halves: Sequence[Found], count: int) -> float:
     """The ridge with which one half of the feeds foretells best what the dense network wants on the other half, as some
     outputs tell.
 

@@ -165,6 +165,8 @@ def exchange(
     Those come back that would lower the loss most by themselves, `g² / worth` with the gradient g; then those go that
     are worth least. Fewer with each sweep; the best that was seen is returned, so nothing gets worse.
     """
+    if not sweeps:
+        return mask, w
     count, worth = int(np.count_nonzero(mask)), loss.worth(lean)[:, None, :].astype(w.dtype)
     most = SHARE * 2 * min(count, mask.size - count)
     best = loss.loss(w), mask, w

@@ -101,15 +101,20 @@ def read_arrays(path: str | os.PathLike[str], what: str, /) -> dict[str, NDArray
         kinds = "a folder or an .npz file" if what == "feeds" else "an .npz file"
         raise UsageError(f"{what} must be {kinds}, got {quote(path)}, which does not exist") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        raise UsageError(f"{what} must be .npz files of plain arrays, got {quote(path)}: {error}") from error
+        raise UsageError(f"{what} must be .npz files of plain arrays, got {quote(path)}: {_told(error)}") from error
     raise UsageError(f"{what} must be .npz files, got {quote(path)}, which is a single array")
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with a file. NumPy takes what it does not know for pickled objects, and says how to load these."""
+    return "it is cut short, or of another kind" if "pickle" in str(error) else str(error)
 
 
 def _column(path: Path) -> NDArray[Any]:
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"feeds must be .npy files of plain arrays, got {quote(path)}: {error}") from error
+        raise UsageError(f"feeds must be .npy files of plain arrays, got {quote(path)}: {_told(error)}") from error
 
 
 def check_feed(feed: Feed, inputs: Iterable[Input], which: int, optional: frozenset[str] = frozenset()) -> None:
