@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 import emp_onnx
 from emp_onnx.cli import main
 from emp_onnx.errors import ModelError, UsageError
+from emp_onnx.files.model_io import load
 from emp_onnx.runtime.bench import bench
 from emp_onnx.runtime.engine import open_engine
 from emp_onnx.runtime.fuse import fused_before, fused_model
@@ -81,14 +82,30 @@ def test_the_same_numbers_with_and_without_kernels(
     for got, want in zip(outputs(onnxruntime.InferenceSession(tmp_path / "f.onnx")), expected, strict=True):
         assert np.array_equal(got, want)
     every = fused_model(tmp_path / "p.onnx", every=True)[1]
-    assert [use.op for use in fused_before(tmp_path / "f.onnx")] == [use.op for use in every]
-    assert fused_before(tmp_path / "p.onnx") == []
+    assert [use.op for use in fused_before(load(tmp_path / "f.onnx"))] == [use.op for use in every]
+    assert fused_before(load(tmp_path / "p.onnx")) == []
     for path in ("p.onnx", "f.onnx"):
         engine = open_engine(tmp_path / path, threads=2)
         assert engine.kernels
         assert path == "p.onnx" or len(engine.fused) == len(every)
         for got, want in zip(outputs(engine.session), expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_all_stay_dense_are_unpacked_before_onnxruntime_optimises(
+    tmp_path: Path, kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With local functions in it the model would be optimised otherwise, and might be slower than the dense one."""
+    emp_onnx.pack(mlp(tmp_path / "m.onnx", 0.28), tmp_path / "p.onnx", form="packed")
+    opened: list[Any] = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: opened.append(a[0]) or real(*a, **k))
+    engine = open_engine(tmp_path / "p.onnx")
+    assert (engine.kernels, [use.op for use in engine.fused]) == ("", ["", "", "", ""])
+    given = onnx.load_from_string(opened[0])
+    assert not [node for node in given.graph.node if node.domain]
+    for got, want in zip(outputs(engine.session), outputs(real(tmp_path / "m.onnx")), strict=True):
+        assert np.array_equal(got, want)
 
 
 def test_what_is_fused_and_what_is_not(tmp_path: Path) -> None:

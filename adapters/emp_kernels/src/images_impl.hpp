@@ -9,6 +9,32 @@ F pixels(const float* in, int64_t step, int count) {
     return F::load(apart);
 }
 
+// A few zeros; compilers make a call of a loop.
+inline void zero(float* out, int64_t count) {
+    for (; count > 0; count -= kWidth, out += kWidth) F::zero().store_part(out, int(count < kWidth ? count : kWidth));
+}
+
+// A register of all rows, then the one before it: what the last one writes behind its row, into padding or the next row, is written again.
+template <int kStep>
+bool lay_step(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
+    Seen even, odd;
+    for (int64_t at = width > 0 ? (width - 1) / kWidth * kWidth : -1; at >= 0; at -= kWidth) {
+        const int count = int(width - at < kWidth ? width - at : kWidth);
+        auto row = [&](Seen& seen, int64_t y) {
+            const F some = pixels<kStep>(in + y * in_stride + at * step, step, count);
+            seen.add(some);
+            float* to = out + y * stride + left + at;
+            const bool room = (height - y) * stride - left - at >= kWidth;
+            room ? some.store(to) : some.store_part(to, count);
+        };
+        int64_t y = 0;
+        for (; y + 2 <= height; y += 2) row(even, y), row(odd, y + 1);
+        if (y < height) row(even, y);
+    }
+    for (int64_t y = 0; y < height; y++, out += stride) zero(out, left), zero(out + left + width, stride - left - width);
+    return even.finite() && odd.finite();
+}
+
 // Every pixel of a row. A register of all rows follows the next, the last one first: what it writes too much, the first ones write again.
 bool lay_all(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t left, int64_t stride, float* out) {
     Seen even, odd;
@@ -29,32 +55,6 @@ bool lay_all(const float* in, int64_t height, int64_t width, int64_t in_stride, 
         if (y < height) row(even, y);
     }
     return even.finite() && odd.finite();
-}
-
-template <int kStep>
-bool lay_step(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {
-    Seen seen, also, last;
-    for (int64_t y = 0; y < height; y++, in += in_stride, out += stride) {
-        for (int64_t i = 0; i < left; i++) out[i] = 0.0f;
-        float* to = out + left;
-        int64_t i = 0;
-        for (; i + 2 * kWidth <= width; i += 2 * kWidth) {
-            const F one = pixels<kStep>(in + i * step, step, kWidth), two = pixels<kStep>(in + (i + kWidth) * step, step, kWidth);
-            seen.add(one), also.add(two);
-            one.store(to + i), two.store(to + i + kWidth);
-        }
-        if (i + kWidth <= width) {
-            const F one = pixels<kStep>(in + i * step, step, kWidth);
-            last.add(one), one.store(to + i);
-            i += kWidth;
-        }
-        if (i < width) {
-            const F one = pixels<kStep>(in + i * step, step, int(width - i));
-            also.add(one), one.store_part(to + i, int(width - i));
-        }
-        for (i = left + width; i < stride; i++) out[i] = 0.0f;
-    }
-    return seen.finite() && also.finite() && last.finite();
 }
 
 bool lay(const float* in, int64_t height, int64_t width, int64_t in_stride, int64_t step, int64_t left, int64_t stride, float* out) {

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
+from emp_onnx.files.model_io import Model, load
+from emp_onnx.files.reader import DOMAIN
+from emp_onnx.packing.choose import choose
+from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.runtime.fuse import Fused, fused_before, fused_model
 
 __all__ = ["KERNELS", "Engine", "open_engine"]
 
 KERNELS = ("auto", "on", "off")
+MOST = 1 << 26  # elements of weights that are unpacked here rather than by onnxruntime
 
 
 @dataclass(frozen=True)
@@ -76,20 +81,33 @@ def open_engine(
         if kernels == "on":
             raise UsageError(f"kernels must be off or auto here: {why}")
         return Engine(_session(str(path), _options(threads)), "", (), f"onnxruntime alone: {why}")
-    if not every and (fused := fused_before(path)):  # it is opened as it stands: nothing is read twice
+    source = load(path)
+    if not every and (fused := fused_before(source)):  # it is opened as it stands: nothing is read twice
         return Engine(_session(str(path), options), isa, tuple(fused), _kernels(isa, fused))
-    model, fused = fused_model(path, every=every)
-    count = sum(bool(item.op) for item in fused)
+    fused, count = [], 0
+    if any(node.domain == DOMAIN for node in source.graph.nodes):
+        model, fused = fused_model(path, every=every)
+        count = sum(bool(item.op) for item in fused)
     if not count:
         why = "no packed weight in it is faster with kernels" if fused else "it holds no packed weights"
         if kernels == "on":
             raise UsageError(f"kernels must be off or auto for this model: {why}")
-        return Engine(_session(str(path), _options(threads)), "", tuple(fused), f"onnxruntime alone: {why}")
+        session = _session(_unpacked(source, path), _options(threads))
+        return Engine(session, "", tuple(fused), f"onnxruntime alone: {why}")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)
     )
     session = _session(model.SerializeToString(), options)
     return Engine(session, isa, tuple(fused), _kernels(isa, fused))
+
+
+def _unpacked(source: Model, path: str | os.PathLike[str]) -> bytes | str:
+    """The model with dense weights, where it is small: a model with local functions is put in line before onnxruntime
+    optimises it, which then shares small constants and fuses less. Otherwise its path."""
+    packed = frozenset(key for key, tensor in source.tensors.items() if tensor.recipe)
+    if not packed or source.sidecars() or sum(tensor.size for tensor in source.tensors.values()) > MOST:
+        return str(path)
+    return rewritten(source, choose(source, form="dense", keys=packed)[0]).to_bytes()
 
 
 def _kernels(isa: str, fused: Sequence[Fused]) -> str:

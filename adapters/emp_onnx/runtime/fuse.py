@@ -27,7 +27,7 @@ import onnx
 from onnx import helper
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.files.model_io import load
+from emp_onnx.files.model_io import Model
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.runtime.fuse_parts import rejoin
 from emp_onnx.runtime.fuse_recurrent import (
@@ -49,6 +49,7 @@ DYNAMIC = ("MatMulInteger", "ConvInteger")  # whose activations are quantised as
 FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 # Above these densities dense kernels win, whatever the shape. Convolutions are decided together (fused_chains.py).
 DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5, "MatMulInteger": 0.55, "ConvInteger": 1.0}
+LARGE, DENSEST_LARGE = 1 << 20, 0.65  # convolutions whose weight does not fit the second-level cache
 # Elements: smaller weights stay in cache, and win dense.
 LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13, "MatMulInteger": 1 << 18, "ConvInteger": 0}
 
@@ -123,21 +124,15 @@ def fuse(model: onnx.ModelProto, /, *, every: bool = False, folder: Path | None 
     return told
 
 
-def fused_before(path: str | os.PathLike[str], /) -> list[Fused]:
-    """The uses of packed weights that were moved into nodes when the file was written; of the file only its graph is
-    read.
-
-    Raises:
-        ModelError: not an ONNX model.
+def fused_before(model: Model, /) -> list[Fused]:
+    """The uses of packed weights that were moved into nodes when the file was written.
 
     Example:
-        >>> fused_before("missing.onnx")
-        Traceback (most recent call last):
-            ...
-        emp_onnx.errors.ModelError: model must be an ONNX file, got 'missing.onnx', which does not exist
+        >>> from emp_onnx.files.model_io import load
+        >>> fused_before(load("fused.onnx"))  # doctest: +SKIP
+        [Fused(weight='w0.values', op='MatMulAddReluMask', reason='')]
     """
-    nodes = load(path).graph.nodes
-    return [use for node in nodes for use in _fused_before(node.domain, node.op, node.inputs)]
+    return [use for node in model.graph.nodes for use in _fused_before(node.domain, node.op, node.inputs)]
 
 
 def _fused_before(domain: str, op: str, inputs: Sequence[str]) -> list[Fused]:
@@ -182,7 +177,9 @@ class _Work:
             if weight is None or self._impossible(node, node.input[1], weight):
                 continue
             density, size = self._density(weight), math.prod(shape_of(weight.unpack))
-            candidates[place] = Candidate(density, density <= DENSEST["Conv"] and size >= LEAST["Conv"])
+            large = size >= LARGE
+            least = DENSEST_LARGE if large else DENSEST["Conv"]
+            candidates[place] = Candidate(density, density <= least and size >= LEAST["Conv"], large)
         return {id(nodes[place]) for place in worth(nodes, shapes, candidates)} if candidates else set()
 
     def _density(self, weight: Weight) -> float:

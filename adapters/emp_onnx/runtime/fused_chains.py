@@ -22,11 +22,13 @@ from emp_onnx.runtime.fused_graph import STANDARD, value_of
 
 __all__ = ["Candidate", "worth"]
 
-# How much faster a convolution is with a kernel, by density; measured (docs/kernels.md, the slower rows).
+# How much faster a convolution is with a kernel, by density; measured (docs/kernels.md, the slower rows; then those
+# of weights that do not fit the second-level cache, for which dense kernels wait).
 _DENSITY = (0.05, 0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 1.0)
 _SPEED = (4.0, 3.0, 2.2, 1.45, 1.2, 1.03, 0.9, 0.6)
+_SPEED_LARGE = (6.0, 4.3, 2.8, 1.7, 1.42, 1.22, 1.05, 0.7)
 _MOVED = 40.0  # to lay one element of an image out again
-_APART = 20.0  # what follows a convolution, for one element, where it is not fused
+_APART = 8.0  # an element that a convolution with a kernel reads and makes, padded and gathered
 _GAIN = 0.95  # of the dense time: below it kernels are taken
 # What onnxruntime keeps in its blocked layout, or fuses.
 _THROUGH = frozenset([
@@ -44,10 +46,12 @@ class Candidate:
     Attributes:
         density: of its weight.
         alone: whether it would gain by itself.
+        large: whether its weight, dense, is larger than the second-level cache.
     """
 
     density: float
     alone: bool
+    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class _Conv:
 
     def fused(self) -> float:
         assert self.candidate is not None
-        return self.products / float(np.interp(self.candidate.density, _DENSITY, _SPEED)) + _APART * self.made
+        speeds = _SPEED_LARGE if self.candidate.large else _SPEED
+        return self.products / float(np.interp(self.candidate.density, _DENSITY, speeds)) + _APART * self.made
 
 
 def worth(
