@@ -21,11 +21,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from emp_onnx.shrink.axes.trace import trace
 from emp_onnx.shrink.cut import merge_masks
 from emp_onnx.shrink.exact import dead, exact
 from emp_onnx.shrink.problem import REWRITES, Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.trace import trace
 from emp_onnx.shrink.view import View, prepared
 
 

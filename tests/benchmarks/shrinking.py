@@ -23,11 +23,11 @@ import onnx
 
 import emp_onnx
 from emp_onnx.shrink import shrink
+from emp_onnx.shrink.axes.trace import made_up
 from emp_onnx.shrink.exact import exact
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.trace import made_up
 from tests.benchmarks._report import machine, table, write
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"

@@ -16,11 +16,11 @@ import emp_onnx.shrink.run as run
 from emp_onnx.cli import main
 from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.shrink import shrink
-from emp_onnx.shrink.amounts import keep
-from emp_onnx.shrink.order import RIDGE, eliminate, side
+from emp_onnx.shrink.fitting.order import RIDGE, eliminate, side
+from emp_onnx.shrink.fitting.readers import Reader
+from emp_onnx.shrink.fitting.refit import solve
 from emp_onnx.shrink.proof import Proof
-from emp_onnx.shrink.readers import Reader
-from emp_onnx.shrink.refit import solve
+from emp_onnx.shrink.search.amounts import keep
 from emp_onnx.verification.outcome import VerifyError
 from tests.shrink_fuzz import check
 

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-import emp_onnx.shrink.moments as adding
-import emp_onnx.shrink.order as ordering
-from emp_onnx.shrink.aware import bounded, refit_bounded, towards
-from emp_onnx.shrink.choose import neighbours
-from emp_onnx.shrink.moments import cross_moments, moments, samples
-from emp_onnx.shrink.order import eliminate, side
+import emp_onnx.shrink.fitting.moments as adding
+import emp_onnx.shrink.fitting.order as ordering
+from emp_onnx.shrink.axes.trace import Runner
+from emp_onnx.shrink.fitting.aware import bounded, refit_bounded, towards
+from emp_onnx.shrink.fitting.moments import cross_moments, moments, samples
+from emp_onnx.shrink.fitting.order import eliminate, side
+from emp_onnx.shrink.fitting.readers import Reader
+from emp_onnx.shrink.fitting.refit import Solved, refit_locally, solve
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.readers import Reader
-from emp_onnx.shrink.refit import Solved, refit_locally, solve
-from emp_onnx.shrink.trace import Runner
+from emp_onnx.shrink.search.choose import neighbours
 
 BOUNDS = [(0.0, np.inf), (0.0, 1.0), (-np.inf, 0.5), (-np.inf, np.inf)]
 
@@ -173,7 +173,7 @@ def test_what_is_remembered_of_fits_is_let_go_where_moments_change(monkeypatch: 
     assert solved.of(0, moment, stays, m, bias=True, ridge=0.1)[0] is first[0]
     assert solved.of(0, moment * 1.0, stays, m, bias=True, ridge=0.1)[0] is not first[0]
     assert solved.of(0, moment, stays, m, bias=True, ridge=0.2)[0] is not first[0]
-    monkeypatch.setattr("emp_onnx.shrink.refit.MEMORY", 1)
+    monkeypatch.setattr("emp_onnx.shrink.fitting.refit.MEMORY", 1)
     solved.of(1, moment, stays, m, bias=True, ridge=0.1)
     assert len(solved.found) == 1
 

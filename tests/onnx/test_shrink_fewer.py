@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from emp_onnx.shrink.attention_masks import attention_masks
-from emp_onnx.shrink.early import early, unasked
-from emp_onnx.shrink.linear import linear
-from emp_onnx.shrink.plain import plain
+from emp_onnx.shrink.axes.sizes import quotient
+from emp_onnx.shrink.axes.trace import trace
+from emp_onnx.shrink.plainer.attention_masks import attention_masks
+from emp_onnx.shrink.plainer.early import early, unasked
+from emp_onnx.shrink.plainer.linear import linear
+from emp_onnx.shrink.plainer.plain import plain
+from emp_onnx.shrink.plainer.rearranged import rearranged
+from emp_onnx.shrink.plainer.rows import rows
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.rearranged import rearranged
-from emp_onnx.shrink.rows import rows
-from emp_onnx.shrink.sizes import quotient
-from emp_onnx.shrink.trace import trace
 from emp_onnx.shrink.view import View, prepared
 
 Nodes = list[onnx.NodeProto]

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-import emp_onnx.shrink.directions as directing
-import emp_onnx.shrink.judge as judging
-from emp_onnx.shrink.bounds import find_opened
-from emp_onnx.shrink.coarse import find_coarser
-from emp_onnx.shrink.directions import thinner
-from emp_onnx.shrink.fits import Way, anew, fit
-from emp_onnx.shrink.judge import Judge
-from emp_onnx.shrink.lighten import opened_and_coarser
-from emp_onnx.shrink.moments import moments
+import emp_onnx.shrink.lighter.directions as directing
+import emp_onnx.shrink.search.judge as judging
+from emp_onnx.shrink.axes.trace import Runner
+from emp_onnx.shrink.fitting.bounds import find_opened
+from emp_onnx.shrink.fitting.moments import moments
+from emp_onnx.shrink.lighter.coarse import find_coarser
+from emp_onnx.shrink.lighter.directions import thinner
+from emp_onnx.shrink.lighter.lighten import opened_and_coarser
+from emp_onnx.shrink.lighter.thin import Split, Thin, find_thin, product, splittable
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.thin import Split, Thin, find_thin, product, splittable
-from emp_onnx.shrink.trace import Runner
+from emp_onnx.shrink.search.fits import Way, anew, fit
+from emp_onnx.shrink.search.judge import Judge
 
 Feeds = list[dict[str, np.ndarray]]
 

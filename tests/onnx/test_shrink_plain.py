@@ -13,12 +13,12 @@ from emp_onnx.cli import main
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.lengthen import LONG, lengthened
 from emp_onnx.shrink import shrink
-from emp_onnx.shrink.plain import plain
+from emp_onnx.shrink.axes.sizes import Sizes
+from emp_onnx.shrink.axes.trace import Runner, trace
+from emp_onnx.shrink.plainer.plain import plain
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.sizes import Sizes
 from emp_onnx.shrink.together import together
-from emp_onnx.shrink.trace import Runner, trace
 from emp_onnx.shrink.view import View, prepared
 
 WIDE, HEADS = 16, 2

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from emp_onnx.shrink import rules
-from emp_onnx.shrink.links import RULES
+from emp_onnx.shrink.axes import rules
+from emp_onnx.shrink.axes.links import RULES
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
 

@@ -1,13 +1,13 @@
 """Structured pruning: whole channels, neurons and heads taken out of an ONNX model, with a proof each time.
 
 ```text
-file ── store: protobuf ── view: operations, constants ── trace: sizes, from runs ── plain
+file ── store: protobuf ── view: operations, constants ── plainer: said with fewer operations ── lighter: bounds, places
                                    │
-          rules: one relation per operation ── links ── regions: groups of units (union-find)
+          axes: sizes from runs; one relation per operation, closed into groups of units (union-find)
                                    │
-       moments, order, amounts, choose, budget: which units of which group, how many
+      fitting: statistics, what goes first ── search: how many of which group ── depth: whole layers too
                                    │
-   fold: what they still say, into biases ── cut: sliced ── refit ── proof: masked = shrunk ── store
+   fold: what they still say, into biases ── cut: sliced ── fitting: readers fitted ── proof: masked = shrunk ── store
 ```
 """
 

@@ -1,8 +1,7 @@
-"""What an operation costs: multiply-adds from its shapes, microseconds from onnxruntime's own profile.
+"""What an operation costs: microseconds from onnxruntime's own profile.
 
-The time of an operation is taken to shrink with its multiply-adds (or with the elements it touches), down to a share
-that is overhead. That
-is for choosing only: what is reported is the latency of the whole model, measured.
+The time of an operation is taken to shrink with its work, down to a share that is overhead. That is for choosing only:
+what is reported is the latency of the whole model, measured.
 """
 
 from __future__ import annotations
@@ -13,94 +12,22 @@ import re
 import tempfile
 import time as clock
 from collections.abc import Mapping, Sequence
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.axes.links import Axis
+from emp_onnx.shrink.axes.trace import Runner, Trace
 from emp_onnx.shrink.cut import Masks
-from emp_onnx.shrink.links import Axis
-from emp_onnx.shrink.trace import Runner, Trace
 from emp_onnx.shrink.view import Op, View
+from emp_onnx.shrink.work import counts_as_work, flops, work
 
-if TYPE_CHECKING:
-    from emp_onnx.shrink.problem import Problem
-
-__all__ = ["Costs", "flops"]
+__all__ = ["Costs"]
 
 OVERHEAD = 0.1  # of the time of an operation that stays whatever is cut, where that was not measured
-STEP = 8  # what half of a group is a multiple of
 FEWER = 0.95  # of its work: an operation with less shows what it costs
 RUNS, SECONDS = (12, 60), 1.0  # of a profile, at least and at most; after so long no more
-BLOCK = 16  # channels that onnxruntime's blocked convolutions compute together (AVX-512; 8 elsewhere)
-ROWS = 8  # of a small product that take as long as one: its weights are read once for all of them
-Sizes = Mapping[str, tuple[int, ...]]
-
-
-def flops(op: Op, sizes: Sizes) -> float:
-    """Multiply-adds of an operation; elements written, where it multiplies nothing."""
-    out = prod(sizes.get(op.outputs[0], ())) if op.outputs and op.outputs[0] else 0
-    if op.type == "Conv":
-        return float(out * prod(sizes[op.inputs[1]][1:]))
-    if op.type == "ConvTranspose":
-        return float(prod(sizes[op.inputs[0]]) * prod(sizes[op.inputs[1]][1:]))
-    if op.type == "Gemm":
-        a = sizes[op.inputs[0]]
-        return float(out * a[0 if op.attributes.get("transA") else -1])
-    if op.type in ("MatMul", "com.microsoft.FusedMatMul"):
-        return float(out * sizes[op.inputs[0]][-1])
-    if op.type == "Einsum":
-        text = op.attributes["equation"].decode().replace(" ", "").split("->")[0].split(",")
-        letters = {
-            c: d for name, term in zip(op.inputs, text, strict=True) for c, d in zip(term, sizes[name], strict=True)
-        }
-        return float(prod(letters.values()))
-    if op.type in ("LSTM", "GRU", "RNN"):
-        steps = prod(sizes[op.inputs[0]][:2])
-        return float(steps * (prod(sizes[op.inputs[1]]) + prod(sizes[op.inputs[2]])))
-    return float(max(out, prod(sizes.get(op.inputs[0], (1,))) if op.inputs and op.inputs[0] else 1))
-
-
-def counts_as_work(op: Op) -> bool:
-    """Whether an operation multiplies and adds."""
-    return op.type in (
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "Einsum",
-        "LSTM",
-        "GRU",
-        "RNN",
-        "com.microsoft.FusedMatMul",
-    )
-
-
-def blocked(op: Op, sizes: Sizes) -> Sizes:
-    """Sizes as a convolution is computed: channels in full blocks, where there is more than one."""
-    if op.type != "Conv":
-        return sizes
-    out = dict(sizes)
-    for name, axes in ((op.inputs[0], (1,)), (op.inputs[1], (0, 1)), (op.outputs[0], (1,))):
-        shape = list(out[name])
-        for axis in axes:
-            shape[axis] = shape[axis] if shape[axis] < BLOCK else -(-shape[axis] // BLOCK) * BLOCK
-        out[name] = tuple(shape)
-    return out
-
-
-def work(op: Op, sizes: Sizes) -> float:
-    """What an operation's time goes with: its multiply-adds, of a convolution in full blocks.
-
-    A recurrent operation multiplies all steps by W at once and each by R after the other, so R is read from memory in
-    every step, and W once for so many rows as a product takes together.
-    """
-    if op.type not in ("LSTM", "GRU", "RNN"):
-        return flops(op, blocked(op, sizes))
-    steps, batch = sizes[op.inputs[0]][:2]
-    w, r = prod(sizes[op.inputs[1]]), prod(sizes[op.inputs[2]])
-    return float(-(-steps * batch // ROWS) * w + steps * -(-batch // ROWS) * r)
 
 
 class Costs:
@@ -155,14 +82,9 @@ class Costs:
                 )
         return out
 
-    def learn(self, problem: Problem) -> None:
-        """See from the model with half of every group how much of each operation's time does not shrink."""
-        counts = [group.units // 2 // STEP * STEP or group.units // 2 for group in problem.groups]
-        masks = problem.masks(counts)
-        if not masks:
-            return
+    def learn(self, masks: Masks, view: View) -> None:
+        """See from the model that is left under masks how much of each operation's time does not shrink."""
         gone = {axis: int(mask.sum()) for axis, mask in masks.items()}
-        view = View.of(problem.cut(masks))
         named = {op.outputs[0]: op.index for op in self.view.ops if op.outputs}
         half = {named.get(view.ops[i].outputs[0]): t for i, t in self._measure(view)[0].items()}
         for index, time in self.micros.items():

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError
-from emp_onnx.shrink.links import Axis
-from emp_onnx.shrink.trace import Trace
+from emp_onnx.shrink.axes.links import Axis
+from emp_onnx.shrink.axes.trace import Trace
 from emp_onnx.shrink.view import Op, View
 
 __all__ = ["Masks", "cut", "merge_masks", "scatter", "sliced"]
@@ -263,8 +263,8 @@ class _Surgeon:
         cut_axes = [a for a in range(len(shape or ())) if self.gone(x, a)]
         if not cut_axes or shape is None:
             return
-        from emp_onnx.shrink.links import Links, Relation
-        from emp_onnx.shrink.rules.moving import slices
+        from emp_onnx.shrink.axes.links import Links, Relation
+        from emp_onnx.shrink.axes.rules.moving import slices
 
         taken = slices(Relation(op, self.view, self.trace, Links()))
         if not any(axis in taken for axis in cut_axes):

@@ -16,18 +16,19 @@ from typing import Any
 
 from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink.budget import MARGIN, Budget, fit_budget
-from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.cost import Costs
-from emp_onnx.shrink.distance import ancestors, misses, watched
-from emp_onnx.shrink.exchange import Clock, exchange
-from emp_onnx.shrink.fits import anew, locally
-from emp_onnx.shrink.last import with_near
-from emp_onnx.shrink.lighten import lighter_ways
-from emp_onnx.shrink.near import MOVED
+from emp_onnx.shrink.fitting.distance import ancestors, misses, watched
+from emp_onnx.shrink.fitting.refit import Origin
+from emp_onnx.shrink.lighter.lighten import lighter_ways
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.refit import Origin
+from emp_onnx.shrink.search.budget import MARGIN, Budget, fit_budget
+from emp_onnx.shrink.search.choose import Planner
+from emp_onnx.shrink.search.exchange import Clock, exchange
+from emp_onnx.shrink.search.fits import anew, locally
+from emp_onnx.shrink.search.last import with_near
+from emp_onnx.shrink.search.near import MOVED
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
+from emp_onnx.shrink.view import View
 
 __all__ = ["Plan", "plan"]
 
@@ -36,6 +37,7 @@ MOST, LONGEST = 8, 24  # layers that may go, and of how many, those that take lo
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
 FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
+STEP = 8  # what half of a group is a multiple of, where its costs are learned
 ENDS = 6  # cuts of one problem that are judged so
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
@@ -163,7 +165,9 @@ def _at(
     if problem.changes and problem.settle() <= MARGIN * target:
         return Plan(problem, [0] * len(problem.groups), _error(problem, held)), None
     costs = Costs(problem.view, problem.trace, problem.feeds)
-    costs.learn(problem)
+    half = problem.masks([group.units // 2 // STEP * STEP or group.units // 2 for group in problem.groups])
+    if half:
+        costs.learn(half, View.of(problem.cut(half)))
     planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short, known=known)
     counts = fit_budget(problem, planner, Budget(latency=target), lambda masks: None, held)
     return Plan(problem, counts, planner.measured(counts)), planner

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx.shrink.constants import constant_channels
 from emp_onnx.shrink.cut import Masks, cut
 from emp_onnx.shrink.fold import fold, muted, silent
+from emp_onnx.shrink.plainer.constants import constant_channels
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.report import GroupRow
 from emp_onnx.shrink.view import View

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.shrink.constants import _padded
+from emp_onnx.shrink.axes.links import Axis
+from emp_onnx.shrink.axes.regions import Group
+from emp_onnx.shrink.axes.rules.elementwise import BROADCAST, UNARY
+from emp_onnx.shrink.axes.trace import Trace
 from emp_onnx.shrink.cut import Masks
-from emp_onnx.shrink.links import Axis
-from emp_onnx.shrink.readers import Reader
-from emp_onnx.shrink.regions import Group
-from emp_onnx.shrink.rules.elementwise import BROADCAST, UNARY
-from emp_onnx.shrink.trace import Trace
+from emp_onnx.shrink.fitting.readers import Reader
+from emp_onnx.shrink.plainer.constants import _padded
 from emp_onnx.shrink.view import View
 
 __all__ = ["fold", "muted", "silent"]

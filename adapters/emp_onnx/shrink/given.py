@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.runtime.feeds import Feed, read_feeds
-from emp_onnx.shrink.amounts import SIGNALS
 from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.search.amounts import SIGNALS
 from emp_onnx.shrink.store import default_out
 
 __all__ = ["check", "chosen", "feeds_of", "target_of"]

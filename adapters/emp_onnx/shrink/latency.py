@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink.trace import Runner
+from emp_onnx.shrink.axes.trace import Runner
 
 __all__ = ["latencies"]
 

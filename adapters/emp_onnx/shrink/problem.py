@@ -11,26 +11,26 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink import rules
-from emp_onnx.shrink.attention_masks import attention_masks
+from emp_onnx.shrink.axes import rules
+from emp_onnx.shrink.axes.links import find_links
+from emp_onnx.shrink.axes.regions import Group, find_groups
+from emp_onnx.shrink.axes.trace import Trace, trace
 from emp_onnx.shrink.cut import Masks, cut, merge_masks
-from emp_onnx.shrink.early import early, unasked
+from emp_onnx.shrink.fitting.moments import moments
+from emp_onnx.shrink.fitting.order import Curve, eliminate, side
+from emp_onnx.shrink.fitting.readers import Reader, find_readers, with_biases
+from emp_onnx.shrink.fitting.refit import Origin, Solved
+from emp_onnx.shrink.fitting.rotate import rotate
 from emp_onnx.shrink.latency import latencies
-from emp_onnx.shrink.linear import linear
-from emp_onnx.shrink.links import find_links
-from emp_onnx.shrink.moments import moments
-from emp_onnx.shrink.order import Curve, eliminate, side
-from emp_onnx.shrink.plain import plain
+from emp_onnx.shrink.plainer.attention_masks import attention_masks
+from emp_onnx.shrink.plainer.early import early, unasked
+from emp_onnx.shrink.plainer.linear import linear
+from emp_onnx.shrink.plainer.plain import plain
+from emp_onnx.shrink.plainer.rearranged import rearranged
+from emp_onnx.shrink.plainer.rows import rows
 from emp_onnx.shrink.proof import masked, prove
-from emp_onnx.shrink.readers import Reader, find_readers, with_biases
-from emp_onnx.shrink.rearranged import rearranged
-from emp_onnx.shrink.refit import Origin, Solved
-from emp_onnx.shrink.regions import Group, find_groups
-from emp_onnx.shrink.rotate import rotate
-from emp_onnx.shrink.rows import rows
 from emp_onnx.shrink.skip import Skip, skipped
 from emp_onnx.shrink.together import together
-from emp_onnx.shrink.trace import Trace, trace
 from emp_onnx.shrink.view import View, prepared
 
 __all__ = ["REWRITES", "Change", "Lighter", "Problem"]

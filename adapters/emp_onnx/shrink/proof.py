@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.axes.trace import Runner, first_line
 from emp_onnx.shrink.cut import Masks, scatter
-from emp_onnx.shrink.distance import ancestors
-from emp_onnx.shrink.trace import Runner, first_line
+from emp_onnx.shrink.fitting.distance import ancestors
 from emp_onnx.shrink.view import View
 
 __all__ = ["Proof", "masked", "prove"]

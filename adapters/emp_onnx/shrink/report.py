@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.errors import ModelError, quote
-from emp_onnx.shrink.cost import counts_as_work, flops
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import Proof
+from emp_onnx.shrink.work import counts_as_work, flops
 
 __all__ = ["GroupRow", "ShrinkReport", "added_to", "flops_of", "notes_on", "nothing", "parameters", "walls_of"]
 

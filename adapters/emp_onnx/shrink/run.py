@@ -14,21 +14,16 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.runtime.continued import continued
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.lengthen import lengthened
-from emp_onnx.shrink.amounts import keep, signal_of, step
-from emp_onnx.shrink.budget import Budget, fit_budget
-from emp_onnx.shrink.choose import Planner
+from emp_onnx.shrink.axes.trace import Runner, made_up
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.depth import plan
-from emp_onnx.shrink.distance import agreement, output_error, watched
 from emp_onnx.shrink.exact import dead, exact
-from emp_onnx.shrink.fits import best_fit
+from emp_onnx.shrink.fitting.distance import agreement, output_error, watched
+from emp_onnx.shrink.fitting.readers import drop_zero_biases
 from emp_onnx.shrink.given import check, chosen, feeds_of, target_of
-from emp_onnx.shrink.last import last_fit, with_near
 from emp_onnx.shrink.latency import latencies
-from emp_onnx.shrink.near import MOVED, chosen_near
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
-from emp_onnx.shrink.readers import drop_zero_biases
 from emp_onnx.shrink.report import (
     GroupRow,
     ShrinkReport,
@@ -39,9 +34,14 @@ from emp_onnx.shrink.report import (
     parameters,
     walls_of,
 )  # fmt: skip
+from emp_onnx.shrink.search.amounts import keep, signal_of, step
+from emp_onnx.shrink.search.budget import Budget, fit_budget
+from emp_onnx.shrink.search.choose import Planner
+from emp_onnx.shrink.search.fits import best_fit
+from emp_onnx.shrink.search.last import last_fit, with_near
+from emp_onnx.shrink.search.near import MOVED, chosen_near
 from emp_onnx.shrink.skip import Skip
 from emp_onnx.shrink.store import read, write
-from emp_onnx.shrink.trace import Runner, made_up
 from emp_onnx.verification.outcome import VerifyError
 
 __all__ = ["shrink"]

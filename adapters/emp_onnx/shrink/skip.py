@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink.cost import counts_as_work
+from emp_onnx.shrink.axes.sizes import Sizes
+from emp_onnx.shrink.axes.trace import Trace
 from emp_onnx.shrink.cut import drop_dead
-from emp_onnx.shrink.moments import cross_moments
-from emp_onnx.shrink.readers import Reader, find_readers
-from emp_onnx.shrink.refit import RIDGE, Origin, solve
-from emp_onnx.shrink.sizes import Sizes
-from emp_onnx.shrink.trace import Trace
+from emp_onnx.shrink.fitting.moments import cross_moments
+from emp_onnx.shrink.fitting.readers import Reader, find_readers
+from emp_onnx.shrink.fitting.refit import RIDGE, Origin, solve
 from emp_onnx.shrink.view import View
+from emp_onnx.shrink.work import counts_as_work
 
 __all__ = ["Skip", "find_skips", "left_out", "skipped"]
 

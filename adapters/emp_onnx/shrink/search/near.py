@@ -1,0 +1,125 @@
+"""More feeds, made from the ones given: inputs near them, on which the dense model says what is to be said.
+
+A refit matches the dense model's own activations, so it needs no labels, and any input of the kind that the model is
+used on serves. With few feeds their number is the limit; these are two ways to more that need to know nothing of
+what the numbers mean:
+
+- *moved*: shifted by up to an eighth along each axis that a convolution slides over, edges repeated, every second one
+  mirrored along the last;
+- *mixed*: λ·a + (1 − λ)·b of two feeds, λ even on (0, 1); where nothing is slid over.
+
+Whether they help is seen on feeds that are kept back, and not taken for granted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.axes.rules.elementwise import BROADCAST, UNARY
+from emp_onnx.shrink.fitting.distance import missed, watched
+from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.search.fits import locally
+from emp_onnx.shrink.view import View
+
+__all__ = ["MOVED", "chosen_near", "mixed", "moved", "nearby"]
+
+MOVED, MIXED = "moved", "mixed"
+MOST = 2000  # feeds in all
+BYTES = 1 << 27  # of all of them
+REACH = 8  # a shift is at most so small a part of an axis
+
+
+def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, list[Feed]]:
+    """By the name of the way, as many more feeds as are of use; no way that does not fit the model's inputs."""
+    arrays = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
+    size = sum(a.nbytes for a in arrays[0].values())
+    count = min(MOST, BYTES // max(size, 1)) - len(feeds)
+    shapes = {tuple((name, a.shape, a.dtype.kind) for name, a in sorted(feed.items())) for feed in arrays}
+    if count < len(feeds) or len(shapes) > 1 or len(feeds) < 2 or any(a.dtype.kind != "f" for a in arrays[0].values()):
+        return {}
+    rng = np.random.default_rng(seed)
+    out: dict[str, list[Feed]] = {}
+    if len(arrays[0]) == 1 and _slid(view, next(iter(arrays[0]))):
+        out[MOVED] = [moved(arrays[i], rng) for i in rng.integers(0, len(feeds), count)]
+    else:
+        out[MIXED] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]
+    return out
+
+
+def chosen_near(problem: Problem, feeds: Sequence[Feed], held: Sequence[Feed]) -> str:
+    """The way that does best on `held` when a third of every group goes; empty where each is seen to do harm.
+
+    The problem must be measured on `feeds`; it is afterwards measured on those near them too, if these are used.
+    """
+    runner = watched(problem.dense, problem.threads)
+    dense = [runner(feed) for feed in held]
+    counts = [group.units // 3 for group in problem.groups]
+    masks = problem.masks(counts)
+    if not masks:
+        return ""
+    kept = problem.moments
+    alone = missed(dense, locally(problem, masks), held, problem.threads)
+    best: tuple[float, str, Any] | None = None
+    for way, more in nearby(problem.view, feeds).items():
+        problem.moments = _together((kept, len(feeds)), (problem.sums(more), len(more)))
+        found = missed(dense, locally(problem, masks), held, problem.threads)
+        if not found.worse(alone) and (best is None or found.total < best[0]):
+            best = (found.total, way, problem.moments)
+    problem.moments = kept
+    if best is None:
+        return ""
+    problem.measured(best[2])
+    return best[1]
+
+
+def _together(*parts: tuple[dict[int, Any], int]) -> dict[int, Any]:
+    """Moments of several lots of feeds as one, by how many there are."""
+    whole = sum(count for _, count in parts)
+    return {i: sum(found[i] * (count / whole) for found, count in parts) for i in parts[0][0]}
+
+
+def mixed(one: Feed, other: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """A point between two feeds, the same share of each input.
+
+    >>> out = mixed({"x": np.zeros(2, np.float32)}, {"x": np.ones(2, np.float32)}, np.random.default_rng(0))
+    >>> out["x"].dtype.name, bool((out["x"] > 0).all() and (out["x"] < 1).all())
+    ('float32', True)
+    """
+    share = rng.uniform()
+    return {name: np.asarray(share * a + (1 - share) * other[name]).astype(a.dtype) for name, a in one.items()}
+
+
+def moved(feed: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """A feed shifted along every axis from the third on, edges repeated; every second one mirrored along the last.
+
+    >>> out = moved({"x": np.arange(16.0).reshape(1, 1, 16)}, np.random.default_rng(1))
+    >>> out["x"].shape
+    (1, 1, 16)
+    """
+    out = {}
+    for name, a in feed.items():
+        a = np.asarray(a)
+        for axis in range(2, a.ndim):
+            size = a.shape[axis]
+            shift = int(rng.integers(-(size // REACH), size // REACH + 1))
+            a = np.take(a, np.clip(np.arange(size) + shift, 0, size - 1), axis)
+        out[name] = np.ascontiguousarray(a[..., ::-1] if a.ndim > 2 and rng.uniform() < 0.5 else a)
+    return out
+
+
+def _slid(view: View, name: str) -> bool:
+    """Whether all that reads an input, but for what works element by element, are convolutions and pools."""
+    found = False
+    for op, slot in view.readers.get(name, ()):
+        if op.type in UNARY or op.type in BROADCAST:
+            if not _slid(view, op.outputs[0]):
+                return False
+        elif slot or op.type not in ("Conv", "MaxPool", "AveragePool"):
+            return False
+        found = True
+    return found
