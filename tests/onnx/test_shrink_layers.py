@@ -216,14 +216,14 @@ def test_exchange_never_makes_a_cut_worse_nor_slower_than_asked(seed: int) -> No
     share = lambda counts: float(1 - sum(t * n / 16 for t, n in zip(time, counts, strict=True)) / time.sum())  # noqa: E731
     problem = SimpleNamespace(masks=tuple)
     planner: Any = SimpleNamespace(
-        problem=problem, costs=SimpleNamespace(total=lambda m: share(m or [0] * groups)), measured=error,
-        round=lambda g: grid[1:],
+        problem=problem, predicted=share, guessed=error, measured=error, round=lambda g: grid[1:],
     )  # fmt: skip
     start = [int(rng.choice(grid)) for _ in range(groups)]
     target = share(start)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchanging.Clock, "share", lambda self, counts: share(counts))
-        end = exchanging.exchange(planner, start, target)
+        patch.setattr(exchanging.Clock, "share", lambda self, counts, limit=0.0: share(counts))
+        end, *others = exchanging.exchange(planner, start, target, best=3)
+    assert all(share(other) <= target + 1e-12 and error(other) >= error(end) for other in others)
     assert error(end) <= error(start)
     assert share(end) <= target + 1e-12
     for g in range(groups):  # no single move, and no pair that is predicted right, is left that would be better

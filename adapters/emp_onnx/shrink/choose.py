@@ -26,10 +26,21 @@ DEPTHS = (0.25, 0.6, 0.85)  # shares of a group's units at which it is tried alo
 UNSEEN = 0.1  # weight of readers' own errors, for what these feeds do not show at the outputs others may
 STATES = 5.0  # the same of groups that states are made of, where feeds end before it shows what states are for
 SHOWN = 0.5  # the same of all groups of a model that has states, where feeds go on until it shows
-TRIED = 64  # feeds on which a group is tried alone
+TRIED = 32  # feeds on which a group is tried alone
 LEVELS = 16  # at most so many counts of each group are considered
 Path = list[tuple[list[int], float]]
 Cost = Callable[[Masks], float]
+
+
+def neighbours(problem: Problem) -> list[set[int]]:
+    """For each group those that some operation reads or makes tensors of beside its own, and itself."""
+    ops: list[set[int]] = []
+    for group in problem.groups:
+        names = {name for name, _ in group.axes}
+        ops.append(
+            {op.index for op in problem.view.ops if names.intersection(op.inputs) or names.intersection(op.outputs)}
+        )
+    return [{i for i, other in enumerate(ops) if other & own or other is own} for own in ops]
 
 
 class Planner:
@@ -37,16 +48,21 @@ class Planner:
 
     def __init__(
         self, problem: Problem, costs: Costs, held: Sequence[Feed], *, round_to: int = 8, least: int = 1,
-        short: bool = True,
+        short: bool = True, known: Planner | None = None,
     ) -> None:  # fmt: skip
         self.problem, self.costs, self.round_to, self.least = problem, costs, round_to, least
         self.held = list(held)
+        self.known: dict[tuple[int, ...], float] = {}
         runner = watched(problem.dense, problem.threads)
         self.dense = [runner(feed) for feed in self.held]
         self.later = [any(problem.readers[i].kind == "state" for i in problem.of_group(g)) for g in problem.groups]
         usual = UNSEEN if short or not any(self.later) else SHOWN
         self.unseen = [STATES if short and later else usual for later in self.later]
-        self.weights = [self._sensitivity(i) for i in range(len(problem.groups))]
+        of = [] if known is None else [(g.name, g.units) for g in known.problem.groups]
+        before = dict(zip(of, [] if known is None else known.weights, strict=True))
+        self.weights: list[tuple[tuple[float, float], ...]] = [
+            before.get((group.name, group.units)) or self._sensitivity(i) for i, group in enumerate(problem.groups)
+        ]
 
     def _sensitivity(self, which: int) -> tuple[tuple[float, float], ...]:
         """Pairs (own error, error at the outputs) of the group cut alone, from shallow to deep."""
@@ -105,24 +121,26 @@ class Planner:
         counts = [0] * len(self.problem.groups)
         now = whole = cost({})
         out: Path = [(list(counts), 1.0)]
+        ways: dict[int, list[tuple[float, int, float]]] = {}
+        near = neighbours(self.problem)
+        anew = set(range(len(counts)))  # what a group saves is another number where one beside it was cut
         while now > until * whole:
-            best: tuple[float, int, int, float] | None = None
-            for g in range(len(counts)):
+            for g in anew:
+                ways[g] = []
                 before = self.error(g, counts[g]) ** power
                 for to in self.steps(g, counts[g]):
                     masks = self.problem.masks([to if i == g else n for i, n in enumerate(counts)])
                     if masks is None:
                         break
                     saved = now - cost(masks)
-                    if saved <= 0:
-                        continue
-                    price = max(self.error(g, to) ** power - before, 1e-15) / saved
-                    if best is None or price < best[0]:
-                        best = (price, g, to, now - saved)
+                    if saved > 0:
+                        ways[g].append((max(self.error(g, to) ** power - before, 1e-15) / saved, to, saved))
+            best = min(((price, g, to, saved) for g, found in ways.items() for price, to, saved in found), default=None)
             if best is None:
                 break
-            _, g, to, now = best
-            counts[g] = to
+            _, g, counts[g], saved = best
+            now -= saved
+            anew = near[g]
             out.append((list(counts), now / whole))
         return out
 
@@ -151,8 +169,23 @@ class Planner:
             at = steps[-1]
         return found
 
+    def predicted(self, counts: Sequence[int]) -> float:
+        """Microseconds of a cut; infinite where it leaves an axis empty."""
+        masks = self.problem.masks(counts)
+        return np.inf if masks is None else self.costs.total(masks)
+
+    def guessed(self, counts: Sequence[int]) -> float:
+        """Predicted error of a cut: the sum over groups."""
+        return sum(self.error(g, n) for g, n in enumerate(counts)) + 1e-9
+
     def measured(self, counts: Sequence[int]) -> float:
         """How many answers are likely to be missed, with readers fitted each by itself."""
+        key = tuple(counts)
+        if key not in self.known:
+            self.known[key] = self._measured(counts)
+        return self.known[key]
+
+    def _measured(self, counts: Sequence[int]) -> float:
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf

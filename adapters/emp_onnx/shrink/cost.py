@@ -14,12 +14,13 @@ import tempfile
 import time as clock
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks
+from emp_onnx.shrink.links import Axis
 from emp_onnx.shrink.trace import Runner, Trace
 from emp_onnx.shrink.view import Op, View
 
@@ -111,34 +112,46 @@ class Costs:
         self.flops = {op.index: flops(op, self._sizes(op, {})) for op in view.ops}
         self.feeds, self.threads = feeds, threads
         self.fixed: dict[int, float] = {}
+        self.work: dict[Any, float] = {}
         self.micros, self.other = self._measure(view)
         self.touch: dict[int, list[str]] = {
             op.index: [n for n in (*op.inputs, *op.outputs) if n in self.sizes] for op in view.ops
         }
 
+        self.axes = {
+            index: [(name, axis) for name in names for axis in range(len(self.sizes[name]))]
+            for index, names in self.touch.items()
+        }
+
     def total(self, masks: Masks) -> float:
         """Predicted microseconds of one run."""
+        gone = {axis: int(mask.sum()) for axis, mask in masks.items()}
         touched = {axis[0] for axis in masks}
         return self.other + sum(
-            time if not touched.intersection(self.touch[index]) else time * self._share(self.view.ops[index], masks)
+            time if not touched.intersection(self.touch[index]) else time * self._share(self.view.ops[index], gone)
             for index, time in self.micros.items()
         )
 
     def total_flops(self, masks: Masks) -> float:
         """Multiply-adds of one run."""
-        return sum(flops(op, self._sizes(op, masks)) for op in self.view.ops if counts_as_work(op))
+        gone = {axis: int(mask.sum()) for axis, mask in masks.items()}
+        return sum(flops(op, self._sizes(op, gone)) for op in self.view.ops if counts_as_work(op))
 
-    def _share(self, op: Op, masks: Masks) -> float:
-        before = work(op, self._sizes(op, {}))
+    def _share(self, op: Op, gone: Mapping[Axis, int]) -> float:
+        get = gone.get
+        key = op.index, tuple([get(axis, 0) for axis in self.axes[op.index]])
+        if key not in self.work:
+            self.work[key] = work(op, self._sizes(op, gone))
+        before = self.work.get((op.index, ())) or self.work.setdefault((op.index, ()), work(op, self._sizes(op, {})))
         fixed = self.fixed.get(op.index, OVERHEAD)
-        return fixed + (1 - fixed) * (work(op, self._sizes(op, masks)) / before if before else 1.0)
+        return fixed + (1 - fixed) * (self.work[key] / before if before else 1.0)
 
-    def _sizes(self, op: Op, masks: Masks) -> dict[str, tuple[int, ...]]:
+    def _sizes(self, op: Op, gone: Mapping[Axis, int]) -> dict[str, tuple[int, ...]]:
         out = {}
         for name in (*op.inputs, *op.outputs):
             if name in self.sizes:
                 out[name] = tuple(
-                    d - int(masks[name, a].sum()) if (name, a) in masks else d for a, d in enumerate(self.sizes[name])
+                    d - gone.get((name, a), 0) for a, d in enumerate(self.sizes[name])
                 )
         return out
 
@@ -148,13 +161,14 @@ class Costs:
         masks = problem.masks(counts)
         if not masks:
             return
+        gone = {axis: int(mask.sum()) for axis, mask in masks.items()}
         view = View.of(problem.cut(masks))
         named = {op.outputs[0]: op.index for op in self.view.ops if op.outputs}
         half = {named.get(view.ops[i].outputs[0]): t for i, t in self._measure(view)[0].items()}
         for index, time in self.micros.items():
             op = self.view.ops[index]
             before = work(op, self._sizes(op, {}))
-            left = work(op, self._sizes(op, masks)) / before if before else 1.0
+            left = work(op, self._sizes(op, gone)) / before if before else 1.0
             if left < FEWER and index in half and time > 0:
                 self.fixed[index] = float(np.clip((half[index] / time - left) / (1 - left), 0.0, 1.0))
 

@@ -1,15 +1,17 @@
 """Where a target on latency is to be met: what goes whole, and then how many units of what stays.
 
-Bounds, places and directions go first (`lighten.py`), where they cost less than units do for what they save. Then
-layers go one after the other, the one with the least measured error for the time it saves. After each, units are cut
+Bounds, places and directions go first (`lighten.py`), one kind after the other, and units are cut from each of these.
+From the best of them layers go one after the other, the one with the least measured error for the time it saves. After
+each, units are cut
 from what is left until the target is met; the one of these models that does best on feeds kept back, after exchange,
 is the plan. A layer that is no longer there frees time that units of the others may keep.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emp_onnx.errors import ModelError, UsageError
@@ -18,10 +20,11 @@ from emp_onnx.shrink.budget import MARGIN, Budget, fit_budget
 from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.distance import ancestors, misses, watched
-from emp_onnx.shrink.exchange import exchange
+from emp_onnx.shrink.exchange import Clock, exchange
 from emp_onnx.shrink.fits import anew, locally
 from emp_onnx.shrink.last import with_near
-from emp_onnx.shrink.lighten import lightened
+from emp_onnx.shrink.lighten import lighter_ways
+from emp_onnx.shrink.near import MOVED
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.refit import Origin
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
@@ -29,11 +32,11 @@ from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
 __all__ = ["Plan", "plan"]
 
 
-MOST = 8  # layers that may go
+MOST, LONGEST = 8, 24  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
-FOLDS = 4
-MOST_OF = 0.5  # of what is to be saved: where changes save so much, units do the rest, and no more ways are tried
+FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
+ENDS = 6  # cuts of one problem that are judged so
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
@@ -62,7 +65,7 @@ def plan(
         round_to, least: see `shrink`.
         changes: whether whole layers, and places, directions and bounds may go.
         short: whether feeds end before they show what recurrent states are for.
-        seconds: of exchange, in all.
+        seconds: of the processor, after which no more layers go; half as much is for exchange after that.
 
     Raises:
         UsageError: no cut reaches the target.
@@ -71,65 +74,97 @@ def plan(
     found: list[tuple[Plan, Planner | None]] = []
     failed: list[UsageError] = []
 
-    def look(one: Problem) -> bool:
+    def look(one: Problem, known: Planner | None = None) -> bool:
         """Whether units have to go to meet the target, however it is met."""
         try:
-            found.append(_at(one, target, judged, round_to, least, short))
+            found.append(_at(one, target, judged, round_to, least, short, known))
         except UsageError as error:
             failed.append(error)
             return True
         return found[-1][1] is not None
 
-    lightest = lightened(problem, target, wide, judged) if changes else problem
-    most = lightest is not problem and 1 - lightest.settle() >= MOST_OF * (1 - target)
+    ways = lighter_ways(problem, target, wide, judged) if changes else [problem]
     more = True
-    for one in _shallower(lightest, target, wide, judged) if changes and not most else (lightest,):
-        if found and _error(one, judged) >= min(p.error for p, _ in found):
-            break
-        more = look(one)
-        if not more:  # a layer less would miss more
-            break
-    if more and lightest is not problem and (not most or not found):
-        look(problem)
+    for way in ways:
+        if not found or _error(way, judged) < min(p.error for p, _ in found):
+            more = look(way, found[-1][1] if found else None)
+    end = time.process_time() + seconds
+    if more and changes:
+        best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
+        for one in _shallower(best, target, wide, judged):
+            if one is best:
+                continue
+            if found and _error(one, judged) >= min(p.error for p, _ in found):
+                break
+            if not look(one) or (found and time.process_time() > end):  # a layer less would miss more
+                break
     if not found:
         raise failed[0]
     found.sort(key=lambda f: f[0].error)
     better = []
-    for first, planner in [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]:
+    close = [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]
+    for first, planner in close:
         if planner is None:
             better.append(first)
             continue
-        counts = exchange(planner, first.counts, MARGIN * target, seconds=seconds / RUNNERS)
-        better.append(Plan(first.problem, counts, planner.measured(counts)))
+        limit = seconds / len(close) / 2
+        clock = Clock(first.problem)
+        deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
+        starts = [first.counts] if first.problem.masks(deeper) is None else [first.counts, deeper]
+        ends = []
+        for start in starts:  # one that gives back is not led astray by the same things
+            for counts in exchange(planner, start, MARGIN * target, seconds=limit / 2, best=ENDS, clock=clock):
+                ends += [] if counts in ends else [counts]
+        met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
+        met = sorted(met, key=planner.measured)[:ENDS]
+        better += [Plan(first.problem, counts, planner.measured(counts)) for counts in met]
     if len(better) == 1:
         return better[0]
-    return min(better, key=lambda p: _crossed(p, [*fit, *held], near))
+    problems = {id(p.problem): p.problem for p in better}
+    share = -(-len(wide) // FOLDS)
+    quarters = {key: _Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
+    return min(better, key=lambda p: quarters[id(p.problem)].misses(p) + p.error)  # two estimates are steadier than one
 
 
-def _crossed(plan: Plan, feeds: Sequence[Feed], near: str) -> float:
-    """How many answers a plan misses on all feeds, each quarter of them judged by a fit to the others."""
-    problem, masks = plan.problem, plan.problem.masks(plan.counts)
-    if not masks and not problem.changes:
-        return plan.error
-    runner = watched(problem.dense, problem.threads)
-    total = 0.0
-    for fold in range(FOLDS):
-        rest = [feed for i, feed in enumerate(feeds) if i % FOLDS != fold]
-        part = feeds[fold::FOLDS]
-        model = locally(anew(problem, with_near(problem, rest, near)), masks or {})
-        total += misses([runner(feed) for feed in part], model, part, problem.threads)
-    return total / FOLDS
+class _Quarters:
+    """All feeds in quarters, with `share` of those near them in each, which judge by a fit to the others."""
+
+    def __init__(self, problem: Problem, feeds: Sequence[Feed], near: str, share: int) -> None:
+        self.problem = problem
+        runner = watched(problem.dense, problem.threads)
+        folds = [feeds[fold::FOLDS] for fold in range(FOLDS)]
+        wide = [with_near(problem, fold, near)[: max(share, len(fold))] for fold in folds]
+        more = JUDGES if near == MOVED else 1  # what is mixed of two classes has no answer that could be missed
+        self.judges = [part[: more * len(fold)] for part, fold in zip(wide, folds, strict=True)]
+        self.dense = [[runner(feed) for feed in part] for part in self.judges]
+        sums = [] if problem.skips else [problem.sums(part) for part in wide]
+        self.others: list[Problem] = []
+        for i in range(FOLDS):
+            if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
+                rest = [feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part]
+                self.others.append(anew(problem, rest))
+            else:
+                left = [*sums[:i], *sums[i + 1 :]]
+                moments = {k: sum((s[k] for s in left[1:]), left[0][k]) / len(left) for k in problem.moments}
+                self.others.append(replace(problem, moments=moments))
+
+    def misses(self, plan: Plan) -> float:
+        """How many answers a plan misses."""
+        masks = plan.problem.masks(plan.counts) or {}
+        every = zip(self.others, self.dense, self.judges, strict=True)
+        return sum(misses(dense, locally(other, masks), part, other.threads) for other, dense, part in every) / FOLDS
 
 
 def _at(
-    problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool
-) -> tuple[Plan, Planner | None]:
+    problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool,
+    known: Planner | None,
+) -> tuple[Plan, Planner | None]:  # fmt: skip
     """The plan for one problem, and what measures others of it; none where nothing has to go."""
     if problem.changes and problem.settle() <= MARGIN * target:
         return Plan(problem, [0] * len(problem.groups), _error(problem, held)), None
     costs = Costs(problem.view, problem.trace, problem.feeds)
     costs.learn(problem)
-    planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short)
+    planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short, known=known)
     counts = fit_budget(problem, planner, Budget(latency=target), lambda masks: None, held)
     return Plan(problem, counts, planner.measured(counts)), planner
 
@@ -174,14 +209,16 @@ def _next(
     watched_too = {*ancestors(origin.view.model)}
     best: tuple[float, Skip, float] | None = None
     seen: set[frozenset[str]] = set()
+    options: list[tuple[float, Skip]] = []
     for skip in find_skips(problem.view, problem.trace):
         gone = left_out(problem.view, skip)
         if gone in seen or skip.after in watched_too or gone & watched_too:
             continue
         seen.add(gone)
         more = sum(costs.micros.get(op.index, 0.0) for op in origin.view.ops if gone.intersection(op.outputs))
-        if more <= 0:
-            continue
+        if more > 0:
+            options.append((more, skip))
+    for more, skip in sorted(options, key=lambda o: -o[0])[:LONGEST]:
         try:
             model = skipped(origin, problem.view, problem.trace, skip, fit, far=False, threads=problem.threads)
             error = misses(dense, model, held, problem.threads)

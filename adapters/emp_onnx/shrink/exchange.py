@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from emp_onnx.shrink.choose import Planner
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
@@ -18,10 +20,15 @@ from emp_onnx.shrink.problem import Problem
 __all__ = ["Clock", "exchange"]
 
 LEVELS = 2  # steps up or down that are tried of one group
-TRIED = 8  # pairs of moves measured in a round
+TRIED = 24  # moves and pairs measured in a round
+HOPE = 1.1  # of the error: a pair that promises no more than this is not tried
+DOUBT, AGAIN = 0.02, 2  # so near a limit one measurement does not tell; so many do
+NEAR = 1.2  # of the least error: what is as good, for all that so few feeds show
+TINY = 1e-9  # errors are compared as shares
 LESS = 0.99  # of the error: what counts as better
 SLACK = 1.03  # of the latency asked for: what is predicted to take more is not measured
 Counts = tuple[int, ...]
+Move = tuple[float, float, list[tuple[int, int]]]  # shares of error and cost left; how many of which groups go
 
 
 @dataclass
@@ -29,68 +36,91 @@ class Clock:
     """Shares of the source's latency that cuts leave, each measured once."""
 
     problem: Problem
-    seconds: float = 0.4
+    seconds: float = 0.25
     seen: dict[Counts, float] = field(default_factory=dict)
 
-    def share(self, counts: Counts) -> float:
-        """Of one cut; infinite where it leaves an axis empty."""
+    def share(self, counts: Counts, limit: float = 0.0) -> float:
+        """Of one cut; infinite where it leaves an axis empty. Near a limit it is measured more than once."""
         if counts not in self.seen:
             masks = self.problem.masks(counts)
             if masks is None:
                 return float("inf")
-            model = self.problem.finish(self.problem.cut(masks))
-            before, after = latencies([self.problem.source, model], self.problem.feeds[:2], seconds=self.seconds)
-            self.seen[counts] = after / before
+            models = [self.problem.source, self.problem.finish(self.problem.cut(masks))]
+            found: list[float] = []
+            while not found or (len(found) < AGAIN and abs(np.mean(found) / limit - 1) < DOUBT if limit else False):
+                before, after = latencies(models, self.problem.feeds[:2], seconds=self.seconds)
+                found.append(after / before)
+            self.seen[counts] = float(np.mean(found))
         return self.seen[counts]
 
 
-def exchange(planner: Planner, start: list[int], target: float, *, seconds: float = 60.0) -> list[int]:
-    """Counts of least measured error that are found around `start` within `target` of the source's latency.
+def exchange(
+    planner: Planner, start: list[int], target: float, *, seconds: float = 60.0, best: int = 1,
+    clock: Clock | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """Counts of least measured error that are found around `start` within `target` of the source's latency; `best` of
+    them at most, the least first.
 
     Args:
         planner: what measures errors and predicts costs.
         start: how many units of each group go.
         target: share of the source's latency that may be left.
-        seconds: after which no round begins.
+        seconds: of the processor, after which no round begins. Where measuring every move would take more than a
+            quarter of it, what is predicted says which pairs promise most.
+        best: how many.
+        clock: what has measured latencies of the problem before.
     """
-    clock = Clock(planner.problem)
-    now, end = tuple(start), time.monotonic() + seconds
-    errors = {now: planner.measured(now)}
+    clock = Clock(planner.problem) if clock is None else clock
+    now, end = tuple(start), time.process_time() + seconds
+    errors = {now: max(planner.measured(now), TINY)}
 
     def error(counts: Counts) -> float:
         if counts not in errors:
-            errors[counts] = planner.measured(counts)
+            errors[counts] = max(planner.measured(counts), TINY)
         return errors[counts]
 
-    share = clock.share(now)
-    while time.monotonic() < end:
-        moves = _moves(planner, now)
-        whole = planner.costs.total(planner.problem.masks(now) or {})
-        worth: list[tuple[float, float, int, int]] = []
-        for g, to in moves:
+    share, failed = clock.share(now, target), set[Counts]()
+    begin = time.process_time()
+    planner.measured(now)
+    slow = (time.process_time() - begin) * len(_moves(planner, now)) > seconds / 4
+    while time.process_time() < end:
+        whole = planner.predicted(now)
+        worth: list[Move] = []
+        for g, to in _moves(planner, now):
             counts = _with(now, [(g, to)])
-            masks = planner.problem.masks(counts)
-            if masks is None or time.monotonic() > end:
-                continue
-            worth.append((error(counts) - errors[now], planner.costs.total(masks) / whole - 1, g, to))
-        tries = [(gain, cost, [(g, to)]) for gain, cost, g, to in worth]
-        tries += [
-            (a[0] + b[0], a[1] + b[1], [(a[2], a[3]), (b[2], b[3])])
-            for i, a in enumerate(worth) for b in worth[i + 1 :] if a[2] != b[2]
+            if time.process_time() < end and (cost := planner.predicted(counts)) < np.inf:
+                ratio = planner.guessed(counts) / planner.guessed(now) if slow else error(counts) / errors[now]
+                worth.append((ratio, cost / whole, [(g, to)]))
+        pairs = [
+            (a[0] * b[0], a[1] * b[1], a[2] + b[2])
+            for i, a in enumerate(worth) for b in worth[i + 1 :] if a[2][0][0] != b[2][0][0]
         ]  # fmt: skip
-        tries = [t for t in tries if t[0] < 0 and share * (1 + t[1]) <= target * SLACK]
-        better = None
+        limit = max(target, share if share > target else 0.0)
+        tries = [t for t in (*worth, *pairs) if t[0] < HOPE and share * t[1] <= limit * SLACK]
+        found: list[tuple[float, Counts]] = []
         for _, _, changes in sorted(tries, key=lambda t: t[0])[:TRIED]:
             counts = _with(now, changes)
-            if planner.problem.masks(counts) is None or error(counts) > LESS * errors[now]:
-                continue
-            if clock.share(counts) <= max(target, share if share > target else 0.0):
+            if time.process_time() > end:
+                break
+            if counts not in failed and planner.predicted(counts) < np.inf and error(counts) <= LESS * errors[now]:
+                found.append((errors[counts], counts))
+        better = None
+        for _, counts in sorted(found):
+            if clock.share(counts, limit) <= limit:
                 better = counts
                 break
+            failed.add(counts)
         if better is None:
             break
-        now, share = better, clock.share(better)
-    return list(now)
+        now, share = better, clock.share(better, limit)
+    met = [counts for counts in errors if counts in clock.seen and clock.seen[counts] <= max(target, share)]
+    out = sorted({now, *met}, key=errors.__getitem__)[:best]
+    for counts in sorted(errors, key=errors.__getitem__):  # others that are as good, measured now
+        if len(out) >= best or errors[counts] > NEAR * errors[now] or time.process_time() > end:
+            break
+        if counts not in out and clock.share(counts, target) <= max(target, share):
+            out.append(counts)
+    return [list(counts) for counts in out]
 
 
 def _with(counts: Counts, changes: list[tuple[int, int]]) -> Counts:
@@ -101,10 +131,13 @@ def _with(counts: Counts, changes: list[tuple[int, int]]) -> Counts:
 
 
 def _moves(planner: Planner, counts: Counts) -> list[tuple[int, int]]:
-    """One group each, some steps to fewer or to more units."""
+    """One group each, some steps to fewer or to more units; of counts that cost the same, the least alone."""
     out = []
     for g, count in enumerate(counts):
-        grid = [0, *planner.round(g)]
+        costs: dict[float, int] = {}
+        for n in (0, *planner.round(g)):
+            costs.setdefault(round(planner.predicted(_with(counts, [(g, n)])), 3), n)
+        grid = sorted({*costs.values()} - {count})
         above = [n for n in grid if n > count][:LEVELS]
         below = [n for n in grid if n < count][::-1][:LEVELS]
         out += [(g, n) for n in (*above, *below)]

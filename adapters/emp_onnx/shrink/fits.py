@@ -1,7 +1,8 @@
 """Ways to refit a cut model, and which of them does best on feeds that were kept back.
 
 Each reader by itself, which few feeds bear; or in sequence, which makes up for what came before; the second also with
-the dense model's own inputs as samples. Each with a ridge of one of several strengths.
+the dense model's own inputs as samples. Each with a ridge of one of several strengths. Or by itself with the bound
+behind it in mind (`aware.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.aware import bounded, refit_bounded
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.distance import Missed, missed, watched
 from emp_onnx.shrink.problem import Problem
@@ -24,11 +26,13 @@ ANCHOR = 1.0  # weight of the dense model's own inputs in a refit in sequence
 
 @dataclass(frozen=True)
 class Way:
-    """A ridge's strength; whether readers are fitted in sequence, and then the weight of the dense model's inputs."""
+    """A ridge's strength; whether readers are fitted in sequence, and then the weight of the dense model's inputs; and
+    if not in sequence, whether with what is behind them in mind."""
 
     ridge: float = RIDGE
     sequence: bool = False
     anchor: float = 0.0
+    aware: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,17 @@ class Fitted:
 
 
 def fit(problem: Problem, masks: Masks, way: Way, feeds: Sequence[Feed] = ()) -> Any:
-    """The cut model with its readers refitted in one way; `feeds` are for those in sequence."""
+    """The cut model with its readers refitted in one way; `feeds` are for those in sequence, or aware."""
     model = problem.cut(masks)
     if not way.sequence:
-        refit_locally(problem.view, model, masks, problem.readers, problem.moments, ridge=way.ridge)
+        refit_locally(
+            problem.view, model, masks, problem.readers, problem.moments, ridge=way.ridge,
+            solved=problem.solved,
+        )  # fmt: skip
+        if way.aware:
+            refit_bounded(
+                problem.view, model, masks, problem.readers, feeds, ridge=way.ridge, threads=problem.threads
+            )
         return model
     refit(
         problem.view, model, masks, problem.readers, feeds, threads=problem.threads, ridge=way.ridge,
@@ -64,8 +75,8 @@ def locally(problem: Problem, masks: Masks) -> Any:
 
 
 def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequence[Feed]) -> Fitted:
-    """The fit from `feeds` that does best on `held`: first the ridge of readers by themselves, then the ways in
-    sequence."""
+    """The fit from `feeds` that does best on `held`: first the ridge of readers by themselves, then the same with the
+    bounds behind them in mind, and the ways in sequence."""
     runner = watched(problem.dense, problem.threads)
     dense = [runner(feed) for feed in held]
 
@@ -74,9 +85,16 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
         return Fitted(model, way, missed(dense, model, held, problem.threads))
 
     best = min((tried(Way(ridge)) for ridge in RIDGES), key=lambda f: f.error)
-    strong = [*({best.way.ridge, RIDGES[-1]})]
-    ways = [Way(ridge, True, anchor) for ridge in strong for anchor in ((0.0,) if problem.origin else (0.0, ANCHOR))]
-    return min((best, *map(tried, ways)), key=lambda f: f.error)
+    found = [best]
+    if any((r.source, r.axis) in masks for r in (problem.readers[i] for i in bounded(problem.view, problem.readers))):
+        found.append(tried(replace(best.way, aware=True)))
+    found.append(tried(Way(RIDGES[-1], True)))
+    if not found[-1].missed.worse(best.missed):  # one is enough to see that sequences do not help
+        ridges = {best.way.ridge, RIDGES[-1]}
+        anchors = (0.0,) if problem.origin else (0.0, ANCHOR)
+        ways = [Way(ridge, True, anchor) for ridge in ridges for anchor in anchors]
+        found += [tried(way) for way in ways if way != found[-1].way]
+    return min(found, key=lambda f: f.error)
 
 
 def anew(problem: Problem, feeds: Sequence[Feed]) -> Problem:

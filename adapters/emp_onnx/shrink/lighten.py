@@ -2,13 +2,17 @@
 units would.
 
 What units cost is seen from an even cut of all groups to the target: so many more answers missed, for each share of
-latency saved, is their rate. A change is made if it costs no more than that for what it is measured to save; where
-units have to go all the same, what is chosen with changes is compared with what is chosen without.
+latency saved, is their rate. A change is made if it costs no more than that for what it is measured to save. An even
+cut may be far worse than the one that is found in the end, so every step on the way is a problem of its own, and
+which of them is best to cut units from is for the plan to see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
@@ -19,14 +23,16 @@ from emp_onnx.shrink.directions import thinner
 from emp_onnx.shrink.judge import Judge
 from emp_onnx.shrink.problem import Lighter, Problem
 
-__all__ = ["lightened", "opened_and_coarser"]
+__all__ = ["lighter_ways", "opened_and_coarser"]
 
 SAVES = 0.01  # of the latency, at least, that a change has to save; less is not told from noise
 SHOWN = 64  # feeds that judge
+SEEN = 200  # feeds that show which bounds are reached
+Wide = NDArray[np.float64]
 
 
-def lightened(problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed]) -> Problem:
-    """The problem with all the changes that are worth it, measured on `fit`; itself, if none is.
+def lighter_ways(problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed]) -> list[Problem]:
+    """The problem, and the same with one more kind of change that is worth it each time, all measured on `fit`.
 
     Args:
         problem: measured.
@@ -34,14 +40,35 @@ def lightened(problem: Problem, target: float, fit: Sequence[Feed], held: Sequen
         fit, held: feeds that show what goes, and that judge.
     """
     judge = Judge(problem, held[:SHOWN])
-    now = problem
-    for change in (opened_and_coarser, thinner):
+    ways = [problem]
+    for change in (opened, coarser, thinner):
+        now = ways[-1]
         share = judge.share(now)
         if share > MARGIN * target:  # units would have to do the rest from here: the rate is of that
             now = change(now, target, judge.rate(now, target / share), fit, judge)
-            if now.changes and not now.moments:
-                now.measure(fit)
-    return now
+        if now is not ways[-1]:
+            now.measured(carried(ways[-1], now) or now.sums(fit))
+            ways.append(now)
+    return ways
+
+
+def carried(before: Problem, now: Problem) -> dict[int, Wide]:
+    """The moments of a problem whose readers have the same weights as before, and read the same channels; empty where
+    they do not.
+
+    What bounds hardly ever change, and neighbours that are left out, hardly move them.
+    """
+    known = {(r.weight, r.kind, r.direction): before.moments.get(i) for i, r in enumerate(before.readers)}
+    found: dict[int, Wide] = {}
+    for group in now.groups:
+        for i in now.of_group(group):
+            reader = now.readers[i]
+            moment = known.get((reader.weight, reader.kind, reader.direction))
+            features = reader.matrix(now.view.constants[reader.weight])[0].size
+            if moment is None or len(moment) != features + 1:
+                return {}
+            found[i] = moment
+    return found
 
 
 def opened_and_coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
@@ -54,21 +81,35 @@ def opened_and_coarser(problem: Problem, target: float, rate: float, fit: Sequen
         fit: feeds that show which bounds are reached.
         judge: measures.
     """
-    now, error, share = problem, judge.error(problem), judge.share(problem)
-    for kind in ("bounds", "places"):
-        changes: Sequence[Lighter | None] = (
-            [find_opened(now.view, fit, threads=now.threads)] if kind == "bounds" else find_coarser(now.view, now.trace)
-        )
-        for change in changes:
-            if change is None or share <= MARGIN * target:
-                continue
-            try:
-                other = now.lighter(change)
-            except ModelError:  # it does not run, or not as it should
-                continue
-            if not other.groups:
-                continue
-            less, more = share - judge.share(other), judge.error(other) - error
-            if less >= SAVES and more <= rate * less:
-                now, error, share = other, error + more, share - less
+    return coarser(opened(problem, target, rate, fit, judge), target, rate, fit, judge)
+
+
+def opened(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
+    """Without bounds that nothing reaches; arguments as above."""
+    change = find_opened(problem.view, fit[:SEEN], threads=problem.threads)
+    return _worth(problem, [] if change is None else [change], target, rate, judge)
+
+
+def coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
+    """At fewer places before means; arguments as above."""
+    return _worth(problem, find_coarser(problem.view, problem.trace), target, rate, judge)
+
+
+def _worth(now: Problem, changes: Sequence[Lighter], target: float, rate: float, judge: Judge) -> Problem:
+    """With those changes, one after the other, that cost no more than units would."""
+    if not changes:
+        return now
+    error, share = judge.error(now), judge.share(now)
+    for change in changes:
+        if share <= MARGIN * target:
+            break
+        try:
+            other = now.lighter(change)
+        except ModelError:  # it does not run, or not as it should
+            continue
+        if not other.groups:
+            continue
+        less, more = share - judge.share(other), judge.error(other) - error
+        if less >= SAVES and more <= rate * less:
+            now, error, share = other, error + more, share - less
     return now

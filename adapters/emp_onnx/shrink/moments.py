@@ -18,10 +18,11 @@ from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.trace import Runner
 
-__all__ = ["cross_moments", "moments", "segment"]
+__all__ = ["cross_moments", "moments", "samples", "segment"]
 
 SAMPLES = 10  # of a reader, over all feeds, for each number in a sample; and never fewer than
 LEAST = 4096
+WAITING = 1 << 22  # bytes of what one reader reads, kept before windows are cut out of them
 Wide = NDArray[np.float64]
 
 
@@ -48,6 +49,77 @@ def _share(reader: Reader, feeds: int) -> int:
     return max(4, max(LEAST, SAMPLES * places * reader.channels) // max(feeds, 1))
 
 
+class _Sums:
+    """Of one reader: Σ z zᵀ and, with x beside z, Σ z xᵀ, added up in few large products.
+
+    What convolutions read is kept for some feeds before windows are cut out of it, for one cut costs as much as many;
+    rows wait until there are as many as one has numbers.
+    """
+
+    def __init__(self, readers: Sequence[Reader], share: int, key: tuple[int, int]) -> None:
+        self.readers, self.share, self.key = readers, share, key
+        self.waiting: list[list[Any]] = []
+        self.rows: list[list[Wide]] = []
+        self.bytes = self.ready = self.count = self.cuts = 0
+        self.sums: list[Any] = [0.0] * len(readers)
+
+    def add(self, *values: Any) -> None:
+        """The tensor that each reader reads, of one feed."""
+        shapes = [value.shape for value in values]
+        if self.waiting and shapes != [value.shape for value in self.waiting[0]]:
+            self.flush()
+        self.waiting.append(list(values))
+        self.bytes += sum(value.nbytes for value in values)
+        if self.bytes > WAITING or self.readers[0].kind != "conv":
+            self.flush()
+
+    def flush(self) -> None:
+        """Cut samples out of what waits."""
+        if not self.waiting:
+            return
+        parts = []
+        for reader, values in zip(self.readers, zip(*self.waiting, strict=True), strict=True):
+            rng = np.random.default_rng((*self.key, self.cuts))  # the same places of each
+            together = values[0] if len(values) == 1 else np.concatenate(values)
+            parts.append(_ones(reader.rows(together, rng, self.share * len(values))))
+        self.cuts += 1
+        self.waiting, self.bytes = [], 0
+        self.rows.append(parts)
+        self.ready += len(parts[0])
+        if self.ready > parts[0].shape[1]:
+            self.multiply()
+
+    def multiply(self) -> None:
+        """Add up the products of what is cut."""
+        if not self.rows:
+            return
+        z, *x = (part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*self.rows, strict=True))
+        self.sums = [s + z.T @ other for s, other in zip(self.sums, (z, *x), strict=True)]
+        self.count += len(z)
+        self.rows, self.ready = [], 0
+
+    def mean(self) -> list[Wide]:
+        """The sums over the number of samples."""
+        self.flush()
+        self.multiply()
+        return [np.asarray(s) / max(self.count, 1) for s in self.sums]
+
+
+class _Kept(_Sums):
+    """The samples themselves."""
+
+    def multiply(self) -> None:
+        """Keep them, in half the memory."""
+        self.rows = [[part.astype(np.float32) for part in parts] for parts in self.rows]
+        self.ready = 0
+
+    def all(self) -> NDArray[np.float32]:
+        """Of one reader, without the ones behind them."""
+        self.flush()
+        self.multiply()
+        return np.concatenate([parts[0][:, :-1] for parts in self.rows])
+
+
 def _ones(rows: Wide) -> Wide:
     flat = rows.reshape(len(rows), rows.shape[1] * rows.shape[2])
     return np.concatenate([flat, np.ones((len(flat), 1))], 1)
@@ -58,16 +130,25 @@ def moments(
 ) -> list[Wide]:
     """Σ (x, 1)(x, 1)ᵀ over samples, divided by their number; one matrix per reader."""
     runner = Runner(segment(model, [r.source for r in readers]), plain=False, threads=threads)
-    sums: list[Any] = [0.0] * len(readers)
-    counts = [0] * len(readers)
-    for which, feed in enumerate(feeds):
+    sums = [_Sums([reader], _share(reader, len(feeds)), (seed, i)) for i, reader in enumerate(readers)]
+    for feed in feeds:
         out = runner(feed)
-        for i, reader in enumerate(readers):
-            share = _share(reader, len(feeds))
-            rows = _ones(reader.rows(out[reader.source], np.random.default_rng((seed, which, i)), share))
-            sums[i] = sums[i] + rows.T @ rows
-            counts[i] += len(rows)
-    return [np.asarray(s) / max(c, 1) for s, c in zip(sums, counts, strict=True)]
+        for reader, one in zip(readers, sums, strict=True):
+            one.add(out[reader.source])
+    return [one.mean()[0] for one in sums]
+
+
+def samples(
+    model: Any, readers: Sequence[Reader], feeds: Sequence[Feed], *, threads: int = 1, seed: int = 0
+) -> list[NDArray[np.float32]]:
+    """What each reader reads, (samples, features): those of which `moments` takes the sums."""
+    runner = Runner(segment(model, [r.source for r in readers]), threads=threads)
+    kept = [_Kept([reader], _share(reader, len(feeds)), (seed, i)) for i, reader in enumerate(readers)]
+    for feed in feeds:
+        out = runner(feed)
+        for reader, one in zip(readers, kept, strict=True):
+            one.add(out[reader.source])
+    return [one.all() for one in kept]
 
 
 def cross_moments(
@@ -79,16 +160,11 @@ def cross_moments(
     others = readers if others is None else others
     one = Runner(segment(dense, [r.source for r in readers]), threads=threads)
     other = Runner(segment(changed, [r.source for r in others]), threads=threads)
-    own: list[Any] = [0.0] * len(readers)
-    cross: list[Any] = [0.0] * len(readers)
-    counts = [0] * len(readers)
-    for which, feed in enumerate(feeds):
+    pairs = list(zip(readers, others, strict=True))
+    sums = [_Sums([same, reader], _share(reader, len(feeds)), (seed, i)) for i, (reader, same) in enumerate(pairs)]
+    for feed in feeds:
         a, b = one(feed), other(feed)
-        for i, (reader, same) in enumerate(zip(readers, others, strict=True)):
-            share = _share(reader, len(feeds))
-            x = _ones(reader.rows(a[reader.source], np.random.default_rng((seed, which, i)), share))
-            z = _ones(same.rows(b[same.source], np.random.default_rng((seed, which, i)), share))
-            own[i] = own[i] + z.T @ z
-            cross[i] = cross[i] + z.T @ x
-            counts[i] += len(z)
-    return [(np.asarray(o) / max(c, 1), np.asarray(k) / max(c, 1)) for o, k, c in zip(own, cross, counts, strict=True)]
+        for (reader, same), added in zip(pairs, sums, strict=True):
+            added.add(b[same.source], a[reader.source])
+    means = [pair.mean() for pair in sums]
+    return [(own, cross) for own, cross in means]

@@ -54,7 +54,7 @@ def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, lis
 def chosen_near(problem: Problem, feeds: Sequence[Feed], held: Sequence[Feed]) -> str:
     """The way that does best on `held` when a third of every group goes; empty where each is seen to do harm.
 
-    The problem must be measured on `feeds`; it is afterwards as before.
+    The problem must be measured on `feeds`; it is afterwards measured on those near them too, if these are used.
     """
     runner = watched(problem.dense, problem.threads)
     dense = [runner(feed) for feed in held]
@@ -64,14 +64,23 @@ def chosen_near(problem: Problem, feeds: Sequence[Feed], held: Sequence[Feed]) -
         return ""
     kept = problem.moments
     alone = missed(dense, locally(problem, masks), held, problem.threads)
-    best: tuple[float, str] | None = None
+    best: tuple[float, str, Any] | None = None
     for way, more in nearby(problem.view, feeds).items():
-        problem.moments = problem.sums([*feeds, *more])
+        problem.moments = _together((kept, len(feeds)), (problem.sums(more), len(more)))
         found = missed(dense, locally(problem, masks), held, problem.threads)
         if not found.worse(alone) and (best is None or found.total < best[0]):
-            best = (found.total, way)
+            best = (found.total, way, problem.moments)
     problem.moments = kept
-    return best[1] if best else ""
+    if best is None:
+        return ""
+    problem.measured(best[2])
+    return best[1]
+
+
+def _together(*parts: tuple[dict[int, Any], int]) -> dict[int, Any]:
+    """Moments of several lots of feeds as one, by how many there are."""
+    whole = sum(count for _, count in parts)
+    return {i: sum(found[i] * (count / whole) for found, count in parts) for i in parts[0][0]}
 
 
 def mixed(one: Feed, other: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:

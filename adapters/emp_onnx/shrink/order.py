@@ -22,6 +22,8 @@ from emp_onnx.shrink.readers import Reader
 __all__ = ["Curve", "eliminate"]
 
 RIDGE = 3e-2  # of the mean of the diagonal
+ROUND, CHOICE = 24, 4  # of so many units left one goes in a round; from among so many times as many
+SPARSE = 0.75  # where so small a share of units is left, the matrices are made as small
 Wide = NDArray[np.float64]
 
 
@@ -62,12 +64,6 @@ def side(reader: Reader, weight: NDArray[Any], moment: Wide, labels: NDArray[np.
     return _Side(inverse, flat.copy(), where, total)
 
 
-def shrunk_towards_diagonal(h: Wide, samples: float) -> Wide:
-    """(1 − ρ)·h + ρ·diag(h), ρ = p/(p + n): with fewer samples than numbers in one, correlations are mostly chance."""
-    rho = len(h) / (len(h) + samples)
-    return (1 - rho) * h + rho * np.diag(np.diag(h))
-
-
 def centred(moment: Wide, about_mean: bool) -> Wide:
     """The moments of x from those of (x, 1): about the mean, or as they are."""
     h, mean = moment[:-1, :-1], moment[:-1, -1]
@@ -75,52 +71,83 @@ def centred(moment: Wide, about_mean: bool) -> Wide:
 
 
 def eliminate(sides: Sequence[_Side], units: int) -> Curve:
-    """Take all units away, the cheapest first."""
-    alive = np.ones(units, bool)
-    order, error, total = [], [], 0.0
-    while alive.any():
-        cost = np.zeros(units)
-        for s in sides:
-            cost += _costs(s, alive) / s.scale / len(sides)
-        cost[~alive] = np.inf
-        unit = int(cost.argmin())
-        total += max(float(cost[unit]), 0.0)
-        order.append(unit)
-        error.append(total)
-        alive[unit] = False
-        for s in sides:
-            _leave(s, unit)
+    """Take all units away, the cheapest first.
+
+    Where there are many, several go in a round: the cheapest one after the other from among the cheapest few, for
+    which alone the inverse is brought up to date in between; that of all the others follows in one product.
+    """
+    alive, whole = np.arange(units), units
+    order: list[int] = []
+    error: list[float] = []
+    total = 0.0
+    while len(alive):
+        count = max(1, len(alive) // ROUND)
+        if count > 1:
+            cost = _cost(sides, alive)
+            few = alive[np.sort(np.argpartition(cost, min(CHOICE * count, len(alive)) - 1)[: CHOICE * count])]
+            parts = [_part(s, few) for s in sides]
+        else:
+            few, parts = alive, list(sides)
+        gone = []
+        for _ in range(count):
+            cost = _cost(parts, few)
+            unit = int(few[cost.argmin()])
+            total += max(float(cost.min()), 0.0)
+            order.append(unit)
+            error.append(total)
+            gone.append(unit)
+            few = few[few != unit]
+            for part in parts:
+                _leave(part, [unit])
+        alive = alive[~np.isin(alive, gone)]
+        if count > 1:
+            for s in sides:
+                _leave(s, gone)
+            if len(alive) <= SPARSE * whole:
+                sides, whole = [_part(s, alive) for s in sides], len(alive)
     return Curve(np.array(order, np.intp), np.array(error))
 
 
-def _costs(s: _Side, alive: NDArray[np.bool_]) -> Wide:
-    out = np.zeros(len(alive))
-    sizes = np.array([len(w) for w in s.where])
-    for size in np.unique(sizes[alive]):
+def _cost(sides: Sequence[_Side], units: NDArray[np.intp]) -> Wide:
+    """What each of these units costs, the mean over readers."""
+    return np.asarray(sum((_costs(s, units) / s.scale for s in sides), np.zeros(len(units)))) / len(sides)
+
+
+def _part(s: _Side, units: NDArray[np.intp]) -> _Side:
+    """The same for some of the units alone, with copies of what belongs to them."""
+    at = np.concatenate([s.where[u] for u in units])
+    where = [at[:0]] * len(s.where)
+    start = 0
+    for u in units:
+        where[u] = np.arange(start, start + len(s.where[u]))
+        start += len(s.where[u])
+    return _Side(s.inverse[np.ix_(at, at)], s.weight[:, at], where, s.scale)
+
+
+def _costs(s: _Side, units: NDArray[np.intp]) -> Wide:
+    out = np.zeros(len(units))
+    sizes = np.array([len(s.where[u]) for u in units])
+    for size in np.unique(sizes):
         if not size:
             continue
-        units = np.flatnonzero(alive & (sizes == size))
-        index = np.stack([s.where[u] for u in units])
+        own = np.flatnonzero(sizes == size)
+        index = np.stack([s.where[units[i]] for i in own])
         if size == 1:
             flat = index[:, 0]
-            out[units] = (s.weight[:, flat] ** 2).sum(0) / s.inverse[flat, flat]
+            out[own] = np.square(s.weight[:, flat]).sum(0) / s.inverse[flat, flat]
         else:
             blocks = s.inverse[index[:, :, None], index[:, None, :]]
             weights = np.moveaxis(s.weight[:, index], 0, -1)  # units, size, outputs
-            out[units] = (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
+            out[own] = (weights * np.linalg.solve(blocks, weights)).sum((1, 2))
     return out
 
 
-def _leave(s: _Side, unit: int) -> None:
-    at = s.where[unit]
+def _leave(s: _Side, units: Sequence[int]) -> None:
+    """Take units away; what belongs to them is not looked at again."""
+    at = np.concatenate([s.where[u] for u in units])
     if not len(at):
         return
-    block = s.inverse[np.ix_(at, at)]
     rows = s.inverse[at]
-    solved = np.linalg.solve(block, rows)
+    solved = np.linalg.solve(rows[:, at], rows)
     s.weight -= s.weight[:, at] @ solved
     s.inverse -= rows.T @ solved
-    s.weight[:, at] = 0.0
-    s.inverse[at] = 0.0
-    s.inverse[:, at] = 0.0
-    s.inverse[at, at] = 1.0

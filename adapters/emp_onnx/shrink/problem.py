@@ -24,7 +24,7 @@ from emp_onnx.shrink.plain import plain
 from emp_onnx.shrink.proof import masked, prove
 from emp_onnx.shrink.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.rearranged import rearranged
-from emp_onnx.shrink.refit import Origin
+from emp_onnx.shrink.refit import Origin, Solved
 from emp_onnx.shrink.regions import Group, find_groups
 from emp_onnx.shrink.rotate import rotate
 from emp_onnx.shrink.rows import rows
@@ -75,6 +75,8 @@ class Problem:
     changes: tuple[Change, ...] = ()
     moments: dict[int, Wide] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
+    solved: Solved = field(default_factory=Solved, init=False, repr=False)
+    gone: dict[tuple[int, int], tuple[Curve, Any]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -172,7 +174,11 @@ class Problem:
 
     def measure(self, feeds: Sequence[Feed]) -> None:
         """Take the moments of every reader that some group concerns, and the curves of all groups."""
-        self.moments = self.sums(feeds)
+        self.measured(self.sums(feeds))
+
+    def measured(self, moments: dict[int, Wide]) -> None:
+        """Take these moments, and the curves that follow from them."""
+        self.moments = moments
         self.curves = [self.curve(group) for group in self.groups]
 
     def sums(self, feeds: Sequence[Feed]) -> dict[int, Wide]:
@@ -221,10 +227,15 @@ class Problem:
 
     def masks(self, counts: Sequence[int]) -> Masks | None:
         """What goes when so many units of each group go, the cheapest first; None if an axis would be left empty."""
-        merged = merge_masks(
-            [g.removed(c.order[:n]) for g, c, n in zip(self.groups, self.curves, counts, strict=True) if n]
-        )
+        merged = merge_masks([self._gone(i, n) for i, n in enumerate(counts) if n])
         return None if any(mask.all() for mask in merged.values()) else merged
+
+    def _gone(self, which: int, count: int) -> dict[Any, NDArray[np.bool_]]:
+        """What goes with so many units of one group; known from the last time that was asked."""
+        curve, found = self.curves[which], self.gone.get((which, count))
+        if found is None or found[0] is not curve:
+            found = self.gone[which, count] = curve, self.groups[which].removed(curve.order[:count])
+        return dict(found[1])
 
     def cut(self, masks: Masks) -> Any:
         """The model without what goes."""

@@ -7,8 +7,9 @@ Readers are refitted from the first to the last, each on what the ones before it
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from emp_onnx.shrink.moments import cross_moments
 from emp_onnx.shrink.readers import Reader
 from emp_onnx.shrink.view import View
 
-__all__ = ["RIDGE", "RIDGES", "Origin", "refit", "refit_locally", "solve"]
+__all__ = ["RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit", "refit_locally", "rows_of", "solve"]
 
 RIDGE = 3e-2  # of the mean of the diagonal
 RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose
+LONG = 16  # levels, each of which is a pass over all feeds; of more, only readers that were cut are fitted in sequence
+MEMORY = 1 << 27  # bytes of solutions that are kept
 Wide = NDArray[np.float64]
 
 
@@ -38,6 +41,31 @@ class Origin:
         """The reader that had this one's weight."""
         same = (reader.weight, reader.kind, reader.direction)
         return next((r for r in self.readers if (r.weight, r.kind, r.direction) == same), None)
+
+
+@dataclass
+class Solved:
+    """Fits of readers by themselves, the last ones used: of cuts that are compared most readers have the same input.
+
+    A fit is of all outputs, whichever go, for what goes of the outputs changes nothing in the others.
+    """
+
+    found: OrderedDict[Any, tuple[Wide, Wide, Wide]] = field(default_factory=OrderedDict)
+    bytes: int = 0
+
+    def of(self, which: int, moment: Wide, kept: NDArray[np.bool_], target: Wide, *, bias: bool, ridge: float) -> Any:
+        """M' and the shift of b of a reader with these moments of (x, 1), of which `kept` stay."""
+        key = which, kept.tobytes(), ridge
+        known = self.found.pop(key, None)
+        if known is None or known[0] is not moment:
+            own, cross = moment[np.ix_(kept, kept)], moment[kept]
+            new, shift = solve(own, cross, target, target[:, kept[:-1]], bias=bias, ridge=ridge)
+            known = moment, new, shift
+            self.bytes += new.nbytes
+        self.found[key] = known
+        while self.bytes > MEMORY and len(self.found) > 1:
+            self.bytes -= self.found.popitem(last=False)[1][1].nbytes
+        return known[1:]
 
 
 def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE) -> tuple[Wide, Wide]:
@@ -100,8 +128,11 @@ def refit(
     tensors = {t.name: t for t in shrunk.graph.initializer}
     names = {name for node in shrunk.graph.node for name in node.output} | {i.name for i in shrunk.graph.input}
     moved = False
-    for together in levels(view, readers):
+    every = levels(view, readers)
+    for together in every:
         together = [r for r in together if r.weight in tensors and r.source in names]
+        if len(every) > LONG:
+            together = [r for r in together if (r.source, r.axis) in masks]
         moved = moved or any((r.source, r.axis) in masks for r in together)
         if not moved or not together:
             continue
@@ -125,45 +156,61 @@ def refit(
 
 
 def refit_locally(
-    view: View, shrunk: Any, masks: Masks, readers: Sequence[Reader], stats: Mapping[int, Wide], *, ridge: float = RIDGE
-) -> None:
+    view: View, shrunk: Any, masks: Masks, readers: Sequence[Reader], stats: Mapping[int, Wide], *,
+    ridge: float = RIDGE, solved: Solved | None = None,
+) -> None:  # fmt: skip
     """Refit, in place, each reader whose input was cut, as if nothing had changed before it."""
     import onnx
 
     tensors = {t.name: t for t in shrunk.graph.initializer}
+    solved = Solved() if solved is None else solved
     for i, reader in enumerate(readers):
         mask = masks.get((reader.source, reader.axis))
         if mask is None or reader.weight not in tensors or i not in stats:
             continue
-        moment = stats[i]
-        kept = _kept(mask, moment)
-        _one(view, tensors, masks, reader, moment[np.ix_(kept, kept)], moment[kept], ridge, onnx)
+        full = reader.matrix(view.constants[reader.weight])
+        new, shift = solved.of(
+            i, stats[i], _kept(mask, stats[i]), full.reshape(len(full), -1), bias=bool(reader.bias), ridge=ridge
+        )
+        rows = rows_of(view, masks, reader)
+        put_fit(view, tensors, masks, reader, new[rows], shift[rows], onnx)
 
 
 def _kept(mask: NDArray[np.bool_] | None, moment: Wide) -> NDArray[np.bool_]:
     """Which rows of the moments of (x, 1) belong to channels that stay."""
-    if mask is None:
-        return np.ones(len(moment), bool)
-    return np.append(np.repeat(~mask, (len(moment) - 1) // len(mask)), True)
+    return np.append(kept_of(mask, len(moment) - 1), True)
+
+
+def kept_of(mask: NDArray[np.bool_] | None, features: int) -> NDArray[np.bool_]:
+    """Which features, places of channels, belong to channels that stay."""
+    return np.ones(features, bool) if mask is None else np.repeat(~mask, features // len(mask))
+
+
+def rows_of(view: View, masks: Masks, reader: Reader) -> NDArray[np.bool_]:
+    """Which outputs of a reader stay."""
+    shape = view.constants[reader.weight].shape
+    outs = masks.get((reader.weight, reader.out))
+    if reader.kind == "input":
+        return np.ones(shape[0] * shape[1], bool) if outs is None else np.tile(~outs, shape[0])
+    return np.ones(shape[reader.out if reader.kind != "state" else 1], bool) if outs is None else ~outs
 
 
 def _one(
     view: View, tensors: Any, masks: Masks, reader: Reader, own: Wide, cross: Wide, ridge: float, onnx: Any
 ) -> None:
-    dense = view.constants[reader.weight]
-    outs = masks.get((reader.weight, reader.out))
-    full = reader.matrix(dense)
-    if reader.kind in ("input", "state") and outs is not None:
-        rows = ~outs if reader.kind == "state" else np.tile(~outs, dense.shape[0])
-    else:
-        rows = np.ones(len(full), bool) if outs is None else ~outs
-    target = full[rows].reshape(int(rows.sum()), -1)
-    now = onnx.numpy_helper.to_array(tensors[reader.weight])
-    prior = reader.matrix(now)
+    rows = rows_of(view, masks, reader)
+    target = reader.matrix(view.constants[reader.weight])[rows].reshape(int(rows.sum()), -1)
+    prior = reader.matrix(onnx.numpy_helper.to_array(tensors[reader.weight]))
     new, shift = solve(own, cross, target, prior.reshape(len(prior), -1), bias=bool(reader.bias), ridge=ridge)
+    put_fit(view, tensors, masks, reader, new, shift, onnx)
+
+
+def put_fit(view: View, tensors: Any, masks: Masks, reader: Reader, new: Wide, shift: Wide, onnx: Any) -> None:
+    """Weights and shift of a bias into the cut model, if they are numbers."""
     if not (np.isfinite(new).all() and np.isfinite(shift).all()):
         return
-    put = reader.put(new.reshape(prior.shape), now)
+    now = onnx.numpy_helper.to_array(tensors[reader.weight])
+    put = reader.put(new.reshape(reader.matrix(now).shape), now)
     tensors[reader.weight].CopyFrom(onnx.numpy_helper.from_array(put, reader.weight))
     if reader.bias:
         start = sliced(reader.bias, view.constants[reader.bias], masks)

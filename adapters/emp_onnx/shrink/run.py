@@ -163,8 +163,6 @@ def shrink(
         if refit and budget.latency is not None and max_drop is None and max_error is None:
             changes, judging = not include and not exclude, []
             near = "" if given is None else chosen_near(problem, fit, held)
-            if near:
-                problem.measure(with_near(problem, fit, near))
             if near == MOVED:  # what is mixed of two classes has no answer that could be missed
                 judging = with_near(problem, held, near)[len(held) :][:JUDGING]
             found = plan(
