@@ -14,8 +14,8 @@ from pathlib import Path
 import onnx
 
 import emp_onnx
-from emp_onnx.runtime.bench import bench
-from emp_onnx.runtime.fuse import fused_model
+from emp_onnx.fused.bench import bench
+from emp_onnx.fused.fuse import fused_model
 from tests.benchmarks._report import machine, table, write
 from tests.benchmarks.kernels import SPARSITIES
 from tests.benchmarks.networks import SHAPES, save_network

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 import emp_kernels
 from emp_onnx.files.functions import function_bytes
 from emp_onnx.files.reader import DOMAIN
-from emp_onnx.runtime.fuse import fuse
+from emp_onnx.fused.fuse import fuse
 from tests.kernels.native import SOURCES, Floats, build, instruction_sets, pack
 
 FORMS = ("Mask", "Mask4")

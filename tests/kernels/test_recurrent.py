@@ -14,8 +14,8 @@ from onnx import helper, numpy_helper
 
 import emp_onnx
 from emp_onnx.files.functions import function_bytes
-from emp_onnx.runtime.engine import open_engine
-from emp_onnx.runtime.fuse import fuse, fused_model
+from emp_onnx.fused.engine import open_engine
+from emp_onnx.fused.fuse import fuse, fused_model
 from tests.kernels.native import build
 from tests.kernels.test_ort import DOMAIN, packed, session
 

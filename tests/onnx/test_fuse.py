@@ -16,9 +16,9 @@ import emp_onnx
 from emp_onnx.cli import main
 from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.files.model_io import load
-from emp_onnx.runtime.bench import bench
-from emp_onnx.runtime.engine import open_engine
-from emp_onnx.runtime.fuse import fused_before, fused_model
+from emp_onnx.fused.bench import bench
+from emp_onnx.fused.engine import open_engine
+from emp_onnx.fused.fuse import fused_before, fused_model
 from tests.kernels.native import build
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from emp_onnx.runtime.fused_chains import Candidate, worth
+from emp_onnx.fused.chains import Candidate, worth
 
 DENSITIES = st.floats(0.02, 1.0)
 SIZES = st.sampled_from([8, 32, 64, 256])

@@ -12,8 +12,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import emp_onnx
-from emp_onnx.runtime.engine import open_engine
-from emp_onnx.runtime.fuse import Fused, fused_model
+from emp_onnx.fused.engine import open_engine
+from emp_onnx.fused.fuse import Fused, fused_model
 from tests.kernels.native import build
 
 FLOAT, HALF, BFLOAT = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16

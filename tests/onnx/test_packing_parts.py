@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from emp_onnx import Model, ModelError, load, pack, save, unpack
 from emp_onnx.files.functions import VERSION, cut_in, cuts
+from emp_onnx.fused.parts import rejoin
 from emp_onnx.packing import forms as forms_room
 from emp_onnx.packing.forms import forms, parted, survey
 from emp_onnx.packing.places import Chosen
 from emp_onnx.packing.rewrite import rewritten
-from emp_onnx.runtime.fuse_parts import rejoin
 from tests.onnx.builders import write
 from tests.onnx.packing import DTYPES, awkward, holder, read_packed, write_one_sidecar
 

@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
 
 
 def _fuse(options: argparse.Namespace) -> int:
-    from emp_onnx.runtime.fuse import fused_model
+    from emp_onnx.fused.fuse import fused_model
 
     check_out(options)
     source = load(options.model)
@@ -79,8 +79,8 @@ def _fuse(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from emp_onnx.runtime.bench import feeds_for, inputs_of
-    from emp_onnx.runtime.engine import open_engine
+    from emp_onnx.fused.bench import feeds_for, inputs_of
+    from emp_onnx.fused.engine import open_engine
     from emp_onnx.runtime.feeds import check_feed, read_feeds
 
     engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from emp_onnx.files.model_io import load
-    from emp_onnx.runtime.bench import SECONDS, bench
+    from emp_onnx.fused.bench import SECONDS, bench
     from emp_onnx.runtime.feeds import read_feeds
 
     if options.feeds is not None and options.batch is not None:

@@ -12,9 +12,9 @@ from emp_onnx.errors import escape, quote
 from emp_onnx.texts.style import Style, finish, many, table
 
 if TYPE_CHECKING:
-    from emp_onnx.runtime.bench import Measured
-    from emp_onnx.runtime.engine import Engine
-    from emp_onnx.runtime.fuse import Fused
+    from emp_onnx.fused.bench import Measured
+    from emp_onnx.fused.engine import Engine
+    from emp_onnx.fused.fuse import Fused
 
 __all__ = ["bench_text", "fused_text", "run_text"]
 

@@ -29,8 +29,11 @@ from onnx import helper
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.files.model_io import Model
 from emp_onnx.files.reader import DOMAIN
-from emp_onnx.runtime.fuse_parts import rejoin
-from emp_onnx.runtime.fuse_recurrent import (
+from emp_onnx.fused.body import ATTRIBUTES, Shape, function_of
+from emp_onnx.fused.chains import Candidate, worth
+from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
+from emp_onnx.fused.parts import rejoin
+from emp_onnx.fused.recurrent import (
     CELLS,
     against_cell,
     cell_attributes,
@@ -39,9 +42,6 @@ from emp_onnx.runtime.fuse_recurrent import (
     cell_name,
     is_cell,
 )
-from emp_onnx.runtime.fused_body import ATTRIBUTES, Shape, function_of
-from emp_onnx.runtime.fused_chains import Candidate, worth
-from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
 
 __all__ = ["FORMS", "Fused", "fuse", "fused_before", "fused_model"]
 

@@ -13,8 +13,8 @@ import onnx
 from onnx import helper
 
 from emp_onnx.files.reader import DOMAIN
-from emp_onnx.runtime.fused_body import node_of
-from emp_onnx.runtime.fused_graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
+from emp_onnx.fused.body import node_of
+from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
 
 __all__ = [
     "CELLS", "against_cell", "cell_attributes", "cell_function", "cell_inputs", "cell_name", "is_cell",

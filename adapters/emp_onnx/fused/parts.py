@@ -9,7 +9,7 @@ import onnx
 
 from emp_onnx.files.functions import cut_in, function_bytes
 from emp_onnx.files.reader import DOMAIN
-from emp_onnx.runtime.fused_graph import STANDARD, shape_of
+from emp_onnx.fused.graph import STANDARD, shape_of
 
 __all__ = ["rejoin"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.reader import DOMAIN
+from emp_onnx.fused.fuse import Fused, fused_before, fused_model
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
-from emp_onnx.runtime.fuse import Fused, fused_before, fused_model
 
 __all__ = ["KERNELS", "Engine", "open_engine"]
 

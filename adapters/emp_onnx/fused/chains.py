@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from emp_onnx.runtime.fused_graph import STANDARD, value_of
+from emp_onnx.fused.graph import STANDARD, value_of
 
 __all__ = ["Candidate", "worth"]
 
