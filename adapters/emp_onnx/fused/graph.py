@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from emp_onnx.files.reader import DOMAIN
 
-__all__ = ["FORMS", "STANDARD", "Uses", "Weight", "shape_of", "value_of"]
+__all__ = ["FORMS", "STANDARD", "Uses", "Weight", "is_standard", "shape_of", "value_of"]
 
 FORMS = {f"Unpack{form}": form for form in ("Mask", "Mask4", "Gaps4", "Gaps6", "Gaps8")}
 STANDARD = ("", "ai.onnx")
@@ -157,3 +157,8 @@ def value_of(node: onnx.NodeProto, name: str, otherwise: Any) -> Any:
 def shape_of(unpack: onnx.NodeProto) -> list[int]:
     """The shape of what a node unpacks."""
     return [int(size) for size in numpy_helper.to_array(value_of(unpack, "shape", None)).reshape(-1)]
+
+
+def is_standard(node: onnx.NodeProto, op: str) -> bool:
+    """Whether a node is this standard operation."""
+    return node.op_type == op and node.domain in STANDARD
