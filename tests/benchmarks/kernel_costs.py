@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 
 import emp_onnx
-from emp_onnx.runtime.bench import bench
+from emp_onnx.bench import bench
 from emp_onnx.runtime.fuse import fused_model
 from tests.benchmarks._report import machine, table, write
 from tests.benchmarks.kernels import SPARSITIES

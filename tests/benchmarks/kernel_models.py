@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import emp_onnx
+from emp_onnx.bench import feeds_for
+from emp_onnx.engine import open_engine
 from emp_onnx.errors import OnnxError
-from emp_onnx.runtime.bench import feeds_for
-from emp_onnx.runtime.engine import open_engine
 from tests.benchmarks._report import machine, table, write
 from tests.kernels.native import build
 

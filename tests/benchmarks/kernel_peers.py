@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import emp_onnx
-from emp_onnx.runtime.engine import open_engine
+from emp_onnx.engine import open_engine
 from tests.benchmarks._report import machine, table, write
 from tests.benchmarks.kernels import HEADER, SPARSITIES
 from tests.benchmarks.networks import SHAPES, save_network

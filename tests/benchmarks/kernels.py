@@ -22,7 +22,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 import emp_onnx
-from emp_onnx.runtime.engine import open_engine
+from emp_onnx.engine import open_engine
 from tests.benchmarks._report import machine, table, write
 from tests.benchmarks.networks import SHAPES, save_network
 from tests.kernels.native import Conv, Linear, build, library

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import emp_onnx
-from emp_onnx.runtime.engine import open_engine
+from emp_onnx.engine import open_engine
 from emp_onnx.runtime.fuse import fused_model
 from tests.kernels.native import IntegerConv, build, integer_instruction_sets
 from tests.kernels.test_conv import convolve, problems

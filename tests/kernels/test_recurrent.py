@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import emp_onnx
+from emp_onnx.engine import open_engine
 from emp_onnx.files.functions import function_bytes
-from emp_onnx.runtime.engine import open_engine
 from emp_onnx.runtime.fuse import fuse, fused_model
 from tests.kernels.native import build
 from tests.kernels.test_ort import DOMAIN, packed, session

@@ -13,11 +13,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import emp_onnx
+from emp_onnx.bench import bench
 from emp_onnx.cli import main
+from emp_onnx.engine import open_engine
 from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.files.model_io import load
-from emp_onnx.runtime.bench import bench
-from emp_onnx.runtime.engine import open_engine
 from emp_onnx.runtime.fuse import fused_before, fused_model
 from tests.kernels.native import build
 

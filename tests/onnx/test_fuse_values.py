@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import emp_onnx
-from emp_onnx.runtime.engine import open_engine
+from emp_onnx.engine import open_engine
 from emp_onnx.runtime.fuse import Fused, fused_model
 from tests.kernels.native import build
 

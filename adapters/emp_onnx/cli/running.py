@@ -79,8 +79,8 @@ def _fuse(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from emp_onnx.runtime.bench import feeds_for, inputs_of
-    from emp_onnx.runtime.engine import open_engine
+    from emp_onnx.bench import feeds_for, inputs_of
+    from emp_onnx.engine import open_engine
     from emp_onnx.runtime.feeds import check_feed, read_feeds
 
     engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
@@ -114,8 +114,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from emp_onnx.bench import SECONDS, bench
     from emp_onnx.files.model_io import load
-    from emp_onnx.runtime.bench import SECONDS, bench
     from emp_onnx.runtime.feeds import read_feeds
 
     if options.feeds is not None and options.batch is not None:

@@ -12,8 +12,8 @@ from emp_onnx.errors import escape, quote
 from emp_onnx.texts.style import Style, finish, many, table
 
 if TYPE_CHECKING:
-    from emp_onnx.runtime.bench import Measured
-    from emp_onnx.runtime.engine import Engine
+    from emp_onnx.bench import Measured
+    from emp_onnx.engine import Engine
     from emp_onnx.runtime.fuse import Fused
 
 __all__ = ["bench_text", "fused_text", "run_text"]

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from emp_onnx.engine import Engine, open_engine
 from emp_onnx.errors import ModelError, UsageError, quote
-from emp_onnx.runtime.engine import Engine, open_engine
 from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
 
 __all__ = ["Measured", "Timing", "bench", "feeds_for", "inputs_of"]
@@ -214,8 +214,8 @@ _CHILD = """
 import json, sys, time
 import numpy as np
 import onnxruntime
-from emp_onnx.runtime.bench import feeds_for, resident_bytes
-from emp_onnx.runtime.engine import open_engine
+from emp_onnx.bench import feeds_for, resident_bytes
+from emp_onnx.engine import open_engine
 model, kernels, threads, batch, feeds = json.loads(sys.argv[1])
 before, start = resident_bytes(), time.perf_counter()
 engine = open_engine(model, kernels=kernels, threads=threads)
