@@ -15,12 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from emp_onnx.engine import Engine, open_engine
 from emp_onnx.errors import ModelError, UsageError, quote
-<<<<<<<< HEAD:adapters/emp_onnx/fused/bench.py
 from emp_onnx.fused.engine import Engine, open_engine
-========
->>>>>>>> main:adapters/emp_onnx/bench.py
 from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
 
 __all__ = ["Measured", "Timing", "bench", "feeds_for", "inputs_of"]
@@ -218,13 +214,8 @@ _CHILD = """
 import json, sys, time
 import numpy as np
 import onnxruntime
-<<<<<<<< HEAD:adapters/emp_onnx/fused/bench.py
 from emp_onnx.fused.bench import feeds_for, resident_bytes
 from emp_onnx.fused.engine import open_engine
-========
-from emp_onnx.bench import feeds_for, resident_bytes
-from emp_onnx.engine import open_engine
->>>>>>>> main:adapters/emp_onnx/bench.py
 model, kernels, threads, batch, feeds = json.loads(sys.argv[1])
 before, start = resident_bytes(), time.perf_counter()
 engine = open_engine(model, kernels=kernels, threads=threads)
