@@ -100,3 +100,11 @@ def test_parts_that_disagree_are_refused() -> None:
     codes = stored("i", np.random.default_rng(0), (4, 8), 0.5)
     with pytest.raises(ValueError, match="must have one scale, or one for each of its 4 outputs, got 3"):
         Narrow("i", codes, np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(0, 2**25), (2**25, 0)])
+def test_a_side_is_bounded_where_no_mask_vouches_for_it(shape: tuple[int, int], transposed: bool) -> None:
+    """Else a shape without elements is gone through, side by side, for as long as it says."""
+    with pytest.raises(ValueError, match=r"must have at most 2\^24 outputs and inputs, got "):
+        Narrow("i", np.zeros(shape, np.int8), np.ones(1, np.float32), transposed=transposed)

@@ -11,15 +11,10 @@ namespace {
 constexpr int64_t kMost = int64_t(1) << 40, kMostSide = int64_t(1) << 24;
 
 std::string check(int64_t rows, int64_t columns, size_t bytes, size_t count) {
-    if (rows < 0 || columns < 0 || (columns && rows > kMost / columns))
-        return "must have a shape of at most 2^40 elements, got " + std::to_string(rows) + " x " + std::to_string(columns);
-    if (std::max(rows, columns) > kMostSide)
-        return "must have at most 2^24 outputs and inputs, got " + std::to_string(rows) + " and " + std::to_string(columns);
-    uint64_t needed = (uint64_t(rows) * uint64_t(columns) + 7) / 8;
-    if (bytes != needed) return "must have a mask of " + std::to_string(needed) + " bytes, got " + std::to_string(bytes);
-    if (count > uint64_t(rows) * uint64_t(columns))
-        return "must have at most as many values as elements, got " + std::to_string(count);
-    return "";
+    std::string wrong = check_shape(rows, columns, bytes);
+    if (wrong.empty() && count > uint64_t(rows) * uint64_t(columns))
+        wrong = "must have at most as many values as elements, got " + std::to_string(count);
+    return wrong;
 }
 
 std::string disagree(uint64_t counted, size_t count) {
@@ -27,6 +22,15 @@ std::string disagree(uint64_t counted, size_t count) {
 }
 
 }  // namespace
+
+std::string check_shape(int64_t rows, int64_t columns, size_t bytes) {
+    if (rows < 0 || columns < 0 || (columns && rows > kMost / columns))
+        return "must have a shape of at most 2^40 elements, got " + std::to_string(rows) + " x " + std::to_string(columns);
+    if (std::max(rows, columns) > kMostSide)
+        return "must have at most 2^24 outputs and inputs, got " + std::to_string(rows) + " and " + std::to_string(columns);
+    const uint64_t needed = (uint64_t(rows) * uint64_t(columns) + 7) / 8;
+    return bytes == needed ? "" : "must have a mask of " + std::to_string(needed) + " bytes, got " + std::to_string(bytes);
+}
 
 std::string Matrix::bind(int64_t rows, int64_t columns, const uint8_t* bits, size_t bytes, const float* values, size_t count) {
     std::string wrong = check(rows, columns, bytes, count);

@@ -43,6 +43,10 @@ class Buffer {
     size_t size_ = 0;
 };
 
+// What is wrong with the shape of a packed matrix and the length of its mask, as the end of a sentence; "" if nothing is. Either side is bounded, also
+// where the other is 0 and there is no mask to vouch for it.
+std::string check_shape(int64_t rows, int64_t columns, size_t bytes);
+
 // The owner of a View. The values are not copied if they come row by row, and must outlive the matrix.
 class Matrix {
   public:

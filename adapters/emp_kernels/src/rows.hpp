@@ -17,12 +17,7 @@ class Rows {
     // `bits` holds rows * columns bits, row after row without gaps, or those of the transposed matrix. Both arrays are read only within their sizes;
     // what can stay where it is must outlive this. Returns "" or what is wrong, as the end of a sentence that begins with the name of the weight.
     std::string bind(int64_t rows, int64_t columns, bool transposed, const uint8_t* bits, size_t bytes, const T* values, size_t count) {
-        constexpr int64_t most = int64_t(1) << 40;
-        if (rows < 0 || columns < 0 || rows > most || columns > most || (columns && rows > most / columns))
-            return "must have a shape of at most 2^40 elements";
-        if (columns == 0 && rows > int64_t(1) << 24) return "must have at most 2^24 rows where it has no columns";
-        const size_t wanted = size_t(rows * columns + 7) / 8;
-        if (bytes != wanted) return "must have a mask of " + std::to_string(wanted) + " bytes, got " + std::to_string(bytes);
+        if (std::string wrong = check_shape(rows, columns, bytes); !wrong.empty()) return wrong;
         const uint64_t found = counted(bits, bytes);
         if (found != count)
             return "must have as many values as bits set in its mask (" + std::to_string(found) + "), got " + std::to_string(count);
