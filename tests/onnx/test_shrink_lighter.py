@@ -18,7 +18,7 @@ from emp_onnx.shrink.fitting.bounds import find_opened
 from emp_onnx.shrink.fitting.moments import moments
 from emp_onnx.shrink.lighter.coarse import find_coarser
 from emp_onnx.shrink.lighter.directions import thinner
-from emp_onnx.shrink.lighter.lighten import opened_and_coarser
+from emp_onnx.shrink.lighter.lighten import coarser, opened
 from emp_onnx.shrink.lighter.thin import Split, Thin, find_thin, product, splittable
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
@@ -331,7 +331,8 @@ def test_a_change_is_made_where_it_is_worth_it(
     measured_by_work(monkeypatch)
     feeds = normal((1, 3, 9, 9), 10)
     problem = Problem.of(before_a_mean(4, 3, "Concat"), feeds, biases=True, simpler=False)
-    other = opened_and_coarser(problem, target, rate, feeds, Judge(problem, feeds[:4]))
+    judge = Judge(problem, feeds[:4])
+    other = coarser(opened(problem, target, rate, feeds, judge), target, rate, feeds, judge)
     assert (other is not problem) == goes
     assert bool(other.changes) == goes
 

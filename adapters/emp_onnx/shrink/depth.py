@@ -2,9 +2,8 @@
 
 Bounds, places and directions go first (`lighten.py`), one kind after the other, and units are cut from each of these.
 From the best of them layers go one after the other, the one with the least measured error for the time it saves. After
-each, units are cut
-from what is left until the target is met; the one of these models that does best on feeds kept back, after exchange,
-is the plan. A layer that is no longer there frees time that units of the others may keep.
+each, units are cut from what is left until the target is met; the one of these models that does best on feeds kept
+back, after exchange, is the plan. A layer that is no longer there frees time that units of the others may keep.
 """
 
 from __future__ import annotations

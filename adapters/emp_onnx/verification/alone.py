@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from emp_core.certificates import NEAR
 from emp_onnx.certificates.rule import (
     Certificate,
     bounded,
@@ -24,7 +25,6 @@ from emp_onnx.weights.look import Seen, look
 
 __all__ = ["AS_CERTIFIED", "POOL", "WHOLE", "alone", "examined", "pool_faults"]
 
-NEAR = 1e-6
 WHOLE = "the certificate is whole"
 AS_CERTIFIED = "weights and figures are as certified"
 POOL = "the common pool's figures are as certified"

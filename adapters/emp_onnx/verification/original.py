@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from emp_core.certificates import NEAR
 from emp_onnx.certificates.rule import KEY, Certificate
 from emp_onnx.decide import decide
 from emp_onnx.errors import ModelError, quote
@@ -18,7 +19,6 @@ from emp_onnx.weights.look import Seen, look
 
 __all__ = ["against", "differences", "nothing_else"]
 
-NEAR = 1e-6
 EQUAL = "kept weights are bit-equal, removed ones zero"
 SAME_RULE = "the rule gives the same on the original"
 

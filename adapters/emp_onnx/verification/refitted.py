@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from emp_core.certificates import NEAR
 from emp_onnx.certificates.added import added_of, with_biases
 from emp_onnx.certificates.refit import Magnitudes, figures_of, hash_of, read
 from emp_onnx.certificates.rule import KEY
@@ -26,7 +27,6 @@ from emp_onnx.verification.outcome import Check, check
 
 __all__ = ["refitted"]
 
-NEAR = 1e-6
 MADE = "it was made from this original, and the figures are those of its weights"
 
 

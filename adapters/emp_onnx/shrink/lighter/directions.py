@@ -27,7 +27,7 @@ Step = tuple[Thin, float, float]  # a split, the share of latency it is likely t
 
 
 def thinner(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
-    """With layers split in two thin ones, as long as that is worth it; arguments as in `opened_and_coarser`."""
+    """With layers split in two thin ones, as long as that is worth it; arguments as in `lighten.opened`."""
     share, start = judge.share(problem), judge.error(problem)
     readers = splittable(problem.view, problem.readers)
     if not readers or share <= MARGIN * target:

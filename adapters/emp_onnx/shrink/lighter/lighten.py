@@ -23,7 +23,7 @@ from emp_onnx.shrink.problem import Lighter, Problem
 from emp_onnx.shrink.search.budget import MARGIN
 from emp_onnx.shrink.search.judge import Judge
 
-__all__ = ["lighter_ways", "opened_and_coarser"]
+__all__ = ["coarser", "lighter_ways", "opened"]
 
 SAVES = 0.01  # of the latency, at least, that a change has to save; less is not told from noise
 SHOWN = 64  # feeds that judge
@@ -71,8 +71,8 @@ def carried(before: Problem, now: Problem) -> dict[int, Wide]:
     return found
 
 
-def opened_and_coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
-    """Without bounds that nothing reaches, and at fewer places before means, where that is worth it.
+def opened(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
+    """Without bounds that nothing reaches, where that is worth it.
 
     Args:
         problem: what is changed.
@@ -81,17 +81,12 @@ def opened_and_coarser(problem: Problem, target: float, rate: float, fit: Sequen
         fit: feeds that show which bounds are reached.
         judge: measures.
     """
-    return coarser(opened(problem, target, rate, fit, judge), target, rate, fit, judge)
-
-
-def opened(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
-    """Without bounds that nothing reaches; arguments as above."""
     change = find_opened(problem.view, fit[:SEEN], threads=problem.threads)
     return _worth(problem, [] if change is None else [change], target, rate, judge)
 
 
 def coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
-    """At fewer places before means; arguments as above."""
+    """At fewer places before means, where that is worth it; arguments as in `opened`."""
     return _worth(problem, find_coarser(problem.view, problem.trace), target, rate, judge)
 
 
