@@ -152,21 +152,32 @@ void byte_round() {
     for (std::thread& user : users) user.join();
 }
 
-void conv_round() {
-    Conv conv;
-    ConvShape& s = conv.shape;
-    s.group = 1 + below(2), s.outputs = s.group * (1 + below(140)), s.channels = 1 + below(8);
+// Kernels, strides, dilations and pads of a convolution.
+void any_axes(ConvShape& s) {
     for (int i = 0; i < 2; i++) {
         s.kernel[i] = 1 + below(3), s.stride[i] = 1 + below(3), s.dilation[i] = 1 + below(2);
         s.pad_begin[i] = below(3), s.pad_end[i] = below(3);
     }
+}
+
+// A mask of so many elements, a quarter of them set; how many are.
+size_t any_bits(Exact<uint8_t>& mask, int64_t elements) {
+    size_t count = 0;
+    for (size_t i = 0; i < mask.size; i++) mask.data[i] = uint8_t(below(256) & below(256));
+    if (elements % 8) mask.data[mask.size - 1] &= uint8_t((1 << (elements % 8)) - 1);
+    for (size_t i = 0; i < mask.size; i++) count += size_t(__builtin_popcount(mask.data[i]));
+    return count;
+}
+
+void conv_round() {
+    Conv conv;
+    ConvShape& s = conv.shape;
+    s.group = 1 + below(2), s.outputs = s.group * (1 + below(140)), s.channels = 1 + below(8);
+    any_axes(s);
     const int64_t columns = s.channels * s.kernel[0] * s.kernel[1], height = 1 + below(20), width = 1 + below(20);
     if (s.out(0, height) < 0 || s.out(1, width) < 0) return;
     Exact<uint8_t> mask(size_t(s.outputs * columns + 7) / 8);
-    size_t count = 0;
-    for (size_t i = 0; i < mask.size; i++) mask.data[i] = uint8_t(below(256) & below(256));
-    if (s.outputs * columns % 8) mask.data[mask.size - 1] &= uint8_t((1 << (s.outputs * columns % 8)) - 1);
-    for (size_t i = 0; i < mask.size; i++) count += size_t(__builtin_popcount(mask.data[i]));
+    const size_t count = any_bits(mask, s.outputs * columns);
     Exact<float> values(count), x(size_t(2 * s.group * s.channels * height * width));
     for (size_t i = 0; i < count; i++) values.data[i] = float(below(7)) - 3;
     for (size_t i = 0; i < x.size; i++) x.data[i] = float(below(7)) - 3;
@@ -184,17 +195,11 @@ void integer_conv_round() {
     IntegerConv conv;
     ConvShape& s = conv.shape;
     s.group = 1, s.outputs = 1 + below(140), s.channels = 1 + below(12);
-    for (int i = 0; i < 2; i++) {
-        s.kernel[i] = 1 + below(3), s.stride[i] = 1 + below(3), s.dilation[i] = 1 + below(2);
-        s.pad_begin[i] = below(3), s.pad_end[i] = below(3);
-    }
+    any_axes(s);
     const int64_t columns = s.channels * s.kernel[0] * s.kernel[1], height = 1 + below(20), width = 1 + below(20);
     if (s.out(0, height) < 0 || s.out(1, width) < 0) return;
     Exact<uint8_t> mask(size_t(s.outputs * columns + 7) / 8);
-    size_t count = 0;
-    for (size_t i = 0; i < mask.size; i++) mask.data[i] = uint8_t(below(256) & below(256));
-    if (s.outputs * columns % 8) mask.data[mask.size - 1] &= uint8_t((1 << (s.outputs * columns % 8)) - 1);
-    for (size_t i = 0; i < mask.size; i++) count += size_t(__builtin_popcount(mask.data[i]));
+    const size_t count = any_bits(mask, s.outputs * columns);
     Exact<int8_t> values(count);
     Exact<float> x(size_t(2 * s.channels * height * width));
     for (size_t i = 0; i < count; i++) values.data[i] = int8_t(below(256) - 128);
