@@ -190,6 +190,7 @@ def refit(
         how |= {"sparsity": sparsity} if sparsity is not None else {"beta": 1.0 if beta is None else float(beta)}
         keep = fitting.count(beta=beta, sparsity=sparsity)
         thin = fitting.thin(keep, how=allocate, criterion=criterion, update=update)
+        fitting.forget()
         point = measure(fitting, thin)
         tried = Tried(thin, point, (), True)
     if fitting.joined:

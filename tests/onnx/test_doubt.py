@@ -79,7 +79,7 @@ def test_a_tenth_of_the_changed_answers_may_cost_a_whole_one(n: int, classes: in
 
 
 @given(st.integers(2, 40), st.integers(2, 30), st.floats(0, 3), st.integers(0, 99))
-def test_what_to_reckon_with_is_no_less_than_anything_that_was_seen(n: int, classes: int, size: float, seed: int) -> None:
+def test_what_to_reckon_with_is_no_less_than_anything_seen(n: int, classes: int, size: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     before = 4 * rng.standard_normal((n, classes))
     found = doubt(answers(before), answers(before + size * rng.standard_normal(before.shape)))
