@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.outputs import classes
+from emp_onnx.calibration.outputs import classes, sides
 
 __all__ = ["Doubt", "doubt"]
 
@@ -64,12 +64,16 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         one, other: answers of two models to the same feeds: per feed, per output.
 
     Returns:
-        None where no output is class scores.
+        None where no output is class scores, or the probability of one thing.
     """
     shares: list[Float] = []
     feeds: list[NDArray[np.intp]] = []
     for outputs in range(len(one[0]) if one else 0):
-        rows = [(classes(a[outputs]), classes(b[outputs])) for a, b in zip(one, other, strict=True)]
+        before, after = ([answer[outputs] for answer in answers] for answers in (one, other))
+        two = sides(before)
+        if two is not None:
+            before, after = two, sides([np.clip(x, 0, 1) for x in after]) or after
+        rows = [(classes(a), classes(b)) for a, b in zip(before, after, strict=True)]
         if any(p is None for p, _ in rows):
             continue
         pairs = [(i, p, q) for i, (p, q) in enumerate(rows) if p is not None and q is not None and p.shape == q.shape]
@@ -78,9 +82,9 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
         even = np.linspace(0, len(owner) - 1, ROWS).astype(int)
         some = even[np.diff(even, prepend=-1) > 0]  # np.unique imports numpy.ma, a twentieth of a short run
-        before = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
-        after = np.concatenate([q for _, _, q in pairs])[some].astype(np.float64)
-        shares.append(_each(*_scores(before, after)))
+        first = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
+        second = np.concatenate([q for _, _, q in pairs])[some].astype(np.float64)
+        shares.append(_each(*_scores(first, second)))
         feeds.append(owner[some])
     if not shares:
         return None
