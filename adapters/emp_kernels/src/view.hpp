@@ -45,4 +45,14 @@ struct Strip {
     size_t first;                // of these values among all of the matrix, and so of what tells where their columns lie
 };
 
+// Some rows of a convolution whose sums slide, and the channels of a block: for each row, from the furthest slide to none, a list of values. Each list
+// is filled up to a multiple of 4.
+struct Sweep {
+    const uint16_t* fours;       // of each list: its values / 4
+    const uint16_t* place;       // of each value: where what it is multiplied with begins in the tile, in units of 8 bytes
+    const float* value;
+    int64_t rows;
+    int slides;                  // lists of a row
+};
+
 }  // namespace emp

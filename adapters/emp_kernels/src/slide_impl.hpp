@@ -1,0 +1,111 @@
+// Convolutions whose sums slide. Part of kernels_impl.hpp.
+
+constexpr int kParts = kLanes / kWidth;  // registers of a line
+
+// Finished sums of a row to where they belong.
+template <int kLines>
+void land(const F* sums, int64_t r, const Landing& to) {
+    const F offset = F::broadcast(to.bias ? to.bias[r] : 0.0f);
+    float* y = to.y + r * to.stride;
+    const float* added = to.added ? to.added + r * to.stride : nullptr;
+    for (int b = 0; b < to.bands; b++)
+        EMP_UNROLL for (int j = 0; j < kLines; j++) {
+            const Landing::Line& line = to.line[b][j];
+            EMP_UNROLL for (int i = 0; i < kParts; i++) {
+                const unsigned lanes = line.lanes >> (i * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
+                F value = add(sums[j * kParts + i], offset);
+                if (added) value = add(value, F::load_over(added + line.at + i * kWidth, lanes, F::zero()));
+                activate(value, to.activation).store_over(y + line.at + i * kWidth, lanes);
+            }
+        }
+}
+
+// Eight sums or more at once keep the multipliers busy.
+template <int kLines, int kBand>
+void slide_lines(const Sweep& sweep, const float* input, float* sums, bool first, const Landing* landing) {
+    constexpr int kVectors = kLines * kParts, kSets = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;
+    const uint16_t *fours = sweep.fours, *place = sweep.place;
+    const float* value = sweep.value;
+    const char* x = reinterpret_cast<const char*>(input);
+    for (int64_t r = 0; r < sweep.rows; r++) {
+        Sums<kVectors> set[kSets];
+        EMP_UNROLL for (int s = 0; s < kSets; s++) set[s].clear();
+        prefetch(value + 512), prefetch(place + 512);
+        for (int slide = sweep.slides; slide-- > 0;) {
+            for (int i = *fours++; i > 0; i--, place += 4, value += 4) {
+                uint64_t at;
+                std::memcpy(&at, place, 8);
+                const Four four = Four::load(value);
+                const auto line = [x](uint64_t eights) { return reinterpret_cast<const float*>(x + 8 * (eights & 65535)); };
+                set[0].add_product(four.lane<0>(), line(at));
+                set[1 % kSets].add_product(four.lane<1>(), line(at >> 16));
+                set[2 % kSets].add_product(four.lane<2>(), line(at >> 32));
+                set[3 % kSets].add_product(four.lane<3>(), line(at >> 48));
+            }
+            if (slide == 0) break;
+            EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]), set[s].clear();
+            EMP_UNROLL for (int j = 0; j < kLines; j++) move_down<kBand>(set[0].v + j * kParts);
+        }
+        EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
+        float* row = sums + r * kLines * kLanes;
+        if (!first) EMP_UNROLL for (int j = 0; j < kVectors; j++) set[0].v[j] = add(set[0].v[j], F::load(row + kWidth * j));
+        if (landing)
+            land<kLines>(set[0].v, r, *landing);
+        else
+            set[0].store(row);
+    }
+}
+
+template <int kBand>
+void slide_band(const Sweep& sweep, const float* x, float* sums, bool first, int lines, const Landing* landing) {
+    switch (lines) {
+        case 1: return slide_lines<1, kBand>(sweep, x, sums, first, landing);
+        case 2: return slide_lines<2, kBand>(sweep, x, sums, first, landing);
+        case 3: return slide_lines<3, kBand>(sweep, x, sums, first, landing);
+        case 4: return slide_lines<4, kBand>(sweep, x, sums, first, landing);
+        case 5: return slide_lines<5, kBand>(sweep, x, sums, first, landing);
+        case 6: return slide_lines<6, kBand>(sweep, x, sums, first, landing);
+        case 7: return slide_lines<7, kBand>(sweep, x, sums, first, landing);
+        default: return slide_lines<8, kBand>(sweep, x, sums, first, landing);
+    }
+}
+
+void slide(const Sweep& sweep, const float* x, float* sums, bool first, int lines, int band, const Landing* landing) {
+    band == 8 ? slide_band<8>(sweep, x, sums, first, lines, landing) : slide_band<16>(sweep, x, sums, first, lines, landing);
+}
+
+// p[lane * step] in the lanes chosen, `other` elsewhere; nothing else is read.
+template <int kStep>
+F pixels_over(const float* p, unsigned lanes, int64_t step, F other) {
+    if (kStep == 1) return F::load_over(p, lanes, other);
+    if (kStep == 2) return F::load_even_over(p, lanes, other);
+    alignas(64) float apart[kWidth];
+    other.store(apart);
+    for (int i = 0; i < kWidth; i++)
+        if (lanes >> i & 1) apart[i] = p[i * step];
+    return F::load(apart);
+}
+
+template <int kStep>
+bool lines_step(const float* in, int64_t channels, int64_t plane, const Pixels* lines, int count, int bands, int64_t step, int64_t stride, float* out) {
+    Seen seen;
+    for (int64_t c = 0; c < channels; c++, in += plane, out += stride)
+        for (int l = 0; l < count; l++)
+            for (int i = 0; i < kParts; i++) {
+                F all = F::zero();
+                for (int b = 0; b < bands; b++) {
+                    const Pixels& some = lines[l * bands + b];
+                    const unsigned lanes = some.lanes >> (i * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
+                    if (kParts == 1 || lanes) all = pixels_over<kStep>(in + some.from + i * kWidth * step, lanes, step, all);
+                }
+                seen.add(all);
+                all.store(out + lines[l * bands].to + i * kWidth);
+            }
+    return seen.finite();
+}
+
+bool lines(const float* in, int64_t channels, int64_t plane, const Pixels* some, int count, int bands, int64_t step, int64_t stride, float* out) {
+    if (step == 1) return lines_step<1>(in, channels, plane, some, count, bands, step, stride, out);
+    if (step == 2) return lines_step<2>(in, channels, plane, some, count, bands, step, stride, out);
+    return lines_step<0>(in, channels, plane, some, count, bands, step, stride, out);
+}
