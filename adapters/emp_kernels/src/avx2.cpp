@@ -52,13 +52,11 @@ struct F8 {
         const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
         _mm256_maskstore_ps(p, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit), bit), v);
     }
-    // p[2 * lane] in the chosen lanes.
-    static F8 load_even_over(const float* p, unsigned lanes, F8 other) {
-        alignas(64) float lane[8];
-        other.store(lane);
-        for (int i = 0; i < 8; i++)
-            if (lanes >> i & 1) lane[i] = p[2 * i];
-        return load(lane);
+    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
+    static void load_apart(const float* p, uint32_t chosen, F8& even, F8& odd) {
+        alignas(64) float lane[2][8];
+        for (int i = 0; i < 16; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
+        even = load(lane[0]), odd = load(lane[1]);
     }
     static F8 decode(unsigned bits, const float* packed) {
         // the sign bit of an index says whether the lane is set; the permutation looks at its three lowest bits only

@@ -38,14 +38,12 @@ struct F {
     static F load_over(const float* p, unsigned lanes, F other) { return {_mm512_mask_loadu_ps(other.v, __mmask16(lanes), p)}; }
     // The same back: only the chosen lanes are written.
     void store_over(float* p, unsigned lanes) const { _mm512_mask_storeu_ps(p, __mmask16(lanes), v); }
-    // p[2 * lane] in the chosen lanes.
-    static F load_even_over(const float* p, unsigned lanes, F other) {
-        uint32_t mask = lanes;
-        mask = (mask | mask << 8) & 0x00ff00ff, mask = (mask | mask << 4) & 0x0f0f0f0f, mask = (mask | mask << 2) & 0x33333333;
-        mask = (mask | mask << 1) & 0x55555555;
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        const __m512 all = _mm512_permutex2var_ps(_mm512_maskz_loadu_ps(__mmask16(mask), p), even, _mm512_maskz_loadu_ps(__mmask16(mask >> 16), p + 16));
-        return {_mm512_mask_mov_ps(other.v, __mmask16(lanes), all)};
+    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
+    static void load_apart(const float* p, uint32_t chosen, F& even, F& odd) {
+        const __m512 low = _mm512_maskz_loadu_ps(__mmask16(chosen), p), high = _mm512_maskz_loadu_ps(__mmask16(chosen >> 16), p + 16);
+        const __m512i places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        even.v = _mm512_permutex2var_ps(low, places, high);
+        odd.v = _mm512_permutex2var_ps(low, _mm512_add_epi32(places, _mm512_set1_epi32(1)), high);
     }
     // p[0], p[2], ..., `count` of them.
     static F load_even(const float* p, int count) {

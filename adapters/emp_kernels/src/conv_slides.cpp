@@ -33,19 +33,27 @@ class Lines {
     // The row of the output in which a line's band lies.
     int64_t row(int64_t line, int band) const { return line + band * sliding.lines; }
 
-    // What a channel's lines take of its image.
+    // What a channel's lines take of its image: two phases of a row at once where both are needed.
     std::vector<Pixels> pixels(const SlideTile& t) const {
         std::vector<Pixels> all;
-        for (const Sliding::Phase& phase : sliding.phases)
+        all.reserve(size_t(sliding.used(t.lines) * bands()));
+        const int64_t step = shape.stride[1];
+        for (size_t i = 0; i < sliding.phases.size(); i++) {
+            const Sliding::Phase& phase = sliding.phases[i];
+            const bool two = step == 2 && i + 1 < sliding.phases.size() && sliding.phases[i + 1].y == phase.y;
+            const int64_t width = sliding.band * (two ? 2 : 1), apart = two ? 1 : step, x = t.x * step + phase.x - shape.pad_begin[1];
+            const int64_t odd = two ? sliding.phases[i + 1].first * kLanes : -1, first = phase.first * kLanes;
+            const auto until = [=](int64_t pixel) { return std::clamp<int64_t>((pixel - x + apart - 1) / apart, 0, width); };
+            const uint64_t inside = (uint64_t(1) << (at.width > x ? until(at.width) : 0)) - (uint64_t(1) << (x < 0 ? until(0) : 0));
             for (int64_t l = 0; l < t.lines + phase.more; l++)
                 for (int b = 0; b < bands(); b++) {
-                    const int64_t y = row(t.line + l, b) * shape.stride[0] + phase.y - shape.pad_begin[0];
-                    const int64_t x = t.x * shape.stride[1] + phase.x - shape.pad_begin[1];
-                    unsigned lanes = 0;
-                    for (int i = 0; y >= 0 && y < at.height && i < sliding.band; i++)
-                        if (x + i * shape.stride[1] >= 0 && x + i * shape.stride[1] < at.width) lanes |= 1u << (b * sliding.band + i);
-                    all.push_back({y * at.width + x - b * sliding.band * shape.stride[1], (phase.first + l) * kLanes, lanes});
+                    const int64_t y = row(t.line + l, b) * shape.stride[0] + phase.y - shape.pad_begin[0], down = l * kLanes;
+                    const bool there = y >= 0 && y < at.height && at.width > x;
+                    all.push_back({y * at.width + x - b * sliding.band * step, first + down, two ? odd + down : -1,
+                                   there ? uint32_t(inside << (b * width)) : 0});
                 }
+            i += two;
+        }
         return all;
     }
 

@@ -96,13 +96,11 @@ struct F {
         for (int i = 0; i < 4; i++)
             if (lanes >> i & 1) p[i] = lane[i];
     }
-    // p[2 * lane] in the chosen lanes.
-    static F load_even_over(const float* p, unsigned lanes, F other) {
-        alignas(64) float lane[4];
-        other.store(lane);
-        for (int i = 0; i < 4; i++)
-            if (lanes >> i & 1) lane[i] = p[2 * i];
-        return load(lane);
+    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
+    static void load_apart(const float* p, uint32_t chosen, F& even, F& odd) {
+        alignas(64) float lane[2][4];
+        for (int i = 0; i < 8; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
+        even = load(lane[0]), odd = load(lane[1]);
     }
     // p[0], p[2], ..., `count` of them.
     static F load_even(const float* p, int count) {

@@ -23,7 +23,7 @@ void land(const F* sums, int64_t r, const Landing& to) {
 // Eight sums or more at once keep the multipliers busy.
 template <int kLines, int kBand>
 void slide_lines(const Sweep& sweep, const float* input, float* sums, bool first, const Landing* landing) {
-    constexpr int kVectors = kLines * kParts, kSets = kVectors >= 8 ? 1 : kVectors >= 4 ? 2 : 4;
+    constexpr int kVectors = kLines * kParts, kSets = kVectors >= 8 ? 1 : kVectors >= 5 ? 2 : 4;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
     const char* x = reinterpret_cast<const char*>(input);
@@ -74,38 +74,41 @@ void slide(const Sweep& sweep, const float* x, float* sums, bool first, int line
     band == 8 ? slide_band<8>(sweep, x, sums, first, lines, landing) : slide_band<16>(sweep, x, sums, first, lines, landing);
 }
 
-// p[lane * step] in the lanes chosen, `other` elsewhere; nothing else is read.
-template <int kStep>
-F pixels_over(const float* p, unsigned lanes, int64_t step, F other) {
-    if (kStep == 1) return F::load_over(p, lanes, other);
-    if (kStep == 2) return F::load_even_over(p, lanes, other);
+// A line from pixels that lie `step` apart.
+inline F spread(const float* p, unsigned chosen, int64_t step) {
     alignas(64) float apart[kWidth];
-    other.store(apart);
-    for (int i = 0; i < kWidth; i++)
-        if (lanes >> i & 1) apart[i] = p[i * step];
+    for (int i = 0; i < kWidth; i++) apart[i] = chosen >> i & 1 ? p[i * step] : 0.0f;
     return F::load(apart);
 }
 
-template <int kStep>
-bool lines_step(const float* in, int64_t channels, int64_t plane, const Pixels* lines, int count, int bands, int64_t step, int64_t stride, float* out) {
-    Seen seen;
+template <int kPhases>
+bool lines_of(const float* in, int64_t channels, int64_t plane, const Pixels* all, int count, int bands, int64_t step, int64_t stride, float* out) {
+    constexpr unsigned kAll = unsigned((uint64_t(1) << kWidth * kPhases) - 1);
+    Seen seen, other;
     for (int64_t c = 0; c < channels; c++, in += plane, out += stride)
-        for (int l = 0; l < count; l++)
+        for (const Pixels* some = all; some < all + count * bands; some += bands)
             for (int i = 0; i < kParts; i++) {
-                F all = F::zero();
+                F even = F::zero(), odd = F::zero();
                 for (int b = 0; b < bands; b++) {
-                    const Pixels& some = lines[l * bands + b];
-                    const unsigned lanes = some.lanes >> (i * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
-                    if (kParts == 1 || lanes) all = pixels_over<kStep>(in + some.from + i * kWidth * step, lanes, step, all);
+                    const float* p = in + some[b].from + i * kWidth * step;
+                    const unsigned chosen = some[b].chosen >> (i * kWidth * kPhases) & kAll;
+                    if (kPhases == 2) {
+                        F one, two;
+                        F::load_apart(p, chosen, one, two);
+                        even = b ? add(even, one) : one, odd = b ? add(odd, two) : two;
+                    } else if (step == 1) {
+                        even = F::load_over(p, chosen, even);
+                    } else {
+                        even = add(even, spread(p, chosen, step));
+                    }
                 }
-                seen.add(all);
-                all.store(out + lines[l * bands].to + i * kWidth);
+                seen.add(even), even.store(out + some->even + i * kWidth);
+                if (kPhases == 2) other.add(odd), odd.store(out + some->odd + i * kWidth);
             }
-    return seen.finite();
+    return seen.finite() && other.finite();
 }
 
 bool lines(const float* in, int64_t channels, int64_t plane, const Pixels* some, int count, int bands, int64_t step, int64_t stride, float* out) {
-    if (step == 1) return lines_step<1>(in, channels, plane, some, count, bands, step, stride, out);
-    if (step == 2) return lines_step<2>(in, channels, plane, some, count, bands, step, stride, out);
-    return lines_step<0>(in, channels, plane, some, count, bands, step, stride, out);
+    return count && some->odd >= 0 ? lines_of<2>(in, channels, plane, some, count, bands, step, stride, out)
+                                   : lines_of<1>(in, channels, plane, some, count, bands, step, stride, out);
 }
