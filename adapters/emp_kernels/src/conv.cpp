@@ -13,11 +13,13 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
     in_strips(at, x) ? run_strips(given) : run_tiles(given);
 }
 
-// A line holds fewer outputs than lanes, and moving sums costs a little; what is saved is gathering the input once for each tap.
+// A line holds fewer outputs than lanes, and a row of weights costs a little for each slide; what is saved is gathering the input once for each tap.
 bool Conv::slides(const Sliding& sliding, const Layout& at) const {
-    const int64_t taps = shape.kernel[0] * shape.kernel[1];
-    if (taps < 2 || shape.channels == 0 || sliding.slides > 8 || sliding.stride > 1024) return false;
-    return sliding.efficiency(at) >= 0.6;
+    const int64_t taps = shape.kernel[0] * shape.kernel[1], columns = taps * shape.channels;
+    if (columns == 0 || taps == 1 || sliding.slides > 8 || sliding.stride > 1024) return false;
+    const double each = weight.density() * double(columns) / sliding.slides;  // nonzeros of a list
+    if (sliding.efficiency(at) < (weight.density() < 0.3 ? 0.6 : 0.7) || each < 3) return false;
+    return sliding.lines > 4 || weight.density() < 0.15;  // four lines alone keep the multipliers less busy than a tile does
 }
 
 // Copying a stretch is worth it if it is used often enough, or if it does not begin on a cache line: what is read across two lines takes twice

@@ -8,7 +8,16 @@
 namespace emp {
 namespace {
 
-constexpr int64_t kBlockBytes = 40 << 10;  // of a tile's input, which stays in the first-level cache while all rows are done
+// Channels of a block: their input stays in the first-level cache while all rows are done, unless a row would have too little to do in it.
+int64_t block_channels(const ConvShape& s, const Sliding& sliding, int64_t lines, double density) {
+    constexpr int64_t kBytes = 40 << 10, kMostBytes = 160 << 10;
+    constexpr double kLeast = 28;  // nonzeros of a row; measured: docs/kernels.md
+    const int64_t bytes = sliding.used(lines) * kLanes * int64_t(sizeof(float)), places = 8000 / sliding.stride;  // that 16 bits tell apart
+    const double least = kLeast / std::max(1e-3, density * double(s.kernel[0] * s.kernel[1]));
+    const int64_t most = std::min(std::max(kBytes / bytes, std::min(kMostBytes / bytes, int64_t(least) + 1)), places);
+    const int64_t blocks = (s.channels + std::max<int64_t>(1, most) - 1) / std::max<int64_t>(1, most);  // as equal as can be
+    return (s.channels + blocks - 1) / blocks;
+}
 
 // Lines of sums below each other, in a segment of the output's columns.
 struct SlideTile {
@@ -84,9 +93,7 @@ void Conv::run_slides(const Sliding& sliding, const Given& given) const {
     float* y = given.y;
     const Lines all(shape, at, sliding, kernels);
     std::call_once(sweeps_once_, [&] {
-        const int64_t bytes = sliding.used(all.widest()) * kLanes * int64_t(sizeof(float)), most = std::min(kBlockBytes / bytes, 8000 / sliding.stride);
-        const int64_t blocks = (shape.channels + std::max<int64_t>(1, most) - 1) / std::max<int64_t>(1, most);
-        sweeps_.arrange(weight, shape, sliding, blocks ? (shape.channels + blocks - 1) / blocks : 1);
+        sweeps_.arrange(weight, shape, sliding, block_channels(shape, sliding, all.widest(), weight.density()));
     });
     const Sweeps& w = sweeps_;
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, plane = at.height * at.width;

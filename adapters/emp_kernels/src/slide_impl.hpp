@@ -23,7 +23,7 @@ void land(const F* sums, int64_t r, const Landing& to) {
 // Eight sums or more at once keep the multipliers busy.
 template <int kLines, int kBand>
 void slide_lines(const Sweep& sweep, const float* input, float* sums, bool first, const Landing* landing) {
-    constexpr int kVectors = kLines * kParts, kSets = kVectors >= 8 ? 1 : kVectors >= 5 ? 2 : 4;
+    constexpr int kVectors = kLines * kParts, kSets = kVectors >= 7 ? 1 : kVectors >= 5 ? 2 : 4;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
     const char* x = reinterpret_cast<const char*>(input);
