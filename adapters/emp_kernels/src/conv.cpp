@@ -8,18 +8,18 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
     const Layout at(shape, height, width);
     if (images == 0 || at.out_h <= 0 || at.out_w <= 0 || shape.outputs == 0) return;
     const Given given = {kernels, at, x, images, bias, added, activation, y, threads};
-    const Sliding sliding(shape, at);
-    if (slides(sliding, at)) return run_slides(sliding, given);
+    const int64_t taps = shape.kernel[0] * shape.kernel[1];
+    if (taps > 1 && taps <= 1024 && slides(Sliding(shape, at, false), at)) return run_slides(given);
     in_strips(at, x) ? run_strips(given) : run_tiles(given);
 }
 
 // A line holds fewer outputs than lanes, and a row of weights costs a little for each slide; what is saved is gathering the input once for each tap.
 bool Conv::slides(const Sliding& sliding, const Layout& at) const {
-    const int64_t taps = shape.kernel[0] * shape.kernel[1], columns = taps * shape.channels;
-    if (columns == 0 || taps == 1 || sliding.slides > 8 || sliding.stride > 1024) return false;
-    const double each = weight.density() * double(columns) / sliding.slides;  // nonzeros of a list
-    if (sliding.efficiency(at) < (weight.density() < 0.3 ? 0.6 : 0.7) || each < 3) return false;
-    return sliding.lines > 4 || weight.density() < 0.15;  // four lines alone keep the multipliers less busy than a tile does
+    const int64_t columns = weight.view().columns;
+    if (columns == 0 || sliding.slides > 8 || sliding.stride > 1024) return false;
+    const double density = weight.density();
+    if (sliding.efficiency(at) < (density < 0.3 ? 0.6 : 0.7) || density * double(columns) < 6) return false;
+    return sliding.lines > 4 || density < 0.25;  // four lines alone keep the multipliers less busy than a tile does
 }
 
 // Copying a stretch is worth it if it is used often enough, or if it does not begin on a cache line: what is read across two lines takes twice

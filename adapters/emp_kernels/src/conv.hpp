@@ -32,7 +32,7 @@ class Conv {
     // Whether the sums slide (conv_slides.cpp), or else the input is read where it lies (conv_strips.cpp) rather than copied for each tile.
     bool slides(const Sliding&, const Layout&) const;
     bool in_strips(const Layout&, const float* x) const;
-    void run_slides(const Sliding&, const Given&) const;
+    void run_slides(const Given&) const;
     void run_strips(const Given&) const;
     void run_tiles(const Given&) const;
     // 0 * inf is NaN, as in the dense convolution: the outputs that read what is not finite, with a pruned weight.
@@ -42,6 +42,7 @@ class Conv {
     mutable Tiles tiles_;
     mutable Strips strips_;
     mutable Sweeps sweeps_;
+    mutable bool shifted_ = false;  // how they were arranged
 };
 
 // Zeros, in memory of the calling thread.

@@ -28,7 +28,7 @@ struct SlideTile {
 class Lines {
   public:
     Lines(const ConvShape& shape, const Layout& at, const Sliding& sliding, const Kernels& kernels)
-        : shape(shape), at(at), sliding(sliding), cut(sliding.lines * kLanes, std::min(kernels.max_groups, int(Sliding::kMostLines))) {}
+        : shape(shape), at(at), sliding(sliding), cut(sliding.lines * kLanes, std::min(kernels.max_groups, kMostLines)) {}
 
     int64_t count() const { return cut.tiles * sliding.segments * shape.group; }
     int widest() const { return cut.widest(); }
@@ -49,9 +49,10 @@ class Lines {
         const int64_t step = shape.stride[1];
         for (size_t i = 0; i < sliding.phases.size(); i++) {
             const Sliding::Phase& phase = sliding.phases[i];
-            const bool two = step == 2 && i + 1 < sliding.phases.size() && sliding.phases[i + 1].y == phase.y;
-            const int64_t width = sliding.band * (two ? 2 : 1), apart = two ? 1 : step, x = t.x * step + phase.x - shape.pad_begin[1];
-            const int64_t odd = two ? sliding.phases[i + 1].first * kLanes : -1, first = phase.first * kLanes;
+            const Sliding::Phase* next = i + 1 < sliding.phases.size() ? &sliding.phases[i + 1] : nullptr;
+            const bool two = step == 2 && next && next->y == phase.y && next->x == phase.x + 1;
+            const int64_t width = sliding.band * (step == 2 ? 2 : 1), apart = step == 2 ? 1 : step, x = t.x * step + phase.x - shape.pad_begin[1];
+            const int64_t odd = two ? next->first * kLanes : -1, first = phase.first * kLanes;
             const auto until = [=](int64_t pixel) { return std::clamp<int64_t>((pixel - x + apart - 1) / apart, 0, width); };
             const uint64_t inside = (uint64_t(1) << (at.width > x ? until(at.width) : 0)) - (uint64_t(1) << (x < 0 ? until(0) : 0));
             for (int64_t l = 0; l < t.lines + phase.more; l++)
@@ -83,21 +84,36 @@ class Lines {
     Cut cut;
 };
 
+// Clocks for an image, roughly: lines of input to lay, then for each row of a tile its nonzeros and moving its sums.
+double clocks(const ConvShape& s, const Sliding& sliding, double nonzeros) {
+    const double lines = double(std::min<int64_t>(sliding.lines, kMostLines)), tiles = double(sliding.segments * sliding.lines) / lines;
+    const double row = 0.6 * lines * nonzeros + (15 + lines) * sliding.slides;
+    return tiles * (double(s.outputs / s.group) * row + 6 * double(s.channels * sliding.used(int64_t(lines))));
+}
+
 }  // namespace
 
-void Conv::run_slides(const Sliding& sliding, const Given& given) const {
+void Conv::run_slides(const Given& given) const {
     const Kernels& kernels = given.kernels;
     const Layout& at = given.at;
     const Threads& threads = given.threads;
     const float *x = given.x, *bias = given.bias, *added = given.added;
     float* y = given.y;
-    const Lines all(shape, at, sliding, kernels);
-    std::call_once(sweeps_once_, [&] {
-        sweeps_.arrange(weight, shape, sliding, block_channels(shape, sliding, all.widest(), weight.density()));
+    std::call_once(sweeps_once_, [&] {  // by the first image: others are done so too
+        const Sliding moved(shape, at, false), laid(shape, at, true);
+        const double density = weight.density(), nonzeros = density * double(weight.view().columns);
+        const int64_t lines = std::min<int64_t>(laid.lines, kMostLines);
+        const bool fits = laid.stride <= 1024 && block_channels(shape, laid, lines, 1.0) == shape.channels;
+        shifted_ = fits && clocks(shape, laid, nonzeros) < clocks(shape, moved, nonzeros);
+        const Sliding& sliding = shifted_ ? laid : moved;
+        const bool pairs = kernels.max_groups >= kMostLines && density >= kPairs;
+        sweeps_.arrange(weight, shape.group, sliding, block_channels(shape, sliding, Lines(shape, at, sliding, kernels).widest(), density), pairs);
     });
+    const Sliding sliding(shape, at, shifted_);
+    const Lines all(shape, at, sliding, kernels);
     const Sweeps& w = sweeps_;
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, plane = at.height * at.width;
-    const int64_t zero = Sliding::kMostLines * kLanes, stride = sliding.stride * kLanes, room = zero + w.block * stride;
+    const int64_t zero = kMostLines * kLanes, stride = sliding.stride * kLanes, room = zero + w.block * stride;
     const auto fill = [&](const SlideTile& t, const float* in, int64_t block, float* out) {
         const std::vector<Pixels> pixels = all.pixels(t);
         const int64_t from = block * w.block, channels = std::min(shape.channels - from, w.block);

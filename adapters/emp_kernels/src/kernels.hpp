@@ -21,8 +21,8 @@ struct Piece {
 };
 
 // Pixels of a row that belong to input lines of up to two phases: of the one at out[even] lane i is in[from + step * i], of the one at out[odd] it is
-// in[from + step * i + 1]; < 0: there is none. Only pixels whose bit is chosen are read, others are 0: bit i of lane i, with two phases bit 2 i and
-// bit 2 i + 1.
+// in[from + step * i + 1]; < 0: there is none. Only pixels whose bit is chosen are read, others are 0: bit i of lane i, where step is 2 bit 2 i of the
+// even line and bit 2 i + 1 of the odd one.
 struct Pixels {
     int64_t from, even, odd;
     uint32_t chosen;

@@ -2,6 +2,14 @@
 
 constexpr int kParts = kLanes / kWidth;  // registers of a line
 
+template <int kVectors>
+void add_products(Sums<kVectors>& one, F left, Sums<kVectors>& two, F right, const float* x) {
+    EMP_UNROLL for (int j = 0; j < kVectors; j++) {
+        const F both = F::load(x + kWidth * j);
+        one.v[j] = fma(left, both, one.v[j]), two.v[j] = fma(right, both, two.v[j]);
+    }
+}
+
 // Finished sums of a row to where they belong.
 template <int kLines>
 void land(const F* sums, int64_t r, const Landing& to) {
@@ -20,40 +28,92 @@ void land(const F* sums, int64_t r, const Landing& to) {
         }
 }
 
-// Eight sums or more at once keep the multipliers busy.
+// The sums of a row in a block: with those of the blocks before, and to where they belong once there are no more.
+template <int kLines>
+void settle(Sums<kLines * kParts>& own, int64_t r, float* sums, bool first, const Landing* landing) {
+    float* row = sums + r * kLines * kLanes;
+    if (!first) EMP_UNROLL for (int j = 0; j < kLines * kParts; j++) own.v[j] = add(own.v[j], F::load(row + kWidth * j));
+    landing ? land<kLines>(own.v, r, *landing) : own.store(row);
+}
+
+// Where four places begin.
+struct FourPlaces {
+    const char* x;
+    uint64_t at;
+    FourPlaces(const float* input, const uint16_t* place) : x(reinterpret_cast<const char*>(input)) { std::memcpy(&at, place, 8); }
+    template <int i>
+    const float* line() const {
+        return reinterpret_cast<const float*>(x + 8 * (at >> (16 * i) & 65535));
+    }
+};
+
+// Seven sums or more at once keep the multipliers busy.
 template <int kLines, int kBand>
-void slide_lines(const Sweep& sweep, const float* input, float* sums, bool first, const Landing* landing) {
+void slide_rows(const Sweep& sweep, const float* x, float* sums, bool first, const Landing* landing) {
     constexpr int kVectors = kLines * kParts, kSets = kVectors >= 7 ? 1 : kVectors >= 5 ? 2 : 4;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
-    const char* x = reinterpret_cast<const char*>(input);
     for (int64_t r = 0; r < sweep.rows; r++) {
         Sums<kVectors> set[kSets];
         EMP_UNROLL for (int s = 0; s < kSets; s++) set[s].clear();
         prefetch(value + 512), prefetch(place + 512);
-        for (int slide = sweep.slides; slide-- > 0;) {
+        for (int slide = sweep.slides;;) {
             for (int i = *fours++; i > 0; i--, place += 4, value += 4) {
-                uint64_t at;
-                std::memcpy(&at, place, 8);
                 const Four four = Four::load(value);
-                const auto line = [x](uint64_t eights) { return reinterpret_cast<const float*>(x + 8 * (eights & 65535)); };
-                set[0].add_product(four.lane<0>(), line(at));
-                set[1 % kSets].add_product(four.lane<1>(), line(at >> 16));
-                set[2 % kSets].add_product(four.lane<2>(), line(at >> 32));
-                set[3 % kSets].add_product(four.lane<3>(), line(at >> 48));
+                const FourPlaces at(x, place);
+                set[0].add_product(four.lane<0>(), at.line<0>());
+                set[1 % kSets].add_product(four.lane<1>(), at.line<1>());
+                set[2 % kSets].add_product(four.lane<2>(), at.line<2>());
+                set[3 % kSets].add_product(four.lane<3>(), at.line<3>());
             }
-            if (slide == 0) break;
+            if (--slide == 0) break;
             EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]), set[s].clear();
             EMP_UNROLL for (int j = 0; j < kLines; j++) move_down<kBand>(set[0].v + j * kParts);
         }
         EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
-        float* row = sums + r * kLines * kLanes;
-        if (!first) EMP_UNROLL for (int j = 0; j < kVectors; j++) set[0].v[j] = add(set[0].v[j], F::load(row + kWidth * j));
-        if (landing)
-            land<kLines>(set[0].v, r, *landing);
-        else
-            set[0].store(row);
+        settle<kLines>(set[0], r, sums, first, landing);
     }
+}
+
+// Two rows at once, so that what both multiply is loaded once.
+template <int kLines, int kBand>
+void slide_pairs(const Sweep& sweep, const float* x, float* sums, bool first, const Landing* landing) {
+    constexpr int kVectors = kLines * kParts;
+    const uint16_t *fours = sweep.fours, *place = sweep.place;
+    const float* value = sweep.value;
+    for (int64_t r = 0; r < sweep.rows; r += 2) {
+        Sums<kVectors> one, two;
+        one.clear(), two.clear();
+        for (int slide = sweep.slides;;) {
+            prefetch(value + 512), prefetch(place + 512);
+            for (int i = *fours++; i > 0; i--, place += 4, value += 8) {
+                const Four left = Four::load(value), right = Four::load(value + 4);
+                const FourPlaces at(x, place);
+                add_products(one, left.lane<0>(), two, right.lane<0>(), at.line<0>());
+                add_products(one, left.lane<1>(), two, right.lane<1>(), at.line<1>());
+                add_products(one, left.lane<2>(), two, right.lane<2>(), at.line<2>());
+                add_products(one, left.lane<3>(), two, right.lane<3>(), at.line<3>());
+            }
+            const auto alone = [&](Sums<kVectors>& sums) {
+                for (int i = *fours++; i > 0; i--, place += 4, value += 4) {
+                    const Four four = Four::load(value);
+                    const FourPlaces at(x, place);
+                    sums.add_product(four.lane<0>(), at.line<0>()), sums.add_product(four.lane<1>(), at.line<1>());
+                    sums.add_product(four.lane<2>(), at.line<2>()), sums.add_product(four.lane<3>(), at.line<3>());
+                }
+            };
+            alone(one), alone(two);
+            if (--slide == 0) break;
+            EMP_UNROLL for (int j = 0; j < kLines; j++) move_down<kBand>(one.v + j * kParts), move_down<kBand>(two.v + j * kParts);
+        }
+        settle<kLines>(one, r, sums, first, landing);
+        if (r + 1 < sweep.rows) settle<kLines>(two, r + 1, sums, first, landing);
+    }
+}
+
+template <int kLines, int kBand>
+void slide_lines(const Sweep& sweep, const float* x, float* sums, bool first, const Landing* landing) {
+    sweep.pairs ? slide_pairs<kLines, kBand>(sweep, x, sums, first, landing) : slide_rows<kLines, kBand>(sweep, x, sums, first, landing);
 }
 
 template <int kBand>
@@ -103,12 +163,12 @@ bool lines_of(const float* in, int64_t channels, int64_t plane, const Pixels* al
                     }
                 }
                 seen.add(even), even.store(out + some->even + i * kWidth);
-                if (kPhases == 2) other.add(odd), odd.store(out + some->odd + i * kWidth);
+                if (kPhases == 2 && some->odd >= 0) other.add(odd), odd.store(out + some->odd + i * kWidth);
             }
     return seen.finite() && other.finite();
 }
 
 bool lines(const float* in, int64_t channels, int64_t plane, const Pixels* some, int count, int bands, int64_t step, int64_t stride, float* out) {
-    return count && some->odd >= 0 ? lines_of<2>(in, channels, plane, some, count, bands, step, stride, out)
-                                   : lines_of<1>(in, channels, plane, some, count, bands, step, stride, out);
+    return step == 2 ? lines_of<2>(in, channels, plane, some, count, bands, step, stride, out)
+                     : lines_of<1>(in, channels, plane, some, count, bands, step, stride, out);
 }

@@ -1,5 +1,9 @@
 #include "sweeps.hpp"
 
+#include <algorithm>
+
+#include "bits.hpp"
+
 namespace emp {
 namespace {
 
@@ -18,27 +22,31 @@ bool wraps(const ConvShape& s, const Layout& at, const std::vector<Sliding::Phas
 
 }  // namespace
 
-Sliding::Sliding(const ConvShape& s, const Layout& at) {
-    slides = int(std::min<int64_t>((s.kernel[1] - 1) * s.dilation[1] / s.stride[1], 1 << 20)) + 1;
-    stride = 0;
+Sliding::Sliding(const ConvShape& s, const Layout& at, bool shifted) {
+    const auto right = [&](int64_t kx) { return shifted ? 0 : kx * s.dilation[1] / s.stride[1]; };
+    slides = int(std::min<int64_t>(right(s.kernel[1] - 1), 1 << 20)) + 1;
     const auto more = [&s](int64_t phase) {
         int64_t most = 0;
         for (int64_t ky = 0; ky < s.kernel[0]; ky++)
             if (ky * s.dilation[0] % s.stride[0] == phase) most = ky * s.dilation[0] / s.stride[0];
         return most;
     };
-    std::vector<int64_t> first(size_t(s.stride[0] * s.stride[1]), -1);
+    std::vector<int64_t> across;  // where phases begin in a row, in order
+    for (int64_t kx = 0; kx < s.kernel[1]; kx++) across.push_back(kx * s.dilation[1] - right(kx) * s.stride[1]);
+    std::vector<int64_t> distinct = across;
+    std::sort(distinct.begin(), distinct.end());
+    distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
     for (int64_t y = 0; y < s.stride[0]; y++)
-        for (int64_t x = 0; x < s.stride[1]; x++) {
-            if (!at.used[0][size_t(y)] || !at.used[1][size_t(x)]) continue;
+        for (const int64_t x : distinct) {
+            if (!at.used[0][size_t(y)]) continue;
             phases.push_back({y, x, stride, more(y)});
-            first[size_t(y * s.stride[1] + x)] = stride;
             stride += kMostLines + phases.back().more;
         }
     for (int64_t ky = 0; ky < s.kernel[0]; ky++)
         for (int64_t kx = 0; kx < s.kernel[1]; kx++) {
-            const int64_t y = ky * s.dilation[0], x = kx * s.dilation[1];
-            taps.push_back({first[size_t(y % s.stride[0] * s.stride[1] + x % s.stride[1])] + y / s.stride[0], int(x / s.stride[1])});
+            const int64_t y = ky * s.dilation[0];
+            const auto of = std::find_if(phases.begin(), phases.end(), [&](const Phase& p) { return p.y == y % s.stride[0] && p.x == across[size_t(kx)]; });
+            taps.push_back({of->first + y / s.stride[0], int(std::min<int64_t>(right(kx), 1 << 20))});
         }
     const bool halves = at.out_w + slides - 1 <= 8 || wraps(s, at, phases, 8, slides);
     band = halves ? 8 : 16;
@@ -55,39 +63,83 @@ int64_t Sliding::used(int64_t height) const {
 
 double Sliding::efficiency(const Layout& at) const { return double(at.out_h * at.out_w) / double(std::max<int64_t>(1, segments * lines * kLanes)); }
 
-void Sweeps::arrange(const Matrix& weight, const ConvShape& s, const Sliding& sliding, int64_t channels) {
+namespace {
+
+// Places of values: those of a slide, in a row.
+using List = std::vector<std::pair<uint16_t, float>>;
+
+struct Writer {
+    uint16_t *fours, *place;
+    float* value;
+    void add(List& list) {
+        while (list.size() % 4) list.push_back({0, 0.0f});  // lines of zeros
+        *fours++ = uint16_t(list.size() / 4);
+        for (const auto& [at, w] : list) *place++ = at, *value++ = w;
+    }
+    // What both have, what one has, what the other has; each list is in order of places.
+    void add(const List& one, const List& two) {
+        List left, right, first, second;
+        for (size_t i = 0, j = 0; i < one.size() || j < two.size();) {
+            if (j == two.size() || (i < one.size() && one[i].first < two[j].first))
+                first.push_back(one[i++]);
+            else if (i == one.size() || two[j].first < one[i].first)
+                second.push_back(two[j++]);
+            else
+                left.push_back(one[i++]), right.push_back(two[j++]);
+        }
+        while (left.size() % 4) left.push_back({0, 0.0f}), right.push_back({0, 0.0f});
+        *fours++ = uint16_t(left.size() / 4);
+        for (size_t i = 0; i < left.size(); i += 4) {
+            for (size_t k = i; k < i + 4; k++) *place++ = left[k].first, *value++ = left[k].second;
+            for (size_t k = i; k < i + 4; k++) *value++ = right[k].second;
+        }
+        add(first), add(second);
+    }
+};
+
+}  // namespace
+
+void Sweeps::arrange(const Matrix& weight, int64_t groups, const Places& places, int64_t channels, bool pairs) {
     const View& view = weight.view();
-    const int64_t rows = s.outputs / s.group, taps = s.kernel[0] * s.kernel[1];
-    block = channels, blocks = (s.channels + block - 1) / std::max<int64_t>(1, block);
-    const int64_t pairs = (rows + 511) / 512;  // so that two threads have as many
-    chunk_rows = std::max<int64_t>(1, (rows + 2 * pairs - 1) / std::max<int64_t>(1, 2 * pairs)), chunks = (rows + chunk_rows - 1) / chunk_rows;
+    const int64_t rows = view.rows / groups, taps = int64_t(places.taps.size()), all = view.columns / taps;
+    block = channels, blocks = (all + block - 1) / std::max<int64_t>(1, block);
+    const int64_t parts = 2 * ((rows + 511) / 512);  // even, so that two threads have as many
+    chunk_rows = std::max<int64_t>(1, (rows + parts - 1) / parts), chunk_rows += pairs && chunk_rows % 2;
+    chunks = (rows + chunk_rows - 1) / chunk_rows;
     sweeps_.clear();
-    const size_t lists = size_t(view.rows * blocks * sliding.slides);
-    const size_t room = size_t(view.nonzeros) + 3 * lists + 64;  // each list is filled up to fours
-    uint16_t *fours = fours_.grow(lists + 64), *place = place_.grow(room);
-    float* value = value_.grow(room);
-    std::vector<std::vector<std::pair<uint16_t, float>>> list(static_cast<size_t>(sliding.slides));
+    const size_t lists = size_t((view.rows + groups * chunks) * blocks * places.slides) * (pairs ? 2 : 1);
+    const size_t room = size_t(view.nonzeros) + 6 * lists + 1024;  // each list is filled up to fours, and kernels fetch ahead
+    Writer out = {fours_.grow(lists), place_.grow(room), value_.grow(room)};
+    std::vector<List> list(size_t(places.slides)), other(size_t(places.slides));
+    std::vector<Places::Tap> column(size_t(view.columns));  // of the tile that begins with its block
+    for (int64_t c = 0; c < view.columns; c++) {
+        const Places::Tap& tap = places.taps[size_t(c % taps)];
+        column[size_t(c)] = {kMostLines + c / taps % block * places.stride + tap.line, tap.slide};
+    }
     std::vector<const float*> next;
     for (int64_t r = 0; r < view.rows; r++) next.push_back(view.values + view.offset[r]);
-    for (int64_t group = 0; group < s.group; group++)
+    const auto take = [&](int64_t r, int64_t b, std::vector<List>& into) {
+        for (List& one : into) one.clear();
+        const int64_t from = b * block * taps, to = std::min(view.columns, from + block * taps);
+        const float*& value = next[size_t(r)];
+        for (int64_t c = from; c < to; c += 64)
+            for (uint64_t word = weight.bits(r, c) & (to - c < 64 ? (uint64_t(1) << (to - c)) - 1 : ~uint64_t(0)); word; word &= word - 1) {
+                const Places::Tap& tap = column[size_t(c + first_bit(word))];
+                into[size_t(tap.slide)].push_back({uint16_t(8 * tap.line), *value++});
+            }
+    };
+    for (int64_t group = 0; group < groups; group++)
         for (int64_t b = 0; b < blocks; b++)
             for (int64_t chunk = 0; chunk < chunks; chunk++) {
                 const int64_t row = chunk * chunk_rows, end = std::min(rows, row + chunk_rows);
-                sweeps_.push_back({fours, place, value, end - row, sliding.slides});
-                for (int64_t r = group * rows + row; r < group * rows + end; r++) {
-                    for (auto& one : list) one.clear();
-                    for (int64_t c = b * block; c < std::min(s.channels, (b + 1) * block); c++)
-                        for (int64_t t = 0; t < taps; t++) {
-                            if (!weight.bit(r, c * taps + t)) continue;
-                            const Sliding::Tap& tap = sliding.taps[size_t(t)];
-                            const int64_t line = Sliding::kMostLines + (c - b * block) * sliding.stride + tap.line;
-                            list[size_t(tap.slide)].push_back({uint16_t(8 * line), *next[size_t(r)]++});
-                        }
-                    for (size_t i = list.size(); i-- > 0;) {
-                        while (list[i].size() % 4) list[i].push_back({0, 0.0f});  // lines of zeros
-                        *fours++ = uint16_t(list[i].size() / 4);
-                        for (const auto& [at, w] : list[i]) *place++ = at, *value++ = w;
-                    }
+                sweeps_.push_back({out.fours, out.place, out.value, end - row, places.slides, pairs});
+                for (int64_t r = row; r < end; r += pairs ? 2 : 1) {
+                    take(group * rows + r, b, list);
+                    if (pairs && r + 1 < end)
+                        take(group * rows + r + 1, b, other);
+                    else
+                        for (List& one : other) one.clear();
+                    for (size_t i = list.size(); i-- > 0;) pairs ? out.add(list[i], other[i]) : out.add(list[i]);
                 }
             }
 }
