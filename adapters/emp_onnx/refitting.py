@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.isolated import Here, Isolated
 from emp_onnx.verification.outcome import Verification, VerifyError
 from emp_onnx.verification.refitted import refitted
-from emp_onnx.verification.running import run_both
+from emp_onnx.verification.running import run_both, runs
 from emp_onnx.weights.find import Refusal
 from emp_onnx.words import EFFORTS
 
@@ -33,6 +34,7 @@ __all__ = ["RefitReport", "refit"]
 
 HELD = 0.05  # share of the feeds kept back to measure on, where they are not kept back in turn
 RUNS = 16  # feeds on which both models are compared in the end, where all were learnt from
+POOR = 0.2  # relative error of the outputs beyond which quick effort says so
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,12 @@ def refit(
         criterion = "gradient" if given is not None else "wanda" if known is not None and known.norms_only else "obs"
     allocate = allocate or ("emp" if alone and known is None else "lamp" if effort == "quick" else "error")
     fitting.ready_for(criterion, update)
+    # whole models in half precision can crash onnxruntime, where the parts that are run here do not
+    half = any(tensor.dtype == "float16" for tensor in source.tensors.values())
+    where = partial(Isolated if half else Here, threads=threads)
+    if half:  # said before the work
+        with where() as sessions:
+            runs(source, fitting.kept_back[:1], sessions)
     how: dict[str, Any] = {"allocate": allocate, "criterion": criterion, "solved": update}
     if effort != "full":
         how["effort"] = effort
@@ -190,7 +198,13 @@ def refit(
         how |= {"sparsity": sparsity} if sparsity is not None else {"beta": 1.0 if beta is None else float(beta)}
         keep = fitting.count(beta=beta, sparsity=sparsity)
         thin = fitting.thin(keep, how=allocate, criterion=criterion, update=update)
+        fitting.forget()
         point = measure(fitting, thin)
+        if effort == "quick" and point.error > POOR:
+            notes.append(
+                f"Quick effort leaves the outputs off by {point.error:.0%}: full effort, which makes good what earlier "
+                f"layers got wrong and measures what each can bear, is likely to keep more here."
+            )
         tried = Tried(thin, point, (), True)
     if fitting.joined:
         notes.append(
@@ -209,10 +223,7 @@ def refit(
         written = load(temporary)
         checks = list(refitted(written, source))
         some = fitting.kept_back[:: max(1, len(fitting.kept_back) // RUNS)] if turned else fitting.kept_back
-        # whole models in half precision can crash onnxruntime, where the parts that were run here did not
-        half = any(tensor.dtype == "float16" for tensor in source.tensors.values())
-        where = Isolated(threads=threads) if half else Here(threads=threads)
-        done = run_both(written, source, checks, where, feeds=some, seed=seed, threads=threads)
+        done = run_both(written, source, checks, where(), feeds=some, seed=seed, threads=threads)
         if not done.ok:
             raise VerifyError(f"verification failed, nothing was written: {'; '.join(done.faults[:5])}", done)
         result.append(done)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emp_onnx.budget.doubt import WHOLE, doubt
+from emp_onnx.budget.doubt import LOST, WHOLE, doubt
 
 
 def answers(scores: Any) -> list[list[Any]]:
@@ -76,6 +76,27 @@ def test_a_tenth_of_the_changed_answers_may_cost_a_whole_one(n: int, classes: in
     assert found is not None
     assert WHOLE * found.changed[0] - 1e-12 <= sum(found.cost)
     assert found.cost[0] <= found.changed[0] + 1e-12
+
+
+@given(st.integers(2, 40), st.integers(2, 30), st.floats(0, 3), st.integers(0, 99))
+def test_what_to_reckon_with_is_no_less_than_anything_seen(n: int, classes: int, size: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before = 4 * rng.standard_normal((n, classes))
+    found = doubt(answers(before), answers(before + size * rng.standard_normal(before.shape)))
+    assert found is not None
+    assert found.bound >= max(min(1, sum(found.cost)), found.paid, LOST * found.changed[0])
+    assert found.bound <= 1
+
+
+def test_ties_that_change_are_not_free() -> None:
+    even = np.log(np.array([[0.4, 0.4, 0.2], [0.9, 0.05, 0.05]] * 8))
+    even[::2, 0] += 1e-6
+    turned = even.copy()
+    turned[::2, 1] += 2e-6
+    found = doubt(answers(even), answers(turned))
+    assert found is not None
+    assert found.paid == pytest.approx(0, abs=1e-5)
+    assert found.bound == pytest.approx(LOST * found.changed[0])
 
 
 def test_probabilities_count_as_their_logarithms() -> None:

@@ -186,3 +186,10 @@ def test_what_does_not_go_together(folder: Path) -> None:
     with pytest.raises(UsageError, match="effort must be full without feeds"):
         refit(folder / "in.onnx", stats=calibrate(folder / "in.onnx", feeds()), effort="quick")
     assert not (folder / "in.pruned.onnx").exists()
+
+
+@pytest.mark.parametrize(("sparsity", "said"), [(0.1, False), (0.97, True)])
+def test_what_little_effort_leaves_wrong_is_said(folder: Path, sparsity: float, said: bool) -> None:
+    report = refit(folder / "in.onnx", feeds=folder / "feeds.npz", sparsity=sparsity, effort="quick")
+    assert (report.point.error > 0.2) == said
+    assert any("full effort" in note for note in report.notes) == said

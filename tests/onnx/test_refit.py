@@ -321,6 +321,18 @@ def test_a_sweep_gives_mass_and_bound(path: Path, tmp_path: Path) -> None:
     assert len(lines) == 2
 
 
+def half_product(path: Path) -> list[dict[str, Any]]:
+    """A product in half precision, and feeds for it."""
+    w = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float16)
+    half = onnx.TensorProto.FLOAT16
+    ins, outs = (helper.make_tensor_value_info(n, half, [None, k]) for n, k in (("x", 12), ("y", 5)))
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [ins], [outs])
+    graph.initializer.append(numpy_helper.from_array(w, "w"))
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, path)
+    return [{"x": np.random.default_rng(i).standard_normal((9, 12)).astype(np.float16)} for i in range(6)]
+
+
 def test_half_precision_is_run_whole_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a model may crash onnxruntime (1.32 does, on attention of torch): it must not take this process along."""
     from emp_onnx import refitting
@@ -329,12 +341,25 @@ def test_half_precision_is_run_whole_in_a_process_of_its_own(tmp_path: Path, mon
         raise AssertionError("run in this process")
 
     monkeypatch.setattr(refitting, "Here", here)
-    w = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float16)
-    half = onnx.TensorProto.FLOAT16
-    ins, outs = (helper.make_tensor_value_info(n, half, [None, k]) for n, k in (("x", 12), ("y", 5)))
-    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [ins], [outs])
-    graph.initializer.append(numpy_helper.from_array(w, "w"))
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, tmp_path / "in.onnx")
-    some = [{"x": np.random.default_rng(i).standard_normal((9, 12)).astype(np.float16)} for i in range(6)]
+    some = half_product(tmp_path / "in.onnx")
     assert refitting.refit(tmp_path / "in.onnx", feeds=some, sparsity=0.5).verification.ok
+
+
+def test_a_model_that_crashes_onnxruntime_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emp_onnx import refitting
+    from emp_onnx.errors import ModelError
+    from emp_onnx.runtime.compare import CrashedError
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise CrashedError("onnxruntime crashed (segmentation fault) when it loaded it")
+
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("the work came first")
+
+    monkeypatch.setattr(refitting.Isolated, "open", crash)
+    monkeypatch.setattr(refitting.Fitting, "thin", work)
+    some = half_product(tmp_path / "in.onnx")
+    with pytest.raises(ModelError, match="must be one that onnxruntime runs: onnxruntime crashed"):
+        refitting.refit(tmp_path / "in.onnx", feeds=some, sparsity=0.5)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from emp_onnx import find_weights
-from emp_onnx.calibration import outputs as room
+from emp_onnx.calibration import answers as room
+from emp_onnx.calibration.answers import Answers, states
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, distance, rows_of, top1
+from emp_onnx.calibration.outputs import distance, rows_of, top1
 from emp_onnx.calibration.runner import Runner
 from emp_onnx.calibration.values import Values
 from emp_onnx.files.model_io import Model
 from emp_onnx.refit.curves import enough
+from emp_onnx.runtime.feeds import Input
 from tests.onnx.test_refit import feeds, network
 
 
@@ -98,3 +102,38 @@ def test_sequences_need_fewer_feeds() -> None:
     assert rows_of([np.zeros((1, 1000, 1, 1))]) == 1
     assert rows_of([np.zeros(())]) == 1
     assert rows_of([np.zeros((0, 5))]) == 0
+
+
+def test_what_is_read_again_at_the_next_step_is_no_score() -> None:
+    def value(name: str, *shape: int | str | None, kind: str = "float") -> Input:
+        return Input(name, f"tensor({kind})", shape)
+
+    x, past = value("x", "n", 64), value("past", "n", 4, "before", 16)
+    again, other = value("now", "n", 4, "after", 16), value("y", "n", "t", 50)
+    assert states([x, past], [other, again]) == {"now"}
+    assert states([x, past], [other, value("now", "n", 4, "after", 16, kind="float16")]) == set()
+    assert states([x, past], [other, value("now", "n", 4, "after", 15)]) == set()
+    assert states([value("image", 1, 3, None, None)], [value("painted", 1, 3, None, None)]) == set()
+    assert states([value("x", 1, None)], [value("y", 1, None), value("z", 1, None)]) == set()
+
+
+@pytest.mark.parametrize("size", [8, None])
+def test_a_state_counts_as_numbers(size: int | None) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["s", "w"], ["t"]), helper.make_node("MatMul", ["t", "v"], ["y"])], "g",
+        [helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, [None, size])],
+        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, k]) for n, k in (("y", 5), ("t", size))],
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (8, 8)), ("v", (8, 5))):
+        graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    model = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    given = [{"s": rng.standard_normal((3, 8)).astype(np.float32)}]
+    answers = Answers(Network(model, find_weights(model).weights, given, 1))
+    ((y, state),) = answers.dense(given)
+    assert (y.shape, state.shape, answers.states) == ((3, 5), (24,), {"t"})
+    assert [value.shape for value in answers.told([y, state])] == [(3, 5)]
+    turned = state.copy()
+    turned[:8] = turned[7::-1]
+    assert top1([[y, state]], [[y, turned]]) == 1
+    assert distance([[y, state]], [[y, turned]]) > 0

@@ -91,8 +91,7 @@ class Point:
         size: bytes of the file when gzipped, if they were.
         expected: the agreement to expect on other inputs, one standard error below the mean; None where the outputs are
             no class scores.
-        cost: the accuracy to lose on other inputs, one standard error above the mean (see `doubt`), and never less than
-            what was counted.
+        cost: the accuracy to lose on other inputs, on the careful side (see `Doubt.bound`).
         mass: share of the original Σ|w| at the places that are kept.
         bound: share that the largest of as many would keep at least, tensor by tensor, going by N_eff alone.
         feeds: how many were kept back.
@@ -134,7 +133,7 @@ def point_of(sparsity: float, one: Says, other: Says, score: float | None = None
     """What the answers of the dense model and of another one to the same feeds say."""
     found = doubt(one, other)
     expected = None if found is None else 1 - min(1.0, sum(found.changed))
-    cost = None if found is None else min(1.0, max(sum(found.cost), found.paid))
+    cost = None if found is None else found.bound
     return Point(
         sparsity, agreement(one, other), moved(one, other), score, size, expected, cost, feeds=len(one)
     )  # fmt: skip

@@ -89,23 +89,24 @@ class Samples:
     """The samples themselves, where they are so few that their moments would be larger: the same face as `Moments`.
 
     Attributes:
-        rows_x: (samples, d); rows_y: (samples, out); in float64.
+        rows_x: (samples, d), in float64, or as they came; rows_y: (samples, out), in float64.
     """
 
-    def __init__(self, rows_x: Float, rows_y: Float) -> None:
+    def __init__(self, rows_x: Array, rows_y: Float) -> None:
         self.rows_x, self.rows_y = rows_x, rows_y
         self.count = len(rows_x)
-        self.x, self.y = rows_x.sum(0)[None], rows_y.sum(0)[None]
+        self.x, self.y = rows_x.sum(0, dtype=np.float64)[None], rows_y.sum(0)[None]
 
     @cached_property
     def xx(self) -> Float:
         """Σ x xᵀ."""
-        return (self.rows_x.T @ self.rows_x)[None]
+        x = self.rows_x.astype(np.float64)
+        return (x.T @ x)[None]
 
     @cached_property
     def yx(self) -> Float:
         """Σ y xᵀ."""
-        return (self.rows_y.T @ self.rows_x)[None]
+        return (self.rows_y.T @ self.rows_x.astype(np.float64))[None]
 
     @property
     def yy(self) -> Float:
@@ -128,9 +129,9 @@ class Samples:
         """X and Y divided by √count, their means taken off if `centred`: the products of these are the moments."""
         x, y = self.rows_x, self.rows_y
         if centred:
-            x, y = x - x.mean(0), y - y.mean(0)
+            x, y = (a - a.mean(0, dtype=np.float64) for a in (x, y))
         root = np.sqrt(self.count)
-        return x / root, y / root
+        return (np.divide(x, root, out=x), np.divide(y, root, out=y)) if centred else (x / root, y / root)
 
     def centred(self) -> tuple[Float, Float]:
         """See `Moments.centred`."""
@@ -139,7 +140,7 @@ class Samples:
 
     def spread(self) -> Float:
         """See `Moments.spread`."""
-        return np.asarray(self.rows_x.var(0), np.float64)[None]
+        return np.asarray(self.rows_x.var(0, dtype=np.float64), np.float64)[None]
 
     def raw(self) -> tuple[Float, Float]:
         """See `Moments.raw`."""

@@ -34,7 +34,7 @@ __all__ = ["Network", "merged"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
-SAMPLES = 16_000  # samples of a linear map that are enough, and PER_INPUT more for each of its inputs
+SAMPLES = 16_000  # samples of a linear map that are taken, and PER_INPUT more for each of its inputs
 
 
 class Network(Stored):
@@ -44,11 +44,12 @@ class Network(Stored):
         sites: in order of their levels; `why` says of the other weights why they have none.
         feeds: the calibration feeds.
         levels: the highest level.
-        share: of the samples that are enough to be sure of the last tenth of a point; fewer take less time.
+        enough: samples of a linear map that are taken for each of its inputs, and how many more: as many as the last
+            tenth of a point of accuracy asks for; fewer take less time.
         smooth: whether activations are not rounded on the way that the model does (see `smooth.py`).
     """
 
-    share = 1.0
+    enough = PER_INPUT, SAMPLES
 
     def __init__(
         self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None, *,
@@ -140,8 +141,8 @@ class Network(Stored):
 
     def limit(self, problem: Problem) -> int:
         """Samples taken of each feed."""
-        enough = int(self.share * (PER_INPUT * problem.shape[2] + SAMPLES))
-        return max(8, enough // max(len(self.feeds), 1))
+        each, more = self.enough
+        return max(8, (each * problem.shape[2] + more) // max(len(self.feeds), 1))
 
     def moments(
         self, site: Site, dense: Runner, thin: Runner | None = None, changed: Mapping[str, Array] | None = None,

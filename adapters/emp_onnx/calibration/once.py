@@ -18,18 +18,18 @@ __all__ = ["once"]
 ROOM, MOST = 1 << 22, 16  # bytes of activations that are held together, as far as one feed tells; feeds at most
 
 
-def once(network: Network, /, share: float = 1.0) -> dict[int, Found]:
+def once(network: Network, /, enough: tuple[int, int] = Network.enough) -> dict[int, Found]:
     """The moments of every problem that a feed reaches, by its id: of the dense network's inputs.
 
     Args:
         network: with its feeds.
-        share: see `Network`.
+        enough: see `Network`.
 
     Raises:
         ModelError: NaN or infinities, with the node's name.
     """
     network = network.on(network.feeds)
-    network.share = share
+    network.enough = enough
     try:
         return _pass(network, True)
     except NotPooledError:  # some feeds say otherwise than the first ones did

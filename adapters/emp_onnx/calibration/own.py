@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moments import PANEL, SMALL, Moments, Samples, few
+from emp_onnx.calibration.moments import SMALL, Moments, Samples, few
 
 __all__ = ["Found", "Own", "OwnSums", "merge"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]
-ROWS = 512  # samples that are gathered before they are multiplied
+ROWS = 128  # samples that are gathered before they are multiplied
+PANEL = 256  # rows of a product that are made before they are added: of large ones adding takes as long as multiplying
 
 
 @dataclass(eq=False)
@@ -149,7 +150,8 @@ class OwnSums:
     def moments(self, weights: Callable[[], Float]) -> Samples | Own:
         """The moments, given what gives the dense weights."""
         if self.early:
-            x = np.concatenate([one[0] for one in self.early], dtype=np.float64)
+            x = np.concatenate([one[0] for one in self.early])
+            self.early = [x[None]]
             return Samples(x, x @ weights()[0].T)
         self._flush()
         self.buffer = None
@@ -175,10 +177,16 @@ class OwnSums:
         return covariance
 
     def _take(self, x: Array) -> None:
+        n = x.shape[1]
+        if n >= ROWS:
+            self._flush()
+            for i in range(0, n, 4 * ROWS):
+                self._multiply(np.subtract(x[:, i : i + 4 * ROWS], self.shift, dtype=np.float32, casting="same_kind"))
+            return
         # copied, not kept: small arrays that stay lie between the large ones of a run, and memory falls to pieces
-        groups, n, d = x.shape
         if self.buffer is None:
-            self.buffer = np.empty((groups, max(n, ROWS if d >= SMALL else 0), d), np.float32)
+            groups, _, d = x.shape
+            self.buffer = np.empty((groups, ROWS if d >= SMALL else n, d), np.float32)
         start = 0
         while start < n:
             stop = min(n, start + self.buffer.shape[1] - self.held)
@@ -189,9 +197,11 @@ class OwnSums:
                 self._flush()
 
     def _flush(self) -> None:
-        if self.buffer is None or not self.held:
-            return
-        x, self.held = self.buffer[:, : self.held], 0
+        if self.buffer is not None and self.held:
+            x, self.held = self.buffer[:, : self.held], 0
+            self._multiply(x)
+
+    def _multiply(self, x: Single) -> None:
         groups, _, d = x.shape
         if self.total is None:
             self.total = np.zeros((groups, d, d), np.float32)
@@ -199,6 +209,9 @@ class OwnSums:
         if d <= PANEL:
             self.total += x.swapaxes(1, 2) @ x
             return
-        for g, one in enumerate(x):
+        for total, one in zip(self.total, x, strict=True):
             for i in range(0, d, PANEL):
-                self.total[g, i : i + PANEL, i:] += one[:, i : i + PANEL].T @ one[:, i:]
+                j = i + PANEL
+                left = one[:, i:j].T
+                total[i:j, i:j] += left @ one[:, i:j]  # of a matrix with itself: half the work
+                total[i:j, j:] += left @ one[:, j:]

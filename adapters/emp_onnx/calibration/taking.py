@@ -152,20 +152,22 @@ class Taking:
         """The feeds that reach the site; those together that can be, of one part and of the same shapes."""
         site, stack, before = self.site, list[int](), object()
         names = list(filter(self._made, site.needs)) if site.path else [n for n in (*site.reads, site.skip) if n]
-        joins = all(problem.stacks for problem in site.problems) and not self._apart and not site.path
+        must = names if site.path else [name for name in site.reads[:1] if self._made(name)]
+        joins, most = all(problem.stacks for problem in site.problems) and not self._apart and not site.path, 1
         for i in sorted(range(ways[0].feeds), key=lambda i: self.part(first + i)):
-            if not all(holds(run.values.get(n, i), wanted) for run in ways for n, wanted in site.outer.guard):
+            if not all(holds(run.values.get(n, i), wanted) for n, wanted in site.outer.guard for run in ways):
                 continue
             shapes = [run.values.shape(name, i) for run in ways for name in names]
-            must = names if site.path else [name for name in site.reads[:1] if self._made(name)]
-            if any(run.values.shape(name, i) is None for run in ways for name in must):
-                continue
-            large = max((math.prod(shape) for shape in shapes if shape is not None), default=0)
             kind = (self.part(first + i), shapes)
-            deep = all(shape is not None and len(shape) > 1 for shape in shapes)
-            if stack and not (joins and deep and kind == before and len(stack) < min(STACK, ROOM // max(large, 1))):
+            if kind != before and any(run.values.shape(name, i) is None for run in ways for name in must):
+                continue
+            if stack and (kind != before or len(stack) >= most):
                 yield stack
                 stack = []
+            if kind != before:
+                deep = [shape for shape in shapes if shape is not None and len(shape) > 1]
+                large = max(map(math.prod, deep), default=0)
+                most = min(STACK, ROOM // max(large, 1)) if joins and len(deep) == len(shapes) else 1
             stack.append(i)
             before = kind
         if stack:

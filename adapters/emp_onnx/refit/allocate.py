@@ -87,15 +87,19 @@ def _erk(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
 def _lamp(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:
     """As the `total` largest of all scores fall, w² over the sum of the squares not below it (LAMP: arXiv
     2010.07611)."""
-    scores, owner = [], []
-    for i, curve in enumerate(curves):
-        squares = np.sort(np.square(matrix(curve)).reshape(-1))
+    scores = []
+    for curve in curves:
+        squares = np.square(matrix(curve)).reshape(-1)
+        squares.sort()
         rest = np.cumsum(squares[::-1])[::-1]
-        scores.append(np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0))
-        owner.append(np.full(squares.size, i))
-    top = np.argsort(-np.concatenate(scores), kind="stable")[:total]
-    counts = np.bincount(np.concatenate(owner)[top], minlength=len(curves))
-    return spread(counts.astype(float).tolist(), [c.size for c in curves], total)
+        scores.append(np.divide(squares, rest, out=squares, where=rest > 0))
+    together = np.concatenate(scores)
+    at = max(0, together.size - total)
+    together.partition(at)
+    counts = [int(np.count_nonzero(s > together[at])) for s in scores]
+    for i, s in enumerate(scores):  # of equal ones the first stay
+        counts[i] += min(total - sum(counts), int(np.count_nonzero(s == together[at])))
+    return spread([float(k) for k in counts], [c.size for c in curves], total)
 
 
 def _owl(curves: Sequence[Curve], total: int, matrix: Matrix) -> list[int]:

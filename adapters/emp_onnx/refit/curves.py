@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.answers import Answers
 from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.moments import Samples
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, distance, rows_of
+from emp_onnx.calibration.outputs import distance, rows_of
 from emp_onnx.calibration.own import Found, Own
 from emp_onnx.calibration.taking import Totals
 from emp_onnx.progress import Watch
@@ -110,7 +111,7 @@ def curves(network: Network, answers: Answers, watch: Watch | None = None) -> It
     looks = int(min(LOOKS, max(LEAST, WORK / max(weights, 1))))
     probe = range(len(network.feeds))[1::2][:looks] or range(1)
     says = answers(None, [network.feeds[i] for i in probe])
-    says = says[: enough([rows_of(found) for found in says])]
+    says = says[: enough([rows_of(answers.told(found)) for found in says])]
     probe = probe[: len(says)]
     dense = network.runner()
     for level in range(network.levels):

@@ -20,6 +20,7 @@ from emp_onnx.refit.prepared import Prepared
 from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
 from emp_onnx.refit.thin import Thin
+from emp_onnx.runtime.memory import give_back
 from emp_onnx.weights.find import Weight
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 
@@ -106,6 +107,11 @@ class Fitting(Prepared):
         for weight in self.weights:
             masks.setdefault(weight.name, np.ones(weight.shape, bool))
         return Thin(done.changed, masks, self._notes(blind, done))
+
+    def forget(self) -> None:
+        """Let go of what was measured; it would be measured again."""
+        self._curves = self._seen = None
+        give_back()
 
     def _layers(self, how: str) -> list[Curve]:
         """The layers: measured, where the allocation needs that, or has been done."""

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.answers import Answers
 from emp_onnx.calibration.feeding import gather
 from emp_onnx.calibration.maps import Problem
 from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers
 from emp_onnx.calibration.statistics import Inputs, Statistics
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.refit.quick import Quick

@@ -22,7 +22,7 @@ Single = NDArray[np.float32]
 class Light(Quadratic):
     """A = C + diag(weight), with C of shape (groups, d, d) in single precision, and weight (groups, d)."""
 
-    def __init__(self, c: Single, weight: Float, best: Float) -> None:
+    def __init__(self, c: Single, weight: Float, best: Any) -> None:
         self.c, self.weight, self.best = c, weight, best
         self._single_weight = weight.astype(np.float32)
 
@@ -30,7 +30,7 @@ class Light(Quadratic):
     def own(cls, c: Single, best: Float, strength: float) -> Light:
         """`Quadratic.ridge` where Y = `best`·X, and the pull is towards `best` too, which is then the solution."""
         apart = pull(np.diagonal(c, axis1=1, axis2=2).astype(np.float64))
-        return cls(c, strength * apart, best)
+        return cls(c, strength * apart, best.astype(np.float32))
 
     @cached_property
     def a(self) -> Float:  # type: ignore[override]
@@ -47,7 +47,12 @@ class Light(Quadratic):
     @cached_property
     def target(self) -> Float:
         """W₀·A."""
-        return np.asarray(self.whole(self.best.astype(np.float32)), np.float64)
+        return np.asarray(self.whole(self.best), np.float64)
+
+    @cached_property
+    def wanted(self) -> Single:
+        """W₀·A in single precision."""
+        return np.asarray(self.whole(self.best), np.float32)
 
     def times(self, w: Any, group: int) -> Any:
         """W·A of some rows of a group."""

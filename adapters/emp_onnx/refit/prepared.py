@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_core import effective_size
+from emp_onnx.calibration.answers import Answers
 from emp_onnx.calibration.feeding import gather, longer
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import Answers, agreement, moved
+from emp_onnx.calibration.outputs import agreement, moved
 from emp_onnx.certificates.added import Added, with_biases
 from emp_onnx.errors import UsageError
 from emp_onnx.files.model_io import Model

@@ -19,11 +19,12 @@ from emp_onnx.calibration.once import once
 from emp_onnx.calibration.own import Found
 from emp_onnx.refit.curves import USUAL, Curve, curve
 from emp_onnx.refit.fitting import Fitting
+from emp_onnx.runtime.memory import give_back
 
 __all__ = ["Quick"]
 
 Array = NDArray[Any]
-SHARE = 1 / 4  # of the samples that full effort takes; fewer than a sixth show in the scores
+ENOUGH = 1, 500  # samples for each input of a linear map, and how many more: three times as many show in no score
 
 
 @dataclass(eq=False)
@@ -56,7 +57,8 @@ class Quick(Fitting):
     def _known(self) -> Mapping[int, Found]:
         if self._seen is None or self._seen[0] is not self.network:
             self._phase("calibrating")
-            self._seen = self.network, once(self.network, SHARE)
+            self._seen = self.network, once(self.network, ENOUGH)
+            give_back()
         return self._seen[1]
 
     def _curve(self, site: Site, problem: Problem) -> Curve:

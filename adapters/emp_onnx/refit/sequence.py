@@ -32,7 +32,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-QUICK, FEW = (3, 0), 6  # see `effort`, and rounds at the end, where little is to be done
+STEPS, ROUNDS, LASTLY = 3, 2, 5  # with little effort: steps, rounds after each, and after the last
 PART = 0.5  # of the mean density that each of several weights of one map keeps at least (a cell's inputs, its memory)
 MANY = 8  # samples for each input from which it hardly matters how strong the ridge is
 TRIAL = 6  # rounds after which solutions with different ridges are compared
@@ -70,10 +70,10 @@ def fit(
     """
     done = Fitted(dict(start or {}))
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
-    dense, thin = network.runner(), network.runner(done.changed)
+    runs = [] if known is not None else [network.runner(), network.runner(done.changed)]
     seen = set[str]()
     for level in range(network.levels):
-        for run in (dense, thin) if known is None else ():
+        for run in runs:
             run.level(level, network.wanted(level))
         shared: dict[object, list[Totals]] = {}
         for site in network.at(level + 1):
@@ -85,6 +85,7 @@ def fit(
                 if known is not None:
                     sums = [[known[id(p)]] if id(p) in known else [] for p in site.problems]
                 else:
+                    dense, thin = runs
                     sums = network.moments(site, dense, thin, done.changed, part=network.half, parts=2, shared=shared)
                 new = dict(done.changed)
                 for problem, parts in zip(site.problems, sums, strict=True):
@@ -107,19 +108,16 @@ def _one(
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
-    w0, sums, count = network.matrix(problem), parts[0] if len(parts) == 1 else merge(parts[0], parts[1]), min(count, n)
+    sums, count = parts[0] if len(parts) == 1 else merge(parts[0], parts[1]), min(count, n)
     if update and sums.count < MANY * d and len(parts) > 1:
-        ridge = _tuned(problem, w0, parts, count)
-    loss = quadratic(problem, w0, sums, ridge)
+        ridge = _tuned(problem, network.matrix(problem), parts, count)
+    loss = quadratic(problem, network.matrix(problem), sums, ridge)
     if criterion == "obs" and update:
-        mask, w = np.ones(w0.shape, bool), loss.best
+        mask, w = np.ones(loss.best.shape, bool), loss.best
         if count < n:
-            (steps, sweeps), lean = QUICK if quick else effort(problem.shape), leaning(d, sums.count)
-            choose = fair([places.shape[2] for _, places in problem.parts], PART)
-            *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
-            mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
-            w = solve(loss, mask, w, rounds=FEW if quick else LAST)
+            mask, w = _removed(loss, n, count, problem, leaning(d, sums.count), quick)
     else:
+        w0 = network.matrix(problem)
         if criterion == "gradient" and gradients is not None:
             mask = largest(gradient(w0, gradients), count)
         else:
@@ -141,6 +139,18 @@ def _one(
         start += places.shape[2]
     if sums.count < d and not again:
         done.few.append((site.keys[0], sums.count, d))
+
+
+def _removed(loss: Quadratic, n: int, count: int, problem: Problem, lean: float, quick: bool) -> tuple[Mask, Float]:
+    """What stays of a problem's n weights, and its values."""
+    choose = fair([places.shape[2] for _, places in problem.parts], PART)
+    if quick:  # what others can make good for is not asked: to invert a matrix takes longer than all steps
+        *_, (_, mask, w) = descend(loss, ladder(n, count, STEPS), choose, rounds=ROUNDS, last=LASTLY, lean=1)
+        return mask, w
+    steps, sweeps = effort(problem.shape)
+    *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
+    mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
+    return mask, solve(loss, mask, w, rounds=LAST)
 
 
 def _tuned(problem: Problem, w0: Float, halves: Sequence[Found], count: int) -> float:

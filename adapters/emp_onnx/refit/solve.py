@@ -33,7 +33,7 @@ LAST = 60  # rounds at the end, when the mask is chosen
 SWEEPS, SHARE = 3, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
 WORK = 6e11  # multiplications and additions that one way down may take
 NEAR = 1e-8  # relative squared residual at which an iterative solution, in single precision, counts as one
-BLOCK = 1 << 20  # numbers of the rows that are iterated together
+BLOCK = 1 << 17  # numbers of the rows that are iterated together, about; of a large matrix a sixteenth of its own
 
 
 def largest(scores: Float, count: int) -> Mask:
@@ -77,7 +77,7 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
         return _rows(loss, mask)
     groups, out, d = mask.shape
     found: Any = np.empty(mask.shape, np.float32)
-    step = max(1, BLOCK // d) if out * d > BLOCK else out
+    step = max(1, -(-out // -(-out * d // max(BLOCK, d * d // 16))))
     for g in range(groups):
         for i in range(0, out, step):
             some = np.s_[g, i : i + step]
@@ -103,11 +103,13 @@ def _rows(loss: Quadratic, mask: Mask) -> Float:
 def _gradients(loss: Quadratic, group: int, target: Any, start: Any, mask: Mask, rounds: int) -> Any:
     w = start * mask
     diagonal, mask = loss.diagonal[group].astype(w.dtype), mask.astype(w.dtype)
-    residual = (target - loss.times(w, group)) * mask
+    residual = loss.times(w, group)
+    np.subtract(target, residual, out=residual)
+    residual *= mask
     scaled = residual / diagonal
     way = scaled.copy()
     now = np.einsum("od,od->o", residual, scaled)
-    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask)
+    enough = NEAR * np.einsum("od,od,d,od->o", target, target, 1 / diagonal, mask)
     for _ in range(rounds):
         if (now <= enough).all():
             break
@@ -115,7 +117,8 @@ def _gradients(loss: Quadratic, group: int, target: Any, start: Any, mask: Mask,
         pull *= mask
         bend = np.einsum("od,od->o", way, pull)
         length = np.divide(now, bend, out=np.zeros_like(now), where=bend > 0)[:, None]
-        w += length * way
+        np.multiply(length, way, out=scaled)
+        w += scaled
         pull *= length
         residual -= pull
         np.divide(residual, diagonal, out=scaled)
@@ -131,7 +134,7 @@ Choose = Callable[[Float, int], Mask]
 
 def descend(
     loss: Quadratic, counts: Sequence[int], choose: Callable[[Float, int], Mask] = largest, *,
-    rounds: int = ROUNDS, lean: float = LEAN,
+    rounds: int = ROUNDS, last: int | None = None, lean: float = LEAN,
 ) -> Iterator[tuple[int, Mask, Float]]:  # fmt: skip
     """Remove weights step by step until `counts` stay, one count after the other, each smaller than the one before.
 
@@ -140,6 +143,7 @@ def descend(
         counts: how many stay after each step.
         choose: from scores and a count to the mask that is kept; scores of what is already gone are −1.
         rounds: of conjugate gradients after each step; where rows are small they are solved exactly.
+        last: rounds after the last step, if not as many.
         lean: see `Quadratic.worth`.
 
     Yields:
@@ -147,12 +151,13 @@ def descend(
     """
     w, mask = loss.best, np.ones(loss.best.shape, bool)
     worth = loss.worth(lean)[:, None, :]
-    for count in counts:
+    for i, count in enumerate(counts, 1):
         scores = w * w
         scores *= worth.astype(w.dtype, copy=False)
         scores[~mask] = -1
         mask = choose(scores, count)
-        w = solve(loss, mask, w, rounds=rounds)
+        del scores
+        w = solve(loss, mask, w, rounds=rounds if last is None or i < len(counts) else last)
         yield count, mask, w
 
 

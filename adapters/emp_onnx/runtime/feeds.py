@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import UsageError, quote
+from emp_onnx.runtime.npz import plain_arrays
 
 __all__ = ["Feed", "Input", "check_feed", "random_feeds", "read_arrays", "read_feeds"]
 
@@ -61,8 +62,8 @@ def read_feeds(path: str | os.PathLike[str], /, needed: Sequence[str] = ()) -> I
     place = Path(path)
     if not place.is_dir():
         return _samples(read_arrays(place, "feeds"), place)
-    files = sorted(place.glob("*.npz"))
-    columns = sorted(place.glob("*.npy"))
+    names = sorted(os.listdir(place))  # names, not paths, which take long to compare
+    files, columns = ([place / name for name in names if name.endswith(kind)] for kind in (".npz", ".npy"))
     if files and columns:
         raise UsageError(f"feeds must be a folder of .npz files, or of .npy files, got {quote(path)}, which has both")
     if len(needed) == 1 and columns and needed[0] not in {file.stem for file in columns}:
@@ -91,6 +92,9 @@ def read_arrays(path: str | os.PathLike[str], what: str, /) -> dict[str, NDArray
     Raises:
         UsageError: no such file, or something else.
     """
+    found = plain_arrays(path)
+    if found is not None:
+        return found
     try:
         # opened here, since np.load does not close what it cannot read
         with open(path, "rb") as stream:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from emp_onnx.errors import UsageError
+from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.files.model_io import Model
 from emp_onnx.runtime.compare import NotRunError, Run, compare_runs, runs_of
 from emp_onnx.runtime.feeds import Feed, read_feeds
 from emp_onnx.runtime.isolated import Here, Isolated
 from emp_onnx.verification.outcome import Check, Verification, check
 
-__all__ = ["RUN", "begin", "load_ahead", "many_nodes", "run_both", "weight_of", "worth_running"]
+__all__ = ["RUN", "begin", "load_ahead", "many_nodes", "run_both", "runs", "weight_of", "worth_running"]
 
 MANY = 4096  # nodes from which graphs are run as they stand
 SOME = 1 << 17  # bytes of the smallest graph with so many nodes
@@ -67,6 +67,20 @@ def run_both(
         except NotRunError as error:
             not_run = str(error)
     return Verification(tuple(done), behaviour, not_run)
+
+
+def runs(model: Model, feeds: Sequence[Feed], sessions: Isolated | Here, /) -> None:
+    """See to it that a whole model runs.
+
+    Raises:
+        ModelError: it does not, or crashes onnxruntime.
+    """
+    try:
+        session = sessions.open(model.path or model, plain=many_nodes(model))
+        for feed in feeds:
+            session.run(feed)
+    except NotRunError as error:
+        raise ModelError(f"model must be one that onnxruntime runs: {error}") from error
 
 
 def weight_of(model: Model, /) -> int:
