@@ -1,10 +1,10 @@
 """Where a target on latency is to be met: what goes whole, and then how many units of what stays.
 
 Bounds and places go first (`lighten.py`), one kind after the other, and units are cut from each of these. In the best
-of them, once units were exchanged, layers come apart in two thin ones (`directions.py`), more and more. From the best
-of all these layers go one after the other, the one with the least measured error for the time it saves. After each,
-units are cut from what is left until the target is met; the one of these models that does best on feeds kept back,
-after exchange, is the plan. A layer that is no longer there frees time that units of the others may keep.
+of them, once units were exchanged, layers come apart in two thin ones (`directions.py`), more of them or fewer. From
+the best of all these layers go one after the other, the one with the least measured error for the time it saves. After
+each, units are cut from what is left until the target is met; the one of these models that does best on feeds kept
+back, after exchange, is the plan. A layer that is no longer there frees time that units of the others may keep.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def plan(
 def _apart(
     cut: Plan, planner: Planner | None, target: float, wide: Sequence[Feed], held: Sequence[Feed]
 ) -> Iterator[Problem]:
-    """The problem of a plan with more and more layers split in two, as far as none costs more than its last units."""
+    """The problem of a plan with layers split in two, more or fewer of those that cost no more than its last units."""
     problem = cut.problem
     if planner is not None:
         (counts,) = exchange(planner, cut.counts, MARGIN * target, seconds=SHORT)

@@ -3,8 +3,9 @@
 Errors do not add up: what is lost by one more change beside others is far less than what it loses alone, for answers
 that are close to missed are missed once. So every split is tried in the model that units were cut from, with its
 readers fitted, and its price is the answers that it misses more there for the latency that it is measured to save.
-Splits that cost no more than the last units did are then made in the model that nothing was cut from, more and more
-of them, the cheapest first, and units are cut from each of these anew.
+Splits that cost no more than the last units did are then made in the model that nothing was cut from, all of them or
+the cheapest half, with as many numbers between as save any work; what lies between are units, and all units are cut
+from each of these anew.
 """
 
 from __future__ import annotations
@@ -79,16 +80,17 @@ def priced(problem: Problem, counts: Sequence[int], fit: Sequence[Feed], judge: 
 
 
 def thinner(problem: Problem, options: Sequence[Priced], fit: Sequence[Feed]) -> Iterator[Problem]:
-    """The problem with more and more of these splits, in their order, not measured yet."""
-    ranks = {p.part.weight: p.part.rank for p in options}
+    """The problem with all of these splits, and with fewer and fewer, those first that are cheapest; not measured
+    yet."""
+    weights = {p.part.weight for p in options}
     sided = {p.part.weight for p in options if isinstance(p.part, Sides)}
-    readers = [r for r in splittable(problem.view, problem.readers) if r.weight in ranks]
+    readers = [r for r in splittable(problem.view, problem.readers) if r.weight in weights]
     if not readers:
         return
     sums = moments(problem.view.model, readers, fit, threads=problem.threads)
-    view = problem.view
-    parts: dict[str, Part] = {p.weight: p for p in find_thin(view, readers, sums, ranks) if p.weight not in sided}
-    parts |= {p.weight: p for p in find_sides(view, problem.trace, readers, sums, ranks) if p.weight in sided}
+    found: list[Part] = [p for p in find_thin(problem.view, readers, sums, largest=True) if p.weight not in sided]
+    found += [p for p in find_sides(problem.view, problem.trace, readers, sums, largest=True) if p.weight in sided]
+    parts = {part.weight: part for part in found}
     chosen = [parts[p.part.weight] for p in options if p.part.weight in parts]
     for count in sizes(len(chosen)):
         try:
@@ -98,15 +100,12 @@ def thinner(problem: Problem, options: Sequence[Priced], fit: Sequence[Feed]) ->
 
 
 def sizes(most: int) -> list[int]:
-    """How many splits are made: one more each time, and later half as many more.
+    """How many splits are made: all, half of them, a quarter, and so on.
 
-    >>> sizes(12)
-    [1, 2, 3, 4, 6, 9, 12]
+    >>> sizes(6)
+    [6, 3, 1]
     """
-    out: list[int] = []
-    while not out or out[-1] < most:
-        out.append(min(max(out[-1] + 1, out[-1] * 3 // 2) if out else 1, most))
-    return out if most else []
+    return [most >> halved for halved in range(most.bit_length())]
 
 
 def _guessed(view: View, costs: Costs, part: Part) -> float:

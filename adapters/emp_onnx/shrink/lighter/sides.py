@@ -16,7 +16,7 @@ Zeros beyond the edges of x are zeros beyond those of V ∗ x, for there is no b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -109,7 +109,7 @@ def _along(node: Any, side: int, kernel: Sequence[int]) -> None:
 
 def find_sides(
     view: View, traced: Trace, readers: Sequence[Reader], moments: Sequence[Wide],
-    only: Mapping[str, int] | None = None, *, rounds: int = ROUNDS,
+    *, largest: bool = False, rounds: int = ROUNDS,
 ) -> list[Sides]:  # fmt: skip
     """Every split that is less work than the layer it is of, ranks from many to few, each along the side first that
     loses less; arguments as in `find_thin` and `fitted`, and the sizes of tensors."""
@@ -120,13 +120,15 @@ def find_sides(
         if not _suits(reader, w) or not source or not made or not (np.isfinite(w).all() and np.isfinite(moment).all()):
             continue
         metrics = [_Metric(w, moment, across=across, bias=bool(reader.bias)) for across in (False, True)]
-        for rank in _ranks(w.shape) if only is None else [only[reader.weight]]:
+        for rank in _ranks(w.shape):
             shares = [_share(w.shape, rank, source, made, across) for across in (False, True)]
             ways = [across for across in (False, True) if shares[across] <= WORTH]
             if ways:
                 across = min(ways, key=lambda way: metrics[way].fitted(rank, 0)[3])
                 first, second, shift, lost = metrics[across].fitted(rank, rounds)
                 out.append(Sides(reader.weight, first, second, across, lost, shares[across], shift))
+                if largest:
+                    break
     return out
 
 

@@ -12,7 +12,7 @@ convolution.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,11 +89,11 @@ class Thin:
 
 
 def find_thin(
-    view: View, readers: Sequence[Reader], moments: Sequence[Wide], only: Mapping[str, int] | None = None
+    view: View, readers: Sequence[Reader], moments: Sequence[Wide], *, largest: bool = False
 ) -> list[Thin]:
     """Every split that is less work than the layer it is of: by layer, ranks from many to few.
 
-    `moments` are those of (x, 1) of each reader; `only` gives the one rank to take, by weight.
+    `moments` are those of (x, 1) of each reader; with `largest` the first alone.
     """
     out: list[Thin] = []
     for reader, moment in zip(readers, moments, strict=True):
@@ -109,7 +109,7 @@ def find_thin(
         if whole <= 0 or most < BLOCK:
             continue
         number = float(effective_size(values))
-        ranks = {most * q // 4 // BLOCK * BLOCK for q in (4, 3, 2, 1)} if only is None else {only[reader.weight]}
+        ranks = {most * q // 4 // BLOCK * BLOCK for q in ((4,) if largest else (4, 3, 2, 1))}
         out += [
             Thin(
                 reader.weight, vectors[:, :r], flat @ mean, 1 - float(values[:r].sum()) / whole, number,
