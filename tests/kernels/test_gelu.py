@@ -1,4 +1,4 @@
-"""Gelu behind a product: however it is spelled it becomes part of the node, and it is the exact one, not an approximation by tanh."""
+"""Gelu behind a product becomes part of the node however it is spelled, and is the one by erf, not that by tanh."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 `emp pack` puts a node of its own before each use of a packed weight, which unpacks it. Kernels need weight and
 activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the bias
-and the Relu or Gelu that follow it, and with a local function of its name that says in standard operations what it computes.
-Without kernels onnxruntime inlines that function, and all is as before.
+and the Relu or Gelu that follow it, and with a local function of its name that says in standard operations what it
+computes. Without kernels onnxruntime inlines that function, and all is as before.
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
 quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all

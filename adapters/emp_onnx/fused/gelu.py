@@ -84,7 +84,7 @@ def gelu_steps(x: str) -> list[onnx.NodeProto]:
     """The same of a value in a local function, from standard operations."""
 
     def number(name: str, value: float) -> onnx.NodeProto:
-        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.float32(value)))
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, np.float32)))
 
     return [
         number("root", math.sqrt(2)), number("one", 1.0), number("half", 0.5),
