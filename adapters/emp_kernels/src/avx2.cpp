@@ -47,6 +47,17 @@ struct F8 {
         const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit), bit);
         return {_mm256_blendv_ps(other.v, _mm256_maskload_ps(p, chosen), _mm256_castsi256_ps(chosen))};
     }
+    // The same back: only the chosen lanes are written.
+    void store_over(float* p, unsigned lanes) const {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        _mm256_maskstore_ps(p, _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(lanes)), bit), bit), v);
+    }
+    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
+    static void load_apart(const float* p, uint32_t chosen, F8& even, F8& odd) {
+        alignas(64) float lane[2][8];
+        for (int i = 0; i < 16; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
+        even = load(lane[0]), odd = load(lane[1]);
+    }
     static F8 decode(unsigned bits, const float* packed) {
         // the sign bit of an index says whether the lane is set; the permutation looks at its three lowest bits only
         const __m256i index = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&kTable.entry[bits & 255])));
@@ -64,6 +75,14 @@ inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN
 using F = F8;
 using D = F8;
+
+template <int kBand>
+void move_down(F8* line) {
+    const __m256i next = _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0);
+    const __m256 low = _mm256_permutevar8x32_ps(line[0].v, next), high = _mm256_permutevar8x32_ps(line[1].v, next);
+    line[0].v = kBand == 8 ? low : _mm256_blend_ps(low, high, 0x80);
+    line[1].v = kBand == 8 ? high : _mm256_blend_ps(high, low, 0x80);
+}
 
 #include "quad_x86.hpp"
 
@@ -93,8 +112,8 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 extern const Kernels kAvx2;
 const Kernels kAvx2 = {"avx2", 6,        avx2::supported, 0.33, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
-                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::finite,
-                       {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::rnn}};
+                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::lines, avx2::slide, avx2::finite,
+                       {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::gelu, avx2::rnn}};
 
 }  // namespace emp
 #endif

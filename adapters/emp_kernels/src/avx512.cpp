@@ -36,6 +36,15 @@ struct F {
     }
     // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
     static F load_over(const float* p, unsigned lanes, F other) { return {_mm512_mask_loadu_ps(other.v, __mmask16(lanes), p)}; }
+    // The same back: only the chosen lanes are written.
+    void store_over(float* p, unsigned lanes) const { _mm512_mask_storeu_ps(p, __mmask16(lanes), v); }
+    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
+    static void load_apart(const float* p, uint32_t chosen, F& even, F& odd) {
+        const __m512 low = _mm512_maskz_loadu_ps(__mmask16(chosen), p), high = _mm512_maskz_loadu_ps(__mmask16(chosen >> 16), p + 16);
+        const __m512i places = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        even.v = _mm512_permutex2var_ps(low, places, high);
+        odd.v = _mm512_permutex2var_ps(low, _mm512_add_epi32(places, _mm512_set1_epi32(1)), high);
+    }
     // p[0], p[2], ..., `count` of them.
     static F load_even(const float* p, int count) {
         const uint32_t mask = uint32_t((uint64_t(1) << (2 * count - 1)) - 1);
@@ -48,6 +57,13 @@ inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F relu(F a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
 
 using D = F;
+
+template <int kBand>
+void move_down(F* line) {
+    const __m512i halves = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0, 9, 10, 11, 12, 13, 14, 15, 8);
+    const __m512i whole = _mm512_castps_si512(line->v);
+    line->v = kBand == 8 ? _mm512_permutexvar_ps(halves, line->v) : _mm512_castsi512_ps(_mm512_alignr_epi32(whole, whole, 1));
+}
 
 #include "quad_x86.hpp"
 
@@ -94,8 +110,8 @@ bool supported() {
 
 extern const Kernels kAvx512;
 const Kernels kAvx512 = {"avx512", 8,       avx512::supported, 0.18, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
-                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::finite,
-                         {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::rnn}};
+                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::lines, avx512::slide, avx512::finite,
+                         {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::rnn}};
 
 }  // namespace emp
 #endif

@@ -2,6 +2,7 @@
 #pragma once
 #include "image.hpp"
 #include "parallel.hpp"
+#include "sweeps.hpp"
 #include "tiles.hpp"
 
 namespace emp {
@@ -17,14 +18,38 @@ class Conv {
              float* y, const Threads&) const;
 
   private:
-    // Whether the input is read where it lies rather than copied for each tile.
+    // What a run was given.
+    struct Given {
+        const Kernels& kernels;
+        const Layout& at;
+        const float* x;
+        int64_t images;
+        const float *bias, *added;
+        Activation activation;
+        float* y;
+        const Threads& threads;
+    };
+    // Whether the sums slide (conv_slides.cpp), or else the input is read where it lies (conv_strips.cpp) rather than copied for each tile.
+    bool slides(const Sliding&, const Layout&) const;
     bool in_strips(const Layout&, const float* x) const;
-    void run_strips(const Kernels&, const Layout&, const float* x, int64_t images, const float* bias, const float* added, Activation, float* y,
-                    const Threads&) const;
+    void run_slides(const Given&) const;
+    void run_strips(const Given&) const;
+    void run_tiles(const Given&) const;
+    // 0 * inf is NaN, as in the dense convolution: the outputs that read what is not finite, with a pruned weight.
+    void spread_non_finite(const Given&, const float* in, float* y) const;
 
-    mutable std::once_flag once_, strips_once_;
+    mutable std::once_flag once_, strips_once_, sweeps_once_;
     mutable Tiles tiles_;
     mutable Strips strips_;
+    mutable Sweeps sweeps_;
+    mutable bool shifted_ = false;  // how they were arranged
 };
+
+// Zeros, in memory of the calling thread.
+inline float* zeros(Scratch purpose, int64_t size) {
+    float* made = scratch(purpose, size_t(size));
+    std::fill(made, made + size, 0.0f);
+    return made;
+}
 
 }  // namespace emp

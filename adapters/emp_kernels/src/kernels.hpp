@@ -5,7 +5,8 @@
 
 namespace emp {
 
-enum class Activation { none, relu };
+// Gelu is made by the nodes of products alone, once the product is done.
+enum class Activation { none, relu, gelu };
 
 // Where results go: y[item * item_stride + row], plus bias[row] if there is one, then the activation.
 struct Output {
@@ -18,6 +19,29 @@ struct Output {
 // A stretch of output positions whose input is contiguous: where it begins, and how long it is.
 struct Piece {
     int64_t from, count;
+};
+
+// Pixels of a row that belong to input lines of up to two phases: of the one at out[even] lane i is in[from + step * i], of the one at out[odd] it is
+// in[from + step * i + 1]; < 0: there is none. Only pixels whose bit is chosen are read, others are 0: bit i of lane i, where step is 2 bit 2 i of the
+// even line and bit 2 i + 1 of the odd one.
+struct Pixels {
+    int64_t from, even, odd;
+    uint32_t chosen;
+};
+
+// Where the lines of a tile of sums go: y[row * stride + at + lane] for the chosen lanes, plus bias[row] and what is added there, then the activation.
+// Bias and added may be null. Lines have one part, or two.
+struct Landing {
+    float* y;
+    const float *added, *bias;
+    int64_t stride;
+    Activation activation;
+    int bands;
+    struct Line {
+        int64_t at;
+        unsigned lanes;
+    };
+    Line line[2][8];
 };
 
 constexpr int kLanes = 16;     // columns of a tile come in groups of 16, whatever the width of the registers
@@ -51,6 +75,12 @@ struct Kernels {
     // Columns of an image, gathered for a tile: for each offset the pieces, one behind the other, and `lanes` from one offset to the next.
     // What lies behind the last piece in its register becomes 0; registers behind that are not written.
     void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
+    // Lines of each channel of an image: `count` of them, or pairs, of `bands` parts each, whose lanes do not overlap; `plane` and `stride` from one
+    // channel to the next. Two phases only where step is 2. Whether all that were read are finite.
+    bool (*lines)(const float* in, int64_t channels, int64_t plane, const Pixels*, int count, int bands, int64_t step, int64_t stride, float* out);
+    // A block of channels, multiplied with a tile of `lines` lines of sums, at most 8, whose bands have 16 lanes or 8; x begins with 8 lines of zeros.
+    // sums[row] holds `lines` lines: what other blocks gave, or it is the `first`. They stay there, or go where `landing` says.
+    void (*slide)(const Sweep&, const float* x, float* sums, bool first, int lines, int band, const Landing*);
     // Whether all are finite: `count` of each row.
     bool (*finite)(const float* x, int64_t count, int64_t rows, int64_t stride);
     Cells cells;

@@ -2,6 +2,7 @@
 //   D: kStep floats; zero, load, fma, add, sum, decode(as many bits of a mask, packed values)
 //   Q: 4 floats; zero, load, fma, add, sum, gather(x, four columns of 16 bits)
 //   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, relu
+//      move_down<band>(line): the lanes of each band of a line of 16 one down, the first one behind the last
 //   Four: 4 floats; load, lane<i>() that is one of them in all places of an F
 // and transpose8, transpose16.
 // Included by one file per instruction set, inside a namespace of its own, so that no code of one leaks into another.
@@ -22,3 +23,4 @@ inline F activate(F value, Activation activation) { return activation == Activat
 #include "many_impl.hpp"
 #include "lanes_impl.hpp"
 #include "images_impl.hpp"
+#include "slide_impl.hpp"

@@ -89,6 +89,19 @@ struct F {
             if (lanes >> i & 1) lane[i] = p[i];
         return load(lane);
     }
+    // The same back: only the chosen lanes are written.
+    void store_over(float* p, unsigned lanes) const {
+        alignas(64) float lane[4];
+        store(lane);
+        for (int i = 0; i < 4; i++)
+            if (lanes >> i & 1) p[i] = lane[i];
+    }
+    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
+    static void load_apart(const float* p, uint32_t chosen, F& even, F& odd) {
+        alignas(64) float lane[2][4];
+        for (int i = 0; i < 8; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
+        even = load(lane[0]), odd = load(lane[1]);
+    }
     // p[0], p[2], ..., `count` of them.
     static F load_even(const float* p, int count) {
         alignas(64) float lane[4] = {};
@@ -99,6 +112,13 @@ struct F {
 inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
 inline F relu(F a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }
+
+template <int kBand>
+void move_down(F* line) {
+    const float32x4_t a = line[0].v, b = line[1].v, c = line[2].v, d = line[3].v;
+    line[0].v = vextq_f32(a, b, 1), line[1].v = vextq_f32(b, kBand == 8 ? a : c, 1);
+    line[2].v = vextq_f32(c, d, 1), line[3].v = vextq_f32(d, kBand == 8 ? c : a, 1);
+}
 
 struct Four {
     float32x4_t v;
@@ -136,8 +156,8 @@ bool supported() { return true; }
 
 extern const Kernels kNeon;
 const Kernels kNeon = {"neon", 6,        neon::supported, 0.33, neon::dot,    neon::gather, neon::tile, neon::strip,
-                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::finite,
-                       {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::rnn}};
+                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::lines, neon::slide, neon::finite,
+                       {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::gelu, neon::rnn}};
 
 }  // namespace emp
 #endif

@@ -35,6 +35,19 @@ struct F8 {
             if (lanes >> i & 1) lane[i] = p[i];
         return load(lane);
     }
+    // The same back: only the chosen lanes are written.
+    void store_over(float* p, unsigned lanes) const {
+        alignas(64) float lane[8];
+        store(lane);
+        for (int i = 0; i < 8; i++)
+            if (lanes >> i & 1) p[i] = lane[i];
+    }
+    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
+    static void load_apart(const float* p, uint32_t chosen, F8& even, F8& odd) {
+        alignas(64) float lane[2][8];
+        for (int i = 0; i < 16; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
+        even = load(lane[0]), odd = load(lane[1]);
+    }
     static F8 decode(unsigned bits, const float* packed) {
         F8 r = zero();
         for (unsigned m = bits & 255; m; m &= m - 1) r.v[first_bit(m)] = *packed++;
@@ -77,6 +90,15 @@ inline Q add(Q a, Q b) {
     return a;
 }
 constexpr int kWidth = 8;
+
+template <int kBand>
+void move_down(F* line) {
+    const float first = line[0].v[0], middle = line[1].v[0];
+    for (int half = 0; half < 2; half++)
+        for (int i = 0; i < 7; i++) line[half].v[i] = line[half].v[i + 1];
+    line[0].v[7] = kBand == 8 ? first : middle;
+    line[1].v[7] = kBand == 8 ? middle : first;
+}
 
 struct Four {
     const float* p;

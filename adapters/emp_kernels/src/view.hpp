@@ -45,4 +45,16 @@ struct Strip {
     size_t first;                // of these values among all of the matrix, and so of what tells where their columns lie
 };
 
+// Some rows of a convolution whose sums slide, and the channels of a block: for each row, from the furthest slide to none, a list of places with a
+// value each. In pairs of rows there are three such lists: of places where both rows have a value (four of one, then four of the other), where the
+// first has, and where the second has. Each list is filled up to a multiple of 4.
+struct Sweep {
+    const uint16_t* fours;       // of each list: its places / 4
+    const uint16_t* place;       // where what is multiplied begins in the tile, in units of 8 bytes
+    const float* value;
+    int64_t rows;
+    int slides;
+    bool pairs;                  // an odd last row has a second one without values
+};
+
 }  // namespace emp

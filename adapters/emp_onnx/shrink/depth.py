@@ -1,7 +1,8 @@
 """Where a target on latency is to be met: what goes whole, and then how many units of what stays.
 
-Bounds, places and directions go first (`lighten.py`), one kind after the other, and units are cut from each of these.
-From the best of them layers go one after the other, the one with the least measured error for the time it saves. After
+Bounds and places go first (`lighten.py`), one kind after the other, and units are cut from each of these. In the best
+of them, once units were exchanged, layers come apart in two thin ones (`directions.py`), more of them or fewer. From
+the best of all these layers go one after the other, the one with the least measured error for the time it saves. After
 each, units are cut from what is left until the target is met; the one of these models that does best on feeds kept
 back, after exchange, is the plan. A layer that is no longer there frees time that units of the others may keep.
 """
@@ -13,17 +14,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.fitting.distance import ancestors, misses, watched
 from emp_onnx.shrink.fitting.refit import Origin
-from emp_onnx.shrink.lighter.lighten import lighter_ways
+from emp_onnx.shrink.lighter.directions import priced, thinner
+from emp_onnx.shrink.lighter.lighten import carried, lighter_ways
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.budget import MARGIN, Budget, fit_budget
 from emp_onnx.shrink.search.choose import Planner
 from emp_onnx.shrink.search.exchange import Clock, exchange
 from emp_onnx.shrink.search.fits import anew, locally
+from emp_onnx.shrink.search.judge import Judge
 from emp_onnx.shrink.search.last import with_near
 from emp_onnx.shrink.search.near import MOVED
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
@@ -38,6 +43,9 @@ NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error,
 FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
 STEP = 8  # what half of a group is a multiple of, where its costs are learned
 ENDS = 6  # cuts of one problem that are judged so
+SHORT = 10.0  # seconds of the processor for exchange before splits are priced
+PATIENCE = 2  # plans in a row that are no better
+LESS = 1.12  # times the target: from there to the target are the last units
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
@@ -91,6 +99,16 @@ def plan(
             more = look(way, found[-1][1] if found else None)
     end = time.process_time() + seconds
     if more and changes:
+        first, planner = min(found, key=lambda f: f[0].error) if found else (None, None)
+        first = first or Plan(ways[-1], [0] * len(ways[-1].groups), np.inf)
+        worse, lowest = 0, first.error
+        for one in _apart(first, planner, target, wide, judged):
+            if _error(one, judged) >= lowest or not look(one, planner):
+                break
+            now = min((p.error for p, _ in found), default=np.inf)
+            worse, lowest = (0 if now < lowest else worse + 1), now
+            if worse == PATIENCE or (found and time.process_time() > end):
+                break
         best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
         for one in _shallower(best, target, wide, judged):
             if one is best:
@@ -104,14 +122,15 @@ def plan(
     found.sort(key=lambda f: f[0].error)
     better = []
     close = [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]
-    for first, planner in close:
+    for place, (first, planner) in enumerate(close):
         if planner is None:
             better.append(first)
             continue
         limit = seconds / len(close) / 2
         clock = Clock(first.problem)
         deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
-        starts = [first.counts] if first.problem.masks(deeper) is None else [first.counts, deeper]
+        alone = place or first.problem.masks(deeper) is None
+        starts = [first.counts] if alone else [first.counts, deeper]
         ends = []
         for start in starts:  # one that gives back is not led astray by the same things
             for counts in exchange(planner, start, MARGIN * target, seconds=limit / 2, best=ENDS, clock=clock):
@@ -125,6 +144,30 @@ def plan(
     share = -(-len(wide) // FOLDS)
     quarters = {key: _Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
     return min(better, key=lambda p: quarters[id(p.problem)].misses(p) + p.error)  # two estimates are steadier than one
+
+
+def _apart(
+    cut: Plan, planner: Planner | None, target: float, wide: Sequence[Feed], held: Sequence[Feed]
+) -> Iterator[Problem]:
+    """The problem of a plan with layers split in two, more or fewer of those that cost no more than its last units."""
+    problem = cut.problem
+    if planner is not None:
+        (counts,) = exchange(planner, cut.counts, MARGIN * target, seconds=SHORT)
+        cut = Plan(problem, counts, planner.measured(counts))
+    options = priced(problem, cut.counts, wide, Judge(problem, held))
+    rate = _rate(cut, planner, target)
+    for one in thinner(problem, [o for o in options if o.price <= rate], wide):
+        one.measured(one.sums(wide, carried(problem, one)))
+        yield one
+
+
+def _rate(cut: Plan, planner: Planner | None, target: float) -> float:
+    """How many more answers the last units miss, for the share of the latency that they save."""
+    if planner is None:
+        return np.inf
+    less = fit_budget(cut.problem, planner, Budget(latency=min(LESS * target, 1.0)), lambda masks: None, planner.held)
+    now, before = planner.predicted(cut.counts), planner.predicted(less)
+    return (cut.error - planner.measured(less)) / (before / now - 1) if before > now else np.inf
 
 
 class _Quarters:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -181,13 +181,14 @@ class Problem:
         self.moments = moments
         self.curves = [self.curve(group) for group in self.groups]
 
-    def sums(self, feeds: Sequence[Feed]) -> dict[int, Wide]:
-        """The moments of every reader that some group concerns, by its number."""
-        needed = sorted({i for group in self.groups for i in self.of_group(group)})
+    def sums(self, feeds: Sequence[Feed], known: Mapping[int, Wide] | None = None) -> dict[int, Wide]:
+        """The moments of every reader that some group concerns, by its number; those that are known as they are."""
+        known = known or {}
+        needed = sorted({i for group in self.groups for i in self.of_group(group)} - {*known})
         if not needed:
-            return {}
+            return dict(known)
         found = moments(self.view.model, [self.readers[i] for i in needed], feeds, threads=self.threads)
-        return dict(zip(needed, found, strict=True))
+        return {**known, **dict(zip(needed, found, strict=True))}
 
     def curve(self, group: Group) -> Curve:
         """In which order a group's units go."""

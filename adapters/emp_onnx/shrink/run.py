@@ -38,8 +38,8 @@ from emp_onnx.shrink.search.amounts import keep, signal_of, step
 from emp_onnx.shrink.search.budget import Budget, fit_budget
 from emp_onnx.shrink.search.choose import Planner
 from emp_onnx.shrink.search.fits import best_fit
-from emp_onnx.shrink.search.last import last_fit, with_near
-from emp_onnx.shrink.search.near import MOVED, chosen_near
+from emp_onnx.shrink.search.last import last_fit
+from emp_onnx.shrink.search.near import MOVED, chosen_near, nearby
 from emp_onnx.shrink.skip import Skip
 from emp_onnx.shrink.store import read, write
 from emp_onnx.verification.outcome import VerifyError
@@ -59,7 +59,7 @@ SKIPPED = (
 CHANGED = "{}. The masked model is the one that is so changed already; agreement and error are against the dense one."
 CONTINUED = "{} more feeds were used, in which the model goes on from those given by what it says itself."
 PROVEN = 16  # feeds of the proof
-JUDGING = 100  # made from feeds kept back, with which cuts are compared
+JUDGING = 300  # moved from all feeds, other ways than those fitted to, with which cuts are compared
 
 
 def shrink(
@@ -164,7 +164,7 @@ def shrink(
             changes, judging = not include and not exclude, []
             near = "" if given is None else chosen_near(problem, fit, held)
             if near == MOVED:  # what is mixed of two classes has no answer that could be missed
-                judging = with_near(problem, held, near)[len(held) :][:JUDGING]
+                judging = nearby(problem.view, [*fit, *held], seed=1)[near][:JUDGING]
             found = plan(
                 problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
                 changes=changes, short=short,

@@ -1,132 +1,115 @@
-"""Of which layers directions go, and how many: in the order of their price, each measured alone.
+"""Which layers come apart in two thin ones, and how far: priced on top of a cut, where prices are what they will be.
 
-Steps are taken until the next would cost more than units do, or the target is met; then all are measured together,
-and directions come back, the dearest first, as long as the target stays met.
+Errors do not add up: what is lost by one more change beside others is far less than what it loses alone, for answers
+that are close to missed are missed once. So every split is tried in the model that units were cut from, with its
+readers fitted, and its price is the answers that it misses more there for the latency that it is measured to save.
+Splits that cost no more than the last units did are then made in the model that nothing was cut from, all of them or
+the cheapest half, with as many numbers between as save any work; what lies between are units, and all units are cut
+from each of these anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.axes.trace import trace
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.fitting.distance import misses
 from emp_onnx.shrink.fitting.moments import moments
+from emp_onnx.shrink.fitting.readers import find_readers
 from emp_onnx.shrink.fitting.refit import Origin
-from emp_onnx.shrink.lighter.thin import Split, Thin, find_thin, splittable
+from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.lighter.sides import Sides, find_sides
+from emp_onnx.shrink.lighter.split import Part, Split, splittable
+from emp_onnx.shrink.lighter.thin import find_thin
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.search.budget import MARGIN
+from emp_onnx.shrink.search.fits import locally
 from emp_onnx.shrink.search.judge import Judge
+from emp_onnx.shrink.view import View
 
-__all__ = ["thinner"]
+__all__ = ["Priced", "priced", "thinner"]
 
-LEAST = 0.003  # of the latency, at least, that one layer's split is likely to save
-BACK = 16  # times that it is tried whether directions may come back
-Step = tuple[Thin, float, float]  # a split, the share of latency it is likely to save, and its error
+LEAST = 0.004  # of the latency, at least, that one layer's split has to save
+LIKELY = 0.5  # of that: what the profile has to say before it is measured
+SECONDS = 0.2  # of a measurement of latency
+SHOWN = 400  # feeds from which prices are made
+MOST = 12  # layers that may come apart
+FREE = 1e-4  # answers: a split that misses no more is told apart by what it saves
 
 
-def thinner(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
-    """With layers split in two thin ones, as long as that is worth it; arguments as in `lighten.opened`."""
-    share, start = judge.share(problem), judge.error(problem)
-    readers = splittable(problem.view, problem.readers)
-    if not readers or share <= MARGIN * target:
-        return problem
-    thin = find_thin(problem.view, readers, moments(problem.view.model, readers, fit, threads=problem.threads))
-    costs = Costs(problem.view, problem.trace, problem.feeds)
-    whole, origin = costs.total({}), Origin(problem.view, tuple(problem.readers))
-    options: dict[str, list[Step]] = {}
-    for part in thin:
-        saved = share * _saved(problem, costs, part) / whole
+@dataclass(frozen=True)
+class Priced:
+    """A split of one layer, the share of the cut model's latency that it saves, and the answers missed for all of
+    it."""
+
+    part: Part
+    saved: float
+    price: float
+
+
+def priced(problem: Problem, counts: Sequence[int], fit: Sequence[Feed], judge: Judge) -> list[Priced]:
+    """The best split of each layer in the model that so many units of each group are cut from, the cheapest first."""
+    masks = problem.masks(counts)
+    model = locally(problem, masks) if masks else problem.view.model
+    view = View.of(model)
+    traced = trace(view, problem.feeds[:2])
+    readers = splittable(view, find_readers(view, traced))
+    if not readers:
+        return []
+    sums = moments(model, readers, fit[:SHOWN], threads=problem.threads)
+    costs, origin = Costs(view, traced, problem.feeds), Origin(view, tuple(readers))
+    start, whole = misses(judge.dense, model, judge.held, problem.threads), costs.total({})
+    best: dict[str, Priced] = {}
+    parts: list[Part] = [*find_thin(view, readers, sums), *find_sides(view, traced, readers, sums, rounds=0)]
+    for part in parts:
+        if _guessed(view, costs, part) < LIKELY * LEAST * whole:
+            continue
+        other = Split((part,)).made(view, readers, origin)[0]
+        before, after = latencies([model, other], problem.feeds[:2], seconds=SECONDS)
+        saved = 1 - after / before
         if saved < LEAST:
             continue
-        model = Split((part,)).made(problem.view, problem.readers, origin)[0]
-        error = max(misses(judge.dense, model, judge.held, problem.threads) - start, 0.0)
-        options.setdefault(part.weight, []).append((part, saved, error))
-    chosen: dict[str, Step] = {}
-    order: list[Step] = []
-    while (step := _next(options, chosen, rate)) is not None:
-        chosen[step[0].weight] = step
-        order.append(step)
-    best, count, falling, left = problem, _enough(order, share, MARGIN * target), False, share
-    while count:
-        chosen = {step[0].weight: step for step in order[:count]}
+        error = misses(judge.dense, other, judge.held, problem.threads) - start
+        found = Priced(part, saved, max(error, FREE) / saved)
+        if part.weight not in best or found.price < best[part.weight].price:
+            best[part.weight] = found
+    return sorted(best.values(), key=lambda p: p.price)[:MOST]
+
+
+def thinner(problem: Problem, options: Sequence[Priced], fit: Sequence[Feed]) -> Iterator[Problem]:
+    """The problem with all of these splits, and with fewer and fewer, those first that are cheapest; not measured
+    yet."""
+    weights = {p.part.weight for p in options}
+    sided = {p.part.weight for p in options if isinstance(p.part, Sides)}
+    readers = [r for r in splittable(problem.view, problem.readers) if r.weight in weights]
+    if not readers:
+        return
+    sums = moments(problem.view.model, readers, fit, threads=problem.threads)
+    found: list[Part] = [p for p in find_thin(problem.view, readers, sums, largest=True) if p.weight not in sided]
+    found += [p for p in find_sides(problem.view, problem.trace, readers, sums, largest=True) if p.weight in sided]
+    parts = {part.weight: part for part in found}
+    chosen = [parts[p.part.weight] for p in options if p.part.weight in parts]
+    for count in sizes(len(chosen)):
         try:
-            other = _split(problem, chosen)
-        except ModelError:
-            break
-        now, more = judge.share(other), judge.error(other) - start
-        if more <= rate * (share - now):
-            best, left = other, now
-            if falling or left <= MARGIN * target or count == len(order):
-                break
-            count = min(count + max(1, count // 4), len(order))
-        elif best is problem:  # together they cost more than each by itself
-            count, falling = count * 3 // 4, True
-        else:
-            break
-    return _back(problem, best, chosen, options, target, judge) if left <= MARGIN * target else best
+            yield problem.lighter(Split(tuple(chosen[:count])))
+        except ModelError:  # it does not run, or not as it should
+            continue
 
 
-def _back(
-    problem: Problem, best: Problem, chosen: dict[str, Step], options: dict[str, list[Step]], target: float,
-    judge: Judge,
-) -> Problem:  # fmt: skip
-    """Directions given back, those first that cost most for what they save, as long as the target is met: measured, for
-    what steps save is a guess."""
-    tries, better = BACK, True
-    while better:
-        better = False
-        ways: list[tuple[float, dict[str, Step]]] = []
-        for weight, step in chosen.items():
-            less = [o for o in options[weight] if o[1] < step[1]]
-            to = max(less, key=lambda o: o[1], default=(step[0], 0.0, 0.0))
-            without = {w: s for w, s in chosen.items() if w != weight}
-            price = (step[2] - to[2]) / (step[1] - to[1])
-            if price > 0:
-                ways.append((price, {**without, weight: to} if less else without))
-        for _, way in sorted(ways, key=lambda w: -w[0])[:tries]:
-            tries -= 1
-            other = _split(problem, way) if way else problem
-            if judge.share(other) <= MARGIN * target:
-                best, chosen, better = other, way, True
-                break
-    return best
+def sizes(most: int) -> list[int]:
+    """How many splits are made: all, half of them, a quarter, and so on.
+
+    >>> sizes(6)
+    [6, 3, 1]
+    """
+    return [most >> halved for halved in range(most.bit_length())]
 
 
-def _split(problem: Problem, chosen: dict[str, Step]) -> Problem:
-    return problem.lighter(Split(tuple(step[0] for step in chosen.values())))
-
-
-def _enough(order: list[Step], share: float, target: float) -> int:
-    """How many of these steps are likely to meet a target; all, if that is too few."""
-    saved: dict[str, float] = {}
-    for count, (part, less, _) in enumerate(order, 1):
-        saved[part.weight] = less
-        if share - sum(saved.values()) <= target:
-            return count
-    return len(order)
-
-
-def _next(options: dict[str, list[Step]], chosen: dict[str, Step], rate: float) -> Step | None:
-    """The step, from what is chosen of one layer to fewer directions of it, with the least error for what it saves."""
-    best: tuple[float, Step] | None = None
-    for weight, parts in options.items():
-        _, saved, error = chosen.get(weight, (None, 0.0, 0.0))
-        for option in parts:
-            if option[1] <= saved:
-                continue
-            price = max(option[2] - error, 0.0) / (option[1] - saved)
-            if price <= rate and (best is None or price < best[0]):
-                best = price, option
-    return None if best is None else best[1]
-
-
-def _saved(problem: Problem, costs: Costs, part: Thin) -> float:
+def _guessed(view: View, costs: Costs, part: Part) -> float:
     """Microseconds that a split is likely to save: of the work, less one more operation."""
-    index = next(op.index for op in problem.view.ops if part.weight in op.inputs)
-    outs = len(part.basis)
-    ins = problem.view.constants[part.weight].size // outs
+    index = next(op.index for op in view.ops if part.weight in op.inputs)
     overhead = min((t for t in costs.micros.values() if t > 0), default=0.0)
-    time = max(costs.micros.get(index, 0.0) - overhead, 0.0)
-    return time * (1 - part.rank * (outs + ins) / (outs * ins)) - overhead
+    return max(costs.micros.get(index, 0.0) - overhead, 0.0) * (1 - part.share) - overhead / 2

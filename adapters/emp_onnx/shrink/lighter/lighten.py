@@ -1,5 +1,4 @@
-"""Lighter before smaller: bounds nobody reaches, places before a mean, and directions go where that costs less than
-units would.
+"""Lighter before smaller: bounds nobody reaches, and places before a mean, go where that costs less than units would.
 
 What units cost is seen from an even cut of all groups to the target: so many more answers missed, for each share of
 latency saved, is their rate. A change is made if it costs no more than that for what it is measured to save. An even
@@ -18,12 +17,12 @@ from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.fitting.bounds import find_opened
 from emp_onnx.shrink.lighter.coarse import find_coarser
-from emp_onnx.shrink.lighter.directions import thinner
+from emp_onnx.shrink.lighter.split import Split
 from emp_onnx.shrink.problem import Lighter, Problem
 from emp_onnx.shrink.search.budget import MARGIN
 from emp_onnx.shrink.search.judge import Judge
 
-__all__ = ["coarser", "lighter_ways", "opened"]
+__all__ = ["carried", "coarser", "lighter_ways", "opened"]
 
 SAVES = 0.01  # of the latency, at least, that a change has to save; less is not told from noise
 SHOWN = 64  # feeds that judge
@@ -41,33 +40,32 @@ def lighter_ways(problem: Problem, target: float, fit: Sequence[Feed], held: Seq
     """
     judge = Judge(problem, held[:SHOWN])
     ways = [problem]
-    for change in (opened, coarser, thinner):
+    for change in (opened, coarser):
         now = ways[-1]
         share = judge.share(now)
         if share > MARGIN * target:  # units would have to do the rest from here: the rate is of that
             now = change(now, target, judge.rate(now, target / share), fit, judge)
         if now is not ways[-1]:
-            now.measured(carried(ways[-1], now) or now.sums(fit))
+            now.measured(now.sums(fit, carried(ways[-1], now)))
             ways.append(now)
     return ways
 
 
 def carried(before: Problem, now: Problem) -> dict[int, Wide]:
-    """The moments of a problem whose readers have the same weights as before, and read the same channels; empty where
-    they do not.
+    """The moments of those readers that have the same weights as before, and read the same channels.
 
-    What bounds hardly ever change, and neighbours that are left out, hardly move them.
+    What bounds hardly ever change, neighbours that are left out, and splits elsewhere hardly move them.
     """
     known = {(r.weight, r.kind, r.direction): before.moments.get(i) for i, r in enumerate(before.readers)}
+    anew = {part.weight for change in now.changes if isinstance(change, Split) for part in change.parts}
     found: dict[int, Wide] = {}
     for group in now.groups:
         for i in now.of_group(group):
             reader = now.readers[i]
             moment = known.get((reader.weight, reader.kind, reader.direction))
             features = reader.matrix(now.view.constants[reader.weight])[0].size
-            if moment is None or len(moment) != features + 1:
-                return {}
-            found[i] = moment
+            if moment is not None and len(moment) == features + 1 and reader.weight not in anew:
+                found[i] = moment
     return found
 
 

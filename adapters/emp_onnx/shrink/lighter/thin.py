@@ -7,10 +7,7 @@ effective size of the spectrum of its covariance says of how many. With U the r 
 
 the best fit of rank r to y in the mean square (reduced-rank regression with the dense layer's own outputs); what is
 lost is the sum of the eigenvalues left out. Uᵀ·W has the kernel of W and makes r numbers a place, U is a 1×1
-convolution. A layer as wide as before comes out, so residual sums and concatenations are no obstacle. The r numbers
-between are units like any others, and may be cut further.
-
-The second product keeps the name of W, so that it is fitted as what W was: from its r inputs to W·x of the dense model.
+convolution.
 """
 
 from __future__ import annotations
@@ -24,12 +21,11 @@ from numpy.typing import NDArray
 
 from emp_core import effective_size
 from emp_onnx.shrink.fitting.readers import Reader
-from emp_onnx.shrink.fitting.refit import Origin
+from emp_onnx.shrink.lighter.split import Halves
 from emp_onnx.shrink.view import View
 
-__all__ = ["Split", "Thin", "find_thin", "product", "splittable"]
+__all__ = ["BLOCK", "WORTH", "Thin", "find_thin"]
 
-KINDS = ("conv", "right", "rightt")
 BLOCK = 16  # ranks are multiples: onnxruntime's blocked convolutions compute so many together
 WORTH = 0.85  # of the work of the layer that a split may have at most
 Wide = NDArray[np.float64]
@@ -37,7 +33,7 @@ Wide = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Thin:
-    """One layer's split.
+    """One layer's split by directions.
 
     Attributes:
         weight: name of its constant.
@@ -45,6 +41,7 @@ class Thin:
         mean: E[W·x], (outputs,).
         lost: share of the variance of W·x that is left out.
         directions: effective size of the spectrum.
+        share: of the multiply-adds of the layer.
     """
 
     weight: str
@@ -52,69 +49,51 @@ class Thin:
     mean: Wide
     lost: float
     directions: float
+    share: float = 1.0
 
     @property
     def rank(self) -> int:
         """How many directions stay."""
         return int(self.basis.shape[1])
 
+    @property
+    def shift(self) -> Wide:
+        """What the bias has to make up for."""
+        return np.asarray(self.mean - self.basis @ (self.basis.T @ self.mean))
 
-@dataclass(frozen=True)
-class Split:
-    """Splits of several layers."""
+    def product(self, matrix: Wide) -> Wide:
+        """The weight (outputs, channels, places) that both products come to."""
+        return np.asarray(self.basis @ (self.basis.T @ matrix.reshape(len(matrix), -1))).reshape(matrix.shape)
 
-    parts: tuple[Thin, ...]
-
-    def made(self, view: View, readers: Sequence[Reader], origin: Origin) -> tuple[Any, Origin]:
-        """The model with two thin products for each of the layers."""
+    def halves(self, reader: Reader, old: NDArray[Any], node: Any, first: str, inner: str) -> Halves:
+        """The product that makes directions, and the one that makes outputs of them."""
         import onnx
 
-        model = onnx.ModelProto()
-        model.CopyFrom(view.model)
-        own = {r.weight: r for r in readers}
-        taken = {*view.makers, *view.constants, *view.readers}
-        nodes = list(model.graph.node)
-        for part in self.parts:
-            reader = own[part.weight]
-            place = next(i for i, node in enumerate(nodes) if part.weight in node.input)
-            nodes[place : place + 1] = _two(model, view, reader, part, nodes[place], taken)
-        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-        del model.graph.node[:]
-        model.graph.node.extend(copies)
-        return model, origin
-
-    def equal(self, view: View, readers: Sequence[Reader]) -> Any:
-        """The model in its old shape that the split one has to equal."""
-        return product(view, readers, self)
+        w = reader.matrix(old)
+        down = self.basis.T @ w.reshape(len(w), -1)
+        up = type(node).FromString(node.SerializeToString())
+        if reader.kind != "conv":
+            one = onnx.helper.make_node("MatMul", [node.input[0], first], [inner])
+            return Halves((one, up), down.T, self.basis.T if reader.kind == "right" else self.basis)
+        one = type(node).FromString(node.SerializeToString())
+        del one.input[2:]
+        kept = [a for a in up.attribute if a.name == "group"]
+        del up.attribute[:]
+        up.attribute.extend([*kept, onnx.helper.make_attribute("kernel_shape", [1] * (old.ndim - 2))])
+        return Halves(
+            (one, up), down.reshape(-1, *old.shape[1:]), self.basis.reshape(*self.basis.shape, *[1] * (old.ndim - 2))
+        )
 
     def __str__(self) -> str:
-        said = ", ".join(
-            f"{p.weight}: {p.rank} of {len(p.basis)} directions, effective size {p.directions:.1f}" for p in self.parts
-        )
-        return f"{len(self.parts)} layers became two thin ones each ({said})"
+        return f"{self.rank} of {len(self.basis)} directions, effective size {self.directions:.1f}"
 
 
-def product(view: View, readers: Sequence[Reader], split: Split) -> Any:
-    """The model in its old shape, with the product of both factors as each weight: what the split one has to equal."""
-    import onnx
-
-    model = onnx.ModelProto()
-    model.CopyFrom(view.model)
-    own = {r.weight: r for r in readers}
-    for part in split.parts:
-        reader = own[part.weight]
-        w = reader.matrix(view.constants[part.weight])
-        flat = part.basis @ (part.basis.T @ w.reshape(len(w), -1))
-        _set(model, part.weight, reader.put(flat.reshape(w.shape), view.constants[part.weight]))
-        if reader.bias:
-            _set(model, reader.bias, reader.add_bias(view.constants[reader.bias], _shift(part)))
-    return model
-
-
-def find_thin(view: View, readers: Sequence[Reader], moments: Sequence[Wide]) -> list[Thin]:
+def find_thin(
+    view: View, readers: Sequence[Reader], moments: Sequence[Wide], *, largest: bool = False
+) -> list[Thin]:
     """Every split that is less work than the layer it is of: by layer, ranks from many to few.
 
-    `moments` are those of (x, 1) of each reader.
+    `moments` are those of (x, 1) of each reader; with `largest` the first alone.
     """
     out: list[Thin] = []
     for reader, moment in zip(readers, moments, strict=True):
@@ -130,69 +109,13 @@ def find_thin(view: View, readers: Sequence[Reader], moments: Sequence[Wide]) ->
         if whole <= 0 or most < BLOCK:
             continue
         number = float(effective_size(values))
-        ranks = {most * q // 4 // BLOCK * BLOCK for q in (4, 3, 2, 1)}
+        ranks = {most * q // 4 // BLOCK * BLOCK for q in ((4,) if largest else (4, 3, 2, 1))}
         out += [
-            Thin(reader.weight, vectors[:, :r], flat @ mean, 1 - float(values[:r].sum()) / whole, number)
+            Thin(
+                reader.weight, vectors[:, :r], flat @ mean, 1 - float(values[:r].sum()) / whole, number,
+                r * sum(flat.shape) / flat.size,
+            )
             for r in sorted(ranks, reverse=True)
             if BLOCK <= r < min(flat.shape)
-        ]
+        ]  # fmt: skip
     return out
-
-
-def splittable(view: View, readers: Sequence[Reader]) -> list[Reader]:
-    """Readers that can be split."""
-    held = {*view.overridable, *view.captured}
-    return [r for r in readers if r.kind in KINDS and r.weight not in held]
-
-
-def _shift(part: Thin) -> Wide:
-    return part.mean - part.basis @ (part.basis.T @ part.mean)
-
-
-def _two(model: Any, view: View, reader: Reader, part: Thin, node: Any, taken: set[str]) -> list[Any]:
-    """The two nodes in place of one, their constants put into the model."""
-    import onnx
-
-    old = view.constants[part.weight]
-    w = reader.matrix(old)
-    down = part.basis.T @ w.reshape(len(w), -1)
-    first, inner = _free(f"{part.weight}_thin", taken), _free(f"{node.output[0]}_thin", taken)
-    up = type(node).FromString(node.SerializeToString())
-    if reader.kind == "conv":
-        one = type(node).FromString(node.SerializeToString())
-        del one.input[2:]
-        new, wide = down.reshape(-1, *old.shape[1:]), part.basis.reshape(*part.basis.shape, *[1] * (old.ndim - 2))
-        kept = [a for a in up.attribute if a.name == "group"]
-        del up.attribute[:]
-        up.attribute.extend([*kept, onnx.helper.make_attribute("kernel_shape", [1] * (old.ndim - 2))])
-    else:
-        one = onnx.helper.make_node("MatMul", [node.input[0], first], [inner])
-        new, wide = down.T, part.basis.T if reader.kind == "right" else part.basis
-    one.input[1], one.output[0] = first, inner
-    up.input[0] = inner
-    one.name, up.name = (f"{node.name}_thin", node.name) if node.name else ("", "")
-    tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(new.astype(old.dtype)), first)
-    model.graph.initializer.append(tensor)
-    _set(model, part.weight, np.ascontiguousarray(wide.astype(old.dtype)))
-    if model.ir_version < 4:  # in files of old, constants are inputs too
-        for info in model.graph.input:
-            if info.name == part.weight:
-                info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, tensor.data_type, wide.shape))
-        model.graph.input.append(onnx.helper.make_tensor_value_info(first, tensor.data_type, new.shape))
-    if reader.bias:
-        _set(model, reader.bias, reader.add_bias(view.constants[reader.bias], _shift(part)))
-    return [one, up]
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
-
-
-def _set(model: Any, name: str, values: Any) -> None:
-    import onnx
-
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))

@@ -18,6 +18,7 @@ __all__ = ["MARGIN", "Budget", "fit_budget"]
 FARTHER = 0.6  # of a target on latency: so far paths go, since predictions are not measurements
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
 TRIES = 9
+SECONDS = 0.5  # of a measurement of latency
 MARGIN = 0.985  # of a target on latency: what is measured to be within, another measurement finds so too
 CLOSE = 0.95  # of a target on latency: near enough not to look for a smaller cut
 HALF = 0.6  # of the cost: where paths are compared when no target says where
@@ -96,7 +97,8 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
         path = _best(planner, [_until(path, aim) for path in paths])
         masks = problem.masks(path[-1][0])
         if masks:
-            before, after = latencies([problem.source, problem.finish(problem.cut(masks))], problem.feeds, seconds=1.0)
+            models = [problem.source, problem.finish(problem.cut(masks))]
+            before, after = latencies(models, problem.feeds, seconds=SECONDS)
             ratio = after / before
         if masks and ratio <= MARGIN * budget.latency:
             found, deep = path, aim

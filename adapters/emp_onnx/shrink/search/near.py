@@ -29,7 +29,7 @@ from emp_onnx.shrink.view import View
 __all__ = ["MOVED", "chosen_near", "mixed", "moved", "nearby"]
 
 MOVED, MIXED = "moved", "mixed"
-MOST = 2000  # feeds in all
+MOST = 1200  # feeds in all
 BYTES = 1 << 27  # of all of them
 REACH = 8  # a shift is at most so small a part of an axis
 

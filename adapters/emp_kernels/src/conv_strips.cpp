@@ -1,0 +1,61 @@
+// Each output position reads its input where it lies.
+#include <cmath>
+#include <limits>
+
+#include "conv.hpp"
+#include "layout.hpp"
+
+namespace emp {
+
+void Conv::run_strips(const Given& given) const {
+    const Kernels& kernels = given.kernels;
+    const Layout& at = given.at;
+    const Threads& threads = given.threads;
+    const float *x = given.x, *bias = given.bias, *added = given.added;
+    float* y = given.y;
+    const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, taps = shape.kernel[0] * shape.kernel[1];
+    // what the taps of a channel read for one tile, so that the tiles of a block's channels stay in the first-level cache
+    const int64_t floats = 4 * kLanes + (shape.kernel[0] - 1) * std::min<int64_t>(shape.dilation[0] * at.row, 5 * kLanes) + kLanes;
+    std::call_once(strips_once_, [&] { strips_.arrange(weight, rows, taps * std::max<int64_t>(1, 10240 / floats)); });
+    const std::vector<int64_t> offset = column_offsets(shape, at);
+    std::vector<int32_t> where(size_t(weight.view().nonzeros));
+    for (size_t i = 0; i < where.size(); i++) where[i] = int32_t(offset[strips_.column()[i]]);
+    const int64_t channels = shape.channels * shape.group, room = kernels.max_groups * kLanes;
+    const Cut cut(at.positions(), std::min(kernels.max_groups, 4));
+    float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane + room));
+    if (phases) std::fill(phases + channels * at.plane, phases + channels * at.plane + room, 0.0f);
+    for (int64_t image = 0; image < given.images; image++) {
+        const float* in = x + image * channels * at.height * at.width;
+        const bool laid = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
+        const float* source = at.direct ? in : phases;
+        threads.each(cut.tiles * shape.group, [&](int64_t index) {
+            const int64_t group = index % shape.group, tile = index / shape.group, position = cut.begin(tile) * kLanes;
+            const int groups = cut.width(tile), lanes = groups * kLanes;
+            const int64_t stop = std::min(position + lanes, at.positions());
+            float* sums = zeros(Scratch::sums, rows * lanes);
+            const float* from = source + group * shape.channels * at.plane + position;
+            const bool finite = laid || (at.direct && kernels.finite(from, stop - position, shape.channels, at.plane));
+            for (int64_t b = 0; b < strips_.blocks(); b++) {
+                const Strip& strip = strips_.strip(group, b);
+                kernels.strip(strip, where.data() + strip.first, from, sums, groups);
+            }
+            if (!finite)
+                for (int64_t c = 0; c < weight.view().columns; c++)
+                    for (int64_t l = 0; l < stop - position; l++)
+                        if (!std::isfinite(from[offset[size_t(c)] + l]))
+                            for (int64_t r = 0; r < rows; r++)
+                                if (!weight.bit(group * rows + r, c)) sums[r * lanes + l] = std::numeric_limits<float>::quiet_NaN();
+            const int64_t row = image * shape.outputs + group * rows;
+            for (int64_t p = position, run; p < stop; p += run) {
+                const int64_t out_y = p / at.row, out_x = p % at.row;
+                run = at.out_w == at.row ? stop - p : std::min(at.row - out_x, stop - p);
+                const int64_t count = at.out_w == at.row ? run : std::min(at.out_w - out_x, run), to = row * area + out_y * at.out_w + out_x;
+                if (count > 0)
+                    kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, added ? added + to : nullptr,
+                                   area, given.activation, y + to);
+            }
+        });
+    }
+}
+
+}  // namespace emp
