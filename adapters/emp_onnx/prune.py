@@ -16,8 +16,8 @@ from emp_onnx.certificates.rule import KEY
 from emp_onnx.decide import decide, watched
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Rule
+from emp_onnx.files.again import load_again
 from emp_onnx.files.model_io import Model, load, save
-from emp_onnx.files.rest import load_again
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
