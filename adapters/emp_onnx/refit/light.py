@@ -22,6 +22,8 @@ Single = NDArray[np.float32]
 class Light(Quadratic):
     """A = C + diag(weight), with C of shape (groups, d, d) in single precision, and weight (groups, d)."""
 
+    block = 1 << 17
+
     def __init__(self, c: Single, weight: Float, best: Any) -> None:
         self.c, self.weight, self.best = c, weight, best
         self._single_weight = weight.astype(np.float32)

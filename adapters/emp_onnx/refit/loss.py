@@ -22,7 +22,6 @@ Float = NDArray[np.float64]
 Single = NDArray[np.float32]
 FACTORED = 256  # inputs from which a matrix is factored once for all that is asked of it
 BLOCK = 64  # size of a triangle that is inverted as it is
-COLUMNS = 512  # of samples that are divided at once: a copy of all would be as large as they are
 
 
 @dataclass(eq=False)
@@ -31,6 +30,7 @@ class Quadratic:
 
     a: Float
     best: Float
+    block = 1 << 30  # numbers of the rows that are iterated together, where memory is short
 
     @classmethod
     def ridge(cls, xx: Float, yx: Float, prior: Float, strength: float) -> Quadratic:
@@ -146,7 +146,7 @@ class Few(Quadratic):
         apart = pull(np.einsum("nd,nd->d", x, x)[None])[0]
         made = cls(x, strength * apart, prior)
         gap = (y - x @ prior[0].T).T
-        made.best = prior + (np.linalg.solve(made._inner, gap.T).T @ x / made.weight)[None]
+        made.best = prior + (np.linalg.solve(made._inner, gap.T).T @ (x / made.weight))[None]
         return made
 
     @classmethod
@@ -157,10 +157,7 @@ class Few(Quadratic):
     @cached_property
     def _inner(self) -> Float:
         """1 + X diag(weight)⁻¹ Xᵀ."""
-        found = np.eye(len(self.x))
-        for i in range(0, self.weight.size, COLUMNS):
-            some = self.x[:, i : i + COLUMNS]
-            found += (some / self.weight[i : i + COLUMNS]) @ some.T
+        found: Float = np.eye(len(self.x)) + (self.x / self.weight) @ self.x.T
         return found
 
     @cached_property
@@ -190,7 +187,8 @@ class Few(Quadratic):
     @cached_property
     def rise(self) -> Float:
         """1 / [A⁻¹]ⱼⱼ, by the matrix inversion lemma."""
-        part = root(self._inner.copy()) @ (self.x / self.weight)
+        lower = np.linalg.cholesky(self._inner)
+        part = np.linalg.solve(lower, self.x / self.weight)
         found: Float = 1 / (1 / self.weight - np.einsum("nd,nd->d", part, part))[None]
         return found
 

@@ -32,8 +32,8 @@ LEAN = 0.5  # 0: a removed weight costs what it does where all others make good 
 LAST = 60  # rounds at the end, when the mask is chosen
 SWEEPS, SHARE = 3, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
 WORK = 6e11  # multiplications and additions that one way down may take
+BLOCK = 1 << 20  # numbers of the rows that are iterated together at most
 NEAR = 1e-8  # relative squared residual at which an iterative solution, in single precision, counts as one
-BLOCK = 1 << 17  # numbers of the rows that are iterated together, about; of a large matrix a sixteenth of its own
 
 
 def largest(scores: Float, count: int) -> Mask:
@@ -77,7 +77,8 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
         return _rows(loss, mask)
     groups, out, d = mask.shape
     found: Any = np.empty(mask.shape, np.float32)
-    step = max(1, -(-out // -(-out * d // max(BLOCK, d * d // 16))))
+    block = min(BLOCK, loss.block)
+    step = max(1, block // d) if out * d > block else out
     for g in range(groups):
         for i in range(0, out, step):
             some = np.s_[g, i : i + step]
@@ -109,7 +110,7 @@ def _gradients(loss: Quadratic, group: int, target: Any, start: Any, mask: Mask,
     scaled = residual / diagonal
     way = scaled.copy()
     now = np.einsum("od,od->o", residual, scaled)
-    enough = NEAR * np.einsum("od,od,d,od->o", target, target, 1 / diagonal, mask)
+    enough = NEAR * np.einsum("od,od->o", target * target / diagonal, mask)
     for _ in range(rounds):
         if (now <= enough).all():
             break
