@@ -37,11 +37,12 @@ from emp_onnx.shrink.view import View
 __all__ = ["Plan", "plan"]
 
 
-MOST, LONGEST = 8, 24  # layers that may go, and of how many, those that take longest, one is chosen
+MOST, LONGEST = 8, 16  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
 FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
 STEP = 8  # what half of a group is a multiple of, where its costs are learned
+FARTHEST = 3.0  # times the error of a cut: from one that goes beyond the target and misses more nothing comes back
 ENDS = 6  # cuts of one problem that are judged so
 SHORT = 10.0  # seconds of the processor for exchange before splits are priced
 PATIENCE = 2  # plans in a row that are no better
@@ -130,10 +131,12 @@ def plan(
         clock = Clock(first.problem)
         deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
         alone = place or first.problem.masks(deeper) is None
+        alone = alone or planner.measured(deeper) > FARTHEST * first.error
         starts = [first.counts] if alone else [first.counts, deeper]
         ends = []
         for start in starts:  # one that gives back is not led astray by the same things
-            for counts in exchange(planner, start, MARGIN * target, seconds=limit / 2, best=ENDS, clock=clock):
+            seen = exchange(planner, start, MARGIN * target, seconds=limit / len(starts), best=ENDS, clock=clock)
+            for counts in seen:
                 ends += [] if counts in ends else [counts]
         met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
         met = sorted(met, key=planner.measured)[:ENDS]
