@@ -68,7 +68,8 @@ def plan(
         round_to, least: see `shrink`.
         changes: whether whole layers, bounds, places and edges may go, and layers come apart.
         short: whether feeds end before they show what recurrent states are for.
-        seconds: of the processor, after which no more layers go; half as much is for exchange after that.
+        seconds: of the processor, after which no more layers go; half as much is for splits before, and for exchange
+            after that.
 
     Raises:
         UsageError: no cut reaches the target.
@@ -91,7 +92,7 @@ def plan(
     for way in ways:
         if not found or _error(way, judged) < min(p.error for p, _ in found):
             more = look(way, found[-1][1] if found else None)
-    end = time.process_time() + seconds
+    end = time.process_time() + seconds / 2
     if more and changes:
         first, planner = min(found, key=lambda f: f[0].error) if found else (None, None)
         first = first or Plan(ways[-1], [0] * len(ways[-1].groups), np.inf)
@@ -103,6 +104,7 @@ def plan(
             worse, lowest = (0 if now < lowest else worse + 1), now
             if worse == PATIENCE or (found and time.process_time() > end):
                 break
+        end = time.process_time() + seconds  # layers have a time of their own
         best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
         for one in shallower(best, target, wide, judged):
             if one is best:
