@@ -68,8 +68,8 @@ def plan(
         round_to, least: see `shrink`.
         changes: whether whole layers, bounds, places and edges may go, and layers come apart.
         short: whether feeds end before they show what recurrent states are for.
-        seconds: of the processor, after which no more layers go; half as much is for splits before, and for exchange
-            after that.
+        seconds: of the processor, after which no more layers go; half as much is for splits before, and as much
+            for exchange after that.
 
     Raises:
         UsageError: no cut reaches the target.
@@ -118,14 +118,14 @@ def plan(
     found.sort(key=lambda f: f[0].error)
     better = []
     close = [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]
-    for place, (first, planner) in enumerate(close):
+    for first, planner in close:
         if planner is None:
             better.append(first)
             continue
-        limit = seconds / len(close) / 2
+        limit = seconds / len(close)
         clock = Clock(first.problem)
         deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
-        alone = place or first.problem.masks(deeper) is None
+        alone = first.problem.masks(deeper) is None
         alone = alone or planner.measured(deeper) > FARTHEST * first.error
         starts = [first.counts] if alone else [first.counts, deeper]
         ends = []
