@@ -8,6 +8,7 @@ solves what is left. The command line is `emp`.
 Importing this imports neither onnx nor onnxruntime; they are loaded when first needed.
 """
 
+from emp_onnx import _importing
 from emp_onnx.apply import apply
 from emp_onnx.budget.point import Budget, Point
 from emp_onnx.calibration.statistics import Inputs, Statistics, calibrate
@@ -30,6 +31,8 @@ from emp_onnx.verification.outcome import Check, Verification, VerifyError
 from emp_onnx.verification.verify import verify
 from emp_onnx.weights.find import Found, Refusal, Weight, find_weights
 from emp_onnx.weights.layout import Layout
+
+_importing.done()
 
 __all__ = [
     "Behaviour",

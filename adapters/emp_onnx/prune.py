@@ -16,8 +16,8 @@ from emp_onnx.certificates.rule import KEY
 from emp_onnx.decide import decide, watched
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Rule
+from emp_onnx.files.again import load_again
 from emp_onnx.files.model_io import Model, load, save
-from emp_onnx.files.rest import load_again
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
@@ -28,7 +28,7 @@ from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.verification.outcome import Verification, VerifyError
 from emp_onnx.verification.running import begin, load_ahead, many_nodes
 from emp_onnx.verification.written import verify_written
-from emp_onnx.weights.find import Refusal, find_weights
+from emp_onnx.weights.find import NOTHING, Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
 
@@ -213,10 +213,7 @@ def nothing_to_prune(model: Model, refusals: Sequence[Refusal]) -> UsageError | 
         return UsageError(
             f"include, exclude and min_size must leave something to prune in {model.origin}, got: {reasons}"
         )
-    return ModelError(
-        f"nothing in {model.origin} can be pruned: "
-        + (reasons or "no operation that is known here has a constant weight")
-    )
+    return ModelError(f"nothing in {model.origin} can be pruned: {reasons or NOTHING}")
 
 
 def _packed(changed: Model, pack: str | None, target: str) -> Model:

@@ -45,7 +45,12 @@ def build(*, sanitize: str = "", compiler: str = "", target: str = "emp_kernels"
             )
             assert done.returncode == 0, done.stdout + done.stderr
             assert "warning:" not in done.stdout + done.stderr, done.stdout + done.stderr
-            shutil.copytree(scratch, place, dirs_exist_ok=True)
+            # under a name of its own first: another process may have made it meanwhile, and may be running it
+            shutil.copytree(scratch, f"{scratch}-done")
+            try:
+                os.rename(f"{scratch}-done", place)
+            except OSError:
+                shutil.rmtree(f"{scratch}-done")
     return place
 
 

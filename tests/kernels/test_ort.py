@@ -359,3 +359,18 @@ def test_our_declarations_agree_with_the_real_header(tmp_path: Path) -> None:
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_registering_only_some_operations() -> None:
+    before = linear("Gemm", "Mask", bias=True, relu=True)
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    fuse(after, every=True)
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    expected = session(before, kernels=False).run(None, {"x": x})[0]
+    for only in (["GemmReluMask"], ["ConvMask", "GemmReluMask"], ["GemmMask"], []):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        emp_kernels.register(options, only=only)
+        got = onnxruntime.InferenceSession(after.SerializeToString(), options).run(None, {"x": x})[0]
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)

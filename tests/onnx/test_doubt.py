@@ -118,3 +118,16 @@ def test_other_outputs_and_other_shapes() -> None:
     still = doubt(answers(masked), answers(masked))
     assert still is not None
     assert still.changed == (0, 0)
+
+
+@given(st.integers(2, 40), st.integers(1, 3), st.integers(0, 99))
+def test_a_probability_of_one_thing_is_one_of_two(n: int, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, other = rng.uniform(0, 1, (2, n, rows, 1)).astype(np.float32)
+    found = doubt([[x] for x in one], [[x] for x in other])
+    assert found is not None
+    turned = ((one >= 0.5) != (other >= 0.5)).mean()
+    assert found.paid == pytest.approx(turned)
+    assert found.cost == pytest.approx(found.changed)
+    assert found.bound >= min(1, sum(found.cost)) - 1e-9
+    assert doubt([[x - 1] for x in one], [[x] for x in other]) is None

@@ -197,3 +197,16 @@ def test_operations_on_whole_numbers_stand_for_those_on_floats(name: str) -> Non
     inside = np.abs(y) < 6  # the rest is cut off
     assert inside.mean() > 0.5
     np.testing.assert_allclose(got[inside], y[inside], atol=0.0251)
+
+
+def test_weights_whose_scale_is_multiplied_in_later_are_refused_with_what_to_do() -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "p"]),
+        helper.make_node("MatMulInteger", ["q", "w", "p"], ["n"]),
+        helper.make_node("Cast", ["n"], ["f"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
+    w = np.random.default_rng(0).integers(-99, 99, (6, 4)).astype(np.int8)
+    source = Model(model(nodes, [value("x", (None, 6))], [value("y", (None, 4))], [tensor("w", w)]))
+    with pytest.raises(emp_onnx.ModelError, match="MatMulInteger reads, are not refitted: refit the model of floats"):
+        emp_onnx.refit(source, "unused.onnx", feeds=[{"x": np.ones((2, 6), np.float32)}], sparsity=0.5)

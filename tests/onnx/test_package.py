@@ -127,3 +127,10 @@ def test_rooms_import_each_other_in_one_direction_and_this_test_can_fail(house: 
     low, high = next((other, room) for room, others in there.items() for other in others)
     with pytest.raises(CycleError):
         TopologicalSorter({**there, low: {high}}).prepare()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_looking_for_garbage_is_as_it_was_after_the_import(before: bool) -> None:
+    turn = "" if before else "gc.disable(); "
+    code = f"import gc; {turn}import emp_onnx; assert gc.isenabled() == {before}"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,9 +19,9 @@ import emp_onnx
 from emp_onnx import Model
 from emp_onnx.decide import decide
 from emp_onnx.files import filling
+from emp_onnx.files.again import load_again
 from emp_onnx.files.model_io import load
 from emp_onnx.files.patch import patched_each
-from emp_onnx.files.rest import load_again
 from emp_onnx.files.short import batches
 from emp_onnx.runtime.process import Process
 from emp_onnx.weights.find import find_weights

@@ -156,7 +156,8 @@ def test_sums_are_those_of_the_samples_however_many_wait(monkeypatch: pytest.Mon
     found = moments(model, problem.readers, problem.feeds)
     every = samples(model, problem.readers, problem.feeds)
     both = cross_moments(model, model, problem.readers, problem.feeds)
-    for reader, moment, x, (own, cross) in zip(problem.readers, found, every, both, strict=True):
+    for reader, moment, x, (own, cross, lost) in zip(problem.readers, found, every, both, strict=True):
+        assert lost is None
         assert x.shape == (len(problem.feeds) * (81 if reader.weight == "a" else 49), len(moment) - 1)
         ones = np.concatenate([x, np.ones((len(x), 1))], 1).astype(np.float64)
         np.testing.assert_allclose(moment, ones.T @ ones / len(x), rtol=1e-5, atol=1e-6)

@@ -51,6 +51,14 @@ EMP_PUBLIC int emp_linear_run(const emp::Linear* linear, const char* isa, int th
     return 0;
 }
 
+// x becomes its Gelu. Returns 1 if there is no such `isa`.
+EMP_PUBLIC int emp_gelu(const char* isa, float* x, int64_t count) {
+    const emp::Kernels* kernels = named(isa);
+    if (!kernels) return 1;
+    kernels->cells.gelu(x, count);
+    return 0;
+}
+
 // The way chosen for that many items: "dot", "gather" or "tile".
 EMP_PUBLIC const char* emp_linear_way(const emp::Linear* linear, const char* isa, int64_t items) {
     const emp::Kernels* kernels = named(isa);

@@ -14,6 +14,8 @@ struct Cells {
     // The reset is applied to the state itself: first the gates `update` and the state times reset; then, with h of the hidden gate alone, the state.
     void (*gru_reset)(const float* x, const float* h, int64_t n, const float* state, float* update, float* reset);
     void (*gru_finish)(const float* x, const float* h, int64_t n, const float* update, float* state);
+    // x becomes Gelu of x, x * (1 + erf(x / sqrt 2)) / 2, within 2e-7 |x|; not of a cell, but made of the same.
+    void (*gelu)(float* x, int64_t n);
     // state = tanh(x + h)
     void (*rnn)(const float* x, const float* h, int64_t n, float* state);
 };

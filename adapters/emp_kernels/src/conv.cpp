@@ -19,7 +19,7 @@ bool Conv::slides(const Sliding& sliding, const Layout& at) const {
     if (columns == 0 || sliding.slides > 8 || sliding.stride > 1024) return false;
     const double density = weight.density();
     if (sliding.efficiency(at) < (density < 0.3 ? 0.6 : 0.7) || density * double(columns) < 6) return false;
-    return sliding.lines > 4 || density < 0.25;  // four lines alone keep the multipliers less busy than a tile does
+    return sliding.lines > 4 || density < 0.18;  // four lines alone keep the multipliers less busy than a tile does
 }
 
 // Copying a stretch is worth it if it is used often enough, or if it does not begin on a cache line: what is read across two lines takes twice

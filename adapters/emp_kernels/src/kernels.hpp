@@ -5,7 +5,8 @@
 
 namespace emp {
 
-enum class Activation { none, relu };
+// Gelu is made by the nodes of products alone, once the product is done.
+enum class Activation { none, relu, gelu };
 
 // Where results go: y[item * item_stride + row], plus bias[row] if there is one, then the activation.
 struct Output {

@@ -122,7 +122,10 @@ class LinearNode : public Node {
         for (size_t i = 0; i + 1 < shape.size(); i++) items *= shape[i];
         shape.back() = rows_;
         const float* added = bias_of(op_, context, rows_);
-        product_->run(x.as<float>(), items, added, op_.activation, context.output(0, shape), context.threads());
+        float* y = context.output(0, shape);
+        const bool gelu = op_.activation == Activation::gelu;
+        product_->run(x.as<float>(), items, added, gelu ? Activation::none : op_.activation, y, context.threads());
+        if (gelu) context.threads().ranges(items * rows_, 16384, 64, [y](int64_t from, int64_t to) { kernels().cells.gelu(y + from, to - from); });
     }
 
   private:

@@ -3,7 +3,7 @@
 // The name says what a node does, as the local function of the same name in the file does:
 // - one of MatMul, MatMulAdd, Gemm, Conv, ConvAdd (a sum follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv,
 //   DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
-// - Relu if an activation follows;
+// - Relu or, of MatMul, MatMulAdd and Gemm, Gelu if that follows;
 // - Cast or Dequantize if that is done to the stored values first;
 // - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
 // Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd; of integers scale and zero point; what the form needs, values last; then the places that a
@@ -100,7 +100,7 @@ Op describe(Kind kind, const char* kind_name, Values values, Activation activati
     const bool dynamic = kind >= Kind::dynamic && kind <= Kind::dynamic_conv_add;
     Op op = {};
     op.kind = kind, op.values_are = values, op.activation = activation, op.outputs = 1;
-    op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : "") + (dynamic ? "" : of(values)) + form.name;
+    op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : activation == Activation::gelu ? "Gelu" : "") + (dynamic ? "" : of(values)) + form.name;
     input(op, ort::kFloat);
     if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add);
     if (kind == Kind::conv_add) op.added = input(op, ort::kFloat);
@@ -143,8 +143,9 @@ const std::vector<Op>& all() {
         std::vector<Op> ops;
         for (auto& kind : kinds)
             for (Values values : kind.values)
-                for (Activation activation : {Activation::none, Activation::relu})
-                    for (auto& form : kForms) ops.push_back(describe(kind.kind, kind.name, values, activation, form));
+                for (Activation activation : {Activation::none, Activation::relu, Activation::gelu})
+                    for (auto& form : kForms)
+                        if (activation != Activation::gelu || kind.kind <= Kind::gemm) ops.push_back(describe(kind.kind, kind.name, values, activation, form));
         struct {
             Cell cell;
             const char* name;

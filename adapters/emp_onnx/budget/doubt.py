@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.outputs import classes
+from emp_onnx.calibration.outputs import classes, sides
 
 __all__ = ["Doubt", "doubt"]
 
@@ -27,6 +27,7 @@ ROWS = 512  # answers that are looked at; more are thinned out evenly
 WHOLE = 0.1  # of the answers that change, those that may be right ones lost, whatever the model says of them
 LOST = 0.2  # of the answers that are expected to change, those that are taken to be lost at least
 SURE = 0.5  # how sure, beyond chance, a model must be of one answer at least for its doubts to be believed
+ONE_SIDED = 1.64  # standard errors that one answer in twenty lies above
 LEAST = 1e-12  # of a probability
 FAR = 1e30  # stands for infinity
 
@@ -41,7 +42,8 @@ class Doubt:
             answer, less the one that it gave the other. But no model knows quite how often it is right: that a tenth of
             the changed answers may cost a whole one each is part of the error. And where a model is not sure of a
             single answer, its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and
-            all changed answers cost one.
+            all changed answers cost one. So do those of a model that says the probability of one thing, where what
+            decides by it need not do so at a half; its errors are 1.64 standard ones.
         paid: what the answers that did change cost, counted the same way.
     """
 
@@ -64,12 +66,18 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         one, other: answers of two models to the same feeds: per feed, per output.
 
     Returns:
-        None where no output is class scores.
+        None where no output is class scores, or the probability of one thing.
     """
     shares: list[Float] = []
+    wide = 1.0
     feeds: list[NDArray[np.intp]] = []
     for outputs in range(len(one[0]) if one else 0):
-        rows = [(classes(a[outputs]), classes(b[outputs])) for a, b in zip(one, other, strict=True)]
+        before, after = ([answer[outputs] for answer in answers] for answers in (one, other))
+        two = sides(before)
+        if two is not None:
+            wide = ONE_SIDED  # no probability of another answer makes them careful
+            before, after = two, sides([np.clip(x, 0, 1) for x in after]) or after
+        rows = [(classes(a), classes(b)) for a, b in zip(before, after, strict=True)]
         if any(p is None for p, _ in rows):
             continue
         pairs = [(i, p, q) for i, (p, q) in enumerate(rows) if p is not None and q is not None and p.shape == q.shape]
@@ -78,9 +86,9 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
         even = np.linspace(0, len(owner) - 1, ROWS).astype(int)
         some = even[np.diff(even, prepend=-1) > 0]  # np.unique imports numpy.ma, a twentieth of a short run
-        before = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
-        after = np.concatenate([q for _, _, q in pairs])[some].astype(np.float64)
-        shares.append(_each(*_scores(before, after)))
+        first = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
+        second = np.concatenate([q for _, _, q in pairs])[some].astype(np.float64)
+        shares.append(_each(*_scores(first, second), weighed=two is None))
         feeds.append(owner[some])
     if not shares:
         return None
@@ -88,13 +96,13 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     means = []
     for share in found[:, :2].T:
         each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
-        means.append((float(share.mean()), math.sqrt(float(each @ each)) / share.size))
+        means.append((float(share.mean()), wide * math.sqrt(float(each @ each)) / share.size))
     changed, (cost, error) = means
     error = math.hypot(error, WHOLE * max(changed[0] - cost, 0.0))
     return Doubt(changed, (cost, error), float(found[:, 2].mean()))
 
 
-def _each(before: Float, after: Float) -> Float:
+def _each(before: Float, after: Float, *, weighed: bool) -> Float:
     """Of each row (rows, classes): the share of the movements like its own that would turn it over, and what these
     cost, and what its own does."""
     n, count = before.shape
@@ -105,7 +113,7 @@ def _each(before: Float, after: Float) -> Float:
     odds = np.exp(before - before.max(1, keepdims=True))
     sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
     chance = 1 / count
-    believed = (sure[:, 0].max() - chance) / (1 - chance) >= SURE
+    believed = weighed and (sure[:, 0].max() - chance) / (1 - chance) >= SURE
     loss = sure[:, :1] - sure[:, 1:] if believed else np.ones((n, ranks.shape[1] - 1))
     beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
     order = np.argsort(lead[:, 0], kind="stable")

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from emp_onnx.budget.doubt import doubt
-from emp_onnx.calibration.outputs import agreement, moved
+from emp_onnx.calibration.outputs import agreement, moved, top1
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import save
 from emp_onnx.refit.fitting import Fitting, Thin
@@ -134,8 +134,11 @@ def point_of(sparsity: float, one: Says, other: Says, score: float | None = None
     found = doubt(one, other)
     expected = None if found is None else 1 - min(1.0, sum(found.changed))
     cost = None if found is None else found.bound
+    same = agreement(one, other)
+    if cost is not None and top1(one, other) is None:  # probabilities of one thing: on which side, and how far off
+        cost = max(cost, 1 - same)
     return Point(
-        sparsity, agreement(one, other), moved(one, other), score, size, expected, cost, feeds=len(one)
+        sparsity, same, moved(one, other), score, size, expected, cost, feeds=len(one)
     )  # fmt: skip
 
 

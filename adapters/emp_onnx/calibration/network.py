@@ -22,6 +22,7 @@ from emp_onnx.calibration.sites import UNOPENED, find_sites, past
 from emp_onnx.calibration.smooth import smooth
 from emp_onnx.calibration.stored import Stored
 from emp_onnx.calibration.taking import PER_INPUT, Taking, Totals
+from emp_onnx.calibration.unquantised import unquantised
 from emp_onnx.calibration.uses import together
 from emp_onnx.errors import ModelError
 from emp_onnx.files.graph import Graph
@@ -73,6 +74,7 @@ class Network(Stored):
         known: dict[int, bool] = {}
         program = flatten(self.model, lambda graph: _opens(graph, self.model, known), whole)
         if self.smooth:
+            unquantised(program, lambda name: program.constants[name].size)
             self.smooth = smooth(program, lambda name: fixed_value(program, name, self.value, self.threads))
         found, why = find_sites(program, self.model, self.weights)
         if whole:

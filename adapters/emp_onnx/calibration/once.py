@@ -12,6 +12,7 @@ from emp_onnx.calibration.network import Network, merged
 from emp_onnx.calibration.own import Found
 from emp_onnx.calibration.runner import Kept, Runner
 from emp_onnx.calibration.taking import NotPooledError, Taking, Totals
+from emp_onnx.runtime.memory import give_back
 
 __all__ = ["once"]
 
@@ -58,8 +59,11 @@ def _pass(network: Network, positions: bool) -> dict[int, Found]:
         for _, uses in takings:
             for taking in uses:
                 taking.take(run, first=start)
-        start += count
-        count = max(1, min(MOST, ROOM * count // max(run.values.held, 1)))
+        room = max(1, min(MOST, ROOM * count // max(run.values.held, 1)))
+        if count < MOST and start // MOST < (start + count) // MOST:
+            del run  # activations are large: the pages that they leave between them would not be used again
+            give_back()
+        start, count = start + count, room
     return {
         id(problem): sums
         for site, uses in takings

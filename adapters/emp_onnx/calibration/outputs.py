@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["agreement", "classes", "distance", "moved", "rows_of", "top1"]
+__all__ = ["agreement", "classes", "distance", "moved", "rows_of", "sides", "top1"]
 
 Array = NDArray[Any]
 
@@ -76,6 +76,20 @@ def _comparable(value: Array) -> Array:
         odds = np.exp(rows - rows.max(1, keepdims=True))
         found: Array = np.sqrt(odds / odds.sum(1, keepdims=True))
         return found
+
+
+def sides(values: Sequence[Array], /) -> list[Array] | None:
+    """Probabilities of one thing, one column of numbers from 0 to 1 on every feed, as those of two classes: that it is
+    not, and that it is. None where one of the arrays is something else.
+
+    >>> sides([np.array([[0.25], [1.0]], np.float32)])[0].tolist()
+    [[0.75, 0.25], [0.0, 1.0]]
+    """
+    for x in values:
+        column = x.ndim and x.size and x.dtype.kind == "f" and (x.size == 1 or (x.ndim > 1 and x.shape[-1] == 1))
+        if not column or classes(x) is not None or not ((x >= 0) & (x <= 1)).all():
+            return None
+    return [np.stack([1 - x.reshape(-1), x.reshape(-1)], -1) for x in values]
 
 
 def agreement(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> float:

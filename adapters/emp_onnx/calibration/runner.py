@@ -97,9 +97,10 @@ class Runner:
                 what = f"onnxruntime cannot run a part of the model on feed {i}"
                 raise ModelError(f"{what}: {first_line(error)}") from error
             for name, value in zip(chunk.gives, out, strict=True):
-                if not isinstance(value, np.ndarray):
+                if isinstance(value, np.ndarray):
+                    self.values.put(name, i, value)
+                elif any(name in other.reads for part in self.cut for other in part):
                     raise ModelError(f"value {quote(name)} is not a tensor, which calibration does not support")
-                self.values.put(name, i, value)
 
     def _session(self, chunk: Chunk, feed: Mapping[str, Array | None]) -> Any:
         same = self.kept is not None and not chunk.keys & self.changed

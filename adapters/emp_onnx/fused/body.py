@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 
 from emp_onnx.files.reader import DOMAIN
+from emp_onnx.fused.gelu import gelu_steps
 
 __all__ = ["ATTRIBUTES", "Shape", "function_of", "node_of"]
 
@@ -30,14 +31,14 @@ class Shape:
     Attributes:
         op: MatMul, Gemm, Conv, or MatMulInteger or ConvInteger, whose activations are quantised first.
         add: whether a MatMul or ConvInteger has a bias; whether something is added to what a Conv makes.
-        relu: whether a Relu follows.
+        activation: Relu or Gelu if one follows, "" otherwise; Gelu of a MatMul or Gemm alone.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
         form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
     """
 
     op: str
     add: bool
-    relu: bool
+    activation: str
     values: str
     form: str
 
@@ -56,10 +57,10 @@ class Shape:
     def name(self) -> str:
         """That of the function.
 
-        >>> Shape("MatMul", True, True, "Cast", "Mask").name
+        >>> Shape("MatMul", True, "Relu", "Cast", "Mask").name
         'MatMulAddReluCastMask'
         """
-        return f"{self.kind}{'Relu' if self.relu else ''}{self.values}{self.form}"
+        return f"{self.kind}{self.activation}{self.values}{self.form}"
 
     @property
     def biased(self) -> bool:
@@ -117,7 +118,9 @@ def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx
     if shape.add:
         steps.append(helper.make_node("Add", [made, "added" if shape.op == "Conv" else "bias"], ["sum"]))
         made = "sum"
-    if shape.relu:
+    if shape.activation == "Gelu":
+        steps += gelu_steps(made)
+    elif shape.activation:
         steps.append(helper.make_node("Relu", [made], ["active"]))
     steps[-1].output[0] = "y"
     return steps

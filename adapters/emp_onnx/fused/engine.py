@@ -71,9 +71,8 @@ def open_engine(
     except ImportError:
         why = "the kernels are not installed"
     else:
-        options = _options(threads)
         try:
-            emp_kernels.register(options)
+            emp_kernels.register(_options(threads))
             isa = emp_kernels.isa()
         except emp_kernels.KernelsError as error:
             why = str(error)
@@ -83,6 +82,7 @@ def open_engine(
         return Engine(_session(str(path), _options(threads)), "", (), f"onnxruntime alone: {why}")
     source = load(path)
     if not every and (fused := fused_before(source)):  # it is opened as it stands: nothing is read twice
+        emp_kernels.register(options := _options(threads), only={item.op for item in fused})
         return Engine(_session(str(path), options), isa, tuple(fused), _kernels(isa, fused))
     fused, count = [], 0
     if any(node.domain == DOMAIN for node in source.graph.nodes):
@@ -94,6 +94,7 @@ def open_engine(
             raise UsageError(f"kernels must be off or auto for this model: {why}")
         session = _session(_unpacked(source, path), _options(threads))
         return Engine(session, "", tuple(fused), f"onnxruntime alone: {why}")
+    emp_kernels.register(options := _options(threads), only={item.op for item in fused if item.op})
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(Path(path).resolve().parent)
     )

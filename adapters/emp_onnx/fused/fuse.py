@@ -2,8 +2,8 @@
 
 `emp pack` puts a node of its own before each use of a packed weight, which unpacks it. Kernels need weight and
 activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the bias
-and the Relu that follow it, and with a local function of its name that says in standard operations what it computes.
-Without kernels onnxruntime inlines that function, and all is as before.
+and the Relu or Gelu that follow it, and with a local function of its name that says in standard operations what it
+computes. Without kernels onnxruntime inlines that function, and all is as before.
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
 quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all
@@ -30,6 +30,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.body import ATTRIBUTES, Shape, function_of
 from emp_onnx.fused.dynamic import DYNAMIC, chain_of
+from emp_onnx.fused.gelu import gelu_behind
 from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, is_standard, shape_of, value_of
 from emp_onnx.fused.parts import rejoin
 from emp_onnx.fused.recurrent import (
@@ -186,13 +187,17 @@ class _Work:
             added = [item for item in after.input if item != node.output[0]]
             if added:
                 after = self._take(node, after)
-        relu = after is not None and is_standard(after, "Relu")
-        if relu:
-            assert after is not None
+        activation = ""
+        if after is not None and is_standard(after, "Relu"):
+            activation = "Relu"
             self._take(node, after)
+        elif op in ("MatMul", "Gemm") and not half and (steps := gelu_behind(graph, node.output[0])):
+            activation = "Gelu"
+            for step in steps:
+                self._take(node, step)
         values = "Cast" if half else weight.values
         add = bool(added) or (bool(bias) and op not in ("Gemm", "Conv"))
-        shape = Shape(op, add, relu, values, FORMS[weight.unpack.op_type])
+        shape = Shape(op, add, activation, values, FORMS[weight.unpack.op_type])
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:

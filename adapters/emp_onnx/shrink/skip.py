@@ -146,7 +146,7 @@ def skipped(
         found = cross_moments(
             origin.view.model, model, [dense[r.weight] for r in together], feeds, others=together, threads=threads
         )
-        for reader, (z, cross) in zip(together, found, strict=True):
+        for reader, (z, cross, _) in zip(together, found, strict=True):
             now = onnx.numpy_helper.to_array(tensors_of(model)[reader.weight])
             goal = dense[reader.weight].matrix(origin.view.constants[reader.weight])
             start = reader.matrix(now)

@@ -10,8 +10,8 @@ from emp_onnx.certificates.rule import KEY, Certificate
 from emp_onnx.decide import decide
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.figures import Figures
+from emp_onnx.files.again import same_outside
 from emp_onnx.files.model_io import Model
-from emp_onnx.files.rest import same_outside
 from emp_onnx.verification.outcome import Check, check
 from emp_onnx.weights.find import find_weights
 from emp_onnx.weights.kept import Kept, Pruned

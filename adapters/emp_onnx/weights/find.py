@@ -15,7 +15,9 @@ from emp_onnx.weights.steps import Understood, understand
 from emp_onnx.weights.trace import LONGEST, THROUGH, Trace, Use, Value
 from emp_onnx.weights.zero import FLOAT, Zero
 
-__all__ = ["Found", "Refusal", "Weight", "find_weights"]
+__all__ = ["NOTHING", "Found", "Refusal", "Weight", "find_weights"]
+
+NOTHING = "no operation that is known here has a constant weight"  # why a model without weights has none
 
 FLOATS = {
     "float32", "float16", "bfloat16", "float64", "float8e4m3fn", "float8e5m2", "float8e4m3fnuz", "float8e5m2fnuz",

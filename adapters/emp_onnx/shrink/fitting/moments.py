@@ -17,6 +17,7 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.axes.trace import Runner
 from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.fitting.readers import Reader
+from emp_onnx.shrink.fitting.sums import Beside
 
 __all__ = ["cross_moments", "moments", "samples", "segment"]
 
@@ -153,18 +154,29 @@ def samples(
 
 def cross_moments(
     dense: Any, changed: Any, readers: Sequence[Reader], feeds: Sequence[Feed], *, threads: int = 1, seed: int = 0,
-    others: Sequence[Reader] | None = None,
-) -> list[tuple[Wide, Wide]]:  # fmt: skip
+    others: Sequence[Reader] | None = None, besides: Sequence[Beside | None] = (),
+) -> list[tuple[Wide, Wide, Wide | None]]:  # fmt: skip
     """For each reader Σ z zᵀ and Σ z (x, 1)ᵀ, divided by the number of samples: z of the changed model, x of the
-    dense one. `others` are the same readers in the changed model, where they read other tensors there."""
+    dense one; and Σ z (d, 1)ᵀ with d what was lost beside its result, None where nothing stands there.
+
+    `others` are the same readers in the changed model, where they read other tensors there.
+    """
     others = readers if others is None else others
-    one = Runner(segment(dense, [r.source for r in readers]), threads=threads)
-    other = Runner(segment(changed, [r.source for r in others]), threads=threads)
-    pairs = list(zip(readers, others, strict=True))
-    sums = [_Sums([same, reader], _share(reader, len(feeds)), (seed, i)) for i, (reader, same) in enumerate(pairs)]
+    besides = list(besides) or [None] * len(readers)
+    one = Runner(segment(dense, [*(r.source for r in readers), *(b.dense for b in besides if b)]), threads=threads)
+    other = Runner(segment(changed, [*(r.source for r in others), *(b.changed for b in besides if b)]), threads=threads)
+    every = list(zip(readers, others, besides, strict=True))
+    sums: list[_Sums | None] = [None] * len(every)
     for feed in feeds:
         a, b = one(feed), other(feed)
-        for (reader, same), added in zip(pairs, sums, strict=True):
-            added.add(b[same.source], a[reader.source])
-    means = [pair.mean() for pair in sums]
-    return [(own, cross) for own, cross in means]
+        for i, (reader, same, by) in enumerate(every):
+            lost = by.lost(a, b) if by else None
+            added = sums[i]
+            if added is None:
+                rows = [same, reader] if by is None or lost is None else [same, reader, by.as_rows]
+                added = sums[i] = _Sums(rows, _share(reader, len(feeds)), (seed, i))
+            values = [b[same.source], a[reader.source], lost][: len(added.readers)]
+            if values[-1] is not None:  # shapes may agree on one feed and not on another
+                added.add(*values)
+    means = [added.mean() for added in sums if added is not None]
+    return [(m[0], m[1], m[2] if len(m) > 2 else None) for m in means]

@@ -19,6 +19,7 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks, sliced
 from emp_onnx.shrink.fitting.moments import cross_moments
 from emp_onnx.shrink.fitting.readers import Reader
+from emp_onnx.shrink.fitting.sums import beside
 from emp_onnx.shrink.view import View
 
 __all__ = ["RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit", "refit_locally", "rows_of", "solve"]
@@ -70,9 +71,14 @@ class Solved:
         return known[1:]
 
 
-def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE) -> tuple[Wide, Wide]:
+def solve(
+    own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE, lost: Wide | None = None
+) -> tuple[Wide, Wide]:
     """M' (outputs, kept) and the shift of b, from E[(z,1)(z,1)ᵀ], E[(z,1)(x,1)ᵀ], M (outputs, all) and M₀ (outputs,
-    kept)."""
+    kept), and E[(z,1)(d,1)ᵀ] where M·x + d is to be reached."""
+    if lost is not None:  # d are more of what is read, each with a weight of 1
+        cross = np.concatenate([cross[:, :-1], lost], 1)
+        target = np.concatenate([target, np.eye(len(target))], 1)
     h, k = own[:-1, :-1], cross[:-1, :-1]
     if bias:
         h = h - np.outer(own[:-1, -1], own[:-1, -1])
@@ -85,8 +91,9 @@ def solve(own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridg
     return new, shift
 
 
-def levels(view: View, readers: Sequence[Reader]) -> list[list[Reader]]:
-    """Readers in the order in which they can be refitted: those that do not depend on each other together."""
+def levels(view: View, readers: Sequence[Reader]) -> tuple[list[list[Reader]], dict[str, int]]:
+    """Readers in the order in which they can be refitted, those that do not depend on each other together; and after
+    how many of these each tensor is as it will be."""
     of: dict[int, set[int]] = {}
     reach: dict[str, int] = {}
     own = {r.op.index for r in readers}
@@ -100,7 +107,7 @@ def levels(view: View, readers: Sequence[Reader]) -> list[list[Reader]]:
             reach[name] = level
     for level, indices in sorted(of.items()):
         out[level] = [r for r in readers if r.op.index in indices]
-    return list(out.values())
+    return list(out.values()), reach
 
 
 def refit(
@@ -130,8 +137,8 @@ def refit(
     tensors = {t.name: t for t in shrunk.graph.initializer}
     names = {name for node in shrunk.graph.node for name in node.output} | {i.name for i in shrunk.graph.input}
     moved = False
-    every = levels(view, readers)
-    for together in every:
+    every, reach = levels(view, readers)
+    for level, together in enumerate(every):
         together = [r for r in together if r.weight in tensors and r.source in names]
         if len(every) > LONG:
             together = [r for r in together if (r.source, r.axis) in masks]
@@ -146,15 +153,22 @@ def refit(
             continue
         dense_of = [goal for goal in goals if goal is not None]
         source = view if origin is None else origin.view
-        found = cross_moments(source.model, shrunk, dense_of, feeds, others=together, threads=threads)
-        for reader, (own, cross) in zip(together, found, strict=True):
+        besides = [
+            beside(view, reader, source, goal, rows_of(view, masks, reader), level, reach)
+            for reader, goal in zip(together, dense_of, strict=True)
+        ]
+        found = cross_moments(
+            source.model, shrunk, dense_of, feeds, others=together, besides=besides, threads=threads
+        )
+        for reader, (own, cross, lost) in zip(together, found, strict=True):
             dense = (stats or {}).get(readers.index(reader)) if origin is None else None
             if anchor and dense is not None:
                 mask = masks.get((reader.source, reader.axis))
                 kept = _kept(mask, dense)
                 own = (own + anchor * dense[np.ix_(kept, kept)]) / (1 + anchor)
                 cross = (cross + anchor * dense[kept]) / (1 + anchor)
-            _one(source, tensors, masks, reader, own, cross, ridge, onnx)
+                lost = None if lost is None else lost / (1 + anchor)
+            _one(source, tensors, masks, reader, own, cross, lost, ridge, onnx)
 
 
 def refit_locally(
@@ -198,12 +212,15 @@ def rows_of(view: View, masks: Masks, reader: Reader) -> NDArray[np.bool_]:
 
 
 def _one(
-    view: View, tensors: Any, masks: Masks, reader: Reader, own: Wide, cross: Wide, ridge: float, onnx: Any
-) -> None:
+    view: View, tensors: Any, masks: Masks, reader: Reader, own: Wide, cross: Wide, lost: Wide | None, ridge: float,
+    onnx: Any,
+) -> None:  # fmt: skip
     rows = rows_of(view, masks, reader)
     target = reader.matrix(view.constants[reader.weight])[rows].reshape(int(rows.sum()), -1)
     prior = reader.matrix(onnx.numpy_helper.to_array(tensors[reader.weight]))
-    new, shift = solve(own, cross, target, prior.reshape(len(prior), -1), bias=bool(reader.bias), ridge=ridge)
+    new, shift = solve(
+        own, cross, target, prior.reshape(len(prior), -1), bias=bool(reader.bias), ridge=ridge, lost=lost
+    )
     put_fit(view, tensors, masks, reader, new, shift, onnx)
 
 
