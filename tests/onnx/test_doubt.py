@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emp_onnx.budget.doubt import LOST, WHOLE, doubt
+from emp_onnx.budget.point import point_of
 
 
 def answers(scores: Any) -> list[list[Any]]:
@@ -131,3 +132,14 @@ def test_a_probability_of_one_thing_is_one_of_two(n: int, rows: int, seed: int) 
     assert found.cost == pytest.approx(found.changed)
     assert found.bound >= min(1, sum(found.cost)) - 1e-9
     assert doubt([[x - 1] for x in one], [[x] for x in other]) is None
+
+
+def test_what_is_handed_on_may_not_be_off_by_more_than_what_may_be_lost() -> None:
+    rng = np.random.default_rng(0)
+    one = [[rng.uniform(0.6, 0.9, (1, 1)), rng.standard_normal(64)] for _ in range(20)]
+    other = [[y, state + 0.05 * rng.standard_normal(64)] for y, state in one]
+    alone, handed = (point_of(0.5, one, other, handed=handed) for handed in (False, True))
+    assert alone.cost is not None
+    assert handed.cost is not None
+    assert alone.cost < 0.01 < handed.cost
+    assert handed.cost == pytest.approx(handed.error)

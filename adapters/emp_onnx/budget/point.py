@@ -129,16 +129,26 @@ class Point:
         return asdict(self)
 
 
-def point_of(sparsity: float, one: Says, other: Says, score: float | None = None, size: int | None = None) -> Point:
-    """What the answers of the dense model and of another one to the same feeds say."""
+def point_of(
+    sparsity: float, one: Says, other: Says, score: float | None = None, size: int | None = None, *,
+    handed: bool = False,
+) -> Point:  # fmt: skip
+    """What the answers of the dense model and of another one to the same feeds say.
+
+    `handed`: a state is among them that the next step reads. A feed shows one step, but errors of the state add up from
+    step to step: so the relative error itself must be as small as what may be lost.
+    """
     found = doubt(one, other)
     expected = None if found is None else 1 - min(1.0, sum(found.changed))
     cost = None if found is None else found.bound
     same = agreement(one, other)
     if cost is not None and top1(one, other) is None:  # probabilities of one thing: on which side, and how far off
         cost = max(cost, 1 - same)
+    error = moved(one, other)
+    if handed:
+        cost = max(cost or 0.0, min(1.0, error))
     return Point(
-        sparsity, same, moved(one, other), score, size, expected, cost, feeds=len(one)
+        sparsity, same, error, score, size, expected, cost, feeds=len(one)
     )  # fmt: skip
 
 
@@ -153,7 +163,8 @@ def measure(
             files = save(made, Path(folder) / "model.onnx")
             value = None if score is None else score(files[0])
             nbytes = sum(_gzipped(file) for file in files) if size else None
-    return point_of(thin.sparsity, *fitting.both(thin), value, nbytes)
+    says = fitting.both(thin)
+    return point_of(thin.sparsity, *says, value, nbytes, handed=bool(fitting.answers.states))
 
 
 def _gzipped(file: Path) -> int:

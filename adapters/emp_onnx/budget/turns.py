@@ -80,7 +80,7 @@ class Turns:
 
     def _point(self, sparsity: float, found: Sequence[Sequence[Says]]) -> Point:
         points = [
-            point_of(sparsity, _flat(before[: len(after)]), _flat(after))
+            point_of(sparsity, _flat(before[: len(after)]), _flat(after), handed=bool(self.fitting.answers.states))
             for before, after in zip(self._before, found, strict=True)
         ]
         return points[0].worst(*points[1:])

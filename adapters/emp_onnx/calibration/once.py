@@ -17,6 +17,7 @@ from emp_onnx.runtime.memory import give_back
 __all__ = ["once"]
 
 ROOM, MOST = 1 << 22, 16  # bytes of activations that are held together, as far as one feed tells; feeds at most
+TIDY = 64  # feeds after which memory is given back where activations are large: it takes a tenth of a second
 
 
 def once(network: Network, /, enough: tuple[int, int] = Network.enough) -> dict[int, Found]:
@@ -60,7 +61,7 @@ def _pass(network: Network, positions: bool) -> dict[int, Found]:
             for taking in uses:
                 taking.take(run, first=start)
         room = max(1, min(MOST, ROOM * count // max(run.values.held, 1)))
-        if count < MOST and start // MOST < (start + count) // MOST:
+        if count < MOST and start // TIDY < (start + count) // TIDY:
             del run  # activations are large: the pages that they leave between them would not be used again
             give_back()
         start, count = start + count, room

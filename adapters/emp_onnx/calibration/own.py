@@ -125,8 +125,7 @@ class OwnSums:
     def __init__(self, groups: int, d: int) -> None:
         self.count = 0
         self.x, self.shift = np.zeros((groups, d)), np.zeros((groups, 1, d), np.float32)
-        self.few = groups == 1  # so far
-        self.early: Array | None = None  # samples, as long as they are few
+        self.early: list[Array] | None = [] if groups == 1 else None  # samples, as long as they are few
         self.buffer: Single | None = None  # samples that wait to be multiplied, `held` of them
         self.held = 0
         self.total: Single | None = None
@@ -135,28 +134,28 @@ class OwnSums:
     def add(self, x: Array, want: Array | None = None, y: Float | None = None) -> None:
         """Take samples in, (groups, samples, d); the dense network's are the same ones.
 
-        They are copied, not kept: small arrays that stay lie between the large ones of a run, and memory falls to
-        pieces.
+        Beyond the first few they are copied, not kept: small arrays that stay lie between the large ones of a run, and
+        memory falls to pieces.
         """
         _, n, d = x.shape
         if not self.count and n:
             self.shift = x.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
         self.count += n
-        before = self.count - n
-        if self.few and few(self.count, d):
-            if self.early is None:  # room for as many as may be few: what is not used is no memory
-                self.early = np.empty((d // 2, d), x.dtype)
-            self.early[before : self.count] = x[0]
-            return
-        early, self.few, self.early = self.early, False, None
-        if early is not None:
-            self._take(early[None, :before])
-        self._take(x)
+        if self.early is not None:
+            self.early.append(x)
+            if few(self.count, d):
+                return
+            early, self.early = self.early, None
+            for one in early:
+                self._take(one)
+        else:
+            self._take(x)
 
     def moments(self, weights: Callable[[], Float]) -> Samples | Own:
         """The moments, given what gives the dense weights."""
-        if self.early is not None:
-            x = self.early[: self.count]
+        if self.early:
+            x = np.concatenate([one[0] for one in self.early])
+            self.early = [x[None]]
             return Samples(x, x @ weights()[0].T)
         self._flush()
         self.buffer = None
