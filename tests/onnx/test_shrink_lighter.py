@@ -18,6 +18,7 @@ from emp_onnx.shrink.fitting.bounds import find_opened
 from emp_onnx.shrink.fitting.moments import moments
 from emp_onnx.shrink.lighter.coarse import find_coarser
 from emp_onnx.shrink.lighter.directions import priced, sizes, thinner
+from emp_onnx.shrink.lighter.edges import Cropped, find_edges
 from emp_onnx.shrink.lighter.lighten import carried, coarser, opened
 from emp_onnx.shrink.lighter.sides import Sides, find_sides, fitted
 from emp_onnx.shrink.lighter.split import Split, product, splittable
@@ -166,6 +167,78 @@ def test_places_that_others_read_stay(how: str) -> None:
         node.attribute.append(helper.make_attribute("auto_pad", "SAME_UPPER"))
     problem = Problem.of(net, normal((1, 3, size, size), 2))
     assert find_coarser(problem.view, problem.trace) == []
+
+
+# edges
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from(["", "Concat", "Add"]), st.integers(8, 14))
+@settings(max_examples=20, deadline=None)
+def test_without_edges_the_model_says_what_it_says_of_the_middle(seed: int, depth: int, join: str, size: int) -> None:
+    feeds = normal((1, 3, size, size), 4)
+    join = join if depth > 1 else ""
+    problem = Problem.of(before_a_mean(seed, depth, join, size=size, reduce=seed % 2 == 0), feeds, simpler=False)
+    found = find_edges(problem.view, problem.trace)
+    assert [change.axis for change in found] == ([3, 2] if size < 2 * 8 else [])[: len(found)]
+    one = Cropped("x", 3, 1, size - 2, size)
+    both = problem.lighter(one).lighter(Cropped("x", 2, 0, size - 1, size))
+    free = before_a_mean(seed, depth, join, size=size, reduce=seed % 2 == 0)
+    for axis, left in ((2, size - 1), (3, size - 3)):
+        free.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = left
+    middle = Runner(free)
+    dense = Runner(problem.view.model)
+    for feed in feeds:
+        want = middle({"x": feed["x"][:, :, : size - 1, 1 : size - 2]})["y"]
+        assert np.allclose(Runner(both.view.model)(feed)["y"], want, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(Runner(both.dense)(feed)["y"], dense(feed)["y"])  # answers are judged by the whole
+
+
+def test_edges_are_a_last_place_along_each_axis_and_readers_are_fitted_to_the_same_places() -> None:
+    rng = np.random.default_rng(5)
+    constants = {"w": rng.standard_normal((8, 3, 3, 3)), "u": rng.standard_normal((8, 8, 3, 3)), "v": np.eye(8)[:, :5]}
+    conv = {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [2, 2]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], **conv), helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "u"], ["c"], **conv), helper.make_node("GlobalAveragePool", ["c"], ["m"]),
+        helper.make_node("Flatten", ["m"], ["f"]), helper.make_node("MatMul", ["f", "v"], ["y"]),
+    ]  # fmt: skip
+    for ir in (9, 3):
+        net = model(nodes, constants, [1, 3, 24, 28], ir=ir)
+        feeds = normal((1, 3, 24, 28), 12)
+        problem = Problem.of(net, feeds, biases=True, simpler=False)
+        found = find_edges(problem.view, problem.trace)
+        assert [(c.axis, c.begin, c.end) for c in found] == [(3, 2, 26), (2, 2, 22)]
+        assert "those from 2 to 26" in str(found[0])
+        other = problem.lighter(found[0]).lighter(found[1])
+        other.measure(feeds)
+        masks = other.masks([4 if "w" in {name for name, _ in group.axes} else 0 for group in other.groups])
+        assert masks
+        middle = [Runner(other.origin.view.model, ["c"])(f)["c"] for f in feeds]  # type: ignore[union-attr]
+
+        def error(model: Any) -> float:
+            runner = Runner(model, ["c"])
+            return float(sum(np.square(runner(f)["c"] - m).sum() for f, m in zip(feeds, middle, strict=True)))  # noqa: B023
+
+        assert error(fit(other, masks, Way(1e-6, True), feeds)) < error(other.cut(masks))
+
+
+@pytest.mark.parametrize("how", ["output", "flat", "open", "places"])
+def test_edges_that_are_read_by_place_stay(how: str) -> None:
+    net = before_a_mean(4, 2, "", size=9)
+    graph = net.graph
+    if how == "output":
+        graph.output.append(helper.make_tensor_value_info("r10", 1, None))
+    if how == "flat":
+        graph.node.append(helper.make_node("Flatten", ["r10"], ["p"]))
+        graph.output.append(helper.make_tensor_value_info("p", 1, None))
+    if how == "open":
+        graph.input[0].type.tensor_type.shape.dim[3].dim_param = "w"
+    if how == "places":
+        graph.initializer.append(numpy_helper.from_array(np.ones((1, 4, 9, 9), np.float32), "k"))
+        next(n for n in graph.node if n.op_type == "GlobalAveragePool").input[0] = "z"
+        graph.node.insert(len(graph.node) - 3, helper.make_node("Mul", ["r10", "k"], ["z"]))
+    problem = Problem.of(net, normal((1, 3, 9, 9), 2), simpler=False)
+    assert find_edges(problem.view, problem.trace) == []
 
 
 # directions

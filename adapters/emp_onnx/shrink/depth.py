@@ -11,42 +11,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from emp_onnx.errors import ModelError, UsageError
+from emp_onnx.errors import UsageError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cost import Costs
-from emp_onnx.shrink.fitting.distance import ancestors, misses, watched
-from emp_onnx.shrink.fitting.refit import Origin
+from emp_onnx.shrink.fitting.distance import misses, watched
 from emp_onnx.shrink.lighter.directions import priced, thinner
 from emp_onnx.shrink.lighter.lighten import carried, lighter_ways
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.budget import MARGIN, Budget, fit_budget
 from emp_onnx.shrink.search.choose import Planner
 from emp_onnx.shrink.search.exchange import Clock, exchange
-from emp_onnx.shrink.search.fits import anew, locally
 from emp_onnx.shrink.search.judge import Judge
 from emp_onnx.shrink.search.last import with_near
-from emp_onnx.shrink.search.near import MOVED
-from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
+from emp_onnx.shrink.search.quarters import FOLDS, Quarters
+from emp_onnx.shrink.shallower import shallower
 from emp_onnx.shrink.view import View
 
 __all__ = ["Plan", "plan"]
 
 
-MOST, LONGEST = 8, 24  # layers that may go, and of how many, those that take longest, one is chosen
-FEEDS, HELD = 64, 32  # with which layers are ranked
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
-FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
 STEP = 8  # what half of a group is a multiple of, where its costs are learned
+FARTHEST = 3.0  # times the error of a cut: from one that goes beyond the target and misses more nothing comes back
 ENDS = 6  # cuts of one problem that are judged so
 SHORT = 10.0  # seconds of the processor for exchange before splits are priced
 PATIENCE = 2  # plans in a row that are no better
 LESS = 1.12  # times the target: from there to the target are the last units
-FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
 @dataclass(frozen=True)
@@ -72,9 +66,10 @@ def plan(
         near: in which way those to fit to are added to.
         judging: more feeds to judge by.
         round_to, least: see `shrink`.
-        changes: whether whole layers, and places, directions and bounds may go.
+        changes: whether whole layers, bounds, places and edges may go, and layers come apart.
         short: whether feeds end before they show what recurrent states are for.
-        seconds: of the processor, after which no more layers go; half as much is for exchange after that.
+        seconds: of the processor, after which no more layers go; half as much is for splits before, and as much
+            for exchange after that.
 
     Raises:
         UsageError: no cut reaches the target.
@@ -97,7 +92,7 @@ def plan(
     for way in ways:
         if not found or _error(way, judged) < min(p.error for p, _ in found):
             more = look(way, found[-1][1] if found else None)
-    end = time.process_time() + seconds
+    end = time.process_time() + seconds / 2
     if more and changes:
         first, planner = min(found, key=lambda f: f[0].error) if found else (None, None)
         first = first or Plan(ways[-1], [0] * len(ways[-1].groups), np.inf)
@@ -109,8 +104,9 @@ def plan(
             worse, lowest = (0 if now < lowest else worse + 1), now
             if worse == PATIENCE or (found and time.process_time() > end):
                 break
+        end = time.process_time() + seconds  # layers have a time of their own
         best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
-        for one in _shallower(best, target, wide, judged):
+        for one in shallower(best, target, wide, judged):
             if one is best:
                 continue
             if found and _error(one, judged) >= min(p.error for p, _ in found):
@@ -122,18 +118,20 @@ def plan(
     found.sort(key=lambda f: f[0].error)
     better = []
     close = [f for f in found if f[0].error <= NEAR * found[0][0].error][:RUNNERS]
-    for place, (first, planner) in enumerate(close):
+    for first, planner in close:
         if planner is None:
             better.append(first)
             continue
-        limit = seconds / len(close) / 2
+        limit = seconds / len(close)
         clock = Clock(first.problem)
         deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
-        alone = place or first.problem.masks(deeper) is None
+        alone = first.problem.masks(deeper) is None
+        alone = alone or planner.measured(deeper) > FARTHEST * first.error
         starts = [first.counts] if alone else [first.counts, deeper]
         ends = []
         for start in starts:  # one that gives back is not led astray by the same things
-            for counts in exchange(planner, start, MARGIN * target, seconds=limit / 2, best=ENDS, clock=clock):
+            seen = exchange(planner, start, MARGIN * target, seconds=limit / len(starts), best=ENDS, clock=clock)
+            for counts in seen:
                 ends += [] if counts in ends else [counts]
         met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
         met = sorted(met, key=planner.measured)[:ENDS]
@@ -142,8 +140,9 @@ def plan(
         return better[0]
     problems = {id(p.problem): p.problem for p in better}
     share = -(-len(wide) // FOLDS)
-    quarters = {key: _Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
-    return min(better, key=lambda p: quarters[id(p.problem)].misses(p) + p.error)  # two estimates are steadier than one
+    quarters = {key: Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
+    # two estimates are steadier than one
+    return min(better, key=lambda p: quarters[id(p.problem)].misses(p.counts) + p.error)
 
 
 def _apart(
@@ -170,35 +169,6 @@ def _rate(cut: Plan, planner: Planner | None, target: float) -> float:
     return (cut.error - planner.measured(less)) / (before / now - 1) if before > now else np.inf
 
 
-class _Quarters:
-    """All feeds in quarters, with `share` of those near them in each, which judge by a fit to the others."""
-
-    def __init__(self, problem: Problem, feeds: Sequence[Feed], near: str, share: int) -> None:
-        self.problem = problem
-        runner = watched(problem.dense, problem.threads)
-        folds = [feeds[fold::FOLDS] for fold in range(FOLDS)]
-        wide = [with_near(problem, fold, near)[: max(share, len(fold))] for fold in folds]
-        more = JUDGES if near == MOVED else 1  # what is mixed of two classes has no answer that could be missed
-        self.judges = [part[: more * len(fold)] for part, fold in zip(wide, folds, strict=True)]
-        self.dense = [[runner(feed) for feed in part] for part in self.judges]
-        sums = [] if problem.skips else [problem.sums(part) for part in wide]
-        self.others: list[Problem] = []
-        for i in range(FOLDS):
-            if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
-                rest = [feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part]
-                self.others.append(anew(problem, rest))
-            else:
-                left = [*sums[:i], *sums[i + 1 :]]
-                moments = {k: sum((s[k] for s in left[1:]), left[0][k]) / len(left) for k in problem.moments}
-                self.others.append(replace(problem, moments=moments))
-
-    def misses(self, plan: Plan) -> float:
-        """How many answers a plan misses."""
-        masks = plan.problem.masks(plan.counts) or {}
-        every = zip(self.others, self.dense, self.judges, strict=True)
-        return sum(misses(dense, locally(other, masks), part, other.threads) for other, dense, part in every) / FOLDS
-
-
 def _at(
     problem: Problem, target: float, held: Sequence[Feed], round_to: int, least: int, short: bool,
     known: Planner | None,
@@ -218,59 +188,3 @@ def _at(
 def _error(problem: Problem, held: Sequence[Feed]) -> float:
     runner = watched(problem.dense, problem.threads)
     return misses([runner(feed) for feed in held], problem.view.model, held, problem.threads)
-
-
-def _shallower(problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed]) -> Iterator[Problem]:
-    """The problem, and the same with one more layer left out each time, measured."""
-    yield problem
-    costs = Costs(problem.view, problem.trace, problem.feeds)
-    runner = watched(problem.dense, problem.threads)
-    held = held[:HELD]
-    dense = [runner(feed) for feed in held]
-    whole = costs.total({})
-    saved = 0.0
-    for _ in range(MOST):
-        found = _next(problem, costs, fit[:FEEDS], held, dense, saved)
-        if found is None:
-            return
-        skip, more = found
-        saved += more
-        try:
-            problem = problem.without(skip, fit)
-        except ModelError:  # what is left does not run
-            return
-        if not problem.groups:
-            return
-        problem.measure(fit)
-        yield problem
-        if 1 - saved / whole < FAR * target:
-            return
-
-
-def _next(
-    problem: Problem, costs: Costs, fit: Sequence[Feed], held: Sequence[Feed], dense: list[Any], saved: float
-) -> tuple[Skip, float] | None:
-    """The skip with the least error for all the time saved, and the microseconds it saves."""
-    origin = problem.origin or Origin(problem.view, tuple(problem.readers))
-    watched_too = {*ancestors(origin.view.model)}
-    best: tuple[float, Skip, float] | None = None
-    seen: set[frozenset[str]] = set()
-    options: list[tuple[float, Skip]] = []
-    for skip in find_skips(problem.view, problem.trace):
-        gone = left_out(problem.view, skip)
-        if gone in seen or skip.after in watched_too or gone & watched_too:
-            continue
-        seen.add(gone)
-        more = sum(costs.micros.get(op.index, 0.0) for op in origin.view.ops if gone.intersection(op.outputs))
-        if more > 0:
-            options.append((more, skip))
-    for more, skip in sorted(options, key=lambda o: -o[0])[:LONGEST]:
-        try:
-            model = skipped(origin, problem.view, problem.trace, skip, fit, far=False, threads=problem.threads)
-            error = misses(dense, model, held, problem.threads)
-        except ModelError:
-            continue
-        price = error / (saved + more)
-        if best is None or price < best[0]:
-            best = (price, skip, more)
-    return None if best is None else best[1:]

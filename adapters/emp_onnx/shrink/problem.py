@@ -110,7 +110,7 @@ class Problem:
     @property
     def dense(self) -> Any:
         """The model that says what outputs should be: before it was changed."""
-        return self.view.model if self.origin is None else self.origin.view.model
+        return self.view.model if self.origin is None else (self.origin.whole or self.origin.view).model
 
     def whole(self) -> Problem:
         """The problem as it was before it was changed."""

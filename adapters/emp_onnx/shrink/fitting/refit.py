@@ -33,10 +33,12 @@ Wide = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Origin:
-    """The model that was there before layers were left out, and its readers."""
+    """The model that was there before layers were left out, and its readers; `whole`, where that one reads less of
+    its input, is the one that reads all."""
 
     view: View
     readers: tuple[Reader, ...]
+    whole: View | None = None
 
     def of(self, reader: Reader) -> Reader | None:
         """The reader that had this one's weight."""

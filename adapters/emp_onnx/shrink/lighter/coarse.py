@@ -22,7 +22,7 @@ from emp_onnx.shrink.fitting.readers import Reader
 from emp_onnx.shrink.fitting.refit import Origin
 from emp_onnx.shrink.view import Op, View
 
-__all__ = ["Coarser", "find_coarser"]
+__all__ = ["Coarser", "find_coarser", "means"]
 
 FACTOR = 2  # from one place to the next
 LEAST = 4  # places along every axis: fewer have hardly a neighbour to stand for them
@@ -72,7 +72,7 @@ def find_coarser(view: View, traced: Trace) -> list[Coarser]:
     """One for each mean over all places that convolutions come before."""
     out = []
     for op in view.ops:
-        if not _means(op, view, traced):
+        if not means(op, view, traced):
             continue
         found = _convolutions(view, traced, op.inputs[0], {op.index})
         shape = traced.shapes[op.inputs[0]]
@@ -145,7 +145,7 @@ def _convolutions(view: View, traced: Trace, name: str, readers: set[int]) -> li
     return list(found.values())
 
 
-def _means(op: Op, view: View, traced: Trace) -> bool:
+def means(op: Op, view: View, traced: Trace) -> bool:
     """Whether an operation is the mean over all places of channels."""
     if op.type == "GlobalAveragePool":
         return True

@@ -36,6 +36,7 @@ LEAST = 0.004  # of the latency, at least, that one layer's split has to save
 LIKELY = 0.5  # of that: what the profile has to say before it is measured
 SECONDS = 0.2  # of a measurement of latency
 SHOWN = 400  # feeds from which prices are made
+TRIED = 20  # splits that are measured, those that lose least for what they are likely to save
 MOST = 12  # layers that may come apart
 FREE = 1e-4  # answers: a split that misses no more is told apart by what it saves
 
@@ -64,9 +65,9 @@ def priced(problem: Problem, counts: Sequence[int], fit: Sequence[Feed], judge: 
     start, whole = misses(judge.dense, model, judge.held, problem.threads), costs.total({})
     best: dict[str, Priced] = {}
     parts: list[Part] = [*find_thin(view, readers, sums), *find_sides(view, traced, readers, sums, rounds=0)]
-    for part in parts:
-        if _guessed(view, costs, part) < LIKELY * LEAST * whole:
-            continue
+    guesses = [(_guessed(view, costs, part), part) for part in parts]
+    likely = [(part.lost / guess, part) for guess, part in guesses if guess > LIKELY * LEAST * whole]
+    for _, part in sorted(likely, key=lambda found: found[0])[:TRIED]:
         other = Split((part,)).made(view, readers, origin)[0]
         before, after = latencies([model, other], problem.feeds[:2], seconds=SECONDS)
         saved = 1 - after / before

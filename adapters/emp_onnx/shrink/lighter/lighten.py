@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.fitting.bounds import find_opened
-from emp_onnx.shrink.lighter.coarse import find_coarser
+from emp_onnx.shrink.lighter.coarse import Coarser, find_coarser
+from emp_onnx.shrink.lighter.edges import find_edges
 from emp_onnx.shrink.lighter.split import Split
 from emp_onnx.shrink.problem import Lighter, Problem
 from emp_onnx.shrink.search.budget import MARGIN
 from emp_onnx.shrink.search.judge import Judge
 
-__all__ = ["carried", "coarser", "lighter_ways", "opened"]
+__all__ = ["carried", "coarser", "cropped", "lighter_ways", "opened"]
 
 SAVES = 0.01  # of the latency, at least, that a change has to save; less is not told from noise
 SHOWN = 64  # feeds that judge
@@ -31,7 +32,8 @@ Wide = NDArray[np.float64]
 
 
 def lighter_ways(problem: Problem, target: float, fit: Sequence[Feed], held: Sequence[Feed]) -> list[Problem]:
-    """The problem, and the same with one more kind of change that is worth it each time, all measured on `fit`.
+    """The problem, and the same with one more kind of change that is worth it each time, all measured on `fit`; the
+    last one at fewer places along the edges instead of everywhere.
 
     Args:
         problem: measured.
@@ -48,7 +50,7 @@ def lighter_ways(problem: Problem, target: float, fit: Sequence[Feed], held: Seq
         if now is not ways[-1]:
             now.measured(now.sums(fit, carried(ways[-1], now)))
             ways.append(now)
-    return ways
+    return [*ways, *cropped(next(way for way in reversed(ways) if not _coarse(way)), target, fit, judge)]
 
 
 def carried(before: Problem, now: Problem) -> dict[int, Wide]:
@@ -86,6 +88,33 @@ def opened(problem: Problem, target: float, rate: float, fit: Sequence[Feed], ju
 def coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
     """At fewer places before means, where that is worth it; arguments as in `opened`."""
     return _worth(problem, find_coarser(problem.view, problem.trace), target, rate, judge)
+
+
+def cropped(problem: Problem, target: float, fit: Sequence[Feed], judge: Judge) -> list[Problem]:
+    """At fewer places along the edges of one axis, and of one more; arguments as in `opened`.
+
+    What moves by a few places answers otherwise where answers are close, and as well: rates say little of it.
+    """
+    ways: list[Problem] = []
+    for axis in range(len(find_edges(problem.view, problem.trace))):
+        before = ways[-1] if ways else problem
+        share = judge.share(before)
+        edges = find_edges(before.view, before.trace)[axis : axis + 1]
+        if share <= MARGIN * target or not edges:
+            break
+        try:
+            now = before.lighter(edges[0])
+        except ModelError:  # it does not run
+            break
+        if not now.groups or share - judge.share(now) < SAVES:
+            break
+        now.measured(now.sums(fit, carried(before, now)))
+        ways.append(now)
+    return ways
+
+
+def _coarse(problem: Problem) -> bool:
+    return any(isinstance(change, Coarser) for change in problem.changes)
 
 
 def _worth(now: Problem, changes: Sequence[Lighter], target: float, rate: float, judge: Judge) -> Problem:

@@ -29,7 +29,7 @@ from emp_onnx.shrink.view import View
 __all__ = ["MOVED", "chosen_near", "mixed", "moved", "nearby"]
 
 MOVED, MIXED = "moved", "mixed"
-MOST = 1200  # feeds in all
+MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
 BYTES = 1 << 27  # of all of them
 REACH = 8  # a shift is at most so small a part of an axis
 
@@ -38,13 +38,14 @@ def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, lis
     """By the name of the way, as many more feeds as are of use; no way that does not fit the model's inputs."""
     arrays = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
     size = sum(a.nbytes for a in arrays[0].values())
-    count = min(MOST, BYTES // max(size, 1)) - len(feeds)
+    way = MOVED if len(arrays[0]) == 1 and _slid(view, next(iter(arrays[0]))) else MIXED
+    count = min(MOST[way], BYTES // max(size, 1)) - len(feeds)
     shapes = {tuple((name, a.shape, a.dtype.kind) for name, a in sorted(feed.items())) for feed in arrays}
     if count < len(feeds) or len(shapes) > 1 or len(feeds) < 2 or any(a.dtype.kind != "f" for a in arrays[0].values()):
         return {}
     rng = np.random.default_rng(seed)
     out: dict[str, list[Feed]] = {}
-    if len(arrays[0]) == 1 and _slid(view, next(iter(arrays[0]))):
+    if way == MOVED:
         out[MOVED] = [moved(arrays[i], rng) for i in rng.integers(0, len(feeds), count)]
     else:
         out[MIXED] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]

@@ -1,0 +1,46 @@
+"""Cuts judged by all feeds: each quarter by a fit to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.fitting.distance import misses, watched
+from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.search.fits import anew, locally
+from emp_onnx.shrink.search.last import with_near
+from emp_onnx.shrink.search.near import MOVED
+
+__all__ = ["FOLDS", "Quarters"]
+
+FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
+
+
+class Quarters:
+    """All feeds in quarters, with `share` of those near them in each, which judge by a fit to the others."""
+
+    def __init__(self, problem: Problem, feeds: Sequence[Feed], near: str, share: int) -> None:
+        self.problem = problem
+        runner = watched(problem.dense, problem.threads)
+        folds = [feeds[fold::FOLDS] for fold in range(FOLDS)]
+        wide = [with_near(problem, fold, near)[: max(share, len(fold))] for fold in folds]
+        more = JUDGES if near == MOVED else 1  # what is mixed of two classes has no answer that could be missed
+        self.judges = [part[: more * len(fold)] for part, fold in zip(wide, folds, strict=True)]
+        self.dense = [[runner(feed) for feed in part] for part in self.judges]
+        sums = [] if problem.skips else [problem.sums(part) for part in wide]
+        self.others: list[Problem] = []
+        for i in range(FOLDS):
+            if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
+                rest = [feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part]
+                self.others.append(anew(problem, rest))
+            else:
+                left = [*sums[:i], *sums[i + 1 :]]
+                moments = {k: sum((s[k] for s in left[1:]), left[0][k]) / len(left) for k in problem.moments}
+                self.others.append(replace(problem, moments=moments))
+
+    def misses(self, counts: Sequence[int]) -> float:
+        """How many answers are missed when so many units of each group go."""
+        masks = self.problem.masks(counts) or {}
+        every = zip(self.others, self.dense, self.judges, strict=True)
+        return sum(misses(dense, locally(other, masks), part, other.threads) for other, dense, part in every) / FOLDS
