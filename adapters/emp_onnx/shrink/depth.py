@@ -96,8 +96,9 @@ def plan(
     if more and changes:
         first, planner = min(found, key=lambda f: f[0].error) if found else (None, None)
         first = first or Plan(ways[-1], [0] * len(ways[-1].groups), np.inf)
-        worse, lowest = 0, first.error
+        worse, lowest, apart = 0, first.error, list[Problem]()
         for one in _apart(first, planner, target, wide, judged):
+            apart.append(one)
             if _error(one, judged) >= lowest or not look(one, planner):
                 break
             now = min((p.error for p, _ in found), default=np.inf)
@@ -105,14 +106,16 @@ def plan(
             if worse == PATIENCE or (found and time.process_time() > end):
                 break
         end = time.process_time() + seconds  # layers have a time of their own
-        best = min(found, key=lambda f: f[0].error)[0].problem if found else ways[-1]
-        for one in shallower(best, target, wide, judged):
-            if one is best:
-                continue
-            if found and _error(one, judged) >= min(p.error for p, _ in found):
-                break
-            if not look(one) or (found and time.process_time() > end):  # a layer less would miss more
-                break
+        # where no cut of units reaches the target, none says yet whether layers should be whole before some go
+        bases = [min(found, key=lambda f: f[0].error)[0].problem] if found else [ways[-1], *apart]
+        for base in bases:
+            for one in shallower(base, target, wide, judged):
+                if one is base:
+                    continue
+                if found and _error(one, judged) >= min(p.error for p, _ in found):
+                    break
+                if not look(one) or (found and time.process_time() > end):  # a layer less would miss more
+                    break
     if not found:
         raise failed[0]
     found.sort(key=lambda f: f[0].error)
