@@ -134,3 +134,18 @@ def test_looking_for_garbage_is_as_it_was_after_the_import(before: bool) -> None
     turn = "" if before else "gc.disable(); "
     code = f"import gc; {turn}import emp_onnx; assert gc.isenabled() == {before}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_was_frozen_before_the_import_stays_frozen_and_nothing_else_is(frozen: bool) -> None:
+    before = "gc.freeze(); " if frozen else ""
+    code = f"import gc; {before}import emp_onnx; assert bool(gc.get_freeze_count()) == {frozen}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_import_left_is_old_and_can_still_be_collected() -> None:
+    code = (
+        "import gc, weakref; exec('class A: pass'); a = A(); a.a = a; seen = weakref.ref(a); gc.disable(); "
+        "import emp_onnx; del a; gc.collect(0); assert seen() is not None; gc.collect(); assert seen() is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,6 +22,7 @@ Float = NDArray[np.float64]
 Single = NDArray[np.float32]
 FACTORED = 256  # inputs from which a matrix is factored once for all that is asked of it
 BLOCK = 64  # size of a triangle that is inverted as it is
+ROWS, COLUMNS = 96, 512  # of samples that are divided at once: a copy of all would be as large as they are
 
 
 @dataclass(eq=False)
@@ -146,7 +147,11 @@ class Few(Quadratic):
         apart = pull(np.einsum("nd,nd->d", x, x)[None])[0]
         made = cls(x, strength * apart, prior)
         gap = (y - x @ prior[0].T).T
-        made.best = prior + (np.linalg.solve(made._inner, gap.T).T @ (x / made.weight))[None]
+        found, share = np.empty(prior.shape[1:]), np.linalg.solve(made._inner, gap.T).T
+        for i in range(0, x.shape[1], COLUMNS):
+            some = np.s_[:, i : i + COLUMNS]
+            np.matmul(share, x[some] / made.weight[some[1]], out=found[some])
+        made.best = prior + found[None]
         return made
 
     @classmethod
@@ -157,7 +162,9 @@ class Few(Quadratic):
     @cached_property
     def _inner(self) -> Float:
         """1 + X diag(weight)⁻¹ Xᵀ."""
-        found: Float = np.eye(len(self.x)) + (self.x / self.weight) @ self.x.T
+        found = np.eye(len(self.x))
+        for i in range(0, len(found), ROWS):
+            found[i : i + ROWS] += (self.x[i : i + ROWS] / self.weight) @ self.x.T
         return found
 
     @cached_property
