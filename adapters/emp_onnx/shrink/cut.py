@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emp_onnx.errors import ModelError
 from emp_onnx.shrink.axes.links import Axis
 from emp_onnx.shrink.axes.trace import Trace
+from emp_onnx.shrink.tensors import add_constant, free
 from emp_onnx.shrink.view import Op, View
 
 __all__ = ["Masks", "cut", "merge_masks", "scatter", "sliced"]
@@ -71,7 +72,7 @@ def cut(view: View, traced: Trace, masks: Masks) -> Any:
                     np.asarray(sliced(tensor.name, view.constants[tensor.name], masks)), tensor.name
                 )
             )
-    surgeon = _Surgeon(view, traced, masks, graph)
+    surgeon = _Surgeon(view, traced, masks, model)
     for op, node in zip(view.ops, list(graph.node), strict=True):
         surgeon.operation(op, node)
     surgeon.settle()
@@ -115,8 +116,8 @@ def _resize(info: Any, masks: Masks) -> None:
 
 
 class _Surgeon:
-    def __init__(self, view: View, traced: Trace, masks: Masks, graph: Any) -> None:
-        self.view, self.trace, self.masks, self.graph = view, traced, masks, graph
+    def __init__(self, view: View, traced: Trace, masks: Masks, model: Any) -> None:
+        self.view, self.trace, self.masks, self.model, self.graph = view, traced, masks, model, model.graph
         self.names = {n for op in view.ops for n in (*op.inputs, *op.outputs)} | set(view.constants)
         self.before: dict[int, list[Any]] = {}
 
@@ -131,22 +132,11 @@ class _Surgeon:
 
     def constant(self, base: str, values: Array) -> str:
         """A new constant; its name."""
-        import onnx
-
-        name = self.new(base)
-        self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), name))
-        if self.view.model.ir_version < 4:  # every initializer is an input too, in files of that time
-            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-            self.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))
-        return name
+        return add_constant(self.model, self.new(base), values)
 
     def new(self, base: str) -> str:
         """A name that is not taken."""
-        name, number = f"{base}_shrunk", 1
-        while name in self.names:
-            name, number = f"{base}_shrunk{number}", number + 1
-        self.names.add(name)
-        return name
+        return free(f"{base}_shrunk", self.names)
 
     def operation(self, op: Op, node: Any) -> None:
         """Set anew what this operation says of sizes."""

@@ -125,20 +125,7 @@ def plan(
         if planner is None:
             better.append(first)
             continue
-        limit = seconds / len(close)
-        clock = Clock(first.problem)
-        deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
-        alone = first.problem.masks(deeper) is None
-        alone = alone or planner.measured(deeper) > FARTHEST * first.error
-        starts = [first.counts] if alone else [first.counts, deeper]
-        ends = []
-        for start in starts:  # one that gives back is not led astray by the same things
-            seen = exchange(planner, start, MARGIN * target, seconds=limit / len(starts), best=ENDS, clock=clock)
-            for counts in seen:
-                ends += [] if counts in ends else [counts]
-        met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
-        met = sorted(met, key=planner.measured)[:ENDS]
-        better += [Plan(first.problem, counts, planner.measured(counts)) for counts in met]
+        better += _exchanged(first, planner, target, seconds / len(close))
     if len(better) == 1:
         return better[0]
     problems = {id(p.problem): p.problem for p in better}
@@ -146,6 +133,23 @@ def plan(
     quarters = {key: Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
     # two estimates are steadier than one
     return min(better, key=lambda p: quarters[id(p.problem)].misses(p.counts) + p.error)
+
+
+def _exchanged(first: Plan, planner: Planner, target: float, seconds: float) -> list[Plan]:
+    """The plans within the target that exchange of units comes to, from a plan and from one that goes beyond it."""
+    clock = Clock(first.problem)
+    deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
+    alone = first.problem.masks(deeper) is None or planner.measured(deeper) > FARTHEST * first.error
+    starts = [first.counts] if alone else [first.counts, deeper]
+    ends: list[list[int]] = []
+    for start in starts:  # one that gives back is not led astray by the same things
+        for counts in exchange(
+            planner, start, MARGIN * target, seconds=seconds / len(starts), best=ENDS, clock=clock
+        ):
+            ends += [] if counts in ends else [counts]
+    met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
+    met = sorted(met, key=planner.measured)[:ENDS]
+    return [Plan(first.problem, counts, planner.measured(counts)) for counts in met]
 
 
 def _apart(

@@ -23,6 +23,7 @@ from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.fitting.moments import cross_moments
 from emp_onnx.shrink.fitting.readers import Reader, find_readers
 from emp_onnx.shrink.fitting.refit import RIDGE, Origin, solve
+from emp_onnx.shrink.tensors import set_constant
 from emp_onnx.shrink.view import View
 from emp_onnx.shrink.work import counts_as_work
 
@@ -124,7 +125,6 @@ def skipped(
     model.CopyFrom(view.model)
     own = {r.weight: r for r in find_readers(view, traced)}
     dense = {r.weight: r for r in origin.readers if r.kind in PLAIN}
-    tensors = {t.name: t for t in model.graph.initializer}
     channels = traced.shapes[skip.before]
     for op, slot in view.readers[skip.after]:
         model.graph.node[op.index].input[slot] = skip.before
@@ -133,11 +133,7 @@ def skipped(
             old = view.constants[reader.weight]
             if not skip.passes and isinstance(count, int):
                 blank = np.zeros(_shape(reader, old.shape, count), old.dtype)
-                tensors[reader.weight].CopyFrom(onnx.numpy_helper.from_array(blank, reader.weight))
-                kind = tensors[reader.weight].data_type
-                for info in model.graph.input:  # in files of old, constants are inputs too
-                    if info.name == reader.weight:
-                        info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, blank.shape))
+                set_constant(model, reader.weight, blank)
     drop_dead(model.graph)
     changed = View.of(model)
     left = [replace(r, source=skip.before) if r.source == skip.after else r for r in own.values()]
@@ -147,7 +143,7 @@ def skipped(
             origin.view.model, model, [dense[r.weight] for r in together], feeds, others=together, threads=threads
         )
         for reader, (z, cross, _) in zip(together, found, strict=True):
-            now = onnx.numpy_helper.to_array(tensors_of(model)[reader.weight])
+            now = changed.constants[reader.weight]
             goal = dense[reader.weight].matrix(origin.view.constants[reader.weight])
             start = reader.matrix(now)
             if len(start) != len(goal):
@@ -156,9 +152,9 @@ def skipped(
             new, shift = solve(z, cross, *flat, bias=bool(reader.bias), ridge=ridge)
             if not (np.isfinite(new).all() and np.isfinite(shift).all()):
                 continue
-            _store(model, reader.weight, reader.put(new.reshape(start.shape), now))
+            set_constant(model, reader.weight, reader.put(new.reshape(start.shape), now))
             if reader.bias:
-                _store(model, reader.bias, reader.add_bias(origin.view.constants[reader.bias], shift))
+                set_constant(model, reader.bias, reader.add_bias(origin.view.constants[reader.bias], shift))
     return model
 
 
@@ -172,17 +168,6 @@ def left_out(view: View, skip: Skip) -> frozenset[str]:
         else:
             gone.update(filter(None, op.outputs))
     return frozenset(gone)
-
-
-def tensors_of(model: Any) -> dict[str, Any]:
-    """Its initializers by name."""
-    return {t.name: t for t in model.graph.initializer}
-
-
-def _store(model: Any, name: str, values: Any) -> None:
-    import onnx
-
-    tensors_of(model)[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
 
 
 def _shape(reader: Reader, shape: tuple[int, ...], channels: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.shrink.axes.trace import Trace
+from emp_onnx.shrink.tensors import add_constant, free
 from emp_onnx.shrink.view import Op, View
 
 __all__ = ["Reader", "drop_zero_biases", "find_readers", "with_biases"]
@@ -207,9 +208,8 @@ def _recurrent(op: Op, view: View) -> list[Reader]:
 
 def with_biases(model: Any, view: View, readers: Sequence[Reader]) -> list[str]:
     """Give a zero bias, in place, to Conv, Gemm and recurrent readers that have none; the names of those given."""
-    import onnx
-
     given: list[str] = []
+    taken = {*view.makers, *view.constants, *view.readers}
     for reader in readers:
         slot = 3 if reader.kind in ("input", "state") else 2
         op, node = reader.op, model.graph.node[reader.op.index]
@@ -221,21 +221,14 @@ def with_biases(model: Any, view: View, readers: Sequence[Reader]) -> list[str]:
             continue
         w = view.constants[reader.weight]
         outs = (w.shape[0], 2 * w.shape[1]) if slot == 3 else (w.shape[reader.out],)
-        name = f"{reader.weight}_bias"
-        while name in view.makers or name in view.constants or name in view.readers:
-            name += "_"
+        name = free(f"{reader.weight}_bias", taken)
         while len(node.input) < slot:
             node.input.append("")
         if len(node.input) == slot:
             node.input.append(name)
         else:
             node.input[slot] = name
-        graph = model.graph
-        graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(outs, w.dtype), name))
-        if model.ir_version < 4:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(w.dtype)
-            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, outs))
-        given.append(name)
+        given.append(add_constant(model, name, np.zeros(outs, w.dtype)))
     return given
 
 

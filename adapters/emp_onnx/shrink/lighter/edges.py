@@ -18,6 +18,7 @@ from emp_onnx.shrink.axes.trace import Trace
 from emp_onnx.shrink.fitting.readers import Reader
 from emp_onnx.shrink.fitting.refit import Origin
 from emp_onnx.shrink.lighter.coarse import means
+from emp_onnx.shrink.tensors import add_constant, free
 from emp_onnx.shrink.view import Op, View
 
 __all__ = ["Cropped", "find_edges"]
@@ -58,21 +59,17 @@ class Cropped:
         model.CopyFrom(view.model)
         graph = model.graph
         taken = {*view.makers, *view.constants, *view.readers, *(i.name for i in graph.input)}
-        name = f"{self.source}_middle{self.axis}"
-        while name in taken:
-            name += "_"
+        name = free(f"{self.source}_middle{self.axis}", taken)
         numbers = {"starts": [self.begin], "ends": [self.end], "axes": [self.axis]}
-        if _opset(model) < 10:
+        if view.opset < 10:
             node = onnx.helper.make_node("Slice", [self.source], [name])
             node.attribute.extend(onnx.helper.make_attribute(key, value) for key, value in numbers.items())
         else:
-            node = onnx.helper.make_node("Slice", [self.source, *(f"{name}_{key}" for key in numbers)], [name])
-            for key, value in numbers.items():
-                tensor = onnx.numpy_helper.from_array(np.array(value, np.int64), f"{name}_{key}")
-                graph.initializer.append(tensor)
-                if model.ir_version < 4:  # in files of old, constants are inputs too
-                    info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, [1])
-                    graph.input.append(info)
+            told = [
+                add_constant(model, free(f"{name}_{key}", taken), np.array(value, np.int64))
+                for key, value in numbers.items()
+            ]
+            node = onnx.helper.make_node("Slice", [self.source, *told], [name])
         for other in graph.node:
             for slot, read in enumerate(other.input):
                 if read == self.source:
@@ -135,7 +132,3 @@ def _passes(op: Op, view: View, traced: Trace, placed: set[str]) -> bool:
         flat = all(d == 1 for name in others for d in view.constants[name].shape[-places:]) if places > 0 else False
         return flat and all(traced.shapes.get(name) == own for name in op.inputs if name in placed)
     return op.type in SLID and op.inputs[0] in placed
-
-
-def _opset(model: Any) -> int:
-    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.shrink.fitting.readers import Reader
 from emp_onnx.shrink.fitting.refit import Origin
+from emp_onnx.shrink.tensors import add_constant, free, set_constant
 from emp_onnx.shrink.view import View
 
 __all__ = ["KINDS", "Halves", "Part", "Split", "product", "splittable"]
@@ -96,9 +97,9 @@ def product(view: View, readers: Sequence[Reader], split: Split) -> Any:
     for part in split.parts:
         reader = own[part.weight]
         old = view.constants[part.weight]
-        _set(model, part.weight, reader.put(part.product(reader.matrix(old)), old))
+        set_constant(model, part.weight, reader.put(part.product(reader.matrix(old)), old))
         if reader.bias:
-            _set(model, reader.bias, reader.add_bias(view.constants[reader.bias], part.shift))
+            set_constant(model, reader.bias, reader.add_bias(view.constants[reader.bias], part.shift))
     return model
 
 
@@ -110,38 +111,16 @@ def splittable(view: View, readers: Sequence[Reader]) -> list[Reader]:
 
 def _two(model: Any, view: View, reader: Reader, part: Part, node: Any, taken: set[str]) -> list[Any]:
     """The two nodes in place of one, their constants put into the model."""
-    import onnx
 
     old = view.constants[part.weight]
-    first, inner = _free(f"{part.weight}_thin", taken), _free(f"{node.output[0]}_thin", taken)
+    first, inner = free(f"{part.weight}_thin", taken), free(f"{node.output[0]}_thin", taken)
     halves = part.halves(reader, old, node, first, inner)
     one, up = halves.nodes
     one.input[1], one.output[0] = first, inner
     up.input[0] = inner
     one.name, up.name = (f"{node.name}_thin", node.name) if node.name else ("", "")
-    tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(halves.first.astype(old.dtype)), first)
-    model.graph.initializer.append(tensor)
-    _set(model, part.weight, np.ascontiguousarray(halves.second.astype(old.dtype)))
-    if model.ir_version < 4:  # in files of old, constants are inputs too
-        for info in model.graph.input:
-            if info.name == part.weight:
-                kind = tensor.data_type
-                info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, halves.second.shape))
-        model.graph.input.append(onnx.helper.make_tensor_value_info(first, tensor.data_type, halves.first.shape))
+    add_constant(model, first, halves.first.astype(old.dtype))
+    set_constant(model, part.weight, halves.second.astype(old.dtype))
     if reader.bias:
-        _set(model, reader.bias, reader.add_bias(view.constants[reader.bias], part.shift))
+        set_constant(model, reader.bias, reader.add_bias(view.constants[reader.bias], part.shift))
     return [one, up]
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
-
-
-def _set(model: Any, name: str, values: Any) -> None:
-    import onnx
-
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))

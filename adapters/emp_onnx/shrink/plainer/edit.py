@@ -11,6 +11,7 @@ from emp_onnx.shrink.axes.sizes import Entry, Sizes
 from emp_onnx.shrink.axes.trace import Trace
 from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.fitting.distance import ancestors
+from emp_onnx.shrink.tensors import add_constant, free
 from emp_onnx.shrink.view import Op, View
 
 __all__ = ["Edit"]
@@ -43,22 +44,11 @@ class Edit:
 
     def name(self, base: str) -> str:
         """A name that nothing has yet."""
-        name = f"{base}_plain"
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
+        return free(f"{base}_plain", self.taken)
 
     def constant(self, base: str, values: NDArray[Any]) -> str:
         """A new constant; its name."""
-        import onnx
-
-        name = self.name(base)
-        self.model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values), name))
-        if self.model.ir_version < 4:  # every initializer is an input too, in files of that time
-            kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-            self.model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, values.shape))
-        return name
+        return add_constant(self.model, self.name(base), values)
 
     def insert(self, at: Op, kind: str, inputs: list[str], base: str, **attributes: Any) -> str:
         """A new node before the one that stands for an operation; what it makes."""
