@@ -65,49 +65,14 @@ inline Q fma(Q a, Q b, Q c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline Q add(Q a, Q b) { return {vaddq_f32(a.v, b.v)}; }
 
 struct F {
+    using Self = F;
+    static constexpr int kOwn = 4;
     float32x4_t v;
     static F zero() { return {vdupq_n_f32(0)}; }
     static F load(const float* p) { return {vld1q_f32(p)}; }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
     void store(float* p) const { vst1q_f32(p, v); }
-    // The first `count` of them; the others are 0, or stay as they were.
-    static F load_part(const float* p, int count) {
-        alignas(64) float lane[4] = {};
-        for (int i = 0; i < count; i++) lane[i] = p[i];
-        return load(lane);
-    }
-    void store_part(float* p, int count) const {
-        alignas(64) float lane[4];
-        store(lane);
-        for (int i = 0; i < count; i++) p[i] = lane[i];
-    }
-    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
-    static F load_over(const float* p, unsigned lanes, F other) {
-        alignas(64) float lane[4];
-        other.store(lane);
-        for (int i = 0; i < 4; i++)
-            if (lanes >> i & 1) lane[i] = p[i];
-        return load(lane);
-    }
-    // The same back: only the chosen lanes are written.
-    void store_over(float* p, unsigned lanes) const {
-        alignas(64) float lane[4];
-        store(lane);
-        for (int i = 0; i < 4; i++)
-            if (lanes >> i & 1) p[i] = lane[i];
-    }
-    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
-    static void load_apart(const float* p, uint32_t chosen, F& even, F& odd) {
-        alignas(64) float lane[2][4];
-        for (int i = 0; i < 8; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
-        even = load(lane[0]), odd = load(lane[1]);
-    }
-    // p[0], p[2], ..., `count` of them.
-    static F load_even(const float* p, int count) {
-        alignas(64) float lane[4] = {};
-        for (int i = 0; i < count; i++) lane[i] = p[2 * i];
-        return load(lane);
-    }
+#include "parts_impl.hpp"
 };
 inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }

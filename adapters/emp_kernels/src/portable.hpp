@@ -1,6 +1,7 @@
 // 8 floats in plain C++, for processors without a file of their own; compilers turn the loops into vectors where they can.
 struct F8 {
-    static constexpr int kStep = 8;
+    using Self = F8;
+    static constexpr int kStep = 8, kOwn = 8;
     float v[8];
     static F8 zero() { return {}; }
     static F8 load(const float* p) {
@@ -10,44 +11,7 @@ struct F8 {
     }
     static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
     void store(float* p) const { std::memcpy(p, v, sizeof v); }
-    // The first `count` of them; the others are 0, or stay as they were.
-    static F8 load_part(const float* p, int count) {
-        alignas(64) float lane[8] = {};
-        for (int i = 0; i < count; i++) lane[i] = p[i];
-        return load(lane);
-    }
-    void store_part(float* p, int count) const {
-        alignas(64) float lane[8];
-        store(lane);
-        for (int i = 0; i < count; i++) p[i] = lane[i];
-    }
-    // p[0], p[2], ..., `count` of them.
-    static F8 load_even(const float* p, int count) {
-        alignas(64) float lane[8] = {};
-        for (int i = 0; i < count; i++) lane[i] = p[2 * i];
-        return load(lane);
-    }
-    // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
-    static F8 load_over(const float* p, unsigned lanes, F8 other) {
-        alignas(64) float lane[8];
-        other.store(lane);
-        for (int i = 0; i < 8; i++)
-            if (lanes >> i & 1) lane[i] = p[i];
-        return load(lane);
-    }
-    // The same back: only the chosen lanes are written.
-    void store_over(float* p, unsigned lanes) const {
-        alignas(64) float lane[8];
-        store(lane);
-        for (int i = 0; i < 8; i++)
-            if (lanes >> i & 1) p[i] = lane[i];
-    }
-    // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
-    static void load_apart(const float* p, uint32_t chosen, F8& even, F8& odd) {
-        alignas(64) float lane[2][8];
-        for (int i = 0; i < 16; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
-        even = load(lane[0]), odd = load(lane[1]);
-    }
+#include "parts_impl.hpp"
     static F8 decode(unsigned bits, const float* packed) {
         F8 r = zero();
         for (unsigned m = bits & 255; m; m &= m - 1) r.v[first_bit(m)] = *packed++;
