@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import IO, Protocol
 
+from emp_onnx.interrupt import check
+
 __all__ = ["Meter", "Watch"]
 
 
@@ -45,6 +47,7 @@ class Meter:
 
     def phase(self, name: str, total: int, /) -> None:
         """Another part of the work begins, over about `total` bytes."""
+        check()
         with self._lock:
             self._end()
             self._name, self._total, self._done, self._start = name, total, 0, self._clock()

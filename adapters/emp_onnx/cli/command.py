@@ -15,6 +15,7 @@ from emp_onnx.cli import packing, pruning, refitting, running, shrinking
 from emp_onnx.cli.options import CODES, Commands, Parser
 from emp_onnx.cli.show import complain
 from emp_onnx.errors import OnnxError, quote
+from emp_onnx.interrupt import watched
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = argparse.Namespace()
     try:
         options = _parser().parse_args(argv)
-        with _collecting_less():
+        with watched(), _collecting_less():
             code: int = options.run(options)
         sys.stdout.flush()
         return code
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        # one that came inside an `eval` has marked the process to end by a signal; the next `eval` takes the mark away
+        eval("None")
         complain("interrupted; no half-written file is left behind")
         return 130
     except OnnxError as error:

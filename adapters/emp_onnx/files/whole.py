@@ -18,6 +18,7 @@ import numpy as np
 
 from emp_onnx.errors import ModelError, OutputError, quote
 from emp_onnx.files.source import FileSource, Source
+from emp_onnx.interrupt import check
 
 try:
     import fcntl
@@ -72,24 +73,25 @@ def staged(target: Path, like: Path | None = None) -> Iterator[Stage]:
         ModelError: another file that the block needs is gone, or cannot be read any more.
     """
     sweep(target)
-    temporary, held = target, -1
+    stage, held = Stage(target, target), -1
     try:
-        temporary, held = _begun(target)
-        _same_mode(temporary, target, like)
-        stage = Stage(temporary, target)
+        held = _begun(stage)
+        _same_mode(stage.path, target, like)
         yield stage
-        with open(temporary, "rb+") as file:
+        with open(stage.path, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, stage.target)
+        check()
+        os.replace(stage.path, stage.target)
     except OSError as error:
         why, kept = error.strerror or error, "what was there is as it was" if target.exists() else "nothing was written"
-        if error.filename not in (None, *map(str, (temporary, target, target.parent))):
+        if error.filename not in (None, *map(str, (stage.path, target, target.parent))):
             raise ModelError(f"the file {quote(error.filename)} could not be read: {why}; {kept}") from error
         raise OutputError(f"output {quote(target)} could not be written: {why}; {kept}") from error
     finally:
-        if held >= 0:
+        if stage.path != target:
             with suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(stage.path)
+        if held >= 0:
             os.close(held)
     sync_folder(target.parent)
 
@@ -129,12 +131,15 @@ def _prefix(target: Path) -> str:
     return f".{target.name[:80]}.{machine}-"
 
 
-def _begun(target: Path) -> tuple[Path, int]:
-    """A new empty file beside `target`, and a handle that holds its lock."""
+def _begun(stage: Stage) -> int:
+    """Begin a new empty file beside the target; returns a handle that holds its lock.
+
+    The stage knows the name before there is such a file, so that an interrupt at any moment leaves none behind.
+    """
     while True:
-        temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(6)}.emp.part")
+        stage.path = stage.target.with_name(f"{_prefix(stage.target)}{secrets.token_hex(6)}.emp.part")
         # 0o666 through the process's own mask: the mode any new file of this user would get
-        held = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
+        held = os.open(stage.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o666)
         try:
             if fcntl is not None:
                 try:
@@ -144,12 +149,10 @@ def _begun(target: Path) -> tuple[Path, int]:
                     continue
                 except OSError:  # a file system without locks: then nobody can sweep there either
                     pass
-            if os.path.exists(temporary):  # it was not swept before it was locked
-                return temporary, held
+            if os.path.exists(stage.path):  # it was not swept before it was locked
+                return held
             os.close(held)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
             with suppress(OSError):
                 os.close(held)
             raise
