@@ -39,7 +39,7 @@ from emp_onnx.shrink.search.budget import Budget, fit_budget
 from emp_onnx.shrink.search.choose import Planner
 from emp_onnx.shrink.search.fits import best_fit
 from emp_onnx.shrink.search.last import last_fit
-from emp_onnx.shrink.search.near import MOVED, chosen_near, nearby
+from emp_onnx.shrink.search.near import MOVED, chosen_near, near_to
 from emp_onnx.shrink.skip import Skip
 from emp_onnx.shrink.store import read, write
 from emp_onnx.verification.outcome import VerifyError
@@ -164,7 +164,7 @@ def shrink(
             changes, judging = not include and not exclude, []
             near = "" if given is None else chosen_near(problem, fit, held)
             if near == MOVED:  # what is mixed of two classes has no answer that could be missed
-                judging = nearby(problem.view, [*fit, *held], seed=1)[near][:JUDGING]
+                judging = near_to(problem, [*fit, *held], near, seed=1)[:JUDGING]
             found = plan(
                 problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
                 changes=changes, short=short,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks
+from emp_onnx.shrink.fitting.distance import missed, watched
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.search.fits import anew, best_fit, fit
-from emp_onnx.shrink.search.near import nearby
+from emp_onnx.shrink.search.fits import Fitted, Way, anew, best_fit, fit
+from emp_onnx.shrink.search.near import BYTES, MOVED, near_to, nearby
+from emp_onnx.shrink.search.varied import varied
 
 __all__ = ["Last", "last_fit", "with_near"]
+
+VARIED, MOST = "varied", 4000  # feeds in all
+SECONDS, TRIED = 20.0, 16  # of the processor that a fit in sequence to varied feeds may take; feeds that show it
+JUDGES = 5  # times as many as are kept back judge whether varied feeds help, those moved from them among these
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Last:
 
 def with_near(problem: Problem, feeds: Sequence[Feed], way: str) -> list[Feed]:
     """Feeds and those near them; the feeds alone where `way` is empty."""
-    return [*feeds, *(nearby(problem.view, feeds)[way] if way else ())]
+    return [*feeds, *near_to(problem, feeds, way)]
 
 
 def last_fit(
@@ -44,16 +51,47 @@ def last_fit(
         more: whether feeds may be added to here, if that helps.
     """
     best = best_fit(problem, masks, with_near(problem, feeds, near), held)
-    ways = nearby(problem.view, feeds) if more and not near else {}
+    ways = nearby(problem.whole().view, feeds) if more and not near else {}
     others = []
-    for way, added in ways.items():
+    for name, added in ways.items():
         both = [*feeds, *added]
-        others.append((best_fit(anew(problem, both), masks, both, held), way))
-    for other, way in sorted(others, key=lambda o: -o[0].error)[-1:]:
+        others.append((best_fit(anew(problem, both), masks, both, held), name))
+    for other, name in sorted(others, key=lambda o: -o[0].error)[-1:]:
         if not other.missed.worse(best.missed):  # more feeds are better, unless they are seen not to be
-            best, near = other, way
+            best, near = other, name
     if not final:
         return Last(best.model, best.model, problem, near)
-    every = with_near(problem, [*feeds, *held], near)
+    given = [*feeds, *held]
+    every = with_near(problem, given, near)
+    count = _affordable(problem, masks, feeds) if near == MOVED else 0
+    if count > len(every):
+        stronger = _from_varied(problem, masks, best, feeds, held, count)
+        if stronger is not None:
+            best, near, every = stronger, VARIED, [*given, *varied(given, count - len(given))]
     last = anew(problem, every)
     return Last(fit(last, masks, best.way, every), best.model, last, near)
+
+
+def _affordable(problem: Problem, masks: Masks, feeds: Sequence[Feed]) -> int:
+    """To how many varied feeds a fit in sequence may be made, given and varied ones together."""
+    begin, few = time.process_time(), feeds[:TRIED]
+    fit(problem, masks, Way(sequence=True), few)
+    each = (time.process_time() - begin) / len(few)
+    size = sum(value.nbytes for value in feeds[0].values())
+    return int(min(MOST, SECONDS / max(each, 1e-6), BYTES / max(size, 1)))
+
+
+def _from_varied(
+    problem: Problem, masks: Masks, best: Fitted, feeds: Sequence[Feed], held: Sequence[Feed], count: int
+) -> Fitted | None:
+    """The fit to varied feeds, in sequence or in the way that was best without them; None where it is not better."""
+    judges = [*held, *near_to(problem, held, MOVED, seed=1)[: (JUDGES - 1) * len(held)]]
+    runner = watched(problem.dense, problem.threads)
+    dense = [runner(feed) for feed in judges]
+    more = [*feeds, *varied(feeds, count - len(feeds))]
+    other, found = anew(problem, more), []
+    for way in dict.fromkeys((best.way, Way(sequence=True))):
+        model = fit(other, masks, way, more)
+        found.append(Fitted(model, way, missed(dense, model, judges, problem.threads)))
+    one = min(found, key=lambda f: f.error)
+    return one if one.error < missed(dense, best.model, judges, problem.threads).total else None

@@ -6,7 +6,8 @@ what the numbers mean:
 
 - *moved*: shifted by up to an eighth along each axis that a convolution slides over, edges repeated, every second one
   mirrored along the last;
-- *mixed*: λ·a + (1 − λ)·b of two feeds, λ even on (0, 1); where nothing is slid over.
+- *mixed*: λ·a + (1 − λ)·b of two feeds, λ even on (0, 1); where nothing is slid over;
+- *varied* (`varied.py`): moved, drawn out, slanted, mixed, partly covered, channels louder or softer; for the last fit.
 
 Whether they help is seen on feeds that are kept back, and not taken for granted.
 """
@@ -26,12 +27,13 @@ from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.fits import locally
 from emp_onnx.shrink.view import View
 
-__all__ = ["MOVED", "chosen_near", "mixed", "moved", "nearby"]
+__all__ = ["MOVED", "chosen_near", "mixed", "moved", "near_to", "nearby"]
 
 MOVED, MIXED = "moved", "mixed"
 MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
 BYTES = 1 << 27  # of all of them
 REACH = 8  # a shift is at most so small a part of an axis
+PASSING = {*UNARY, *BROADCAST, "BatchNormalization", "Clip", "Dropout", "QuantizeLinear", "DequantizeLinear"}
 
 
 def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, list[Feed]]:
@@ -50,6 +52,11 @@ def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, lis
     else:
         out[MIXED] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]
     return out
+
+
+def near_to(problem: Problem, feeds: Sequence[Feed], way: str, *, seed: int = 0) -> list[Feed]:
+    """More feeds in one way; none where `way` is empty. What was changed in a model does not change what it is fed."""
+    return nearby(problem.whole().view, feeds, seed=seed)[way] if way else []
 
 
 def chosen_near(problem: Problem, feeds: Sequence[Feed], held: Sequence[Feed]) -> str:
@@ -114,10 +121,10 @@ def moved(feed: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
 
 
 def _slid(view: View, name: str) -> bool:
-    """Whether all that reads an input, but for what works element by element, are convolutions and pools."""
+    """Whether all that reads an input, but for what works place by place, are convolutions and pools."""
     found = False
     for op, slot in view.readers.get(name, ()):
-        if op.type in UNARY or op.type in BROADCAST:
+        if op.type in PASSING and not slot:
             if not _slid(view, op.outputs[0]):
                 return False
         elif slot or op.type not in ("Conv", "MaxPool", "AveragePool"):

@@ -1,0 +1,173 @@
+"""A cut ends at its target; feeds varied for the last fit; layers proposed; plans compared refitted. Laws first."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from emp_onnx.shrink.lighter.edges import Cropped
+from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.search.near import MOVED, near_to, nearby
+from emp_onnx.shrink.search.quarters import Quarters
+from emp_onnx.shrink.search.returned import ROOM, returned
+from emp_onnx.shrink.search.varied import LOUD, OFFSET, varied
+from emp_onnx.shrink.shallower import ALIKE, Shallower
+
+GRID = (4, 8, 12)
+
+
+def blocks(seed: int, *, first: str = "", width: int = 8) -> onnx.ModelProto:
+    """Two residual blocks, the second of which says nothing, and a mean over places; perhaps behind something."""
+    rng = np.random.default_rng(seed)
+    constants = {
+        "s": rng.standard_normal((width, 3, 3, 3)) / 3, "sb": np.ones(width),
+        "a": rng.standard_normal((width, width, 3, 3)) / 6, "ab": np.zeros(width),
+        "b": rng.standard_normal((width, width, 3, 3)) / 6, "bb": np.zeros(width),
+        "d": rng.standard_normal((width, width, 3, 3)) / 6, "db": np.zeros(width),
+        "e": np.zeros((width, width, 3, 3)), "eb": np.zeros(width),
+        "c": rng.standard_normal((4, width)), "cb": np.zeros(4), "low": np.array(-9.0), "high": np.array(9.0),
+    }  # fmt: skip
+    nodes = [
+        *([helper.make_node(first, ["x", "low", "high"], ["z"])] if first else []),
+        helper.make_node("Conv", ["z" if first else "x", "s", "sb"], ["h"], pads=[1] * 4),
+        helper.make_node("Relu", ["h"], ["i"]),
+    ]
+    for one, two, at, to in (("a", "b", "i", "m"), ("d", "e", "m", "o")):
+        nodes += [
+            helper.make_node("Conv", [at, one, f"{one}b"], [f"{to}1"], pads=[1] * 4),
+            helper.make_node("Relu", [f"{to}1"], [f"{to}2"]),
+            helper.make_node("Conv", [f"{to}2", two, f"{two}b"], [f"{to}3"], pads=[1] * 4),
+            helper.make_node("Add", [f"{to}3", at], [f"{to}4"]), helper.make_node("Relu", [f"{to}4"], [to]),
+        ]  # fmt: skip
+    nodes += [
+        helper.make_node("GlobalAveragePool", ["o"], ["p"]), helper.make_node("Flatten", ["p"], ["q"]),
+        helper.make_node("Gemm", ["q", "c", "cb"], ["y"], transB=1),
+    ]  # fmt: skip
+    return helper.make_model(
+        helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])],
+            [helper.make_tensor_value_info("y", 1, [1, 4])],
+            [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=9,
+    )  # fmt: skip
+
+
+def feeds(count: int, shape: tuple[int, ...] = (1, 3, 8, 8), seed: int = 0) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_units_given_back_end_at_the_target_and_miss_no_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = int(rng.integers(1, 6))
+    price, time = rng.random(groups) + 0.01, rng.random(groups) + 0.1
+    bumps = 1 + 0.02 * rng.standard_normal((groups, 16))  # what is measured is not what was predicted
+    error = lambda counts: float(sum(p * (n / 16) ** 2 for p, n in zip(price, counts, strict=True)))  # noqa: E731
+    cost = lambda counts: float(1 - sum(t * n / 16 for t, n in zip(time, counts, strict=True)) / time.sum() / 2)  # noqa: E731
+    share = lambda counts: cost(counts) * float(np.mean([bumps[g, n] for g, n in enumerate(counts)]))  # noqa: E731
+    planner: Any = SimpleNamespace(
+        predicted=cost, measured=error, round=lambda g: GRID, error=lambda g, n: float(price[g] * (n / 16) ** 2)
+    )
+    start = [int(rng.choice((0, *GRID))) for _ in range(groups)]
+    target = share(start) * float(rng.uniform(1.0, 1.3))
+    end = returned(planner, start, target, share)
+    assert all(n <= before for n, before in zip(end, start, strict=True))
+    assert share(end) <= target
+    assert error(end) <= error(start)
+    if share(end) <= ROOM * target and groups <= 3:  # there is room left: then nothing fits into it
+        for g, n in enumerate(end):
+            to = max((m for m in (0, *GRID) if m < n), default=n)
+            other = [to if i == g else m for i, m in enumerate(end)]
+            assert to == n or share(other) > target or cost(other) / cost(end) * share(end) > target
+
+
+def test_a_cut_that_is_worse_when_measured_is_not_taken() -> None:
+    planner: Any = SimpleNamespace(
+        predicted=lambda counts: 1.0 - sum(counts) / 100, measured=lambda counts: -float(sum(counts)),
+        round=lambda g: GRID, error=lambda g, n: float(n),
+    )  # fmt: skip
+    assert returned(planner, [8, 8], 0.99, planner.predicted) == [8, 8]
+
+
+@given(st.integers(0, 10**6), st.integers(3, 5))
+@settings(max_examples=30, deadline=None)
+def test_varied_feeds_have_the_shape_of_those_given_and_hold_nothing_much_larger(seed: int, dims: int) -> None:
+    some = feeds(3, (1, 2, *[5] * (dims - 2)), seed)
+    found = varied(some, 6, seed=seed)
+    assert len(found) == 6
+    most = max(float(np.abs(feed["x"]).max()) for feed in some)
+    spread = max(float(feed["x"].std()) for feed in some)
+    for feed in found:
+        assert feed["x"].dtype == np.float32
+        assert feed["x"].shape == some[0]["x"].shape
+        assert np.abs(feed["x"]).max() <= LOUD * most + 6 * OFFSET * spread
+    again = varied(some, 6, seed=seed)
+    assert all((a["x"] == b["x"]).all() for a, b in zip(found, again, strict=True))
+    assert len({feed["x"].tobytes() for feed in found}) == 6
+
+
+@pytest.mark.parametrize(("first", "way"), [("", "moved"), ("Clip", "moved"), ("Slice", "mixed")])
+def test_what_works_place_by_place_before_a_convolution_does_not_keep_feeds_from_being_moved(
+    first: str, way: str
+) -> None:
+    net = blocks(0, first="" if first == "Slice" else first)
+    if first == "Slice":
+        begin = [helper.make_node("Slice", ["x", "from", "to"], ["z"])]
+        net.graph.node[0].input[0] = "z"
+        rest = list(net.graph.node)
+        del net.graph.node[:]
+        net.graph.node.extend([*begin, *rest])
+        net.graph.initializer.extend(
+            [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in (("from", [0] * 4), ("to", [1, 3, 6, 6]))]
+        )
+    view = Problem.of(net, feeds(2), simpler=False).view
+    assert set(nearby(view, feeds(4))) == {way}
+
+
+def test_a_problem_that_reads_less_of_its_input_is_fed_as_before() -> None:
+    problem = Problem.of(blocks(0), feeds(4), biases=True)
+    less = problem.lighter(Cropped("x", 3, 1, 7, 8))
+    assert set(nearby(less.view, feeds(4))) == {"mixed"}
+    assert [f["x"].shape for f in near_to(less, feeds(4), MOVED)[:2]] == [(1, 3, 8, 8)] * 2
+    assert near_to(less, feeds(4), "") == []
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=5, deadline=None)
+def test_layers_proposed_leave_out_different_things_and_the_one_that_says_nothing_comes_first(seed: int) -> None:
+    some = feeds(24, seed=seed)
+    problem = Problem.of(blocks(seed), some, biases=True)
+    problem.measure(some)
+    layers = Shallower(problem, some, some)
+    assert layers.left(problem) == 1.0
+    found = list(layers.fewer(problem))
+    gone = [{*problem.view.makers} - {*one.view.makers} for one in found]
+    assert len(found) > 1
+    assert "o3" in gone[0]
+    for i, one in enumerate(found):
+        assert len(one.skips) == 1
+        assert one.moments
+        assert 0 <= layers.left(one) < 1
+        assert all(len(gone[i] & other) <= ALIKE * len(gone[i] | other) for other in gone[:i])
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_refitted_plan_misses_no_more_than_the_same_with_each_reader_by_itself(skips: bool) -> None:
+    some = feeds(32)
+    problem = Problem.of(blocks(2, width=16), some, biases=True)
+    problem.measure(some)
+    if skips:
+        problem = next(iter(Shallower(problem, some, some).fewer(problem)))
+    quarters = Quarters(problem, some, "", 8)
+    counts = [group.units // 2 for group in problem.groups]
+    assert 0 < quarters.fitted(counts) <= quarters.misses(counts)
