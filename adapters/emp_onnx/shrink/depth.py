@@ -144,7 +144,7 @@ def _layers(
     layers, now, begin = Shallower(base, wide, held), base, time.process_time()
     while len(now.skips) < MOST and (now is base or layers.left(now) >= FAR * target):
         limit, best = lowest(), (np.inf, now)
-        for i, one in enumerate(layers.fewer(now)):
+        for i, one in enumerate(layers.fewer(now, limit)):
             spent = time.process_time() - begin
             if i == BEAM or (i and spent > seconds / BEAM):  # several at first, then one each time
                 break

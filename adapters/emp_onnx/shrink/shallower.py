@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cost import Costs
@@ -20,6 +22,7 @@ __all__ = ["MOST", "Shallower"]
 
 MOST, LONGEST = 8, 16  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked
+FAR = 1.5  # times as large may be the error of a fit of those alone that read what is before the layer
 ALIKE = 0.5  # of what two skips leave out: with more in common the second is not proposed beside the first
 
 
@@ -42,10 +45,11 @@ class Shallower:
         """Share of the time that is left in a problem."""
         return 1 - self.saved(problem) / self.whole
 
-    def fewer(self, problem: Problem) -> Iterator[Problem]:
-        """The problem with one layer less each, measured, the one with the least error for all the time saved first."""
+    def fewer(self, problem: Problem, limit: float = np.inf) -> Iterator[Problem]:
+        """The problem with one layer less each, measured, the one with the least error for all the time saved first;
+        none whose error is so far beyond a limit that a fit of all that is behind the layer will not mend it."""
         proposed: list[frozenset[str]] = []
-        for skip, gone in self._ranked(problem):
+        for skip, gone in self._ranked(problem, FAR * limit):
             if any(len(gone & other) > ALIKE * len(gone | other) for other in proposed):
                 continue
             try:
@@ -58,8 +62,8 @@ class Shallower:
             one.measure(self.fit)
             yield one
 
-    def _ranked(self, problem: Problem) -> list[tuple[Skip, frozenset[str]]]:
-        """Skips, and what each leaves out, by their error for all the time saved."""
+    def _ranked(self, problem: Problem, limit: float) -> list[tuple[Skip, frozenset[str]]]:
+        """Skips whose error is within a limit, and what each leaves out, by their error for all the time saved."""
         origin = problem.origin or Origin(problem.view, tuple(problem.readers))
         shown = {*ancestors(origin.view.model)}
         options: list[tuple[float, Skip, frozenset[str]]] = []
@@ -80,5 +84,6 @@ class Shallower:
                 error = misses(self.dense, model, self.held, problem.threads)
             except ModelError:
                 continue
-            found.append((error / (saved + more), i, skip, gone))
+            if error <= limit:
+                found.append((error / (saved + more), i, skip, gone))
         return [(skip, gone) for _, _, skip, gone in sorted(found, key=lambda f: f[:2])]

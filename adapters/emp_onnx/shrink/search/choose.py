@@ -182,10 +182,11 @@ class Planner:
         """How many answers are likely to be missed, with readers fitted each by itself."""
         key = tuple(counts)
         if key not in self.known:
-            self.known[key] = self._measured(counts)
+            self.known[key] = self.anew(counts)
         return self.known[key]
 
-    def _measured(self, counts: Sequence[int]) -> float:
+    def anew(self, counts: Sequence[int]) -> float:
+        """The same, whether it is known or not."""
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf

@@ -18,7 +18,7 @@ from emp_onnx.shrink.search.varied import varied
 __all__ = ["Last", "last_fit", "with_near"]
 
 VARIED, MOST = "varied", 4000  # feeds in all
-SECONDS, TRIED = 20.0, 16  # of the processor that a fit in sequence to varied feeds may take; feeds that show it
+SECONDS, TRIED = 12.0, 16  # of the processor that a fit in sequence to varied feeds may take; feeds that show it
 JUDGES = 5  # times as many as are kept back judge whether varied feeds help, those moved from them among these
 
 
