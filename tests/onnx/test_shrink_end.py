@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from emp_onnx.shrink.lighter.edges import Cropped
+from emp_onnx.shrink.lighter.lighten import carried
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.near import MOVED, near_to, nearby
 from emp_onnx.shrink.search.quarters import Quarters
@@ -171,3 +172,19 @@ def test_a_refitted_plan_misses_no_more_than_the_same_with_each_reader_by_itself
     quarters = Quarters(problem, some, "", 8)
     counts = [group.units // 2 for group in problem.groups]
     assert 0 < quarters.fitted(counts) <= quarters.misses(counts)
+
+
+def test_curves_that_follow_from_the_same_moments_are_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = feeds(12)
+    problem = Problem.of(blocks(0), some, biases=True)
+    problem.measure(some)
+    less = problem.lighter(Cropped("x", 3, 1, 7, 8))
+    known = carried(problem, less)
+    kept = dict(list(known.items())[:1])  # of one reader alone: the others' moments are new
+    fresh: list[str] = []
+    monkeypatch.setattr(Problem, "curve", lambda self, group: fresh.append(group.name) or self.by_norm(group))
+    less.measured(known, problem)
+    assert fresh == []
+    assert [c.order.tolist() for c in less.curves] == [c.order.tolist() for c in problem.curves]
+    less.measured(less.sums(some, kept), problem)
+    assert len(fresh) == len([g for g in less.groups if set(less.of_group(g)) - {*kept}])

@@ -188,7 +188,7 @@ def _apart(
     options = priced(problem, cut.counts, wide, Judge(problem, held))
     rate = _rate(cut, planner, target)
     for one in thinner(problem, [o for o in options if o.price <= rate], wide):
-        one.measured(one.sums(wide, carried(problem, one)))
+        one.measured(one.sums(wide, carried(problem, one)), problem)
         yield one
 
 

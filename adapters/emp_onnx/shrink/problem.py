@@ -176,10 +176,20 @@ class Problem:
         """Take the moments of every reader that some group concerns, and the curves of all groups."""
         self.measured(self.sums(feeds))
 
-    def measured(self, moments: dict[int, Wide]) -> None:
-        """Take these moments, and the curves that follow from them."""
+    def measured(self, moments: dict[int, Wide], like: Problem | None = None) -> None:
+        """Take these moments, and the curves that follow from them; those that another problem has already as there."""
         self.moments = moments
-        self.curves = [self.curve(group) for group in self.groups]
+        pairs = [] if like is None else zip(like.groups, like.curves, strict=True)
+        known = {like._seen(group): curve for group, curve in pairs if like is not None}
+        self.curves = [known.get(self._seen(group)) or self.curve(group) for group in self.groups]
+
+    def _seen(self, group: Group) -> Any:
+        """What a group's curve follows from: with the very same moments it is the same curve."""
+        own = [(i, self.readers[i]) for i in self.of_group(group)]
+        return group.name, tuple(
+            (r.weight, r.kind, r.direction, id(self.moments.get(i)), group.axes[r.source, r.axis].tobytes())
+            for i, r in own
+        )
 
     def sums(self, feeds: Sequence[Feed], known: Mapping[int, Wide] | None = None) -> dict[int, Wide]:
         """The moments of every reader that some group concerns, by its number; those that are known as they are."""

@@ -47,8 +47,10 @@ def lighter_ways(problem: Problem, target: float, fit: Sequence[Feed], held: Seq
         share = judge.share(now)
         if share > MARGIN * target:  # units would have to do the rest from here: the rate is of that
             now = change(now, target, judge.rate(now, target / share), fit, judge)
+        if change is coarser and now is ways[-1] and share > MARGIN * target:
+            now = coarser(now, target, np.inf, fit, judge, most=1)  # a rate says little: the plan sees
         if now is not ways[-1]:
-            now.measured(now.sums(fit, carried(ways[-1], now)))
+            now.measured(now.sums(fit, carried(ways[-1], now)), ways[-1])
             ways.append(now)
     return [*ways, *cropped(next(way for way in reversed(ways) if not _coarse(way)), target, fit, judge)]
 
@@ -85,9 +87,11 @@ def opened(problem: Problem, target: float, rate: float, fit: Sequence[Feed], ju
     return _worth(problem, [] if change is None else [change], target, rate, judge)
 
 
-def coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
-    """At fewer places before means, where that is worth it; arguments as in `opened`."""
-    return _worth(problem, find_coarser(problem.view, problem.trace), target, rate, judge)
+def coarser(
+    problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge, *, most: int | None = None
+) -> Problem:
+    """At fewer places before means, where that is worth it, of the first `most` changes; arguments as in `opened`."""
+    return _worth(problem, find_coarser(problem.view, problem.trace)[:most], target, rate, judge)
 
 
 def cropped(problem: Problem, target: float, fit: Sequence[Feed], judge: Judge) -> list[Problem]:
@@ -108,7 +112,7 @@ def cropped(problem: Problem, target: float, fit: Sequence[Feed], judge: Judge) 
             break
         if not now.groups or share - judge.share(now) < SAVES:
             break
-        now.measured(now.sums(fit, carried(before, now)))
+        now.measured(now.sums(fit, carried(before, now)), before)
         ways.append(now)
     return ways
 
