@@ -113,8 +113,9 @@ def plan(
                 break
         # where no cut of units reaches the target, none says yet whether layers should be whole before some go
         bases = [min(found, key=lambda f: f[0].error)[0].problem] if found else [ways[-1], *apart]
+        begin = time.process_time()  # layers have a time of their own
         for base in bases:
-            _layers(base, target, wide, judged, look, lowest, seconds)
+            _layers(base, target, wide, judged, look, lowest, begin, seconds)
     if not found:
         raise failed[0]
     found.sort(key=lambda f: f[0].error)
@@ -127,27 +128,40 @@ def plan(
         better += _exchanged(first, planner, target, seconds / len(close))
     if len(better) == 1:
         return better[0]
-    problems = {id(p.problem): p.problem for p in better}
-    share = -(-len(wide) // FOLDS)
-    quarters = {key: Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
-    # two estimates are steadier than one; of those that both like best the refitted models decide
-    better.sort(key=lambda p: quarters[id(p.problem)].misses(p.counts) + p.error)
-    last = [p for i, p in enumerate(better) if sum(q.problem is p.problem for q in better[:i]) < EACH]
-    return min(last, key=lambda p: quarters[id(p.problem)].fitted(p.counts))
+    return _judged(better, [*fit, *held], near, -(-len(wide) // FOLDS), time.process_time() + seconds / 3)
+
+
+def _judged(plans: Sequence[Plan], feeds: Sequence[Feed], near: str, share: int, end: float) -> Plan:
+    """The best of some plans by all feeds in quarters: those of least error first, till a time of the processor."""
+    quarters: dict[int, Quarters] = {}
+    ranked: list[tuple[float, Plan]] = []
+    for one in sorted(plans, key=lambda p: p.error):
+        if ranked and time.process_time() > end:
+            break
+        if id(one.problem) not in quarters:
+            quarters[id(one.problem)] = Quarters(one.problem, feeds, near, share)
+        # two estimates are steadier than one
+        ranked.append((quarters[id(one.problem)].misses(one.counts) + one.error, one))
+    last: list[Plan] = []
+    for _, one in sorted(ranked, key=lambda r: r[0]):  # of those that both like best the refitted models decide
+        if sum(other.problem is one.problem for other in last) < EACH:
+            last.append(one)
+    return min(last, key=lambda p: quarters[id(p.problem)].fitted(p.counts)) if len(last) > 1 else last[0]
 
 
 def _layers(
     base: Problem, target: float, wide: Sequence[Feed], held: Sequence[Feed],
-    look: Callable[[Problem], tuple[float, bool]], lowest: Callable[[], float], seconds: float,
+    look: Callable[[Problem], tuple[float, bool]], lowest: Callable[[], float], begin: float, seconds: float,
 ) -> None:  # fmt: skip
-    """Look at a problem with fewer and fewer layers, each time from the one of those tried that did best."""
-    layers, now, begin = Shallower(base, wide, held), base, time.process_time()
+    """Look at a problem with fewer and fewer layers, each time from the one of those tried that did best, till so many
+    seconds of the processor are over since `begin`, where anything was found."""
+    layers, now = Shallower(base, wide, held), base
     while len(now.skips) < MOST and (now is base or layers.left(now) >= FAR * target):
         limit, best = lowest(), (np.inf, now)
         for i, one in enumerate(layers.fewer(now, limit)):
             spent = time.process_time() - begin
-            if i == BEAM or (i and spent > seconds / BEAM):  # several at first, then one each time
-                break
+            if i == BEAM or (i and spent > seconds / BEAM) or (spent > seconds and lowest() < np.inf):
+                break  # several are tried at first, then one each time
             if _error(one, held) >= limit:
                 continue
             error, more = look(one)
