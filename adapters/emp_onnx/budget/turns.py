@@ -78,6 +78,11 @@ class Turns:
                 break
         return point
 
+    def whole(self, thin: Thin) -> Point:
+        """What a model that was fitted to all feeds is like on those that were kept back in turn."""
+        found = [[self.fitting.answers(thin.changed, feeds) for feeds in part] for part in self._sets]
+        return self._point(thin.sparsity, found)
+
     def _point(self, sparsity: float, found: Sequence[Sequence[Says]]) -> Point:
         points = [
             point_of(sparsity, _flat(before[: len(after)]), _flat(after), handed=bool(self.fitting.answers.states))
