@@ -73,7 +73,7 @@ class Turns:
             changed = self._fit(part, keep).changed
             for answers, feeds in zip(found, self._sets, strict=True):
                 answers.append(part.answers(changed, feeds[turn]))
-            point = self._point(1 - keep / self.fitting.total, found)
+            point = self._point((self.fitting.total - keep) / self.fitting.total, found)
             if budget.lost(point, self.dense) * (point.feeds or 0) / n > budget.most:
                 break
         return point
