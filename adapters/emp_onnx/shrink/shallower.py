@@ -14,7 +14,7 @@ from emp_onnx.errors import ModelError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.fitting.distance import ancestors, misses, watched
-from emp_onnx.shrink.fitting.refit import Origin
+from emp_onnx.shrink.fitting.refit import LONG, Origin
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
 
@@ -22,6 +22,7 @@ __all__ = ["MOST", "Shallower"]
 
 MOST, LONGEST = 8, 16  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked
+SECONDS = 20.0  # that the fit of all that is behind a layer may take; that which is written is from all feeds
 FAR = 1.5  # times as large may be the error of a fit of those alone that read what is before the layer
 ALIKE = 0.5  # of what two skips leave out: with more in common the second is not proposed beside the first
 
@@ -34,6 +35,8 @@ class Shallower:
         costs = Costs(base.view, base.trace, base.feeds)
         self.micros = {op.outputs[0]: costs.micros.get(op.index, 0.0) for op in base.view.ops if op.outputs}
         self.whole = costs.total({})
+        most = int(SECONDS * 1e6 / (2 * LONG * max(self.whole, 1.0)))  # each level is a pass of two models
+        self.enough = fit[: max(most, FEEDS)]
         runner = watched(base.dense, base.threads)
         self.dense = [runner(feed) for feed in self.held]
 
@@ -53,7 +56,7 @@ class Shallower:
             if any(len(gone & other) > ALIKE * len(gone | other) for other in proposed):
                 continue
             try:
-                one = problem.without(skip, self.fit)
+                one = problem.without(skip, self.enough)
             except ModelError:  # what is left does not run
                 continue
             if not one.groups:
