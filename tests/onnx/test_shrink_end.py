@@ -1,4 +1,4 @@
-"""A cut ends at its target; feeds varied for the last fit; layers proposed; plans compared refitted. Laws first."""
+"""A cut ends at its target; feeds varied for the last fit; layers proposed. Laws first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from emp_onnx.shrink.lighter.edges import Cropped
 from emp_onnx.shrink.lighter.lighten import carried
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.near import MOVED, near_to, nearby
-from emp_onnx.shrink.search.quarters import Quarters
 from emp_onnx.shrink.search.returned import ROOM, returned
 from emp_onnx.shrink.search.varied import LOUD, OFFSET, varied
 from emp_onnx.shrink.shallower import ALIKE, Shallower
@@ -160,18 +159,6 @@ def test_layers_proposed_leave_out_different_things_and_the_one_that_says_nothin
         assert one.moments
         assert 0 <= layers.left(one) < 1
         assert all(len(gone[i] & other) <= ALIKE * len(gone[i] | other) for other in gone[:i])
-
-
-@pytest.mark.parametrize("skips", [False, True])
-def test_a_refitted_plan_misses_no_more_than_the_same_with_each_reader_by_itself(skips: bool) -> None:
-    some = feeds(32)
-    problem = Problem.of(blocks(2, width=16), some, biases=True)
-    problem.measure(some)
-    if skips:
-        problem = next(iter(Shallower(problem, some, some).fewer(problem)))
-    quarters = Quarters(problem, some, "", 8)
-    counts = [group.units // 2 for group in problem.groups]
-    assert 0 < quarters.fitted(counts) <= quarters.misses(counts)
 
 
 def test_curves_that_follow_from_the_same_moments_are_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:

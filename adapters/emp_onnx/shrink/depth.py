@@ -40,7 +40,6 @@ STEP = 8  # what half of a group is a multiple of, where its costs are learned
 FARTHEST = 3.0  # times the error of a cut: from one that goes beyond the target and misses more nothing comes back
 ENDS = 6  # cuts of one problem that are judged so
 SHORT = 10.0  # seconds of the processor for exchange before splits are priced
-EACH = 2  # plans of one problem whose refitted models are compared with those of others
 BEAM = 3  # layers of which each is left out by itself, to go on from the best
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 PATIENCE = 2  # plans in a row that are no better
@@ -142,11 +141,7 @@ def _judged(plans: Sequence[Plan], feeds: Sequence[Feed], near: str, share: int,
             quarters[id(one.problem)] = Quarters(one.problem, feeds, near, share)
         # two estimates are steadier than one
         ranked.append((quarters[id(one.problem)].misses(one.counts) + one.error, one))
-    last: list[Plan] = []
-    for _, one in sorted(ranked, key=lambda r: r[0]):  # of those that both like best the refitted models decide
-        if sum(other.problem is one.problem for other in last) < EACH:
-            last.append(one)
-    return min(last, key=lambda p: quarters[id(p.problem)].fitted(p.counts)) if len(last) > 1 else last[0]
+    return min(ranked, key=lambda r: r[0])[1]
 
 
 def _layers(

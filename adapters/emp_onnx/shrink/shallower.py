@@ -23,7 +23,7 @@ __all__ = ["MOST", "Shallower"]
 MOST, LONGEST = 8, 16  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked
 SECONDS = 20.0  # that the fit of all that is behind a layer may take; that which is written is from all feeds
-FAR = 1.5  # times as large may be the error of a fit of those alone that read what is before the layer
+FAR = 4.0  # times as large may be the error of a fit of those alone that read what is before the layer
 ALIKE = 0.5  # of what two skips leave out: with more in common the second is not proposed beside the first
 
 
