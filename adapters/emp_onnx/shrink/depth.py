@@ -10,7 +10,7 @@ back, after exchange, is the plan. A layer that is no longer there frees time th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from emp_onnx.shrink.search.judge import Judge
 from emp_onnx.shrink.search.last import with_near
 from emp_onnx.shrink.search.quarters import FOLDS, Quarters
 from emp_onnx.shrink.search.returned import returned
-from emp_onnx.shrink.shallower import MOST, Shallower
+from emp_onnx.shrink.shallower import shallower
 from emp_onnx.shrink.view import View
 
 __all__ = ["Plan", "plan"]
@@ -40,8 +40,6 @@ STEP = 8  # what half of a group is a multiple of, where its costs are learned
 FARTHEST = 3.0  # times the error of a cut: from one that goes beyond the target and misses more nothing comes back
 ENDS = 6  # cuts of one problem that are judged so
 SHORT = 10.0  # seconds of the processor for exchange before splits are priced
-BEAM = 3  # layers of which each is left out by itself, to go on from the best
-FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 PATIENCE = 2  # plans in a row that are no better
 LESS = 1.12  # times the target: from there to the target are the last units
 
@@ -81,40 +79,44 @@ def plan(
     found: list[tuple[Plan, Planner | None]] = []
     failed: list[UsageError] = []
 
-    def look(one: Problem, known: Planner | None = None) -> tuple[float, bool]:
-        """The error once the target is met, and whether units have to go for that, however it is met."""
+    def look(one: Problem, known: Planner | None = None) -> bool:
+        """Whether units have to go to meet the target, however it is met."""
         try:
             found.append(_at(one, target, judged, round_to, least, short, known))
         except UsageError as error:
             failed.append(error)
-            return np.inf, True
-        return found[-1][0].error, found[-1][1] is not None
-
-    def lowest() -> float:
-        return min((p.error for p, _ in found), default=np.inf)
+            return True
+        return found[-1][1] is not None
 
     ways = lighter_ways(problem, target, wide, judged) if changes else [problem]
     more = True
     for way in ways:
-        if _error(way, judged) < lowest():
-            more = look(way, found[-1][1] if found else None)[1]
+        if not found or _error(way, judged) < min(p.error for p, _ in found):
+            more = look(way, found[-1][1] if found else None)
     end = time.process_time() + seconds / 2
     if more and changes:
         first, planner = min(found, key=lambda f: f[0].error) if found else (None, None)
         first = first or Plan(ways[-1], [0] * len(ways[-1].groups), np.inf)
-        worse, least_error, apart = 0, first.error, list[Problem]()
+        worse, lowest, apart = 0, first.error, list[Problem]()
         for one in _apart(first, planner, target, wide, judged):
             apart.append(one)
-            if _error(one, judged) >= least_error or not look(one, planner)[1]:
+            if _error(one, judged) >= lowest or not look(one, planner):
                 break
-            worse, least_error = (0 if lowest() < least_error else worse + 1), lowest()
+            now = min((p.error for p, _ in found), default=np.inf)
+            worse, lowest = (0 if now < lowest else worse + 1), now
             if worse == PATIENCE or (found and time.process_time() > end):
                 break
+        end = time.process_time() + seconds  # layers have a time of their own
         # where no cut of units reaches the target, none says yet whether layers should be whole before some go
         bases = [min(found, key=lambda f: f[0].error)[0].problem] if found else [ways[-1], *apart]
-        begin = time.process_time()  # layers have a time of their own
         for base in bases:
-            _layers(base, target, wide, judged, look, lowest, begin, seconds)
+            for one in shallower(base, target, wide, judged):
+                if one is base:
+                    continue
+                if found and _error(one, judged) >= min(p.error for p, _ in found):
+                    break
+                if not look(one) or (found and time.process_time() > end):  # a layer less would miss more
+                    break
     if not found:
         raise failed[0]
     found.sort(key=lambda f: f[0].error)
@@ -127,44 +129,11 @@ def plan(
         better += _exchanged(first, planner, target, seconds / len(close))
     if len(better) == 1:
         return better[0]
-    return _judged(better, [*fit, *held], near, -(-len(wide) // FOLDS), time.process_time() + seconds / 3)
-
-
-def _judged(plans: Sequence[Plan], feeds: Sequence[Feed], near: str, share: int, end: float) -> Plan:
-    """The best of some plans by all feeds in quarters: those of least error first, till a time of the processor."""
-    quarters: dict[int, Quarters] = {}
-    ranked: list[tuple[float, Plan]] = []
-    for one in sorted(plans, key=lambda p: p.error):
-        if ranked and time.process_time() > end:
-            break
-        if id(one.problem) not in quarters:
-            quarters[id(one.problem)] = Quarters(one.problem, feeds, near, share)
-        # two estimates are steadier than one
-        ranked.append((quarters[id(one.problem)].misses(one.counts) + one.error, one))
-    return min(ranked, key=lambda r: r[0])[1]
-
-
-def _layers(
-    base: Problem, target: float, wide: Sequence[Feed], held: Sequence[Feed],
-    look: Callable[[Problem], tuple[float, bool]], lowest: Callable[[], float], begin: float, seconds: float,
-) -> None:  # fmt: skip
-    """Look at a problem with fewer and fewer layers, each time from the one of those tried that did best, till so many
-    seconds of the processor are over since `begin`, where anything was found."""
-    layers, now = Shallower(base, wide, held), base
-    while len(now.skips) < MOST and (now is base or layers.left(now) >= FAR * target):
-        limit, best = lowest(), (np.inf, now)
-        for i, one in enumerate(layers.fewer(now, limit)):
-            spent = time.process_time() - begin
-            if i == BEAM or (i and spent > seconds / BEAM) or (spent > seconds and lowest() < np.inf):
-                break  # several are tried at first, then one each time
-            if _error(one, held) >= limit:
-                continue
-            error, more = look(one)
-            if more and (error < best[0] or best[1] is now):
-                best = error, one
-        if best[1] is now or (lowest() < np.inf and time.process_time() - begin > seconds):
-            return
-        now = best[1]
+    problems = {id(p.problem): p.problem for p in better}
+    share = -(-len(wide) // FOLDS)
+    quarters = {key: Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
+    # two estimates are steadier than one
+    return min(better, key=lambda p: quarters[id(p.problem)].misses(p.counts) + p.error)
 
 
 def _exchanged(first: Plan, planner: Planner, target: float, seconds: float) -> list[Plan]:

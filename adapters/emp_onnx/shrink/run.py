@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,7 @@ SKIPPED = (
 CHANGED = "{}. The masked model is the one that is so changed already; agreement and error are against the dense one."
 CONTINUED = "{} more feeds were used, in which the model goes on from those given by what it says itself."
 PROVEN = 16  # feeds of the proof
-JUDGING = (64, 300)  # moved from all feeds, other ways than those fitted to, with which cuts are compared: at least
-# so many, and at most, as far as the dense model runs on them in so many seconds of the processor
-JUDGED = 0.5
+JUDGING = 300  # moved from all feeds, other ways than those fitted to, with which cuts are compared
 
 
 def shrink(
@@ -167,7 +164,7 @@ def shrink(
             changes, judging = not include and not exclude, []
             near = "" if given is None else chosen_near(problem, fit, held)
             if near == MOVED:  # what is mixed of two classes has no answer that could be missed
-                judging = near_to(problem, [*fit, *held], near, seed=1)[: _judging(runner, samples)]
+                judging = near_to(problem, [*fit, *held], near, seed=1)[:JUDGING]
             found = plan(
                 problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
                 changes=changes, short=short,
@@ -222,16 +219,6 @@ def shrink(
         path, files[0], files[1:], tuple(rows), walls, proof, len(samples), given is None,
         bytes=(before, sum(f.stat().st_size for f in files)), notes=notes, **figures,
     )  # fmt: skip
-
-
-def _judging(runner: Runner, samples: Sequence[Feed]) -> int:
-    """With how many feeds cuts are compared: each of hundreds of cuts runs on all of them."""
-    begin = time.process_time()
-    few = samples[:4]
-    for feed in few:
-        runner(feed)
-    least, most = JUDGING
-    return int(min(max(JUDGED * len(few) / max(time.process_time() - begin, 1e-9), least), most))
 
 
 def _counts(

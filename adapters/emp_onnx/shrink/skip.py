@@ -22,7 +22,7 @@ from emp_onnx.shrink.axes.trace import Trace
 from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.fitting.moments import cross_moments
 from emp_onnx.shrink.fitting.readers import Reader, find_readers
-from emp_onnx.shrink.fitting.refit import LONG, RIDGE, Origin, solve
+from emp_onnx.shrink.fitting.refit import RIDGE, Origin, solve
 from emp_onnx.shrink.tensors import set_constant
 from emp_onnx.shrink.view import View
 from emp_onnx.shrink.work import counts_as_work
@@ -115,8 +115,7 @@ def skipped(
         view, traced: the model that is changed: the dense one, or one with skips in it.
         skip: one of its skips.
         feeds: on which readers are fitted.
-        far: whether all readers behind the skip are fitted again in sequence, where they are not too many levels, or
-            those alone that read anew.
+        far: whether all readers behind the skip are fitted again in sequence, or those alone that read anew.
         threads: of onnxruntime.
         ridge: as a share of the mean of the diagonal.
     """
@@ -196,4 +195,4 @@ def _levels(view: View, readers: Sequence[Reader], start: str, far: bool) -> lis
         for name in op.outputs:
             level[name] = at
     found = [out[key] for key in sorted(out)]
-    return found if far and len(found) <= LONG else found[:1]
+    return found if far else found[:1]

@@ -22,9 +22,7 @@ from emp_onnx.shrink.fitting.readers import Reader
 from emp_onnx.shrink.fitting.sums import beside
 from emp_onnx.shrink.view import View
 
-__all__ = [
-    "LONG", "RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit", "refit_locally", "rows_of", "solve",
-]  # fmt: skip
+__all__ = ["RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit", "refit_locally", "rows_of", "solve"]
 
 RIDGE = 3e-2  # of the mean of the diagonal
 RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose

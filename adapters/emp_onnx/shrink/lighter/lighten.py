@@ -47,8 +47,6 @@ def lighter_ways(problem: Problem, target: float, fit: Sequence[Feed], held: Seq
         share = judge.share(now)
         if share > MARGIN * target:  # units would have to do the rest from here: the rate is of that
             now = change(now, target, judge.rate(now, target / share), fit, judge)
-        if change is coarser and now is ways[-1] and share > MARGIN * target:
-            now = coarser(now, target, np.inf, fit, judge, most=1)  # a rate says little: the plan sees
         if now is not ways[-1]:
             now.measured(now.sums(fit, carried(ways[-1], now)), ways[-1])
             ways.append(now)
@@ -87,11 +85,9 @@ def opened(problem: Problem, target: float, rate: float, fit: Sequence[Feed], ju
     return _worth(problem, [] if change is None else [change], target, rate, judge)
 
 
-def coarser(
-    problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge, *, most: int | None = None
-) -> Problem:
-    """At fewer places before means, where that is worth it, of the first `most` changes; arguments as in `opened`."""
-    return _worth(problem, find_coarser(problem.view, problem.trace)[:most], target, rate, judge)
+def coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], judge: Judge) -> Problem:
+    """At fewer places before means, where that is worth it; arguments as in `opened`."""
+    return _worth(problem, find_coarser(problem.view, problem.trace), target, rate, judge)
 
 
 def cropped(problem: Problem, target: float, fit: Sequence[Feed], judge: Judge) -> list[Problem]:

@@ -182,11 +182,10 @@ class Planner:
         """How many answers are likely to be missed, with readers fitted each by itself."""
         key = tuple(counts)
         if key not in self.known:
-            self.known[key] = self.anew(counts)
+            self.known[key] = self._measured(counts)
         return self.known[key]
 
-    def anew(self, counts: Sequence[int]) -> float:
-        """The same, whether it is known or not."""
+    def _measured(self, counts: Sequence[int]) -> float:
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf

@@ -65,8 +65,8 @@ def exchange(
         planner: what measures errors and predicts costs.
         start: how many units of each group go.
         target: share of the source's latency that may be left.
-        seconds: of the processor, after which no round begins. Where measuring every move once would take more, what
-            is predicted says which pairs promise most.
+        seconds: of the processor, after which no round begins. Where measuring every move would take more than a
+            quarter of it, what is predicted says which pairs promise most.
         best: how many.
         clock: what has measured latencies of the problem before.
     """
@@ -81,8 +81,8 @@ def exchange(
 
     share, failed = clock.share(now, target), set[Counts]()
     begin = time.process_time()
-    planner.anew(now)
-    slow = (time.process_time() - begin) * len(_moves(planner, now)) > seconds
+    planner.measured(now)
+    slow = (time.process_time() - begin) * len(_moves(planner, now)) > seconds / 4
     while time.process_time() < end:
         whole = planner.predicted(now)
         worth: list[Move] = []

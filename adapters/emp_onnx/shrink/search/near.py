@@ -33,7 +33,6 @@ MOVED, MIXED = "moved", "mixed"
 MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
 BYTES = 1 << 27  # of all of them
 REACH = 8  # a shift is at most so small a part of an axis
-PASSING = {*UNARY, *BROADCAST, "BatchNormalization", "Clip", "Dropout", "QuantizeLinear", "DequantizeLinear"}
 
 
 def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, list[Feed]]:
@@ -121,10 +120,10 @@ def moved(feed: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
 
 
 def _slid(view: View, name: str) -> bool:
-    """Whether all that reads an input, but for what works place by place, are convolutions and pools."""
+    """Whether all that reads an input, but for what works element by element, are convolutions and pools."""
     found = False
     for op, slot in view.readers.get(name, ()):
-        if op.type in PASSING and not slot:
+        if op.type in UNARY or op.type in BROADCAST:
             if not _slid(view, op.outputs[0]):
                 return False
         elif slot or op.type not in ("Conv", "MaxPool", "AveragePool"):
