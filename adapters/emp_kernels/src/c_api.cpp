@@ -89,6 +89,18 @@ EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads,
     return 0;
 }
 
+// The same with a pool behind it; `pool`: two each of kernel, stride, pad at the begin, pad at the end.
+EMP_PUBLIC int emp_conv_run_pooled(const emp::Conv* conv, const char* isa, int threads, const float* x, int64_t images, int64_t height,
+                                   int64_t width, const float* bias, int relu, const int64_t* pool, float* y) {
+    const emp::Kernels* kernels = named(isa);
+    if (!kernels) return 1;
+    emp::PoolShape shape;
+    std::memcpy(&shape, pool, sizeof shape);
+    conv->run_pooled(*kernels, x, images, height, width, bias, relu ? emp::Activation::relu : emp::Activation::none, shape, y,
+                     {&threads, run_threads});
+    return 0;
+}
+
 // A packed weight of 8-bit integers; `scale` holds `scales` floats: one, or one for each row. Otherwise as emp_linear_new.
 EMP_PUBLIC emp::IntegerLinear* emp_integer_new(int64_t rows, int64_t columns, int transposed, const uint8_t* mask, size_t bytes,
                                                const int8_t* values, size_t count, const float* scale, size_t scales, char* message, size_t room) {

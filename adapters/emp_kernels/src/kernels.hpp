@@ -75,6 +75,9 @@ struct Kernels {
     // Columns of an image, gathered for a tile: for each offset the pieces, one behind the other, and `lanes` from one offset to the next.
     // What lies behind the last piece in its register becomes 0; registers behind that are not written.
     void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
+    // y[i] = the greatest of line[i * step] to line[i * step + taps - 1] for i < out, once the greatest of `rows` rows of `width` pixels, one below the
+    // other, is in `line` from `to` on; what lies around it there is padding, and may be read for 32 * step floats behind the last one needed.
+    void (*pool)(const float* in, int64_t rows, int64_t width, float* to, const float* line, int64_t taps, int64_t step, int64_t out, float* y);
     // Lines of each channel of an image: `count` of them, or pairs, of `bands` parts each, whose lanes do not overlap; `plane` and `stride` from one
     // channel to the next. Two phases only where step is 2. Whether all that were read are finite.
     bool (*lines)(const float* in, int64_t channels, int64_t plane, const Pixels*, int count, int bands, int64_t step, int64_t stride, float* out);
