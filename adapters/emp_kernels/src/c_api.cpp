@@ -59,12 +59,12 @@ EMP_PUBLIC int emp_gelu(const char* isa, float* x, int64_t count) {
     return 0;
 }
 
-// The way chosen for that many items: "dot", "gather" or "tile".
+// The way chosen for that many items: "dot", "pick", "gather" or "tile".
 EMP_PUBLIC const char* emp_linear_way(const emp::Linear* linear, const char* isa, int64_t items) {
     const emp::Kernels* kernels = named(isa);
     if (!kernels) return "";
     const emp::Way way = linear->way(*kernels, items);
-    return way == emp::Way::dot ? "dot" : way == emp::Way::gather ? "gather" : "tile";
+    return way == emp::Way::dot ? "dot" : way == emp::Way::pick ? "pick" : way == emp::Way::gather ? "gather" : "tile";
 }
 
 // `geometry`: outputs, channels of a group, group, then two each of kernel, stride, dilation, pad at the begin, pad at the end.

@@ -45,13 +45,19 @@ struct Landing {
 };
 
 constexpr int kLanes = 16;     // columns of a tile come in groups of 16, whatever the width of the registers
+constexpr double kPickFrom = 0.11, kPickBelow = 0.23;  // densities; measured: docs/kernels.md
 constexpr int kMaxItems = 8;   // items that `dot` takes at once
+
+// One item: y[row] of rows [row, end); x begins on a cache line, and is zero from `columns` up to the next multiple of 64.
+using Pick = void (*)(const View&, int64_t row, int64_t end, const float* x, const Output&);
 
 struct Kernels {
     const char* name;
     int max_groups;  // of 16 columns in a tile, so that its sums fit the registers
     bool (*supported)();
-    double gather_below;  // the density below which `gather` is faster than `dot` for one item
+    double gather_below;  // the density below which `gather` is faster than `dot` for one item, where nothing picks
+    // What is faster than both from `kPickFrom` to `kPickBelow`, or null where the processor has no such instructions.
+    Pick (*pick)();
 
     // Few items: the weights are decoded in registers, 8 at a time. x[item * stride + column], zero from `columns` up to the next multiple of 64.
     void (*dot)(const View&, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output&);

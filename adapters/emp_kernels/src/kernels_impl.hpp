@@ -11,6 +11,8 @@
 
 constexpr int kAhead = 2048;  // floats: at 35 GB/s what is fetched now arrives 4 KiB later, and rows end
 
+inline Pick no_pick() { return nullptr; }
+
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 inline float activate(float value, Activation activation) {

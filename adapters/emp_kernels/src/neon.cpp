@@ -121,7 +121,7 @@ bool supported() { return true; }
 }  // namespace neon
 
 extern const Kernels kNeon;
-const Kernels kNeon = {"neon", 6,        neon::supported, 0.33, neon::dot,    neon::gather, neon::tile, neon::strip,
+const Kernels kNeon = {"neon", 6,        neon::supported, 0.33, neon::no_pick, neon::dot,    neon::gather, neon::tile, neon::strip,
                        neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::pool, neon::lines, neon::slide, neon::finite,
                        {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::gelu, neon::rnn}};
 
