@@ -31,7 +31,7 @@ def test_a_limit_of_time_ends_it_and_it_tells_how_far_it_came() -> None:
 
 
 @pytest.mark.parametrize(
-    "isa", ["avx512", "avx2", "integer_avx512", "integer_avxvnni", "integer_avx2", "narrow_avx2", "pick_avx512"]
+    "isa", ["avx512", "avx2", "integer_avx512", "integer_avxvnni", "integer_avx2", "narrow_avx2"]
 )
 def test_code_of_an_instruction_set_stays_in_its_namespace(isa: str) -> None:
     """A function that two files define is kept once by the linker; it must not be the copy that needs AVX-512."""

@@ -45,7 +45,7 @@ struct Landing {
 };
 
 constexpr int kLanes = 16;     // columns of a tile come in groups of 16, whatever the width of the registers
-constexpr double kPickFrom = 0.11, kPickBelow = 0.23;  // densities; measured: docs/kernels.md
+constexpr double kPickFrom = 0.11, kPickBelow = 0.21;  // densities; measured: docs/kernels.md
 constexpr int kMaxItems = 8;   // items that `dot` takes at once
 
 // One item: y[row] of rows [row, end); x begins on a cache line, and is zero from `columns` up to the next multiple of 64.
