@@ -14,7 +14,7 @@ from emp_onnx import Budget, UsageError, load
 from emp_onnx.budget.search import search
 from emp_onnx.budget.slope import Slope
 from emp_onnx.budget.turns import TURNS, Turns
-from emp_onnx.refit.fitting import Fitting
+from emp_onnx.refit.fitting import Fitting, Thin
 from emp_onnx.refitting import refit
 from tests.onnx.test_refit import feeds, network
 
@@ -91,6 +91,30 @@ def test_what_is_found_is_within_on_all_feeds(path: Path) -> None:
         assert tried.point.feeds == len(feeds())
         assert budget.lost(tried.point, tried.curve[0]) <= budget.most
         assert 0 < tried.point.sparsity == tried.thin.sparsity < 1
+
+
+def test_a_last_fit_that_fails_is_not_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it comes that the fit to all feeds is worse than those to three quarters of them."""
+    fitting, budget, last = Fitting(load(path), feeds()), Budget(error=0.1), Turns.thin
+    usual = search(fitting, budget, criterion="magnitude")
+    asked: list[int] = []
+
+    def thin(self: Turns, keep: int) -> Thin:
+        asked.append(keep)
+        good = last(self, keep)
+        if len(asked) > 1:
+            return good
+        return Thin({key: 0 * value for key, value in good.changed.items()}, good.masks, good.notes)
+
+    monkeypatch.setattr(Turns, "thin", thin)
+    tried = search(fitting, budget, criterion="magnitude")
+    assert tried.within
+    assert asked == sorted(asked)
+    assert tried.thin.sparsity == tried.point.sparsity < usual.thin.sparsity
+    assert (
+        budget.lost(Turns(fitting, how="error", criterion="magnitude", update=True).whole(tried.thin), tried.curve[0])
+        <= 0.1
+    )
 
 
 @pytest.mark.parametrize("given", ["error", "score"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,37 @@ def test_a_refit_from_statistics_is_far_better_than_zeros_and_near_that_from_fee
     for name, value in values.items():  # only masks: what is left is as it was
         np.testing.assert_array_equal(value[value != 0], before.values(name)[value != 0])
     assert sum(np.count_nonzero(v) for v in values.values()) == sum(v.size for v in values.values()) // 2
+
+
+def test_as_many_feeds_as_are_said_to_do_do(folder: Path) -> None:
+    """The number is of the feeds behind the statistics, not of those that the result was measured on."""
+
+    def wanted(count: int, out: str) -> list[int]:
+        notes = refit(folder / "in.onnx", folder / out, stats=calibrate(folder / "in.onnx", feeds(count, 1))).notes
+        return [
+            int(found[1].replace(",", "")) for note in notes if (found := re.search(r"([\d,]+) feeds would do", note))
+        ]
+
+    (few,) = wanted(4, "few.onnx")
+    assert few > 4
+    assert wanted(few, "enough.onnx") == []
+    assert wanted(few - 1, "nearly.onnx") == [few]
+
+
+def test_what_is_said_of_weights_that_stay_as_they_were(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["prune", str(folder / "in.onnx"), "--sparsity", "0.5", "--stats", str(folder / "s.npz")]
+    assert main([*common[:2], str(folder / "masks.onnx"), *common[2:], "--criterion", "wanda"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "with the values that they had" in said
+    assert "new values" not in said
+    assert "on seeded random feeds" in said.split("Wrote")[1]
+    assert (
+        main([*common[:2], str(folder / "solved.onnx"), *common[2:], "--refit", "--feeds", str(folder / "feeds.npz")])
+        == 0
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Kept weights hold new values" in said
+    assert "on feeds kept back" in said.split("Wrote")[1]
 
 
 def test_statistics_of_two_runs_prune_like_those_of_one(folder: Path) -> None:

@@ -161,6 +161,21 @@ def test_nan_activations_name_the_node(path: Path, tmp_path: Path) -> None:
         refit(path, tmp_path / "a.onnx", feeds=[{"x": np.full((1, 12), np.nan, np.float32)}])
 
 
+def test_where_weights_go_does_not_depend_on_how_large_the_scores_are(tmp_path: Path) -> None:
+    """Scores of thousands, as of a model whose feeds are not scaled, make every probability 0 or 1."""
+    counts = []
+    for power in (6, 10, 14):
+        large = network()
+        for item in large.graph.initializer:
+            if item.name in ("w2", "b2"):
+                item.CopyFrom(tensor(item.name, numpy_helper.to_array(item) * np.float32(2**power)))
+        onnx.save(large, tmp_path / "in.onnx")
+        report = refit(tmp_path / "in.onnx", tmp_path / f"{power}.onnx", feeds=feeds(), sparsity=0.5)
+        assert report.point.error < 0.4
+        counts.append({name: weight.k for name, weight in report.weights.items()})
+    assert counts[0] == counts[1] == counts[2]
+
+
 def test_too_few_feeds_are_said(path: Path, tmp_path: Path) -> None:
     report = refit(path, tmp_path / "a.onnx", feeds=feeds(4, 1))
     assert any("feeds would do" in note for note in report.notes)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from emp_onnx import find_weights
@@ -115,6 +117,42 @@ def test_what_is_read_again_at_the_next_step_is_no_score() -> None:
     assert states([x, past], [other, value("now", "n", 4, "after", 15)]) == set()
     assert states([value("image", 1, 3, None, None)], [value("painted", 1, 3, None, None)]) == set()
     assert states([value("x", 1, None)], [value("y", 1, None), value("z", 1, None)]) == set()
+
+
+@given(st.integers(0, 1000), st.integers(2, 9), st.integers(0, 20), st.booleans())
+def test_scores_that_are_large_are_as_far_apart_as_small_ones(seed: int, classes: int, power: int, said: bool) -> None:
+    """Leads of which half are beyond `SURE` count by what they are to each other: not as probabilities of 0 and 1."""
+    rng = np.random.default_rng(seed)
+    one = rng.standard_normal((16, classes))
+    one[:, 0] = 1 + one[:, 1:].max(1)  # so that leads are 1
+    other = one + 0.1 * rng.standard_normal(one.shape)
+
+    def apart(scale: float) -> float:
+        return distance([[one * scale]], [[other * scale]])
+
+    large = apart(16.0)
+    assert large > 0
+    assert apart(16.0 * 2**power) == pytest.approx(large, rel=1e-9)
+    if said:  # the same as probabilities, while these can still be told from 0
+        scores = 16 * one, 16 * other
+        odds = [np.exp(x - x.max(1, keepdims=True)) for x in scores]
+        if min(x.min() for x in odds) > 1e-40:
+            made = [x / x.sum(1, keepdims=True) for x in odds]
+            assert distance([[made[0]]], [[made[1]]]) == pytest.approx(large, rel=1e-6)
+
+
+@given(st.integers(0, 1000))
+def test_scores_of_usual_size_are_compared_as_probabilities(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, other = rng.standard_normal((2, 50, 4))
+
+    def roots(scores: Any) -> Any:
+        odds = np.exp(scores)
+        return np.sqrt(odds / odds.sum(1, keepdims=True))
+
+    p, q = roots(one), roots(other)
+    wanted = ((p - q) ** 2).sum() / ((p - p.mean()) ** 2).sum()
+    assert distance([[one]], [[other]]) == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [8, None])

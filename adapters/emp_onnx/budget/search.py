@@ -87,7 +87,8 @@ def _dense(fitting: Fitting) -> Thin:
 
 def _in_turns(fitting: Fitting, budget: Budget, turns: Turns) -> Tried:
     """What a drop or an error allows, measured on feeds that are kept back in turn. The model is fitted to all of them
-    in the end, at an amount that was within the budget."""
+    in the end, at the least amount that was within the budget, if that model is within it too on these feeds, which it
+    learnt from; else at the next."""
     n, points = fitting.total, {fitting.total: turns.dense}
     tries, (aim, enough) = (FEW, NEARLY) if n > LARGE else (TRIES, (AIM, ENOUGH))
     slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, aim * budget.most)
@@ -99,6 +100,9 @@ def _in_turns(fitting: Fitting, budget: Budget, turns: Turns) -> Tried:
         slope.seen[keep] = budget.lost(points[keep], turns.dense)
         if enough * budget.most <= slope.seen[keep] <= budget.most:
             break
-    thin = turns.thin(slope.best) if slope.best < n else _dense(fitting)
+    for best in sorted(keep for keep in points if slope.best <= keep):
+        thin = turns.thin(best) if best < n else _dense(fitting)
+        if best == n or budget.lost(turns.whole(thin), turns.dense) <= budget.most:
+            break
     curve = sorted(points.values(), key=lambda point: point.sparsity)
-    return Tried(thin, replace(points[slope.best], sparsity=thin.sparsity), tuple(curve), True)
+    return Tried(thin, replace(points[best], sparsity=thin.sparsity), tuple(curve), True)

@@ -73,10 +73,15 @@ class Turns:
             changed = self._fit(part, keep).changed
             for answers, feeds in zip(found, self._sets, strict=True):
                 answers.append(part.answers(changed, feeds[turn]))
-            point = self._point(1 - keep / self.fitting.total, found)
+            point = self._point((self.fitting.total - keep) / self.fitting.total, found)
             if budget.lost(point, self.dense) * (point.feeds or 0) / n > budget.most:
                 break
         return point
+
+    def whole(self, thin: Thin) -> Point:
+        """What a model that was fitted to all feeds is like on those that were kept back in turn."""
+        found = [[self.fitting.answers(thin.changed, feeds) for feeds in part] for part in self._sets]
+        return self._point(thin.sparsity, found)
 
     def _point(self, sparsity: float, found: Sequence[Sequence[Says]]) -> Point:
         points = [

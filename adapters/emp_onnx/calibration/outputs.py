@@ -12,22 +12,26 @@ from numpy.typing import NDArray
 __all__ = ["agreement", "classes", "distance", "moved", "rows_of", "sides", "top1"]
 
 Array = NDArray[Any]
+SURE = 10.0  # a lead of scores at which the second class has half a ten-thousandth of the first one's probability
+LEAST = 1e-45  # of a probability: what float32 has
+LOOKED = 1024  # rows of an answer whose leads are looked at; of more, some
 
 
 def distance(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -> float:
     """How far answers are apart: the sum over outputs of squared differences, each by the output's own variance.
 
     Of class scores the Hellinger distance of the probabilities is taken, which weighs a change by what it does to the
-    choice.
+    choice. Scores whose leads are so large that every probability is 0 or 1 are first divided by what makes half of the
+    leads in `one` smaller than `SURE`: else nothing short of another choice would be seen.
     """
     total = 0.0
     for a, b in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
         moved = size = mean = 0.0
-        count = 0
+        count, heat = 0, _heat(a)
         for x, y in zip(a, b, strict=True):
             if x.shape != y.shape:
                 return float("inf")
-            p, q = _comparable(x), _comparable(y)
+            p, q = _comparable(x, heat), _comparable(y, heat)
             moved += float(((p - q) ** 2).sum())
             size += float((p * p).sum())
             mean += float(p.sum())
@@ -64,16 +68,39 @@ def classes(value: Array) -> Array | None:
     return value.reshape(-1, shape[-1])
 
 
-def _comparable(value: Array) -> Array:
+def _heat(values: Sequence[Array]) -> float:
+    """What class scores are divided by: 1, unless half of the best lead the second by more than `SURE`."""
+    leads = []
+    for value in values:
+        rows = classes(value)
+        if rows is None:
+            return 1.0
+        best = np.partition(_scores(rows[:: -(-len(rows) // LOOKED)]), -2, axis=1)[:, -2:]
+        leads.append(best[:, 1] - best[:, 0])
+    middle = float(np.median(np.concatenate(leads))) if leads else 0.0
+    return max(1.0, middle / SURE) if math.isfinite(middle) else 1.0
+
+
+def _scores(rows: Array) -> NDArray[np.float64]:
+    """Class scores as they are; probabilities as logarithms."""
+    rows = rows.astype(np.float64)
+    return np.log(np.maximum(rows, LEAST)) if _probabilities(rows) else rows
+
+
+def _probabilities(rows: Array) -> bool:
+    return bool((rows >= 0).all()) and np.allclose(rows.sum(1), 1, atol=1e-3)
+
+
+def _comparable(value: Array, heat: float) -> Array:
     x = value.astype(np.float64)
-    rows = classes(value)
+    rows = classes(x)
     if rows is None:
         return x.reshape(-1)
-    rows = rows.astype(np.float64)
     with np.errstate(all="ignore"):
-        if (rows >= 0).all() and np.allclose(rows.sum(1), 1, atol=1e-3):
+        if heat == 1 and _probabilities(rows):
             return np.sqrt(rows)
-        odds = np.exp(rows - rows.max(1, keepdims=True))
+        scores = _scores(rows)
+        odds = np.exp((scores - scores.max(1, keepdims=True)) / heat)
         found: Array = np.sqrt(odds / odds.sum(1, keepdims=True))
         return found
 

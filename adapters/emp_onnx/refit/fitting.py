@@ -133,7 +133,8 @@ class Fitting(Prepared):
         return lambda curve: self.network.matrix(curve.problem)
 
     def _notes(self, blind: Sequence[Weight], done: Fitted) -> tuple[str, ...]:
-        return tuple(notes(self.network, blind, done, random=self.random, held=self.held))
+        feeds = len(self.network.feeds)
+        return tuple(notes(self.network, blind, done, random=self.random, feeds=feeds, held=self.held))
 
 
 def _once(layers: Iterable[Curve]) -> list[Curve]:

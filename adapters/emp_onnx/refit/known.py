@@ -22,6 +22,7 @@ from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.statistics import Inputs, Statistics
 from emp_onnx.errors import UsageError, quote
+from emp_onnx.refit.notes import notes
 from emp_onnx.refit.quick import Quick
 from emp_onnx.refit.sequence import Fitted
 from emp_onnx.weights.find import Weight
@@ -130,16 +131,16 @@ class Known(Quick):
         return Moments(1, np.zeros((groups, d)), np.zeros((groups, out)), eye, w, (w * w).sum(2))
 
     def _notes(self, blind: Sequence[Weight], done: Fitted) -> tuple[str, ...]:
-        notes = [note for note in super()._notes(blind, done) if not note.startswith("NO FEEDS")]
+        said = list(notes(self.network, blind, done, random=False, feeds=self.calibrated[0], held=0.0))
         if self.statistics is not None:
-            notes.append(
+            said.append(
                 "From statistics alone: each layer was solved for the inputs that the dense network gives it. What "
                 "earlier layers got wrong is not made good; that needs --feeds."
             )
             if self.statistics.random:
-                notes.append("THE STATISTICS ARE OF SEEDED RANDOM NUMBERS, not of data: they say little.")
+                said.append("THE STATISTICS ARE OF SEEDED RANDOM NUMBERS, not of data: they say little.")
         if self.random:
-            notes.append(
+            said.append(
                 "NO FEEDS WERE GIVEN: agreement and error were measured on seeded random numbers, and say little."
             )
-        return tuple(notes)
+        return tuple(said)

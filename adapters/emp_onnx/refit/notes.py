@@ -15,14 +15,17 @@ __all__ = ["notes"]
 SOME = 4  # names that are listed
 
 
-def notes(network: Network, blind: Sequence[Weight], done: Fitted, *, random: bool, held: float) -> Iterator[str]:
+def notes(
+    network: Network, blind: Sequence[Weight], done: Fitted, *, random: bool, feeds: int, held: float
+) -> Iterator[str]:
     """Feeds that were made up, weights that were not refitted, layers that saw too few samples.
 
     Args:
-        network: with the feeds that were learnt from.
+        network: what could not be refitted, and why.
         blind: weights that were pruned by magnitude.
         done: what was fitted.
         random: whether the feeds were made up.
+        feeds: how many were learnt from.
         held: share of the feeds that were kept back.
     """
     if random:
@@ -36,7 +39,7 @@ def notes(network: Network, blind: Sequence[Weight], done: Fitted, *, random: bo
         yield f"Pruned by magnitude and not refitted ({'; '.join(why)}): {some}."
     if done.few:
         key, count, d = max(done.few, key=lambda item: item[2] / max(item[1], 1))
-        needed = math.ceil(len(network.feeds) * d / max(count, 1) / (1 - held))
+        needed = math.ceil(feeds * d / max(count, 1) / (1 - held))
         yield (
             f"{len(done.few)} of the layers have more inputs than samples, so ridge decides there "
             f"({quote(key)}: {count} samples, {d} inputs); {needed} feeds would do."

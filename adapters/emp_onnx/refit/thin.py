@@ -31,5 +31,5 @@ class Thin:
     @property
     def sparsity(self) -> float:
         """Share of the weights that was removed."""
-        n = sum(mask.size for mask in self.masks.values())
-        return 1 - sum(int(np.count_nonzero(mask)) for mask in self.masks.values()) / max(n, 1)
+        n, kept = (sum(map(count, self.masks.values())) for count in (np.size, np.count_nonzero))
+        return int(n - kept) / max(int(n), 1)

@@ -45,7 +45,8 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
         f"{'from statistics of' if 'from' in how else 'on'} {how['feeds']} feeds.",
         table(["weight", "shape", "n", "N_eff", "kept", "density", "retained"], lines, total, 2, style),
         "retained: the share of the original Σ|w| at the places that are kept. "
-        "Kept weights hold new values, so no bound follows.",
+        + ("Kept weights hold new values" if how["solved"] else "They are not the largest of each weight")
+        + ", so no bound follows.",
     ]
     parts += refused_lines(report.refusals, True)
     if report.curve:
@@ -54,9 +55,11 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
             parts.append(EXPECTED)
     parts.append(verification_text(report.verification, style))
     parts += [*size_lines(report.before, report.after), NO_FASTER, *map(escape, report.notes)]
+    behaviour = report.verification.behaviour
+    measured = "seeded random feeds" if behaviour is not None and behaviour.random else "feeds kept back"
     parts.append(
         f"Wrote {quote(report.out)}: {n - k:,} of {n:,} weights removed ({point.sparsity:.2%} sparsity), "
-        f"{len(report.biases)} biases adjusted; on feeds kept back {point.agreement:.2%} of the answers "
+        f"{len(report.biases)} biases adjusted; on {measured} {point.agreement:.2%} of the answers "
         f"stayed the same, "
         f"relative error {point.error:.3g}."
     )
