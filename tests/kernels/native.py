@@ -233,6 +233,23 @@ class Conv:
         assert done == 0, isa
         return y
 
+    def pooled(
+        self, x: Floats, bias: Floats | None, kernel: tuple[int, int], stride: tuple[int, int],
+        pads: tuple[int, int, int, int], *, relu: bool, isa: str = "", threads: int = 1,
+    ) -> Floats:  # fmt: skip
+        """With a pool behind it."""
+        sizes = [
+            (self.out_size(i, x.shape[2 + i]) + pads[i] + pads[i + 2] - kernel[i]) // stride[i] + 1 for i in range(2)
+        ]
+        y = np.full((len(x), self.outputs, *sizes), 7.0, np.float32)
+        done = library().emp_conv_run_pooled(
+            ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(len(x)),
+            ctypes.c_int64(x.shape[2]), ctypes.c_int64(x.shape[3]), _pointer(bias), int(relu),
+            _pointer(np.array([*kernel, *stride, *pads], np.int64)), _pointer(y),
+        )  # fmt: skip
+        assert done == 0, isa
+        return y
+
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             library().emp_conv_free(ctypes.c_void_p(self._handle))

@@ -189,6 +189,16 @@ void conv_round() {
     // whole numbers: every order of additions gives the same
     for (size_t i = 0; i < first.size; i++)
         if (first.data[i] != second.data[i]) fail("instruction sets disagree on a convolution");
+    PoolShape p;
+    for (int i = 0; i < 2; i++)
+        p.kernel[i] = 1 + below(3), p.stride[i] = 1 + below(3), p.pad_begin[i] = below(int(p.kernel[i])), p.pad_end[i] = below(int(p.kernel[i]));
+    const int64_t rows = p.out(0, s.out(0, height)), pixels = p.out(1, s.out(1, width));
+    if (rows < 0 || pixels < 0) return;
+    Exact<float> pooled(size_t(2 * s.outputs * rows * pixels)), again(pooled.size);
+    conv.run_pooled(any_kernels(), x.data, 2, height, width, nullptr, Activation::relu, p, pooled.data, {&threads, run_threads});
+    conv.run_pooled(*kernels("portable"), x.data, 2, height, width, nullptr, Activation::relu, p, again.data, {&alone, run_threads});
+    for (size_t i = 0; i < pooled.size; i++)
+        if (pooled.data[i] != again.data[i]) fail("instruction sets disagree on a pool");
 }
 
 void integer_conv_round() {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,14 +76,34 @@ def test_what_is_not_finite_spreads_as_in_the_dense_product(
 def test_every_way_is_taken_and_right(isa: str) -> None:
     rng = np.random.default_rng(0)
     seen = set()
-    for density in (0.02, 0.3, 0.9):
+    for density in (0.02, 0.15, 0.3, 0.9):
         weight = sparse(rng, 96, 1024, density=density)
         linear = Linear.of(weight)
         for items in (1, 2, 5, 8, 12, 16, 40, 200):
             x = rng.standard_normal((items, 1024)).astype(np.float32)
             close(linear(x, isa=isa, threads=2), x, weight, None, False)
             seen.add(linear.way(items, isa))
-    assert seen == {"dot", "gather", "tile"}
+    assert seen - {"pick"} == {"dot", "gather", "tile"}
+    cpuinfo = Path("/proc/cpuinfo")
+    if isa == "avx512" and cpuinfo.exists() and "avx512_vbmi2" in cpuinfo.read_text():
+        assert "pick" in seen
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@settings(max_examples=40, deadline=None)
+@given(columns=st.integers(1, 300), full=st.integers(0, 2), seed=st.integers(0, 2**32), threads=st.integers(1, 4))
+def test_one_item_where_some_rows_are_nearly_full(isa: str, columns: int, full: int, seed: int, threads: int) -> None:
+    """Of 64 weights none, some, more than 16, 32 and 48 are kept, and the whole is sparse enough to be picked."""
+    rng = np.random.default_rng(seed)
+    weight = sparse(rng, 17, columns, density=0.1)
+    weight[:full] = rng.standard_normal((full, columns))
+    weight[full, columns // 2 :] = rng.standard_normal(columns - columns // 2)
+    x = rng.standard_normal((1, columns)).astype(np.float32)
+    bias = rng.standard_normal(17).astype(np.float32)
+    close(Linear.of(weight)(x, bias, relu=True, isa=isa, threads=threads), x, weight, bias, True)
+    x[0, seed % columns] = np.inf
+    with np.errstate(invalid="ignore"):
+        close(Linear.of(weight)(x, isa=isa), x, weight, None, False)
 
 
 def test_more_columns_than_lists_can_name() -> None:

@@ -11,8 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emp_onnx.calibration.answers import Answers
+from emp_onnx.files.model_io import Model
 from emp_onnx.refit.allocate import allocate
-from emp_onnx.refit.curves import Curve, _mean
+from emp_onnx.refit.curves import Curve, _mean, curves
+from emp_onnx.refit.fitting import Fitting
+from emp_onnx.refit.prices import COMMON, steadied
+from tests.onnx.test_refit import feeds, network
 
 COUNTS = (1000, 800, 600, 400, 200, 50)
 
@@ -51,3 +56,39 @@ def test_the_mean_of_two_halves() -> None:
     found = _mean(replace(one, ridge=1e-2), replace(other, ridge=1e-4))
     assert found.errors == (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)
     assert (found.price, found.ridge) == (2.0, pytest.approx(1e-3))
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=6), st.integers(0, 10**6))
+def test_costs_are_drawn_towards_each_other_the_more_the_fewer_the_answers(costs: list[float], rows: int) -> None:
+    found = steadied(costs, rows)
+    real = [(a, b) for a, b in zip(costs, found, strict=True) if a > 0]
+    assert all(b == 0 for a, b in zip(costs, found, strict=True) if a == 0)
+    if not real:
+        return
+    before, after = np.log(real).T
+    assert after.mean() == pytest.approx(before.mean(), abs=1e-6)
+    assert np.ptp(after) == pytest.approx(np.ptp(before) * rows / (rows + COMMON), abs=1e-6)
+    assert (np.diff(after[np.argsort(before, kind="stable")]) >= -1e-9).all()  # which is dearer stays as it was
+
+
+def test_costs_without_answers_or_bounds() -> None:
+    assert steadied([], 0) == []
+    assert steadied([0.0, np.inf], 0) == [0.0, np.inf]
+    assert steadied([1.0, 4.0, np.inf], 0) == pytest.approx([2.0, 2.0, np.inf])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 40])
+def test_answers_are_looked_at_on_feeds_that_were_not_learnt_from(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitting, looked = Fitting(Model(network()), feeds(count)), list[int]()
+    usual = Answers.beyond
+
+    def beyond(self: Answers, level: int, dense: Any, some: Any, says: Any) -> Any:
+        looked.extend(some)
+        return usual(self, level, dense, some, says)
+
+    monkeypatch.setattr(Answers, "beyond", beyond)
+    found = curves(fitting.network, fitting.answers)
+    assert len(found) == 3
+    learnt = [i for i in range(count) if fitting.network.half(i) == 0]
+    assert looked
+    assert count == 1 or not set(looked) & set(learnt)

@@ -19,7 +19,7 @@ from emp_onnx.calibration.outputs import distance, rows_of, top1
 from emp_onnx.calibration.runner import Runner
 from emp_onnx.calibration.values import Values
 from emp_onnx.files.model_io import Model
-from emp_onnx.refit.curves import enough
+from emp_onnx.refit.prices import enough
 from emp_onnx.runtime.feeds import Input
 from tests.onnx.test_refit import feeds, network
 

@@ -6,6 +6,9 @@
 #include "kernels.hpp"
 
 namespace emp {
+
+extern const Pick kPickAvx512;
+
 namespace avx512 {
 
 constexpr int kWidth = 16;
@@ -54,6 +57,7 @@ struct F {
 };
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F maximum(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F relu(F a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
 
 using D = F;
@@ -101,6 +105,8 @@ inline void transpose16(const float* in, int64_t in_stride, float* out, int64_t 
 
 #include "cells_impl.hpp"
 
+Pick pick() { return __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("bmi2") ? kPickAvx512 : nullptr; }
+
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -109,8 +115,8 @@ bool supported() {
 }  // namespace avx512
 
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {"avx512", 8,       avx512::supported, 0.18, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
-                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::lines, avx512::slide, avx512::finite,
+const Kernels kAvx512 = {"avx512", 8,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
+                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool, avx512::lines, avx512::slide, avx512::finite,
                          {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::rnn}};
 
 }  // namespace emp

@@ -59,12 +59,12 @@ EMP_PUBLIC int emp_gelu(const char* isa, float* x, int64_t count) {
     return 0;
 }
 
-// The way chosen for that many items: "dot", "gather" or "tile".
+// The way chosen for that many items: "dot", "pick", "gather" or "tile".
 EMP_PUBLIC const char* emp_linear_way(const emp::Linear* linear, const char* isa, int64_t items) {
     const emp::Kernels* kernels = named(isa);
     if (!kernels) return "";
     const emp::Way way = linear->way(*kernels, items);
-    return way == emp::Way::dot ? "dot" : way == emp::Way::gather ? "gather" : "tile";
+    return way == emp::Way::dot ? "dot" : way == emp::Way::pick ? "pick" : way == emp::Way::gather ? "gather" : "tile";
 }
 
 // `geometry`: outputs, channels of a group, group, then two each of kernel, stride, dilation, pad at the begin, pad at the end.
@@ -86,6 +86,18 @@ EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads,
     if (!kernels) return 1;
     conv->run(*kernels, x, images, height, width, bias, added, relu ? emp::Activation::relu : emp::Activation::none, y,
               {&threads, run_threads});
+    return 0;
+}
+
+// The same with a pool behind it; `pool`: two each of kernel, stride, pad at the begin, pad at the end.
+EMP_PUBLIC int emp_conv_run_pooled(const emp::Conv* conv, const char* isa, int threads, const float* x, int64_t images, int64_t height,
+                                   int64_t width, const float* bias, int relu, const int64_t* pool, float* y) {
+    const emp::Kernels* kernels = named(isa);
+    if (!kernels) return 1;
+    emp::PoolShape shape;
+    std::memcpy(&shape, pool, sizeof shape);
+    conv->run_pooled(*kernels, x, images, height, width, bias, relu ? emp::Activation::relu : emp::Activation::none, shape, y,
+                     {&threads, run_threads});
     return 0;
 }
 

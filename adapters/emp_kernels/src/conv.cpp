@@ -8,9 +8,13 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
     const Layout at(shape, height, width);
     if (images == 0 || at.out_h <= 0 || at.out_w <= 0 || shape.outputs == 0) return;
     const Given given = {kernels, at, x, images, bias, added, activation, y, threads};
-    const int64_t taps = shape.kernel[0] * shape.kernel[1];
-    if (taps > 1 && taps <= 1024 && slides(Sliding(shape, at, false), at)) return run_slides(given);
+    if (can_slide(at)) return run_slides(given);
     in_strips(at, x) ? run_strips(given) : run_tiles(given);
+}
+
+bool Conv::can_slide(const Layout& at) const {
+    const int64_t taps = shape.kernel[0] * shape.kernel[1];
+    return taps > 1 && taps <= 1024 && slides(Sliding(shape, at, false), at);
 }
 
 // A line holds fewer outputs than lanes, and a row of weights costs a little for each slide; what is saved is gathering the input once for each tap.

@@ -2,6 +2,7 @@
 #pragma once
 #include "image.hpp"
 #include "parallel.hpp"
+#include "pool.hpp"
 #include "sweeps.hpp"
 #include "tiles.hpp"
 
@@ -16,6 +17,9 @@ class Conv {
     // The same promise as Linear::run.
     void run(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added, Activation,
              float* y, const Threads&) const;
+    // The same with a pool behind it: y[images, outputs, rows and pixels of the pool]. What the pool makes of NaN is NaN.
+    void run_pooled(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, Activation, const PoolShape&,
+                    float* y, const Threads&) const;
 
   private:
     // What a run was given.
@@ -32,7 +36,12 @@ class Conv {
     // Whether the sums slide (conv_slides.cpp), or else the input is read where it lies (conv_strips.cpp) rather than copied for each tile.
     bool slides(const Sliding&, const Layout&) const;
     bool in_strips(const Layout&, const float* x) const;
+    // How sums slide; weights are arranged for it on the first call.
+    Sliding arranged(const Kernels&, const Layout&) const;
+    bool can_slide(const Layout&) const;
     void run_slides(const Given&) const;
+    // An image, pooled band by band; whether its input is finite, or else nothing is said of y.
+    bool run_bands(const Given&, const PoolShape&, const float* in, float* y) const;
     void run_strips(const Given&) const;
     void run_tiles(const Given&) const;
     // 0 * inf is NaN, as in the dense convolution: the outputs that read what is not finite, with a pruned weight.

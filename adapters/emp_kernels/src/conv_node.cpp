@@ -37,6 +37,21 @@ ConvShape shape_of(const Info& info) {
     return s;
 }
 
+// What the attributes of a node say of the pool behind it; throws a Refusal.
+PoolShape pool_of(const Info& info) {
+    const std::vector<int64_t> kernel = info.integers("pool_kernel"), strides = info.integers("pool_strides", {1, 1});
+    const std::vector<int64_t> pads = info.integers("pool_pads", {0, 0, 0, 0});
+    if (kernel.size() != 2 || strides.size() != 2 || pads.size() != 4) throw Refusal("must have a pool of two axes behind it, with two strides and four pads");
+    PoolShape p = {};
+    for (size_t i = 0; i < 2; i++) {
+        p.kernel[i] = kernel[i], p.stride[i] = strides[i], p.pad_begin[i] = pads[i], p.pad_end[i] = pads[2 + i];
+        if (p.kernel[i] < 1 || p.kernel[i] > 1024 || p.stride[i] < 1 || p.stride[i] > 1024) throw Refusal("must have a pool whose kernel and strides are ≥ 1 and ≤ 1024");
+        for (int64_t one : {p.pad_begin[i], p.pad_end[i]})
+            if (one < 0 || one >= p.kernel[i]) throw Refusal("must have a pool whose pads are ≥ 0 and smaller than its kernel");
+    }
+    return p;
+}
+
 // The output's rows and pixels for an input; throws a Refusal where it does not fit.
 std::pair<int64_t, int64_t> area_of(const ConvShape& s, const Tensor& x) {
     if (x.shape.size() != 4 || x.shape[1] != s.channels * s.group)
@@ -60,6 +75,7 @@ class ConvNode : public Node {
         }
         const std::string wrong = conv_.weight.bind(s.outputs, columns, parts_.mask, parts_.bytes, values, parts_.count);
         if (!wrong.empty()) throw Refusal(wrong);
+        if (op.kind == Kind::conv_pool) pool_ = pool_of(info);
         if (!conv_.weight.can_list()) throw Refusal("must have at most 65536 weights for each output, got the shape " + text(info.integers("shape")));
     }
     void run(const Context& context) const override {
@@ -67,6 +83,7 @@ class ConvNode : public Node {
         const ConvShape& s = conv_.shape;
         const auto [height, width] = area_of(s, x);
         const float* bias = bias_of(op_, context, s.outputs);
+        if (op_.kind == Kind::conv_pool) return run_pooled(context, x, height, width, bias);
         const std::vector<int64_t> made = {x.shape[0], s.outputs, height, width};
         auto run = [&](const float* added, Activation activation, float* y) {
             conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, added, activation, y, context.threads());
@@ -81,10 +98,18 @@ class ConvNode : public Node {
     }
 
   private:
+    void run_pooled(const Context& context, const Tensor& x, int64_t height, int64_t width, const float* bias) const {
+        const int64_t rows = pool_.out(0, height), pixels = pool_.out(1, width);
+        if (rows < 0 || pixels < 0) throw Refusal("the kernel of its pool must not be larger than the padded image, got the input " + text(x.shape));
+        float* y = context.output(0, {x.shape[0], conv_.shape.outputs, rows, pixels});
+        conv_.run_pooled(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, pool_, y, context.threads());
+    }
+
     const Op& op_;
     Parts parts_ = {};
     Buffer<float> own_;
     Conv conv_;
+    PoolShape pool_ = {};
 };
 
 class DynamicConvNode : public Node {

@@ -102,3 +102,34 @@ void fill(const float* in, const int64_t* offset, int64_t columns, const Piece* 
             moves = 0;
         }
 }
+
+// kStep as for `pixels`; 1 for neighbours.
+template <int kStep>
+void pool_across(const float* line, int64_t taps, int64_t step, int64_t out, float* y) {
+    for (int64_t i = 0; i < out; i += kWidth) {
+        const int count = int(out - i < kWidth ? out - i : kWidth);
+        const auto of = [&](int64_t tap) {
+            const float* p = line + i * step + tap;
+            if constexpr (kStep == 1)
+                return F::load(p);
+            else
+                return pixels<kStep>(p, step, kWidth);  // there is room behind the line
+        };
+        F greatest = of(0);
+        for (int64_t tap = 1; tap < taps; tap++) greatest = maximum(greatest, of(tap));
+        greatest.store_part(y + i, count);
+    }
+}
+
+void pool(const float* in, int64_t rows, int64_t width, float* to, const float* line, int64_t taps, int64_t step, int64_t out, float* y) {
+    for (int64_t c = 0; c < width; c += kWidth) {
+        const int count = int(width - c < kWidth ? width - c : kWidth);
+        const auto of = [&](int64_t r) { return count == kWidth ? F::load(in + r * width + c) : F::load_part(in + r * width + c, count); };
+        F greatest = of(0);
+        for (int64_t r = 1; r < rows; r++) greatest = maximum(greatest, of(r));
+        count == kWidth ? greatest.store(to + c) : greatest.store_part(to + c, count);
+    }
+    if (step == 1) return pool_across<1>(line, taps, step, out, y);
+    if (step == 2) return pool_across<2>(line, taps, step, out, y);
+    return pool_across<0>(line, taps, step, out, y);
+}

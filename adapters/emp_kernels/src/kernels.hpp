@@ -45,13 +45,19 @@ struct Landing {
 };
 
 constexpr int kLanes = 16;     // columns of a tile come in groups of 16, whatever the width of the registers
+constexpr double kPickFrom = 0.11, kPickBelow = 0.21;  // densities; measured: docs/kernels.md
 constexpr int kMaxItems = 8;   // items that `dot` takes at once
+
+// One item: y[row] of rows [row, end); x begins on a cache line, and is zero from `columns` up to the next multiple of 64.
+using Pick = void (*)(const View&, int64_t row, int64_t end, const float* x, const Output&);
 
 struct Kernels {
     const char* name;
     int max_groups;  // of 16 columns in a tile, so that its sums fit the registers
     bool (*supported)();
-    double gather_below;  // the density below which `gather` is faster than `dot` for one item
+    double gather_below;  // the density below which `gather` is faster than `dot` for one item, where nothing picks
+    // What is faster than both from `kPickFrom` to `kPickBelow`, or null where the processor has no such instructions.
+    Pick (*pick)();
 
     // Few items: the weights are decoded in registers, 8 at a time. x[item * stride + column], zero from `columns` up to the next multiple of 64.
     void (*dot)(const View&, int64_t row, int64_t end, const float* x, int64_t stride, int items, const Output&);
@@ -75,6 +81,9 @@ struct Kernels {
     // Columns of an image, gathered for a tile: for each offset the pieces, one behind the other, and `lanes` from one offset to the next.
     // What lies behind the last piece in its register becomes 0; registers behind that are not written.
     void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
+    // y[i] = the greatest of line[i * step] to line[i * step + taps - 1] for i < out, once the greatest of `rows` rows of `width` pixels, one below the
+    // other, is in `line` from `to` on; what lies around it there is padding, and may be read for 32 * step floats behind the last one needed.
+    void (*pool)(const float* in, int64_t rows, int64_t width, float* to, const float* line, int64_t taps, int64_t step, int64_t out, float* y);
     // Lines of each channel of an image: `count` of them, or pairs, of `bands` parts each, whose lanes do not overlap; `plane` and `stride` from one
     // channel to the next. Two phases only where step is 2. Whether all that were read are finite.
     bool (*lines)(const float* in, int64_t channels, int64_t plane, const Pixels*, int count, int bands, int64_t step, int64_t stride, float* out);

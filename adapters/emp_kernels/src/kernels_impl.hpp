@@ -1,7 +1,7 @@
 // The kernels, written once over vector types that each instruction set brings:
 //   D: kStep floats; zero, load, fma, add, sum, decode(as many bits of a mask, packed values)
 //   Q: 4 floats; zero, load, fma, add, sum, gather(x, four columns of 16 bits)
-//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, relu
+//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, maximum, relu
 //      move_down<band>(line): the lanes of each band of a line of 16 one down, the first one behind the last
 //   Four: 4 floats; load, lane<i>() that is one of them in all places of an F
 // and transpose8, transpose16.
@@ -10,6 +10,8 @@
 #define EMP_UNROLL _Pragma("GCC unroll 16")  // arrays of registers must not be indexed at run time
 
 constexpr int kAhead = 2048;  // floats: at 35 GB/s what is fetched now arrives 4 KiB later, and rows end
+
+inline Pick no_pick() { return nullptr; }
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 

@@ -9,6 +9,7 @@ namespace emp {
 Way Linear::way(const Kernels& kernels, int64_t items) const {
     if (!weight.can_list()) return Way::dot;
     const double density = weight.density();
+    if (items == 1 && kernels.pick()) return density < kPickFrom ? Way::gather : density < kPickBelow ? Way::pick : Way::dot;
     if (items == 1) return density < kernels.gather_below ? Way::gather : Way::dot;
     constexpr double least[] = {0.14, 0.2, 0.28};  // from which density on `dot` is faster for 2, 3 and 4 items
     return items <= 4 && density >= least[items - 2] ? Way::dot : Way::tile;
@@ -24,7 +25,7 @@ void Linear::run(const Kernels& kernels, const float* x, int64_t items, const fl
         finite = run_tile(kernels, x, items, out, threads);
     } else {
         finite = kernels.finite(x, items * weight.view().columns, 1, 0);
-        chosen == Way::dot ? run_dot(kernels, x, items, out, threads) : run_gather(kernels, x, out, threads);
+        chosen == Way::gather ? run_gather(kernels, x, out, threads) : run_dot(kernels, x, items, out, threads, chosen == Way::pick);
     }
     if (!finite) spread_non_finite(x, items, y, threads);
 }
@@ -35,7 +36,7 @@ void Linear::run_gather(const Kernels& kernels, const float* x, const Output& ou
     threads.ranges(w.rows, least, 64, [&](int64_t row, int64_t end) { kernels.gather(w, row, end, x, out); });
 }
 
-void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
+void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads, bool pick) const {
     const View& w = weight.view();
     const int64_t stride = (w.columns + 63) / 64 * 64;
     const float* padded = x;
@@ -49,6 +50,7 @@ void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, cons
     }
     const int64_t least = std::max<int64_t>(16, 65536 / std::max<int64_t>(w.columns, 1));
     threads.ranges(w.rows, least, 64, [&](int64_t row, int64_t end) {
+        if (pick) return kernels.pick()(w, row, end, padded, out);
         for (int64_t i = 0; i < items; i += kMaxItems) {
             const int count = int(std::min<int64_t>(kMaxItems, items - i));
             const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};

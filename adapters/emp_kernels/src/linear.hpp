@@ -7,7 +7,7 @@
 namespace emp {
 
 // How a product is done; chosen by density and number of items from measurements (docs/kernels.md).
-enum class Way { dot, gather, tile };
+enum class Way { dot, pick, gather, tile };
 
 class Linear {
   public:
@@ -22,7 +22,8 @@ class Linear {
     Way way(const Kernels&, int64_t items) const;
 
   private:
-    void run_dot(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;
+    // `pick`: by Kernels::pick, for one item.
+    void run_dot(const Kernels&, const float* x, int64_t items, const Output&, const Threads&, bool pick) const;
     void run_gather(const Kernels&, const float* x, const Output&, const Threads&) const;
     // Whether all of x is finite.
     bool run_tile(const Kernels&, const float* x, int64_t items, const Output&, const Threads&) const;

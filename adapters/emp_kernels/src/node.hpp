@@ -11,7 +11,7 @@
 
 namespace emp {
 
-enum class Kind { mat_mul, mat_mul_add, gemm, conv, conv_add, dynamic, dynamic_add, dynamic_conv, dynamic_conv_add, recurrent };
+enum class Kind { mat_mul, mat_mul_add, gemm, conv, conv_add, conv_pool, dynamic, dynamic_add, dynamic_conv, dynamic_conv_add, recurrent };
 
 // What becomes of the stored values before the product: nothing (float32), a cast to float32, a scale and a zero point.
 enum class Values { plain, cast, dequantize };
@@ -34,7 +34,7 @@ struct Op : ort::CustomOp {
     size_t bias, added, scale, zero;  // their places, or 0
     Stored weight, state;         // `state`: what a recurrent cell multiplies its state with
     Cell cell;                    // of a recurrent node
-    bool convolves() const { return kind == Kind::conv || kind == Kind::conv_add || kind == Kind::dynamic_conv || kind == Kind::dynamic_conv_add; }
+    bool convolves() const { return kind == Kind::conv || kind == Kind::conv_add || kind == Kind::conv_pool || kind == Kind::dynamic_conv || kind == Kind::dynamic_conv_add; }
 };
 
 class Node {

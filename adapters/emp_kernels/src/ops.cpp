@@ -1,7 +1,7 @@
 // The operations of the packed domain: a product or a convolution with its packed weight, bias and activation in one node.
 //
 // The name says what a node does, as the local function of the same name in the file does:
-// - one of MatMul, MatMulAdd, Gemm, Conv, ConvAdd (a sum follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv,
+// - one of MatMul, MatMulAdd, Gemm, Conv, ConvAdd (a sum follows), ConvMaxPool (a pool follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv,
 //   DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
 // - Relu or, of MatMul, MatMulAdd and Gemm, Gelu if that follows;
 // - Cast or Dequantize if that is done to the stored values first;
@@ -102,7 +102,7 @@ Op describe(Kind kind, const char* kind_name, Values values, Activation activati
     op.kind = kind, op.values_are = values, op.activation = activation, op.outputs = 1;
     op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : activation == Activation::gelu ? "Gelu" : "") + (dynamic ? "" : of(values)) + form.name;
     input(op, ort::kFloat);
-    if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add);
+    if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add || kind == Kind::conv_pool);
     if (kind == Kind::conv_add) op.added = input(op, ort::kFloat);
     if (values == Values::dequantize) op.scale = input(op, ort::kFloat), op.zero = input(op, ort::kAnyType, true);
     op.weight = stored(op, form, "shape", "count");
@@ -136,6 +136,7 @@ const std::vector<Op>& all() {
                            {Kind::gemm, "Gemm", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::conv, "Conv", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::conv_add, "ConvAdd", {Values::plain, Values::cast, Values::dequantize}},
+                           {Kind::conv_pool, "ConvMaxPool", {Values::plain, Values::cast, Values::dequantize}},
                            {Kind::dynamic, "DynamicMatMul", {Values::dequantize}},
                            {Kind::dynamic_add, "DynamicMatMulAdd", {Values::dequantize}},
                            {Kind::dynamic_conv, "DynamicConv", {Values::dequantize}},

@@ -27,6 +27,10 @@ inline F8 add(F8 a, F8 b) {
     for (int i = 0; i < 8; i++) a.v[i] += b.v[i];
     return a;
 }
+inline F8 maximum(F8 a, F8 b) {
+    for (int i = 0; i < 8; i++) a.v[i] = a.v[i] < b.v[i] ? b.v[i] : a.v[i];
+    return a;
+}
 inline F8 relu(F8 a) {
     for (float& x : a.v) x = x < 0.0f ? 0.0f : x;
     return a;

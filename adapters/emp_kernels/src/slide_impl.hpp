@@ -47,10 +47,10 @@ struct FourPlaces {
     }
 };
 
-// Seven sums or more at once keep the multipliers busy.
+// Seven sums or more at once keep the multipliers busy; more than two sets of them cost more to join than they bring.
 template <int kLines, int kBand>
 void slide_rows(const Sweep& sweep, const float* x, float* sums, bool first, const Landing* landing) {
-    constexpr int kVectors = kLines * kParts, kSets = kVectors >= 7 ? 1 : kVectors >= 5 ? 2 : 4;
+    constexpr int kVectors = kLines * kParts, kSets = kVectors >= 7 ? 1 : kVectors >= 4 ? 2 : 4;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
     for (int64_t r = 0; r < sweep.rows; r++) {

@@ -22,7 +22,7 @@ bool wraps(const ConvShape& s, const Layout& at, const std::vector<Sliding::Phas
 
 }  // namespace
 
-Sliding::Sliding(const ConvShape& s, const Layout& at, bool shifted) {
+Sliding::Sliding(const ConvShape& s, const Layout& at, bool shifted) : shifted(shifted) {
     const auto right = [&](int64_t kx) { return shifted ? 0 : kx * s.dilation[1] / s.stride[1]; };
     slides = int(std::min<int64_t>(right(s.kernel[1] - 1), 1 << 20)) + 1;
     const auto more = [&s](int64_t phase) {

@@ -27,6 +27,7 @@ struct Sliding : Places {
     // lanes are lost.
     Sliding(const ConvShape&, const Layout&, bool shifted);
 
+    bool shifted;
     int band;          // lanes of a line that lie in one row of the output: 16, or 8
     int64_t valid;     // outputs of a band
     int64_t segments;  // of `valid` outputs in a row

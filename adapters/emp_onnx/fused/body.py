@@ -11,12 +11,14 @@ from onnx import helper
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.gelu import gelu_steps
 
-__all__ = ["ATTRIBUTES", "Shape", "function_of", "node_of"]
+__all__ = ["ATTRIBUTES", "POOL", "Shape", "function_of", "node_of"]
 
+_CONV = ("strides", "pads", "dilations", "group", "kernel_shape")
 ATTRIBUTES = {
-    "MatMul": (), "Gemm": ("transB",), "Conv": ("strides", "pads", "dilations", "group", "kernel_shape"),
-    "MatMulInteger": (), "ConvInteger": ("strides", "pads", "dilations", "group", "kernel_shape"),
+    "MatMul": (), "Gemm": ("transB",), "Conv": _CONV, "MatMulInteger": (), "ConvInteger": _CONV,
+    "ConvMaxPool": (*_CONV, "pool_kernel", "pool_strides", "pool_pads"),
 }  # fmt: skip
+POOL = {"pool_kernel": "kernel_shape", "pool_strides": "strides", "pool_pads": "pads"}  # as a MaxPool itself has them
 _TYPES = {
     "shape": onnx.AttributeProto.TENSOR, "count": onnx.AttributeProto.TENSOR, "transB": onnx.AttributeProto.INT,
     "group": onnx.AttributeProto.INT, "axis": onnx.AttributeProto.INT, "direction": onnx.AttributeProto.STRING,
@@ -29,7 +31,8 @@ class Shape:
     """What a node is made of; its name says all of it.
 
     Attributes:
-        op: MatMul, Gemm, Conv, or MatMulInteger or ConvInteger, whose activations are quantised first.
+        op: MatMul, Gemm, Conv, ConvMaxPool (a Conv with the pool that follows), or MatMulInteger or ConvInteger,
+            whose activations are quantised first.
         add: whether a MatMul or ConvInteger has a bias; whether something is added to what a Conv makes.
         activation: Relu or Gelu if one follows, "" otherwise; Gelu of a MatMul or Gemm alone.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
@@ -44,7 +47,7 @@ class Shape:
 
     @property
     def kind(self) -> str:
-        """MatMul, MatMulAdd, Gemm, Conv, ConvAdd, DynamicMatMul, DynamicMatMulAdd, DynamicConv or DynamicConvAdd."""
+        """MatMul, MatMulAdd, Gemm, Conv, ConvAdd, ConvMaxPool; DynamicMatMul or DynamicConv, either with Add."""
         name = f"Dynamic{self.op.removesuffix('Integer')}" if self.dynamic else self.op
         return name + ("Add" if self.add else "")
 
@@ -65,7 +68,7 @@ class Shape:
     @property
     def biased(self) -> bool:
         """Whether the second input is a bias."""
-        return self.add or self.op in ("Gemm", "Conv")
+        return self.add or self.op in ("Gemm", "Conv", "ConvMaxPool")
 
     @property
     def scaled(self) -> bool:
@@ -97,9 +100,19 @@ def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.Functi
 
 
 def _plain(shape: Shape) -> list[onnx.NodeProto]:
-    operands = ["x", "weight", *(["bias"] if shape.op in ("Gemm", "Conv") else [])]
-    first = node_of(shape.op, operands, ["product"], ATTRIBUTES[shape.op])
-    return _followed([first], "product", shape)
+    operands = ["x", "weight", *(["bias"] if shape.op in ("Gemm", "Conv", "ConvMaxPool") else [])]
+    first = shape.op.removesuffix("MaxPool")
+    steps = [node_of(first, operands, ["product"], ATTRIBUTES[first])]
+    return _pooled(_followed(steps, "product", shape)) if first != shape.op else _followed(steps, "product", shape)
+
+
+def _pooled(steps: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    steps[-1].output[0] = "image"
+    pool = helper.make_node("MaxPool", ["image"], ["y"])
+    for given, own in POOL.items():
+        attribute = pool.attribute.add()
+        attribute.name, attribute.ref_attr_name, attribute.type = own, given, onnx.AttributeProto.INTS
+    return [*steps, pool]
 
 
 def _dynamic(shape: Shape) -> list[onnx.NodeProto]:

@@ -7,8 +7,8 @@ computes. Without kernels onnxruntime inlines that function, and all is as befor
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
 quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all
-of these; a ConvInteger likewise. What is added to a Conv becomes part of it too. In a model of float16 a node with
-kernels takes and gives float32, with a Cast on either side, as onnxruntime itself does it.
+of these; a ConvInteger likewise. What is added to a Conv becomes part of it too, or the MaxPool behind it. In a model
+of float16 a node with kernels takes and gives float32, with a Cast on either side, as onnxruntime itself does it.
 
 Inputs of such a node: the activations; the bias (not for MatMul); scale and zero point of integers; those of the
 function that unpacks.
@@ -33,6 +33,7 @@ from emp_onnx.fused.dynamic import DYNAMIC, chain_of
 from emp_onnx.fused.gelu import gelu_behind
 from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, is_standard, shape_of, value_of
 from emp_onnx.fused.parts import rejoin
+from emp_onnx.fused.pool import pool_behind
 from emp_onnx.fused.recurrent import (
     CELLS,
     against_cell,
@@ -187,8 +188,13 @@ class _Work:
             added = [item for item in after.input if item != node.output[0]]
             if added:
                 after = self._take(node, after)
-        activation = ""
-        if after is not None and is_standard(after, "Relu"):
+        activation, pool = "", list[onnx.AttributeProto]()
+        if op == "Conv" and not added and (found := pool_behind(graph, node.output[0])):
+            op, pool = "ConvMaxPool", found.attributes
+            activation = "Relu" if found.relu else ""
+            for step in found.steps:
+                self._take(node, step)
+        elif after is not None and is_standard(after, "Relu"):
             activation = "Relu"
             self._take(node, after)
         elif op in ("MatMul", "Gemm") and not half and (steps := gelu_behind(graph, node.output[0])):
@@ -196,13 +202,14 @@ class _Work:
             for step in steps:
                 self._take(node, step)
         values = "Cast" if half else weight.values
-        add = bool(added) or (bool(bias) and op not in ("Gemm", "Conv"))
+        add = bool(added) or (bool(bias) and op not in ("Gemm", "Conv", "ConvMaxPool"))
         shape = Shape(op, add, activation, values, FORMS[weight.unpack.op_type])
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:
             activations, bias = self._widened(node, activations, bias)
         self._rewrite(node, shape, weight, [activations, *bias, *added, *scales, *weight.unpack.input])
+        node.attribute.extend(pool)
         for maker in spare:
             graph.drop_unused(maker)
         return shape.name

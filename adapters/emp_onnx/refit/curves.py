@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,10 @@ from emp_onnx.calibration.taking import Totals
 from emp_onnx.progress import Watch
 from emp_onnx.refit.light import Light
 from emp_onnx.refit.loss import FACTORED, Few, Quadratic
+from emp_onnx.refit.prices import enough, steadied
 from emp_onnx.refit.solve import descend, effort, leaning
 
-__all__ = ["RIDGES", "TRIED", "USUAL", "Curve", "curve", "curves", "enough", "quadratic", "stand_ins", "unmeasured"]
+__all__ = ["RIDGES", "TRIED", "USUAL", "Curve", "curve", "curves", "quadratic", "stand_ins", "unmeasured"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
@@ -42,7 +42,6 @@ USUAL = 1e-2  # where none is tried
 LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
 TRIED = 64  # outputs of a layer that the strength of the ridge is tried on
 BUDGET, FEWEST = 8e9, 64  # multiplications of one round over all layers; outputs of a layer that are looked at anyway
-FEW, ROWS = 16, 1280  # or where each holds many answers, as a sequence does: so few, if they hold so many
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +104,28 @@ def _seen(problem: Problem, w: Float, sums: Found) -> Quadratic:
     return Quadratic.around((sums.centred() if centred else sums.raw())[0], w, unseen(problem, sums.count))
 
 
-def curves(network: Network, answers: Answers, watch: Watch | None = None) -> Iterator[Curve]:
+def curves(network: Network, answers: Answers, watch: Watch | None = None) -> list[Curve]:
     """The curve of every problem, one level after the other, on the dense network."""
     weights = sum(math.prod(weight.shape) for weight in network.weights)
     looks = int(min(LOOKS, max(LEAST, WORK / max(weights, 1))))
-    probe = range(len(network.feeds))[1::2][:looks] or range(1)
+    # of the half that is not learnt from: what was fitted to a feed says little of what errors cost on it
+    probe = [i for i in range(len(network.feeds)) if network.half(i) == 1][:looks] or [0]
     says = answers(None, [network.feeds[i] for i in probe])
-    says = says[: enough([rows_of(answers.told(found)) for found in says])]
+    rows = [rows_of(answers.told(found)) for found in says]
+    says = says[: enough(rows)]
     probe = probe[: len(says)]
+    found = list(_measured(network, answers, probe, says, watch))
+    costs = steadied([one.price * one.errors[-1] for one in found], sum(rows[: len(says)]))
+    return [
+        replace(one, price=cost / one.errors[-1]) if one.errors[-1] > 0 else one
+        for one, cost in zip(found, costs, strict=True)
+    ]
+
+
+def _measured(
+    network: Network, answers: Answers, probe: Sequence[int], says: Says, watch: Watch | None
+) -> Iterator[Curve]:
+    """The same with prices as they are on the answers of the feeds `probe`."""
     dense = network.runner()
     for level in range(network.levels):
         dense.level(level, network.wanted(level))
@@ -150,20 +163,6 @@ def unmeasured(network: Network) -> list[Curve]:
         Curve(site, problem, (problem.size,), (0.0,), 0.0, USUAL, 1, 0.0)
         for site in network.sites for problem in site.problems
     ]  # fmt: skip
-
-
-def enough(rows: Sequence[int], /) -> int:
-    """How many feeds to look at, given how many answers each holds.
-
-    All of them, unless fewer hold `ROWS` answers; never fewer than `FEW`.
-
-    >>> enough([1] * 64), enough([300] * 64), enough([64] * 64)
-    (64, 16, 20)
-    """
-    for i, total in enumerate(accumulate(rows), 1):
-        if i >= FEW and total >= ROWS:
-            return i
-    return len(rows)
 
 
 def curve(

@@ -52,7 +52,7 @@ class Fitting(Prepared):
         """What each layer can bear; measured when first asked for."""
         if self._curves is None:
             self._phase("measuring layers")
-            self._curves = list(curves(self.network, self._probed(), self.watch))
+            self._curves = curves(self.network, self._probed(), self.watch)
         return self._curves
 
     def ready_for(self, criterion: str, update: bool) -> None:
