@@ -28,7 +28,6 @@ from emp_onnx.shrink.search.exchange import Clock, exchange
 from emp_onnx.shrink.search.judge import Judge
 from emp_onnx.shrink.search.last import with_near
 from emp_onnx.shrink.search.quarters import FOLDS, Quarters
-from emp_onnx.shrink.search.returned import returned
 from emp_onnx.shrink.shallower import shallower
 from emp_onnx.shrink.view import View
 
@@ -150,8 +149,6 @@ def _exchanged(first: Plan, planner: Planner, target: float, seconds: float) -> 
             ends += [] if counts in ends else [counts]
     met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
     met = sorted(met, key=planner.measured)[:ENDS]
-    whole = returned(planner, met[0], MARGIN * target, lambda counts: clock.share(counts, MARGIN * target))
-    met = [whole, *(counts for counts in met if counts != whole)][:ENDS]
     return [Plan(first.problem, counts, planner.measured(counts)) for counts in met]
 
 
