@@ -39,7 +39,7 @@ DENSITIES = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06, 0.0
 PROBE = 0.05  # share of its outputs' variance that a layer must get wrong for the answers to be looked at: less drowns
 RIDGES = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)  # tried in turn, as long as the next does better
 USUAL = 1e-2  # where none is tried
-LOOKS, LEAST, WORK = 64, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
+LOOKS, LEAST, WORK = 128, 4, 5e8  # feeds on which answers are looked at: fewer where there are many weights
 TRIED = 64  # outputs of a layer that the strength of the ridge is tried on
 BUDGET, FEWEST = 8e9, 64  # multiplications of one round over all layers; outputs of a layer that are looked at anyway
 
