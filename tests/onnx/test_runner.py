@@ -141,6 +141,13 @@ def test_scores_that_are_large_are_as_far_apart_as_small_ones(seed: int, classes
             assert distance([[made[0]]], [[made[1]]]) == pytest.approx(large, rel=1e-6)
 
 
+def test_scores_that_are_masked_are_no_lead() -> None:
+    one = np.array([[-np.inf, -np.inf, -np.inf], [1.0, 2.0, -np.inf]])
+    with np.errstate(all="raise"):
+        assert distance([[one[1:]]], [[one[1:]]]) == 0
+        distance([[one]], [[one]])
+
+
 @given(st.integers(0, 1000))
 def test_scores_of_usual_size_are_compared_as_probabilities(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -76,7 +76,8 @@ def _heat(values: Sequence[Array]) -> float:
         if rows is None:
             return 1.0
         best = np.partition(_scores(rows[:: -(-len(rows) // LOOKED)]), -2, axis=1)[:, -2:]
-        leads.append(best[:, 1] - best[:, 0])
+        with np.errstate(invalid="ignore"):  # two that are masked with −∞ lead by nothing that is a number
+            leads.append(best[:, 1] - best[:, 0])
     middle = float(np.median(np.concatenate(leads))) if leads else 0.0
     return max(1.0, middle / SURE) if math.isfinite(middle) else 1.0
 

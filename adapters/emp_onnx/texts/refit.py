@@ -45,8 +45,7 @@ def refit_text(report: RefitReport, style: Style | None = None) -> str:
         f"{'from statistics of' if 'from' in how else 'on'} {how['feeds']} feeds.",
         table(["weight", "shape", "n", "N_eff", "kept", "density", "retained"], lines, total, 2, style),
         "retained: the share of the original Σ|w| at the places that are kept. "
-        + ("Kept weights hold new values" if how["solved"] else "They are not the largest of each weight")
-        + ", so no bound follows.",
+        + ("Kept weights hold new values, so no bound follows." if how["solved"] else "No bound is stated for them."),
     ]
     parts += refused_lines(report.refusals, True)
     if report.curve:
