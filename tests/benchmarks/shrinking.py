@@ -25,7 +25,7 @@ import emp_onnx
 from emp_onnx.shrink import shrink
 from emp_onnx.shrink.axes.trace import made_up
 from emp_onnx.shrink.exact import exact
-from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.latency import latencies, together
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
 from tests.benchmarks._report import machine, table, write
@@ -81,14 +81,9 @@ def curve(name: str, task: Any, count: int, folder: Path, shares: tuple[float, .
 def _batched(one: Path, other: Path, feeds: list[dict[str, np.ndarray]]) -> str:
     """How many times as fast at batch 16, where the model leaves the batch open."""
     model = onnx.load(one)
-    firsts = {
-        i.name: i.type.tensor_type.shape.dim[0].dim_param
-        for i in model.graph.input
-        if i.type.tensor_type.shape.dim and i.name in feeds[0]
-    }
-    if len(set(firsts.values())) > 1 or not all(firsts.values()) or any(feeds[0][n].shape[0] != 1 for n in firsts):
+    feed = together(model, feeds[0], 16)
+    if feed is None:
         return "fixed"
-    feed = {name: np.repeat(values, 16, 0) if name in firsts else values for name, values in feeds[0].items()}
     before, after = latencies([model, onnx.load(other)], [feed], seconds=2.0)
     return f"{before / after:.2f}"
 

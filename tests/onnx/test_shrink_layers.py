@@ -216,7 +216,7 @@ def test_exchange_never_makes_a_cut_worse_nor_slower_than_asked(seed: int) -> No
     share = lambda counts: float(1 - sum(t * n / 16 for t, n in zip(time, counts, strict=True)) / time.sum())  # noqa: E731
     problem = SimpleNamespace(masks=tuple)
     planner: Any = SimpleNamespace(
-        problem=problem, predicted=share, guessed=error, measured=error, round=lambda g: grid[1:],
+        problem=problem, predicted=share, guessed=error, measured=error, measure=error, round=lambda g: grid[1:],
     )  # fmt: skip
     start = [int(rng.choice(grid)) for _ in range(groups)]
     target = share(start)

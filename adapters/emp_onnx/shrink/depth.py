@@ -38,6 +38,8 @@ NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error,
 STEP = 8  # what half of a group is a multiple of, where its costs are learned
 FARTHEST = 3.0  # times the error of a cut: from one that goes beyond the target and misses more nothing comes back
 ENDS = 6  # cuts of one problem that are judged so
+AGAIN, SURE = 2, 4.0  # times that exchange begins; times as long as others its ends are measured
+SAFE = 0.99  # of the target: what two measurements find together
 SHORT = 10.0  # seconds of the processor for exchange before splits are priced
 PATIENCE = 2  # plans in a row that are no better
 LESS = 1.12  # times the target: from there to the target are the last units
@@ -136,20 +138,41 @@ def plan(
 
 
 def _exchanged(first: Plan, planner: Planner, target: float, seconds: float) -> list[Plan]:
-    """The plans within the target that exchange of units comes to, from a plan and from one that goes beyond it."""
-    clock = Clock(first.problem)
-    deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(first.counts)]
+    """The plans within the target that exchange of units comes to, from a plan and from one that goes beyond it.
+
+    Of many cuts that were measured, those are found that were measured too short. So what is found is measured once
+    more, for longer; where the best of it is outside then, the same begins from a plan so much smaller.
+    """
+    problem, limit, clock = first.problem, MARGIN * target, Clock(first.problem)
+    start, met, least = first.counts, list[list[int]](), (np.inf, first.counts)
+    for which in range(AGAIN):
+        ends = _ends(first, start, planner, limit, seconds / (1 + which), clock)
+        shares = [(clock.sure(tuple(counts), SURE), counts) for counts in ends]
+        met += [counts for share, counts in shares if share <= SAFE * target and counts not in met]
+        least = min(least, *shares)
+        if shares[0][0] <= SAFE * target:
+            break
+        limit *= limit / shares[0][0]
+        try:
+            start = fit_budget(problem, planner, Budget(latency=limit / MARGIN), lambda masks: None, planner.held)
+        except UsageError:  # no cut is as small as that
+            break
+    return [Plan(problem, counts, planner.measured(counts)) for counts in met or [least[1]]]
+
+
+def _ends(
+    first: Plan, start: list[int], planner: Planner, limit: float, seconds: float, clock: Clock
+) -> list[list[int]]:
+    """The best cuts that exchange comes to from this one and from one step beyond it."""
+    deeper = [next(iter(planner.steps(g, n)), n) for g, n in enumerate(start)]
     alone = first.problem.masks(deeper) is None or planner.measured(deeper) > FARTHEST * first.error
-    starts = [first.counts] if alone else [first.counts, deeper]
+    starts = [start] if alone else [start, deeper]
     ends: list[list[int]] = []
-    for start in starts:  # one that gives back is not led astray by the same things
-        for counts in exchange(
-            planner, start, MARGIN * target, seconds=seconds / len(starts), best=ENDS, clock=clock
-        ):
+    for one in starts:  # one that gives back is not led astray by the same things
+        for counts in exchange(planner, one, limit, seconds=seconds / len(starts), best=ENDS, clock=clock):
             ends += [] if counts in ends else [counts]
-    met = [counts for counts in ends if clock.share(tuple(counts)) <= MARGIN * target] or [first.counts]
-    met = sorted(met, key=planner.measured)[:ENDS]
-    return [Plan(first.problem, counts, planner.measured(counts)) for counts in met]
+    met = [counts for counts in ends if clock.share(tuple(counts)) <= limit] or [start]
+    return sorted(met, key=planner.measured)[:ENDS]
 
 
 def _apart(

@@ -21,7 +21,7 @@ from emp_onnx.shrink.fitting.order import Curve, eliminate, side
 from emp_onnx.shrink.fitting.readers import Reader, find_readers, with_biases
 from emp_onnx.shrink.fitting.refit import Origin, Solved
 from emp_onnx.shrink.fitting.rotate import rotate
-from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.latency import latencies, share
 from emp_onnx.shrink.plainer.attention_masks import attention_masks
 from emp_onnx.shrink.plainer.early import early, unasked
 from emp_onnx.shrink.plainer.linear import linear
@@ -258,10 +258,11 @@ class Problem:
         other = together(self.view.model)
         if other is None and not self.fewer and not self.changes:
             return 1.0
-        models = [self.source, self.view.model, *([] if other is None else [other])]
-        whole, *times = latencies(models, self.feeds, seconds=1.5)
-        self.joins = len(times) > 1 and times[1] < FASTER * times[0]
-        return min(times[-1 if self.joins else 0] / whole, 1.0)
+        self.joins = False
+        if other is not None:
+            apart, joined = latencies([self.view.model, other], self.feeds, seconds=1.0)
+            self.joins = joined < FASTER * apart
+        return min(share(self.source, other if self.joins else self.view.model, self.feeds, seconds=1.0), 1.0)
 
     def finish(self, model: Any) -> Any:
         """The cut model as it is written: products that read the same joined, where that is faster, and states that

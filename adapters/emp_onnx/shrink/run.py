@@ -39,7 +39,7 @@ from emp_onnx.shrink.search.budget import Budget, fit_budget
 from emp_onnx.shrink.search.choose import Planner
 from emp_onnx.shrink.search.fits import best_fit
 from emp_onnx.shrink.search.last import last_fit
-from emp_onnx.shrink.search.near import MOVED, chosen_near, near_to
+from emp_onnx.shrink.search.near import chosen_near, judging_near
 from emp_onnx.shrink.skip import Skip
 from emp_onnx.shrink.store import read, write
 from emp_onnx.verification.outcome import VerifyError
@@ -59,7 +59,6 @@ SKIPPED = (
 CHANGED = "{}. The masked model is the one that is so changed already; agreement and error are against the dense one."
 CONTINUED = "{} more feeds were used, in which the model goes on from those given by what it says itself."
 PROVEN = 16  # feeds of the proof
-JUDGING = 300  # moved from all feeds, other ways than those fitted to, with which cuts are compared
 
 
 def shrink(
@@ -161,10 +160,9 @@ def shrink(
             problem.curves = [problem.by_norm(group) for group in problem.groups]
         near = ""
         if refit and budget.latency is not None and max_drop is None and max_error is None:
-            changes, judging = not include and not exclude, []
+            changes = not include and not exclude
             near = "" if given is None else chosen_near(problem, fit, held)
-            if near == MOVED:  # what is mixed of two classes has no answer that could be missed
-                judging = near_to(problem, [*fit, *held], near, seed=1)[:JUDGING]
+            judging = judging_near(problem, [*fit, *held], near)
             found = plan(
                 problem, budget.latency, fit, held, near=near, judging=judging, round_to=round_to, least=min_channels,
                 changes=changes, short=short,

@@ -19,10 +19,11 @@ from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.fitting.readers import Reader
 from emp_onnx.shrink.fitting.sums import Beside
 
-__all__ = ["cross_moments", "moments", "samples", "segment"]
+__all__ = ["ROWS", "cross_moments", "moments", "samples", "segment"]
 
 SAMPLES = 10  # of a reader, over all feeds, for each number in a sample; and never fewer than
 LEAST = 4096
+ROWS = 4  # samples of a reader from each feed, at least
 WAITING = 1 << 22  # bytes of what one reader reads, kept before windows are cut out of them
 Wide = NDArray[np.float64]
 
@@ -47,7 +48,7 @@ def segment(model: Any, outputs: Sequence[str]) -> Any:
 def _share(reader: Reader, feeds: int) -> int:
     """Samples to draw from each feed."""
     places = prod(reader.op.attributes.get("kernel_shape", ())) if reader.kind == "conv" else 1
-    return max(4, max(LEAST, SAMPLES * places * reader.channels) // max(feeds, 1))
+    return max(ROWS, max(LEAST, SAMPLES * places * reader.channels) // max(feeds, 1))
 
 
 class _Sums:

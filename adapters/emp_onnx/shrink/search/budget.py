@@ -9,7 +9,7 @@ from typing import Any
 from emp_onnx.errors import UsageError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.fitting.distance import agreement, output_error
-from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.latency import share
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.choose import Path, Planner
 
@@ -97,9 +97,7 @@ def _target(problem: Problem, planner: Planner, budget: Budget) -> Path:
         path = _best(planner, [_until(path, aim) for path in paths])
         masks = problem.masks(path[-1][0])
         if masks:
-            models = [problem.source, problem.finish(problem.cut(masks))]
-            before, after = latencies(models, problem.feeds, seconds=SECONDS)
-            ratio = after / before
+            ratio = share(problem.source, problem.finish(problem.cut(masks)), problem.feeds, seconds=SECONDS)
         if masks and ratio <= MARGIN * budget.latency:
             found, deep = path, aim
             if ratio > CLOSE * MARGIN * budget.latency:

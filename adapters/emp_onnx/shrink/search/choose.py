@@ -179,13 +179,14 @@ class Planner:
         return sum(self.error(g, n) for g, n in enumerate(counts)) + 1e-9
 
     def measured(self, counts: Sequence[int]) -> float:
-        """How many answers are likely to be missed, with readers fitted each by itself."""
+        """How many answers are likely to be missed, with readers fitted each by itself; known from the last time."""
         key = tuple(counts)
         if key not in self.known:
-            self.known[key] = self._measured(counts)
+            self.known[key] = self.measure(counts)
         return self.known[key]
 
-    def _measured(self, counts: Sequence[int]) -> float:
+    def measure(self, counts: Sequence[int]) -> float:
+        """The same, measured anew."""
         masks = self.problem.masks(counts)
         if masks is None:
             return np.inf

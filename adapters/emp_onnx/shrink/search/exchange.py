@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emp_onnx.shrink.latency import latencies
+from emp_onnx.shrink.latency import alike, pace, share
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.choose import Planner
 
@@ -22,7 +22,7 @@ __all__ = ["Clock", "exchange"]
 LEVELS = 2  # steps up or down that are tried of one group
 TRIED = 24  # moves and pairs measured in a round
 HOPE = 1.1  # of the error: a pair that promises no more than this is not tried
-DOUBT, AGAIN = 0.02, 2  # so near a limit one measurement does not tell; so many do
+DOUBT = 0.02  # so near a limit one measurement does not tell; two do
 NEAR = 1.2  # of the least error: what is as good, for all that so few feeds show
 TINY = 1e-9  # errors are compared as shares
 LESS = 0.99  # of the error: what counts as better
@@ -33,25 +33,48 @@ Move = tuple[float, float, list[tuple[int, int]]]  # shares of error and cost le
 
 @dataclass
 class Clock:
-    """Shares of the source's latency that cuts leave, each measured once."""
+    """Shares of the source's latency that cuts leave, each measured once; again where another pace of the processor was
+    the usual one then (`latency.py`)."""
 
     problem: Problem
     seconds: float = 0.25
-    seen: dict[Counts, float] = field(default_factory=dict)
+    seen: dict[Counts, Timed] = field(default_factory=dict)
 
     def share(self, counts: Counts, limit: float = 0.0) -> float:
         """Of one cut; infinite where it leaves an axis empty. Near a limit it is measured more than once."""
-        if counts not in self.seen:
-            masks = self.problem.masks(counts)
-            if masks is None:
+        known = self.seen.get(counts)
+        if known is None or not alike(known.pace, pace()):
+            if self.problem.masks(counts) is None:
                 return float("inf")
-            models = [self.problem.source, self.problem.finish(self.problem.cut(masks))]
-            found: list[float] = []
-            while not found or (len(found) < AGAIN and abs(np.mean(found) / limit - 1) < DOUBT if limit else False):
-                before, after = latencies(models, self.problem.feeds[:2], seconds=self.seconds)
-                found.append(after / before)
-            self.seen[counts] = float(np.mean(found))
-        return self.seen[counts]
+            self.seen[counts] = self._timed(counts, self.seconds)
+            if limit and abs(self.seen[counts].share / limit - 1) < DOUBT:
+                self.sure(counts, 1.0)
+        return self.seen[counts].share
+
+    def sure(self, counts: Counts, times: float) -> float:
+        """The same once more, for so many times as long: the mean of all."""
+        if self.share(counts) < float("inf"):
+            self.seen[counts] = self.seen[counts].also(self._timed(counts, times * self.seconds))
+        return self.share(counts)
+
+    def _timed(self, counts: Counts, seconds: float) -> Timed:
+        masks = self.problem.masks(counts) or {}
+        model = self.problem.finish(self.problem.cut(masks))
+        return Timed(share(self.problem.source, model, self.problem.feeds, seconds=seconds), seconds, pace())
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A share of a latency, from measurements of so many seconds, at this pace of the processor."""
+
+    share: float
+    seconds: float
+    pace: float
+
+    def also(self, other: Timed) -> Timed:
+        """Both measurements as one."""
+        every = self.seconds + other.seconds
+        return Timed((self.share * self.seconds + other.share * other.seconds) / every, every, other.pace)
 
 
 def exchange(
@@ -81,7 +104,7 @@ def exchange(
 
     share, failed = clock.share(now, target), set[Counts]()
     begin = time.process_time()
-    planner.measured(now)
+    planner.measure(now)  # anew: what is known takes no time
     slow = (time.process_time() - begin) * len(_moves(planner, now)) > seconds / 4
     while time.process_time() < end:
         whole = planner.predicted(now)
@@ -113,7 +136,7 @@ def exchange(
         if better is None:
             break
         now, share = better, clock.share(better, limit)
-    met = [counts for counts in errors if counts in clock.seen and clock.seen[counts] <= max(target, share)]
+    met = [counts for counts in errors if counts in clock.seen and clock.share(counts) <= max(target, share)]
     out = sorted({now, *met}, key=errors.__getitem__)[:best]
     for counts in sorted(errors, key=errors.__getitem__):  # others that are as good, measured now
         if len(out) >= best or errors[counts] > NEAR * errors[now] or time.process_time() > end:

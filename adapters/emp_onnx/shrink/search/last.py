@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.fitting.distance import missed, watched
+from emp_onnx.shrink.fitting.moments import ROWS
+from emp_onnx.shrink.fitting.refit import levels
 from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search.fits import Fitted, Way, anew, best_fit, fit
-from emp_onnx.shrink.search.near import BYTES, MOVED, near_to, nearby
+from emp_onnx.shrink.search.near import BYTES, MOVED, RUN, near_to, nearby
 from emp_onnx.shrink.search.varied import varied
 
-__all__ = ["Last", "last_fit", "with_near"]
+__all__ = ["Last", "affordable", "last_fit", "with_near"]
 
 VARIED, MOST = "varied", 4000  # feeds in all
-SECONDS, TRIED = 12.0, 16  # of the processor that a fit in sequence to varied feeds may take; feeds that show it
+WORK = 4e11  # multiplications that a fit in sequence to varied feeds may take
 JUDGES = 5  # times as many as are kept back judge whether varied feeds help, those moved from them among these
 
 
@@ -63,7 +67,8 @@ def last_fit(
         return Last(best.model, best.model, problem, near)
     given = [*feeds, *held]
     every = with_near(problem, given, near)
-    count = _affordable(problem, masks, feeds) if near == MOVED else 0
+    size = sum(value.nbytes for value in map(np.asarray, feeds[0].values()))
+    count = affordable(problem, masks, size) if near == MOVED else 0
     if count > len(every):
         stronger = _from_varied(problem, masks, best, feeds, held, count)
         if stronger is not None:
@@ -72,13 +77,13 @@ def last_fit(
     return Last(fit(last, masks, best.way, every), best.model, last, near)
 
 
-def _affordable(problem: Problem, masks: Masks, feeds: Sequence[Feed]) -> int:
-    """To how many varied feeds a fit in sequence may be made, given and varied ones together."""
-    begin, few = time.process_time(), feeds[:TRIED]
-    fit(problem, masks, Way(sequence=True), few)
-    each = (time.process_time() - begin) / len(few)
-    size = sum(value.nbytes for value in feeds[0].values())
-    return int(min(MOST, SECONDS / max(each, 1e-6), BYTES / max(size, 1)))
+def affordable(problem: Problem, masks: Masks, size: int) -> int:
+    """To how many varied feeds of so many bytes a fit in sequence may be made, by what it multiplies: each level of
+    readers is a pass of two models over every feed, on average as far as their middle; then there are the sums."""
+    passes = len(levels(problem.view, problem.readers)[0])
+    features = [r.matrix(problem.view.constants[r.weight])[0].size for r in problem.readers]
+    runs = passes * (sum(flops_of(problem, masks)) / 2 + 2 * RUN)
+    return int(min(MOST, WORK / (runs + 2 * ROWS * sum(f * f for f in features)), BYTES / max(size, 1)))
 
 
 def _from_varied(

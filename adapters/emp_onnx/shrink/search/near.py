@@ -24,19 +24,26 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.axes.rules.elementwise import BROADCAST, UNARY
 from emp_onnx.shrink.fitting.distance import missed, watched
 from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search.fits import locally
 from emp_onnx.shrink.view import View
 
-__all__ = ["MOVED", "chosen_near", "mixed", "moved", "near_to", "nearby"]
+__all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "moved", "near_to", "nearby"]
 
 MOVED, MIXED = "moved", "mixed"
 MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
 BYTES = 1 << 27  # of all of them
+JUDGING = 300  # feeds that judge beside those kept back
+COMPARED = 2.5e10  # multiplications of a model on those
+LARGER = 0.5  # share of the first of two feeds that are mixed to judge by
+RUN = 2e6  # multiplications that take as long as what a run does beside them
+PLACEWISE = ("BatchNormalization", "Clip", "Dropout")  # by itself at every place too
 REACH = 8  # a shift is at most so small a part of an axis
 
 
-def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, list[Feed]]:
-    """By the name of the way, as many more feeds as are of use; no way that does not fit the model's inputs."""
+def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0, least: float = 0.0) -> dict[str, list[Feed]]:
+    """By the name of the way, as many more feeds as are of use; no way that does not fit the model's inputs. `least`
+    is the share of the first of two feeds that are mixed."""
     arrays = [{name: np.asarray(value) for name, value in feed.items()} for feed in feeds]
     size = sum(a.nbytes for a in arrays[0].values())
     way = MOVED if len(arrays[0]) == 1 and _slid(view, next(iter(arrays[0]))) else MIXED
@@ -49,13 +56,25 @@ def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0) -> dict[str, lis
     if way == MOVED:
         out[MOVED] = [moved(arrays[i], rng) for i in rng.integers(0, len(feeds), count)]
     else:
-        out[MIXED] = [mixed(arrays[i], arrays[j], rng) for i, j in rng.integers(0, len(feeds), (count, 2))]
+        out[MIXED] = [mixed(arrays[i], arrays[j], rng, least) for i, j in rng.integers(0, len(feeds), (count, 2))]
     return out
 
 
-def near_to(problem: Problem, feeds: Sequence[Feed], way: str, *, seed: int = 0) -> list[Feed]:
+def judging_near(problem: Problem, feeds: Sequence[Feed], way: str) -> list[Feed]:
+    """More feeds near all of these, others than those fitted to, with which cuts are compared: as many as one
+    comparison bears, by what the model multiplies on them.
+
+    A mean of two classes has no answer that could be missed, so of two feeds that are mixed one is the larger part.
+    """
+    if not way:
+        return []
+    each = flops_of(problem.whole(), {})[0] + RUN
+    return near_to(problem, feeds, way, seed=1, least=LARGER)[: min(JUDGING, int(COMPARED / each))]
+
+
+def near_to(problem: Problem, feeds: Sequence[Feed], way: str, *, seed: int = 0, least: float = 0.0) -> list[Feed]:
     """More feeds in one way; none where `way` is empty. What was changed in a model does not change what it is fed."""
-    return nearby(problem.whole().view, feeds, seed=seed)[way] if way else []
+    return nearby(problem.whole().view, feeds, seed=seed, least=least)[way] if way else []
 
 
 def chosen_near(problem: Problem, feeds: Sequence[Feed], held: Sequence[Feed]) -> str:
@@ -90,14 +109,14 @@ def _together(*parts: tuple[dict[int, Any], int]) -> dict[int, Any]:
     return {i: sum(found[i] * (count / whole) for found, count in parts) for i in parts[0][0]}
 
 
-def mixed(one: Feed, other: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """A point between two feeds, the same share of each input.
+def mixed(one: Feed, other: Feed, rng: np.random.Generator, least: float = 0.0) -> dict[str, NDArray[Any]]:
+    """A point between two feeds, the same share of each input; at least so much of the first.
 
     >>> out = mixed({"x": np.zeros(2, np.float32)}, {"x": np.ones(2, np.float32)}, np.random.default_rng(0))
     >>> out["x"].dtype.name, bool((out["x"] > 0).all() and (out["x"] < 1).all())
     ('float32', True)
     """
-    share = rng.uniform()
+    share = rng.uniform(least, 1.0)
     return {name: np.asarray(share * a + (1 - share) * other[name]).astype(a.dtype) for name, a in one.items()}
 
 
@@ -123,7 +142,7 @@ def _slid(view: View, name: str) -> bool:
     """Whether all that reads an input, but for what works element by element, are convolutions and pools."""
     found = False
     for op, slot in view.readers.get(name, ()):
-        if op.type in UNARY or op.type in BROADCAST:
+        if op.type in UNARY or op.type in BROADCAST or (op.type in PLACEWISE and not slot):
             if not _slid(view, op.outputs[0]):
                 return False
         elif slot or op.type not in ("Conv", "MaxPool", "AveragePool"):
