@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from onnx import helper, numpy_helper
 from emp_onnx.shrink.lighter.edges import Cropped
 from emp_onnx.shrink.lighter.lighten import carried
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.search.near import MOVED, near_to, nearby
+from emp_onnx.shrink.report import flops_of
+from emp_onnx.shrink.search import last, near
+from emp_onnx.shrink.search.last import affordable
+from emp_onnx.shrink.search.near import MOVED, judging_near, mixed, near_to, nearby
 from emp_onnx.shrink.search.varied import LOUD, OFFSET, varied
 
 
@@ -98,3 +102,38 @@ def test_curves_that_follow_from_the_same_moments_are_not_worked_out_again(monke
     assert [c.order.tolist() for c in less.curves] == [c.order.tolist() for c in problem.curves]
     less.measured(less.sums(some, kept), problem)
     assert len(fresh) == len([g for g in less.groups if set(less.of_group(g)) - {*kept}])
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_of_two_feeds_that_are_mixed_the_first_has_at_least_its_share(seed: int, least: float) -> None:
+    one, other = feeds(2, (1, 6), seed)
+    found = mixed(one, other, np.random.default_rng(seed), least)["x"]
+    assert (np.abs(found - one["x"]) <= (1 - least) * np.abs(other["x"] - one["x"]) + 1e-5).all()
+
+
+def test_feeds_are_moved_where_the_input_is_clipped_first() -> None:
+    model = blocks(0)
+    model.graph.node.insert(0, helper.make_node("Clip", ["x", "", "hi"], ["xc"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(3), "hi"))
+    model.graph.node[1].input[0] = "xc"
+    assert set(nearby(Problem.of(model, feeds(4), biases=True).view, feeds(4))) == {MOVED}
+
+
+def test_feeds_that_judge_are_as_many_as_a_comparison_bears(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.of(blocks(0), feeds(4), biases=True)
+    assert judging_near(problem, feeds(4), "") == []
+    assert len(judging_near(problem, feeds(4), MOVED)) == near.JUDGING
+    each = flops_of(problem, {})[0] + near.RUN
+    monkeypatch.setattr(near, "COMPARED", 7.5 * each)
+    assert len(judging_near(problem, feeds(4), MOVED)) == 7
+
+
+def test_how_many_varied_feeds_follows_from_work_and_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, wide = (Problem.of(blocks(0, width), feeds(4), biases=True) for width in (8, 64))
+    monkeypatch.setattr(last, "WORK", 1e9)
+    for name in ("process_time", "perf_counter", "thread_time"):
+        monkeypatch.setattr(time, name, lambda: pytest.fail("a clock was read"))
+    assert affordable(small, {}, 768) == affordable(small, {}, 768)
+    assert 0 < affordable(wide, {}, 768) < affordable(small, {}, 768) < last.MOST
+    assert affordable(small, {}, near.BYTES // 2) == 2
