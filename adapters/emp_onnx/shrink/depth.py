@@ -35,6 +35,7 @@ __all__ = ["Plan", "plan"]
 
 
 NEAR, RUNNERS = 1.5, 3  # plans that exchange may make the best: by their error, and how many
+ALIKE = 1.07  # times the least error on many feeds: plans that these hardly tell apart are judged by quarters too
 STEP = 8  # what half of a group is a multiple of, where its costs are learned
 FARTHEST = 3.0  # times the error of a cut: from one that goes beyond the target and misses more nothing comes back
 ENDS = 6  # cuts of one problem that are judged so
@@ -128,6 +129,9 @@ def plan(
             better.append(first)
             continue
         better += _exchanged(first, planner, target, seconds / len(close))
+    if judging:
+        lowest = min(p.error for p in better)
+        better = [p for p in better if p.error <= ALIKE * lowest]
     if len(better) == 1:
         return better[0]
     problems = {id(p.problem): p.problem for p in better}
