@@ -1,0 +1,140 @@
+"""Along which axis of an answer the scores of classes lie, and whether it holds any.
+
+Scores of classes mostly lie along the last axis, and an array alone does not say more. But a convolution puts its
+channels first, so a network that names the class of every pixel says it along the second axis; and a network that
+paints says no class at all. So the way is followed back from an answer to the operation that made it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.program import Program, Step
+
+__all__ = ["Channels", "class_axis", "laid", "scores_along"]
+
+Array = NDArray[Any]
+Channels = frozenset[tuple[int, int, int]]  # of inputs: how many axes one has, the number of an axis, how long it is
+CHANNELS = frozenset({
+    "Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "BatchNormalization", "InstanceNormalization",
+    "GroupNormalization", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "MaxUnpool",
+    "MaxRoiPool", "LRN", "Resize", "Upsample", "DepthToSpace", "SpaceToDepth",
+})  # fmt: skip
+PRODUCTS = frozenset({
+    "MatMul", "Gemm", "QLinearMatMul", "QGemm", "MatMulInteger", "LayerNormalization",
+})  # fmt: skip
+SAME = frozenset({
+    "Identity", "Cast", "CastLike", "Dropout", "QuantizeLinear", "DequantizeLinear", "Add", "Sub", "Mul", "Div",
+    "Neg", "Clip", "Pow", "Sqrt", "Exp", "Log", "Abs", "Max", "Min", "Sum", "Mean", "Where", "Relu", "LeakyRelu",
+    "PRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish", "HardSigmoid", "ThresholdedRelu", "Sigmoid",
+    "Softplus", "Softsign", "Tanh", "Erf", "Pad",
+})  # fmt: skip
+SHAPED = frozenset({
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Concat",
+})  # fmt: skip
+SURE = 0.5  # how sure, beyond chance and on average, what is along an axis must be to be scores of classes
+
+
+def class_axis(program: Program, name: str, rank: int) -> int | None:
+    """The axis of a value of so many axes that scores of classes would lie along, None where nothing says so.
+
+    Channels of convolutions, the columns of a product, what a Softmax goes along; through what works on every number by
+    itself, and through a Transpose.
+    """
+    seen = set[str]()
+    turns: list[list[int]] = []
+    while name not in seen:
+        seen.add(name)
+        made = program.makers.get(name)
+        if not made:
+            return None
+        step = made[0]
+        if step.node.op == "Transpose":
+            perm = step.node.attributes.get("perm") or range(rank)[::-1]
+            turns.append([int(p) for p in perm])  # type: ignore[union-attr]
+        elif step.node.op not in SAME:
+            return _turned(_own(program, step, rank), turns, rank)
+        name = next((n for n in step.inputs if n and n not in program.fixed), "")
+    return None
+
+
+def _own(program: Program, step: Step, rank: int) -> int | None:
+    """The axis that an operation itself gives to classes."""
+    op = step.node.op
+    if op in CHANNELS:
+        return 1
+    if op in PRODUCTS:
+        return rank - 1
+    if op in ("Softmax", "LogSoftmax"):
+        version = next((item.version for item in program.opsets if not item.domain), 1)
+        return step.node.number("axis", -1 if version >= 13 else 1) % rank
+    if op in SHAPED:  # mostly channels stay second, and columns last
+        inner = next((n for n in step.inputs if n and n not in program.fixed), "")
+        found = class_axis(program, inner, rank)
+        return None if op == "Concat" and found == step.node.number("axis") % rank else found
+    return None
+
+
+def _turned(axis: int | None, turns: list[list[int]], rank: int) -> int | None:
+    for perm in reversed(turns):
+        if axis is None or sorted(perm) != list(range(rank)):
+            return None
+        axis = perm.index(axis)
+    return axis
+
+
+def scores_along(value: Array, axis: int | None, channels: Channels = frozenset()) -> int | None:
+    """The axis that scores of classes do lie along, or None where these are numbers that are no scores.
+
+    The only axis longer than 1, besides the first, and the columns of a product in three axes are taken to be scores.
+    Along any other the sum must be 1, or the softmax sure of itself, and of an axis that has but one place every number
+    a probability that is mostly sure; there must not be as many channels as an input has: else it is a picture.
+
+    Args:
+        value: an answer of the network as it was given.
+        axis: from `class_axis`.
+        channels: of inputs, see `Channels`.
+
+    >>> sure = np.stack([np.full((8, 8), 9.0), np.zeros((8, 8))])[None]
+    >>> scores_along(sure, 1), scores_along(sure / 99, 1), scores_along(sure, 1, frozenset({(4, 1, 2)}))
+    (1, None, None)
+    >>> scores_along(np.zeros((3, 10)), None), scores_along(np.zeros((1, 10, 1, 1)), 1)
+    (1, 1)
+    """
+    rank = value.ndim
+    longer = [i for i in range(1, rank) if value.shape[i] != 1]
+    if rank < 2 or not longer:
+        return rank - 1
+    if (len(longer) == 1 and axis in (None, longer[0])) or (rank == 3 and axis == rank - 1):
+        return longer[0] if axis is None else axis
+    axis = rank - 1 if axis is None else axis
+    if value.dtype.kind != "f" or not value.size or (rank, axis, value.shape[axis]) in channels:
+        return None
+    return axis if _sure(np.moveaxis(value, axis, -1).astype(np.float64)) else None
+
+
+def _sure(rows: NDArray[np.float64]) -> bool:
+    places = rows.shape[-1]
+    if places == 1:
+        return bool(((rows >= 0) & (rows <= 1)).all()) and float(np.abs(2 * rows - 1).mean()) >= SURE
+    if bool((rows >= 0).all()) and np.allclose(rows.sum(-1), 1, atol=1e-3):
+        return True
+    with np.errstate(all="ignore"):
+        best = 1 / np.exp(rows - rows.max(-1, keepdims=True)).sum(-1)
+    return bool((float(best.mean()) - 1 / places) / (1 - 1 / places) >= SURE)
+
+
+def laid(value: Array, axis: int | None) -> Array:
+    """A value with scores of classes along the last axis, one column where there is but one, flat where there are none.
+
+    >>> [laid(np.zeros(shape), axis).shape for shape, axis in (((1, 2, 8, 8), 1), ((1, 1, 8, 8), 1), ((1, 2, 8), None))]
+    [(1, 8, 8, 2), (64, 1), (16,)]
+    """
+    if axis is None or value.ndim < 2:
+        return value if axis is not None else value.reshape(-1)
+    if value.shape[axis] == 1 and value.ndim > 2:
+        return value.reshape(-1, 1)
+    return value if axis == value.ndim - 1 else np.ascontiguousarray(np.moveaxis(value, axis, -1))
