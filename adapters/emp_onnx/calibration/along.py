@@ -7,14 +7,15 @@ paints says no class at all. So the way is followed back from an answer to the o
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.program import Program, Step
+from emp_onnx.calibration.program import Program
 
-__all__ = ["Channels", "class_axis", "laid", "scores_along"]
+__all__ = ["Channels", "Made", "Makers", "channels", "class_axis", "laid", "makers", "scores_along"]
 
 Array = NDArray[Any]
 Channels = frozenset[tuple[int, int, int]]  # of inputs: how many axes one has, the number of an axis, how long it is
@@ -38,55 +39,84 @@ SHAPED = frozenset({
 SURE = 0.5  # how sure, beyond chance and on average, what is along an axis must be to be scores of classes
 
 
-def class_axis(program: Program, name: str, rank: int) -> int | None:
+class Made(NamedTuple):
+    """What made a value: the operation, its first input that is no constant, and the attributes `axis` and `perm`."""
+
+    op: str
+    source: str
+    axis: int | None = None
+    perm: Sequence[int] | None = None
+
+
+Makers = Callable[[str], Made | None]
+
+
+def makers(program: Program) -> Makers:
+    """What made a value of a program, None where nothing did."""
+
+    def made(name: str) -> Made | None:
+        for step in program.makers.get(name, ()):
+            source = next((n for n in step.inputs if n and n not in program.fixed), "")
+            axis, perm = (step.node.attributes.get(word) for word in ("axis", "perm"))
+            return Made(
+                step.node.op, source, axis if isinstance(axis, int) else None, perm if isinstance(perm, tuple) else None
+            )
+        return None
+
+    return made
+
+
+def class_axis(made: Makers, name: str, rank: int, version: int) -> int | None:
     """The axis of a value of so many axes that scores of classes would lie along, None where nothing says so.
 
-    Channels of convolutions, the columns of a product, what a Softmax goes along; through what works on every number by
-    itself, and through a Transpose.
+    Channels of convolutions, the columns of a product, what a Softmax goes along (in this version of the operator set);
+    through what works on every number by itself, and through a Transpose.
     """
     seen = set[str]()
-    turns: list[list[int]] = []
+    turns: list[Sequence[int]] = []
     while name not in seen:
         seen.add(name)
-        made = program.makers.get(name)
-        if not made:
+        maker = made(name)
+        if maker is None:
             return None
-        step = made[0]
-        if step.node.op == "Transpose":
-            perm = step.node.attributes.get("perm") or range(rank)[::-1]
-            turns.append([int(p) for p in perm])  # type: ignore[union-attr]
-        elif step.node.op not in SAME:
-            return _turned(_own(program, step, rank), turns, rank)
-        name = next((n for n in step.inputs if n and n not in program.fixed), "")
+        if maker.op == "Transpose":
+            turns.append(maker.perm or range(rank)[::-1])
+        elif maker.op not in SAME:
+            return _turned(_own(made, maker, rank, version), turns)
+        name = maker.source
     return None
 
 
-def _own(program: Program, step: Step, rank: int) -> int | None:
+def _own(made: Makers, maker: Made, rank: int, version: int) -> int | None:
     """The axis that an operation itself gives to classes."""
-    op = step.node.op
-    if op in CHANNELS:
+    if maker.op in CHANNELS:
         return 1
-    if op in PRODUCTS:
+    if maker.op in PRODUCTS:
         return rank - 1
-    if op in ("Softmax", "LogSoftmax"):
-        version = next((item.version for item in program.opsets if not item.domain), 1)
-        return step.node.number("axis", -1 if version >= 13 else 1) % rank
-    if op in SHAPED:  # mostly channels stay second, and columns last
-        inner = next((n for n in step.inputs if n and n not in program.fixed), "")
-        found = class_axis(program, inner, rank)
-        return None if op == "Concat" and found == step.node.number("axis") % rank else found
+    if maker.op in ("Softmax", "LogSoftmax"):
+        usual = -1 if version >= 13 else 1
+        return (usual if maker.axis is None else maker.axis) % rank
+    if maker.op in SHAPED:  # mostly channels stay second, and columns last
+        found = class_axis(made, maker.source, rank, version)
+        return None if maker.op == "Concat" and found == (maker.axis or 0) % rank else found
     return None
 
 
-def _turned(axis: int | None, turns: list[list[int]], rank: int) -> int | None:
+def _turned(axis: int | None, turns: Sequence[Sequence[int]]) -> int | None:
     for perm in reversed(turns):
-        if axis is None or sorted(perm) != list(range(rank)):
+        if axis not in perm:
             return None
         axis = perm.index(axis)
     return axis
 
 
-def scores_along(value: Array, axis: int | None, channels: Channels = frozenset()) -> int | None:
+def channels(feed: Mapping[str, Any]) -> Channels:
+    """What a feed's inputs look like, axis by axis."""
+    shapes = [np.shape(value) for value in feed.values()]
+    return frozenset((len(shape), i, size) for shape in shapes for i, size in enumerate(shape))
+
+
+def scores_along(value: Array, axis: int | None, inputs: Channels = frozenset()) -> int | None:
     """The axis that scores of classes do lie along, or None where these are numbers that are no scores.
 
     The only axis longer than 1, besides the first, and the columns of a product in three axes are taken to be scores.
@@ -96,7 +126,7 @@ def scores_along(value: Array, axis: int | None, channels: Channels = frozenset(
     Args:
         value: an answer of the network as it was given.
         axis: from `class_axis`.
-        channels: of inputs, see `Channels`.
+        inputs: from `channels`.
 
     >>> sure = np.stack([np.full((8, 8), 9.0), np.zeros((8, 8))])[None]
     >>> scores_along(sure, 1), scores_along(sure / 99, 1), scores_along(sure, 1, frozenset({(4, 1, 2)}))
@@ -111,7 +141,7 @@ def scores_along(value: Array, axis: int | None, channels: Channels = frozenset(
     if (len(longer) == 1 and axis in (None, longer[0])) or (rank == 3 and axis == rank - 1):
         return longer[0] if axis is None else axis
     axis = rank - 1 if axis is None else axis
-    if value.dtype.kind != "f" or not value.size or (rank, axis, value.shape[axis]) in channels:
+    if value.dtype.kind != "f" or not value.size or (rank, axis, value.shape[axis]) in inputs:
         return None
     return axis if _sure(np.moveaxis(value, axis, -1).astype(np.float64)) else None
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.along import class_axis, laid, scores_along
+from emp_onnx.calibration.along import channels, class_axis, laid, makers, scores_along
 from emp_onnx.calibration.chunks import Chunk, chunks
 from emp_onnx.calibration.feeding import declared
 from emp_onnx.calibration.network import Network
@@ -123,13 +123,13 @@ class Answers:
 
     def _look(self, run: Runner, feed: Feed) -> None:
         """Find the axes of class scores by the first feed that is seen."""
-        inputs = [np.shape(value) for value in feed.values()]
-        channels = frozenset((len(shape), i, size) for shape in inputs for i, size in enumerate(shape))
+        made, inputs = makers(self.network.program), channels(feed)
+        version = next((item.version for item in self.network.program.opsets if not item.domain), 1)
         for name in self.names:
             value = run.values.get(name, 0)
             if value is not None and name not in self.along:
-                axis = class_axis(self.network.program, name, value.ndim) if value.ndim > 1 else None
-                self.along[name] = scores_along(np.asarray(value), axis, channels)
+                axis = class_axis(made, name, value.ndim, version) if value.ndim > 1 else None
+                self.along[name] = scores_along(np.asarray(value), axis, inputs)
 
     def told(self, answer: Sequence[Array]) -> list[Array]:
         """Of an answer what is no state."""
