@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from emp_onnx.calibration.answers import Answers
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import agreement, classes, sides
 from emp_onnx.files.model_io import Model
+from emp_onnx.shrink.fitting.distance import agreement as agreement_of
+from emp_onnx.shrink.fitting.said import Said
 from emp_onnx.weights.find import find_weights
 
 SIDE, CLASSES = 4, 5
@@ -121,3 +124,23 @@ def test_laying_out_loses_and_repeats_nothing(n: int, channels: int, h: int, w: 
         found = laid(value, axis)
         np.testing.assert_array_equal(np.sort(found, axis=None), np.sort(value, axis=None))
     assert scores_along(value * 0, 1) in ((None,) if h > 1 or w > 1 else (1,))
+
+
+def test_shrinking_counts_the_same_answers() -> None:
+    """Its values come from protobufs, not from programs."""
+    w = one_by_one(9)
+    nodes = [node("Conv", "x w", "a"), node("Transpose", "a", "y", perm=[0, 2, 1, 3])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, 3, SIDE, SIDE))],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)], [numpy_helper.from_array(w, "w")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)}
+    (y,) = onnx.reference.ReferenceEvaluator(model).run(None, feed)
+    said = Said(model, {"y": y}, feed)
+    np.testing.assert_array_equal(said.rows("y", y).argmax(1), y.argmax(2).reshape(-1))
+    other = y.copy()
+    other[:, 0, :, 0] = np.roll(other[:, 0, :, 0], 1, axis=-1)  # another class for one of the pixels
+    assert agreement_of([{"y": other}], model, [feed]) == 1 - 1 / SIDE**2
+    picture = {"y": 0.01 * y}
+    assert Said(model, picture, feed).rows("y", picture["y"]) is None

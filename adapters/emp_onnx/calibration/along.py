@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.program import Program
 
-__all__ = ["Channels", "Made", "Makers", "channels", "class_axis", "laid", "makers", "scores_along"]
+__all__ = ["Channels", "Made", "channels", "class_axis", "laid", "makers", "scores_along"]
 
 Array = NDArray[Any]
 Channels = frozenset[tuple[int, int, int]]  # of inputs: how many axes one has, the number of an axis, how long it is
