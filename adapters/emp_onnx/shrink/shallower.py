@@ -11,12 +11,15 @@ from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.fitting.distance import ancestors, misses, watched
 from emp_onnx.shrink.fitting.refit import Origin
 from emp_onnx.shrink.problem import Problem
+from emp_onnx.shrink.report import flops_of
+from emp_onnx.shrink.search.near import RUN
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
 
 __all__ = ["shallower"]
 
 MOST, LONGEST = 8, 16  # layers that may go, and of how many, those that take longest, one is chosen
-FEEDS, HELD = 64, 32  # with which layers are ranked
+FEEDS, HELD = 64, 32  # with which layers are ranked, at least: a fit of as few ranks wide layers by chance
+WORK = 1e11  # multiplications that ranking them once may take, where that is more feeds
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
@@ -27,12 +30,13 @@ def shallower(problem: Problem, target: float, fit: Sequence[Feed], held: Sequen
     # by what operations make: their numbers are others in every model that a layer is left out of
     micros = {op.outputs[0]: costs.micros.get(op.index, 0.0) for op in problem.view.ops if op.outputs}
     runner = watched(problem.dense, problem.threads)
-    held = held[:HELD]
+    some = ranking(problem, len(fit))
+    held = held[: max(some * HELD // FEEDS, HELD)]
     dense = [runner(feed) for feed in held]
     whole = costs.total({})
     saved = 0.0
     for _ in range(MOST):
-        found = _next(problem, micros, fit[:FEEDS], held, dense, saved)
+        found = _next(problem, micros, fit[:some], held, dense, saved)
         if found is None:
             return
         skip, more = found
@@ -47,6 +51,12 @@ def shallower(problem: Problem, target: float, fit: Sequence[Feed], held: Sequen
         yield problem
         if 1 - saved / whole < FAR * target:
             return
+
+
+def ranking(problem: Problem, most: int) -> int:
+    """Of how many feeds, up to `most`, layers are ranked by fits: each is a pass of two models over all of them."""
+    each = 2 * LONGEST * (flops_of(problem, {})[0] + RUN)
+    return min(max(int(WORK / each), FEEDS), most)
 
 
 def _next(
