@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from emp_onnx.shrink import shallower
 from emp_onnx.shrink.lighter.edges import Cropped
 from emp_onnx.shrink.lighter.lighten import carried
 from emp_onnx.shrink.problem import Problem
@@ -20,6 +21,7 @@ from emp_onnx.shrink.search import last, near
 from emp_onnx.shrink.search.last import affordable
 from emp_onnx.shrink.search.near import MOVED, judging_near, mixed, near_to, nearby
 from emp_onnx.shrink.search.varied import LOUD, OFFSET, varied
+from emp_onnx.shrink.shallower import ranking
 
 
 def blocks(seed: int, width: int = 8) -> onnx.ModelProto:
@@ -137,3 +139,12 @@ def test_how_many_varied_feeds_follows_from_work_and_size_alone(monkeypatch: pyt
     assert affordable(small, {}, 768) == affordable(small, {}, 768)
     assert 0 < affordable(wide, {}, 768) < affordable(small, {}, 768) < last.MOST
     assert affordable(small, {}, near.BYTES // 2) == 2
+
+
+def test_layers_are_ranked_by_as_many_feeds_as_work_allows_and_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, wide = (Problem.of(blocks(0, width), feeds(4), biases=True) for width in (8, 64))
+    monkeypatch.setattr(shallower, "WORK", 8e10)
+    assert shallower.FEEDS < ranking(wide, 4000) < ranking(small, 4000) < 4000
+    assert ranking(small, 7) == 7
+    monkeypatch.setattr(shallower, "WORK", 0.0)
+    assert ranking(small, 4000) == shallower.FEEDS
