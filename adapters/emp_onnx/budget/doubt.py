@@ -28,7 +28,7 @@ RIVALS = 16  # of the best class, by rank
 ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
 ROWS = 512  # answers whose doubts are looked up, by chance where there are more
 WHOLE = 0.1  # of the changes from or to a right answer, those that may lose one, whatever the model says of them
-LOST = 0.2  # of the changes from or to a right answer, what is taken to be lost at least
+LOST = 0.25  # of the changes from or to a right answer, what is taken to be lost at least
 SURE = 0.5  # how sure, beyond chance, a model must be of one answer at least for its doubts to be believed
 ONE_SIDED = 1.64  # standard errors that one answer in twenty lies above
 LEAST = 1e-12  # of a probability
@@ -60,7 +60,7 @@ class Doubt:
     @property
     def bound(self) -> float:
         """What to reckon with: the cost one standard error above its mean, and never less than what was paid, nor than
-        a fifth of `either`. Answers that changed between two classes that the first model thought as likely were
+        a quarter of `either`. Answers that changed between two classes that the first model thought as likely were
         right ones by .2 to .4 more often than not, on networks of ten classes whose probabilities were else as good as
         their word. Where there are a thousand, more than a third of the changes are between two that are both wrong."""
         return min(1.0, max(sum(self.cost), self.paid, LOST * self.either))
