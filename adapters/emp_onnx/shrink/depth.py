@@ -108,10 +108,10 @@ def plan(
             worse, lowest = (0 if now < lowest else worse + 1), now
             if worse == PATIENCE or (found and time.process_time() > end):
                 break
-        end = time.process_time() + seconds  # layers have a time of their own
         # where no cut of units reaches the target, none says yet whether layers should be whole before some go
         bases = [min(found, key=lambda f: f[0].error)[0].problem] if found else [ways[-1], *apart]
         for base in bases:
+            end = time.process_time() + seconds / len(bases)  # layers have a time of their own
             for one in shallower(base, target, wide, judged):
                 if one is base:
                     continue

@@ -19,7 +19,8 @@ __all__ = ["shallower"]
 
 MOST, LONGEST = 8, 16  # layers that may go, and of how many, those that take longest, one is chosen
 FEEDS, HELD = 64, 32  # with which layers are ranked, at least: a fit of as few ranks wide layers by chance
-WORK = 1e11  # multiplications that ranking them once may take, where that is more feeds
+WORK = 4e10  # multiplications that ranking them once may take, where that is more feeds
+FREE = 0.5  # answers: layers that cost no more are told apart by what they save
 FAR = 0.6  # of the target: with so little latency left before any unit goes, no more layers go
 
 
@@ -83,7 +84,7 @@ def _next(
             error = misses(dense, model, held, problem.threads)
         except ModelError:
             continue
-        price = error / (saved + more)
+        price = max(error, FREE / len(held)) / (saved + more)
         if best is None or price < best[0]:
             best = (price, skip, more)
     return None if best is None else best[1:]
