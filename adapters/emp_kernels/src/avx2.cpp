@@ -29,6 +29,7 @@ struct F8 {
     __m256 v;
     static F8 zero() { return {_mm256_setzero_ps()}; }
     static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     // The first `count` of them; the others are 0, or stay as they were.

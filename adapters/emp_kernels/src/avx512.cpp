@@ -18,6 +18,12 @@ struct F {
     __m512 v;
     static F zero() { return {_mm512_setzero_ps()}; }
     static F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    // Compilers see two uses of what was loaded and load it twice, each time as part of a multiplication: loads are what limits here.
+    static F load_once(const float* p) {
+        F once = load(p);
+        asm("" : "+v"(once.v));
+        return once;
+    }
     static F broadcast(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     // The first `count` of them; the others are 0, or stay as they were.

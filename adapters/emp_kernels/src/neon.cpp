@@ -70,6 +70,7 @@ struct F {
     float32x4_t v;
     static F zero() { return {vdupq_n_f32(0)}; }
     static F load(const float* p) { return {vld1q_f32(p)}; }
+    static F load_once(const float* p) { return load(p); }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
     void store(float* p) const { vst1q_f32(p, v); }
 #include "parts_impl.hpp"

@@ -9,6 +9,7 @@ struct F8 {
         std::memcpy(r.v, p, sizeof r.v);
         return r;
     }
+    static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
     void store(float* p) const { std::memcpy(p, v, sizeof v); }
 #include "parts_impl.hpp"

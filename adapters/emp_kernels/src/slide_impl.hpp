@@ -2,14 +2,6 @@
 
 constexpr int kParts = kLanes / kWidth;  // registers of a line
 
-template <int kVectors>
-void add_products(Sums<kVectors>& one, F left, Sums<kVectors>& two, F right, const float* x) {
-    EMP_UNROLL for (int j = 0; j < kVectors; j++) {
-        const F both = F::load(x + kWidth * j);
-        one.v[j] = fma(left, both, one.v[j]), two.v[j] = fma(right, both, two.v[j]);
-    }
-}
-
 // Finished sums of a row to where they belong.
 template <int kLines>
 void land(const F* sums, int64_t r, const Landing& to) {
