@@ -45,7 +45,8 @@ void slide_rows(const Sweep& sweep, const float* x, float* sums, bool first, con
     constexpr int kVectors = kLines * kParts, kSets = kVectors >= 7 ? 1 : kVectors >= 4 ? 2 : 4;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
-    for (int64_t r = 0; r < sweep.rows; r++) {
+    for (int64_t i = 0; i < sweep.rows; i++) {
+        const int64_t r = *fours++;
         Sums<kVectors> set[kSets];
         EMP_UNROLL for (int s = 0; s < kSets; s++) set[s].clear();
         prefetch(value + 512), prefetch(place + 512);
@@ -73,7 +74,8 @@ void slide_pairs(const Sweep& sweep, const float* x, float* sums, bool first, co
     constexpr int kVectors = kLines * kParts;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
-    for (int64_t r = 0; r < sweep.rows; r += 2) {
+    for (int64_t i = 0; i < sweep.rows; i += 2) {
+        const int64_t r = *fours++;
         Sums<kVectors> one, two;
         one.clear(), two.clear();
         for (int slide = sweep.slides;;) {

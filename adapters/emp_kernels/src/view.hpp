@@ -54,7 +54,7 @@ struct Strip {
 // value each. In pairs of rows there are three such lists: of places where both rows have a value (four of one, then four of the other), where the
 // first has, and where the second has. Each list is filled up to a multiple of 4.
 struct Sweep {
-    const uint16_t* fours;       // of each list: its places / 4
+    const uint16_t* fours;       // of each row, or pair: its first row, then of each of its lists: its places / 4
     const uint16_t* place;       // where what is multiplied begins in the tile, in units of 8 bytes
     const float* value;
     int64_t rows;
