@@ -11,7 +11,7 @@ extern const Pick kPickAvx512;
 
 namespace avx512 {
 
-constexpr int kWidth = 16;
+constexpr int kWidth = 16, kMaxGroups = 8;
 
 struct F {
     static constexpr int kStep = 16;
@@ -121,7 +121,7 @@ bool supported() {
 }  // namespace avx512
 
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {"avx512", 8,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
+const Kernels kAvx512 = {"avx512", avx512::kMaxGroups,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
                          avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool, avx512::lines, avx512::slide, avx512::finite,
                          {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::rnn}};
 

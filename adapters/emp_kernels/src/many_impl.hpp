@@ -180,16 +180,7 @@ void strip_groups(const Strip& strip, const int32_t* at, const float* x, float* 
 }
 
 void strip(const Strip& strip, const int32_t* at, const float* x, float* sums, int groups) {
-    switch (groups) {
-        case 1: return strip_groups<1>(strip, at, x, sums);
-        case 2: return strip_groups<2>(strip, at, x, sums);
-        case 3: return strip_groups<3>(strip, at, x, sums);
-        case 4: return strip_groups<4>(strip, at, x, sums);
-        case 5: return strip_groups<5>(strip, at, x, sums);
-        case 6: return strip_groups<6>(strip, at, x, sums);
-        case 7: return strip_groups<7>(strip, at, x, sums);
-        default: return strip_groups<8>(strip, at, x, sums);
-    }
+    for_count<kMaxGroups>(groups, [&](auto count) { strip_groups<count.value>(strip, at, x, sums); });
 }
 
 template <int kGroups>
@@ -203,14 +194,5 @@ void tile_groups(const Segment& segment, const float* x, float* sums, const floa
 }
 
 void tile(const Segment& segment, const float* x, float* sums, int groups, const float* next) {
-    switch (groups) {
-        case 1: return tile_groups<1>(segment, x, sums, next);
-        case 2: return tile_groups<2>(segment, x, sums, next);
-        case 3: return tile_groups<3>(segment, x, sums, next);
-        case 4: return tile_groups<4>(segment, x, sums, next);
-        case 5: return tile_groups<5>(segment, x, sums, next);
-        case 6: return tile_groups<6>(segment, x, sums, next);
-        case 7: return tile_groups<7>(segment, x, sums, next);
-        default: return tile_groups<8>(segment, x, sums, next);
-    }
+    for_count<kMaxGroups>(groups, [&](auto count) { tile_groups<count.value>(segment, x, sums, next); });
 }

@@ -58,7 +58,7 @@ inline Q add(Q a, Q b) {
     for (int i = 0; i < 4; i++) a.v[i] += b.v[i];
     return a;
 }
-constexpr int kWidth = 8;
+constexpr int kWidth = 8, kMaxGroups = 2;
 
 template <int kBand>
 void move_down(F* line) {

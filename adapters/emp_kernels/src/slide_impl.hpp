@@ -112,16 +112,7 @@ void slide_lines(const Sweep& sweep, const float* x, float* sums, bool first, co
 
 template <int kBand>
 void slide_band(const Sweep& sweep, const float* x, float* sums, bool first, int lines, const Landing* landing) {
-    switch (lines) {
-        case 1: return slide_lines<1, kBand>(sweep, x, sums, first, landing);
-        case 2: return slide_lines<2, kBand>(sweep, x, sums, first, landing);
-        case 3: return slide_lines<3, kBand>(sweep, x, sums, first, landing);
-        case 4: return slide_lines<4, kBand>(sweep, x, sums, first, landing);
-        case 5: return slide_lines<5, kBand>(sweep, x, sums, first, landing);
-        case 6: return slide_lines<6, kBand>(sweep, x, sums, first, landing);
-        case 7: return slide_lines<7, kBand>(sweep, x, sums, first, landing);
-        default: return slide_lines<8, kBand>(sweep, x, sums, first, landing);
-    }
+    for_count<kMaxGroups>(lines, [&](auto count) { slide_lines<count.value, kBand>(sweep, x, sums, first, landing); });
 }
 
 void slide(const Sweep& sweep, const float* x, float* sums, bool first, int lines, int band, const Landing* landing) {
