@@ -143,3 +143,33 @@ def test_what_is_handed_on_may_not_be_off_by_more_than_what_may_be_lost() -> Non
     assert handed.cost is not None
     assert alone.cost < 0.01 < handed.cost
     assert handed.cost == pytest.approx(handed.error)
+
+
+@given(st.integers(2, 6), st.integers(300, 900), st.floats(0, 1), st.integers(0, 99))
+def test_of_many_answers_no_change_is_overlooked(feeds: int, each: int, size: float, seed: int) -> None:
+    """Where only some are looked up, all are counted."""
+    rng = np.random.default_rng(seed)
+    before = 4 * rng.standard_normal((feeds, each, 5))
+    after = before + size * rng.standard_normal(before.shape)
+    found = doubt([[x] for x in before], [[x] for x in after])
+    assert found is not None
+    own, now = before.argmax(-1), after.argmax(-1)
+    odds = np.exp(before - before.max(-1, keepdims=True))
+    odds /= odds.sum(-1, keepdims=True)
+    at = np.indices(own.shape)
+    paid = odds[(*at, own)] - odds[(*at, now)]
+    assert found.paid == pytest.approx(paid.mean())
+    assert sum(found.changed) >= (own != now).mean() - 1e-12
+    assert found.bound >= found.paid
+
+
+def test_answers_are_not_looked_up_at_even_distances() -> None:
+    """Every hundredth answer changes, where a step of a hundred would see all of them or none."""
+    before = np.zeros((1, 51200, 2))
+    before[..., 0] = 5
+    after = before.copy()
+    after[:, ::100] = after[:, ::100, ::-1]
+    found = doubt([[before[0]]], [[after[0]]])
+    assert found is not None
+    assert 0.005 < found.changed[0] < 0.03  # those that are looked up stand for others like them
+    assert found.paid == pytest.approx(0.01, rel=0.05)

@@ -3,6 +3,9 @@
 On 50 feeds one answer more or less is two points. But every answer also says how near it came to change: by how much
 its best score leads, and by how much the leads moved. So each answer is also given the movements that others like it
 saw, and its share of these that would have turned it over is its doubt.
+
+A feed may hold many answers, one for every token or pixel. Then doubts are looked up for some of them, by chance, and
+all are counted besides: the worse of the two is believed.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ Array = NDArray[Any]
 Float = NDArray[np.float64]
 RIVALS = 16  # of the best class, by rank
 ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
-ROWS = 512  # answers that are looked at; more are thinned out evenly
+ROWS = 512  # answers whose doubts are looked up, by chance where there are more
 WHOLE = 0.1  # of the answers that change, those that may be right ones lost, whatever the model says of them
 LOST = 0.2  # of the answers that are expected to change, those that are taken to be lost at least
 SURE = 0.5  # how sure, beyond chance, a model must be of one answer at least for its doubts to be believed
@@ -69,7 +72,8 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         None where no output is class scores, or the probability of one thing.
     """
     shares: list[Float] = []
-    wide = 1.0
+    counts: list[Float] = []
+    wide, thinned = 1.0, False
     feeds: list[NDArray[np.intp]] = []
     for outputs in range(len(one[0]) if one else 0):
         before, after = ([answer[outputs] for answer in answers] for answers in (one, other))
@@ -84,27 +88,56 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         if len(pairs) < len(rows) or len({p.shape[1] for _, p, _ in pairs}) > 1:
             return Doubt((1.0, 0.0), (1.0, 0.0), 1.0)
         owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
-        even = np.linspace(0, len(owner) - 1, ROWS).astype(int)
-        some = even[np.diff(even, prepend=-1) > 0]  # np.unique imports numpy.ma, a twentieth of a short run
+        some = np.arange(len(owner))
+        if len(owner) > ROWS:
+            thinned, some = True, np.sort(np.random.default_rng(0).permutation(len(owner))[:ROWS])
         first = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
         second = np.concatenate([q for _, _, q in pairs])[some].astype(np.float64)
-        shares.append(_each(*_scores(first, second), weighed=two is None))
+        share, believed = _each(*_scores(first, second), weighed=two is None)
+        shares.append(share)
         feeds.append(owner[some])
+        counts.append(np.array([_counted(p, q, believed) for _, p, q in pairs]))
     if not shares:
         return None
+    total, *sums = np.sum(counts, 0).T
+    changed, cost = (_mean(each, total, wide) for each in sums)
+    paid = cost[0]
+    if changed[0] > cost[0]:
+        cost = cost[0], math.hypot(cost[1], WHOLE * (changed[0] - cost[0]))
     found, owner = np.concatenate(shares), np.concatenate(feeds)
-    means = []
-    for share in found[:, :2].T:
-        each = np.bincount(owner, share - share.mean(), len(one))  # answers of one feed go together
-        means.append((float(share.mean()), wide * math.sqrt(float(each @ each)) / share.size))
-    changed, (cost, error) = means
-    error = math.hypot(error, WHOLE * max(changed[0] - cost, 0.0))
-    return Doubt(changed, (cost, error), float(found[:, 2].mean()))
+    looked, *sums = (np.bincount(owner, x, len(one)).astype(np.float64) for x in (np.ones(len(owner)), *found.T))
+    doubts, costs = (_mean(each, looked, wide) for each in sums)
+    costs = costs[0], math.hypot(costs[1], WHOLE * max(doubts[0] - costs[0], 0.0))
+    if not thinned:
+        return Doubt(doubts, costs, paid)
+    return Doubt(max(doubts, changed, key=sum), max(costs, cost, key=sum), paid)
 
 
-def _each(before: Float, after: Float, *, weighed: bool) -> Float:
+def _mean(sums: Float, counts: Float, wide: float) -> tuple[float, float]:
+    """The mean of what was summed over so many answers of each feed, and so many of its standard errors: answers of
+    one feed go together."""
+    mean = float(sums.sum() / counts.sum())
+    each = sums - mean * counts
+    return mean, wide * math.sqrt(float(each @ each)) / float(counts.sum())
+
+
+def _counted(before: Array, after: Array, believed: bool) -> tuple[float, float, float]:
+    """How many answers there are, how many of them changed, and what that cost."""
+    a, b = _scores(before.astype(np.float64), after.astype(np.float64))
+    own, now = a.argmax(1), b.argmax(1)
+    changed = np.flatnonzero(own != now)
+    if not believed:
+        return len(a), len(changed), len(changed)
+    a = a[changed]
+    odds = np.exp(a - a.max(1, keepdims=True))
+    odds /= odds.sum(1, keepdims=True)
+    at = np.arange(len(changed))
+    return len(before), len(changed), float((odds[at, own[changed]] - odds[at, now[changed]]).sum())
+
+
+def _each(before: Float, after: Float, *, weighed: bool) -> tuple[Float, bool]:
     """Of each row (rows, classes): the share of the movements like its own that would turn it over, and what these
-    cost, and what its own does."""
+    cost; and whether the probabilities are believed."""
     n, count = before.shape
     ranks = np.argsort(-before, axis=1, kind="stable")[:, : min(RIVALS, count - 1) + 1]
     first, then = (np.take_along_axis(x, ranks, 1) for x in (before, after))
@@ -113,25 +146,21 @@ def _each(before: Float, after: Float, *, weighed: bool) -> Float:
     odds = np.exp(before - before.max(1, keepdims=True))
     sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
     chance = 1 / count
-    believed = weighed and (sure[:, 0].max() - chance) / (1 - chance) >= SURE
+    believed = bool(weighed and (sure[:, 0].max() - chance) / (1 - chance) >= SURE)
     loss = sure[:, :1] - sure[:, 1:] if believed else np.ones((n, ranks.shape[1] - 1))
     beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
     order = np.argsort(lead[:, 0], kind="stable")
     ordered = moved[order]
     wide = min(n, max(1, math.ceil(ALIKE * n)))
-    out = np.zeros((n, 3))
+    out = np.zeros((n, 2))
     for at, i in enumerate(order):
         start = min(max(0, at - wide // 2), n - wide)
         over = ordered[start : start + wide] - lead[i]
         turned = (over > 0).any(1)
-        out[i, :2] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
-        own = moved[i] - lead[i]
+        out[i] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
         if beyond[i]:
-            out[i, 2] = sure[i, 0] if believed else 1
-            out[i, :2] = np.maximum(out[i, :2], (1 / wide, out[i, 2] / wide))
-        elif (own > 0).any():
-            out[i, 2] = loss[i, own.argmax()]
-    return out
+            out[i] = np.maximum(out[i], (1 / wide, (sure[i, 0] if believed else 1) / wide))
+    return out, believed
 
 
 def _scores(before: Float, after: Float) -> tuple[Float, Float]:

@@ -2,7 +2,8 @@
 
 An output that is a whole number (a class, a token) says nothing of how near it came to change; so from there the way is
 followed back to the floats that decided it. And an output that the model reads again at its next step is a state, not
-something that it says: it counts as numbers, never as scores of classes.
+something that it says: it counts as numbers, never as scores of classes. Of the others `along.py` says along which axis
+they hold scores, if they do; that axis is made the last.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.along import channels, class_axis, laid, makers, scores_along
 from emp_onnx.calibration.chunks import Chunk, chunks
 from emp_onnx.calibration.feeding import declared
 from emp_onnx.calibration.network import Network
@@ -36,6 +38,7 @@ class Answers:
     Attributes:
         names: of these values.
         states: those of them that are states; their values are given flat.
+        along: by name the axis of class scores, None for numbers; known once a feed was seen.
     """
 
     def __init__(self, network: Network) -> None:
@@ -43,6 +46,7 @@ class Answers:
         program = network.program
         self.inputs, self.outputs = declared(network.model), declared(network.model, outputs=True)
         self.states = states(self.inputs, self.outputs)
+        self.along: dict[str, int | None] = {}
         self.large = sum(4 * weight for weight in map(_size, network.weights)) > LARGE
         everything = {n for step in program.steps for n in step.outputs if n and n not in program.fixed}
         levels = [step.level for step in program.steps]
@@ -108,6 +112,7 @@ class Answers:
             run.level(level, self.names)
         if feeds:
             self.states |= self._seen(run, feeds[0])
+            self._look(run, feeds[0])
         return [[self._one(run, name, i) for name in self.names] for i in range(len(feeds))]
 
     def _seen(self, run: Runner, feed: Feed) -> frozenset[str]:
@@ -115,6 +120,16 @@ class Answers:
         given = [replace(item, shape=np.shape(feed[item.name])) for item in self.inputs if item.name in feed]
         says = [(item, run.values.get(item.name, 0)) for item in self.outputs]
         return states(given, [item if x is None else replace(item, shape=x.shape) for item, x in says])
+
+    def _look(self, run: Runner, feed: Feed) -> None:
+        """Find the axes of class scores by the first feed that is seen."""
+        made, inputs = makers(self.network.program), channels(feed)
+        version = next((item.version for item in self.network.program.opsets if not item.domain), 1)
+        for name in self.names:
+            value = run.values.get(name, 0)
+            if value is not None and name not in self.along:
+                axis = class_axis(made, name, value.ndim, version) if value.ndim > 1 else None
+                self.along[name] = scores_along(np.asarray(value), axis, inputs)
 
     def told(self, answer: Sequence[Array]) -> list[Array]:
         """Of an answer what is no state."""
@@ -183,7 +198,9 @@ class Answers:
         value = run.values.get(name, feed)
         if value is None:
             return np.zeros(0)
-        return value.reshape(-1) if name in self.states else np.asarray(value)
+        if name in self.states:
+            return value.reshape(-1)
+        return laid(np.asarray(value), self.along.get(name, value.ndim - 1))
 
 
 def states(inputs: Sequence[Input], outputs: Sequence[Input], /) -> frozenset[str]:

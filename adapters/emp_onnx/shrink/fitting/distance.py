@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.outputs import classes
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.axes.trace import Runner
+from emp_onnx.shrink.fitting.said import Said
 
 Wide = NDArray[np.float64]
 CHOICES = ("ArgMax", "ArgMin", "TopK", "Hardmax", "Softmax", "LogSoftmax", "Sigmoid")
@@ -73,11 +73,12 @@ def missed(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], t
     """
     runner = watched(model, threads)
     rows: dict[str, list[tuple[Wide, Wide]]] = {}
+    said = Said(model, dense[0], feeds[0])
     for feed, before in zip(feeds, dense, strict=True):
         after = runner(feed, [*before])
         for name, values in before.items():
-            one = classes(values) if isinstance(values, np.ndarray) else None
-            other = classes(after[name]) if one is not None else None
+            one = said.rows(name, values)
+            other = said.rows(name, after[name]) if one is not None else None
             if one is not None and other is not None:
                 if one.shape != other.shape:
                     return Missed(np.ones(1), np.inf)
@@ -111,6 +112,7 @@ def _missed(dense: Wide, other: Wide) -> tuple[Wide, float]:
 def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]) -> float | None:
     """The share of rows of class scores whose largest entry is that of the dense model; None where no output is one."""
     runner = watched(model)
+    said = Said(model, dense[0], feeds[0]) if dense else None
     same = total = 0
     for feed, before in zip(feeds, dense, strict=True):
         after = runner(feed)
@@ -118,12 +120,11 @@ def agreement(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed]
             b = after[name]
             if not isinstance(a, np.ndarray) or a.shape != b.shape or a.ndim < 1:
                 continue
-            if a.dtype.kind == "f":
-                rows = a.reshape(-1, a.shape[-1]) if a.ndim < 3 or a.shape[-1] > 1 else a.reshape(len(a), -1)
-                if rows.shape[1] < 2:
-                    continue
-                same += int((rows.argmax(1) == b.reshape(rows.shape).argmax(1)).sum())
-                total += len(rows)
+            if a.dtype.kind == "f" and said is not None:
+                one, other = said.rows(name, a), said.rows(name, b)
+                if one is not None and other is not None:
+                    same += int((one.argmax(1) == other.argmax(1)).sum())
+                    total += len(one)
             elif a.dtype.kind in "iu":
                 same += int((a == b).sum())
                 total += a.size
