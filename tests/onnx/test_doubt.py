@@ -66,6 +66,7 @@ def test_a_model_that_is_sure_of_nothing_is_not_believed(n: int, classes: int, s
     found = doubt(answers(before), answers(before + moved))
     assert found is not None
     assert found.cost == pytest.approx(found.changed)
+    assert found.either == pytest.approx(found.changed[0])
     assert found.paid == pytest.approx(np.mean(before.argmax(1) != (before + moved).argmax(1)))
 
 
@@ -75,7 +76,7 @@ def test_a_tenth_of_the_changed_answers_may_cost_a_whole_one(n: int, classes: in
     before = 4 * rng.standard_normal((n, classes))
     found = doubt(answers(before), answers(before + size * rng.standard_normal(before.shape)))
     assert found is not None
-    assert WHOLE * found.changed[0] - 1e-12 <= sum(found.cost)
+    assert WHOLE * found.either - 1e-12 <= sum(found.cost)
     assert found.cost[0] <= found.changed[0] + 1e-12
 
 
@@ -85,7 +86,8 @@ def test_what_to_reckon_with_is_no_less_than_anything_seen(n: int, classes: int,
     before = 4 * rng.standard_normal((n, classes))
     found = doubt(answers(before), answers(before + size * rng.standard_normal(before.shape)))
     assert found is not None
-    assert found.bound >= max(min(1, sum(found.cost)), found.paid, LOST * found.changed[0])
+    assert found.bound >= max(min(1, sum(found.cost)), found.paid, LOST * found.either)
+    assert found.cost[0] - 1e-12 <= found.either <= found.changed[0] + 1e-12
     assert found.bound <= 1
 
 
@@ -97,7 +99,8 @@ def test_ties_that_change_are_not_free() -> None:
     found = doubt(answers(even), answers(turned))
     assert found is not None
     assert found.paid == pytest.approx(0, abs=1e-5)
-    assert found.bound == pytest.approx(LOST * found.changed[0])
+    assert found.bound == pytest.approx(LOST * found.either)
+    assert found.either == pytest.approx(0.8 * found.changed[0], rel=1e-5)
 
 
 def test_probabilities_count_as_their_logarithms() -> None:
@@ -173,3 +176,18 @@ def test_answers_are_not_looked_up_at_even_distances() -> None:
     assert found is not None
     assert 0.005 < found.changed[0] < 0.03  # those that are looked up stand for others like them
     assert found.paid == pytest.approx(0.01, rel=0.05)
+
+
+def test_a_change_from_one_wrong_answer_to_another_costs_nothing() -> None:
+    """Of many classes the two that change places may both be unlikely."""
+    rng = np.random.default_rng(0)
+    odds = np.full((400, 1000), 0.5 / 998)
+    odds[:, :2] = 0.26, 0.24
+    odds[0] = 1e-6
+    odds[0, 0] = 1 - 999e-6  # one answer that it is sure of, so that it is believed
+    before = np.log(odds)
+    after = before + 0.1 * rng.standard_normal(before.shape)
+    found = doubt(answers(before), answers(after))
+    assert found is not None
+    assert found.either == pytest.approx(0.5 * found.changed[0], rel=0.01)
+    assert found.bound < 0.6 * LOST * found.changed[0]

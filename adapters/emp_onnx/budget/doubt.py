@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ Float = NDArray[np.float64]
 RIVALS = 16  # of the best class, by rank
 ALIKE = 0.5  # share of the answers that count as like one: those whose leads are nearest to its own
 ROWS = 512  # answers whose doubts are looked up, by chance where there are more
-WHOLE = 0.1  # of the answers that change, those that may be right ones lost, whatever the model says of them
-LOST = 0.2  # of the answers that are expected to change, those that are taken to be lost at least
+WHOLE = 0.1  # of the changes from or to a right answer, those that may lose one, whatever the model says of them
+LOST = 0.25  # of the changes from or to a right answer, what is taken to be lost at least
 SURE = 0.5  # how sure, beyond chance, a model must be of one answer at least for its doubts to be believed
 ONE_SIDED = 1.64  # standard errors that one answer in twenty lies above
 LEAST = 1e-12  # of a probability
@@ -43,23 +43,34 @@ class Doubt:
         changed: share of answers that change.
         cost: what that costs in accuracy. Each changed answer costs the probability that the first model gave its own
             answer, less the one that it gave the other. But no model knows quite how often it is right: that a tenth of
-            the changed answers may cost a whole one each is part of the error. And where a model is not sure of a
+            `either` may cost a whole one each is part of the error. And where a model is not sure of a
             single answer, its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and
             all changed answers cost one. So do those of a model that says the probability of one thing, where what
             decides by it need not do so at a half; its errors are 1.64 standard ones.
         paid: what the answers that did change cost, counted the same way.
+        either: share of answers that change and were right before or are then, going by the first model: what changes
+            from one wrong answer to another costs nothing.
     """
 
     changed: tuple[float, float]
     cost: tuple[float, float]
     paid: float
+    either: float
 
     @property
     def bound(self) -> float:
         """What to reckon with: the cost one standard error above its mean, and never less than what was paid, nor than
-        a fifth of the changes. Answers that changed between two classes that the first model thought as likely were
-        right ones by .2 to .4 more often than not, on networks whose probabilities were else as good as their word."""
-        return min(1.0, max(sum(self.cost), self.paid, LOST * self.changed[0]))
+        a quarter of `either`. Answers that changed between two classes that the first model thought as likely were
+        right ones by .2 to .4 more often than not, on networks of ten classes whose probabilities were else as good as
+        their word. Where there are a thousand, more than a third of the changes are between two that are both wrong."""
+        return min(1.0, max(sum(self.cost), self.paid, LOST * self.either))
+
+    def worse(self, other: Doubt) -> Doubt:
+        """The worse of each that two ways of looking at the same answers say."""
+        return Doubt(
+            max(self.changed, other.changed, key=sum), max(self.cost, other.cost, key=sum),
+            max(self.paid, other.paid), max(self.either, other.either),
+        )  # fmt: skip
 
 
 def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -> Doubt | None:
@@ -86,7 +97,7 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
             continue
         pairs = [(i, p, q) for i, (p, q) in enumerate(rows) if p is not None and q is not None and p.shape == q.shape]
         if len(pairs) < len(rows) or len({p.shape[1] for _, p, _ in pairs}) > 1:
-            return Doubt((1.0, 0.0), (1.0, 0.0), 1.0)
+            return Doubt((1.0, 0.0), (1.0, 0.0), 1.0, 1.0)
         owner = np.concatenate([np.full(len(p), i) for i, p, _ in pairs])
         some = np.arange(len(owner))
         if len(owner) > ROWS:
@@ -100,17 +111,16 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     if not shares:
         return None
     total, *sums = np.sum(counts, 0).T
-    changed, cost = (_mean(each, total, wide) for each in sums)
-    paid = cost[0]
-    if changed[0] > cost[0]:
-        cost = cost[0], math.hypot(cost[1], WHOLE * (changed[0] - cost[0]))
+    counted = _doubt([_mean(each, total, wide) for each in sums])
     found, owner = np.concatenate(shares), np.concatenate(feeds)
     looked, *sums = (np.bincount(owner, x, len(one)).astype(np.float64) for x in (np.ones(len(owner)), *found.T))
-    doubts, costs = (_mean(each, looked, wide) for each in sums)
-    costs = costs[0], math.hypot(costs[1], WHOLE * max(doubts[0] - costs[0], 0.0))
-    if not thinned:
-        return Doubt(doubts, costs, paid)
-    return Doubt(max(doubts, changed, key=sum), max(costs, cost, key=sum), paid)
+    expected = replace(_doubt([_mean(each, looked, wide) for each in sums]), paid=counted.paid)
+    return counted.worse(expected) if thinned else expected
+
+
+def _doubt(means: Sequence[tuple[float, float]]) -> Doubt:
+    changed, (cost, error), (either, _) = means
+    return Doubt(changed, (cost, math.hypot(error, WHOLE * max(either - cost, 0.0))), cost, either)
 
 
 def _mean(sums: Float, counts: Float, wide: float) -> tuple[float, float]:
@@ -121,23 +131,24 @@ def _mean(sums: Float, counts: Float, wide: float) -> tuple[float, float]:
     return mean, wide * math.sqrt(float(each @ each)) / float(counts.sum())
 
 
-def _counted(before: Array, after: Array, believed: bool) -> tuple[float, float, float]:
-    """How many answers there are, how many of them changed, and what that cost."""
+def _counted(before: Array, after: Array, believed: bool) -> tuple[float, float, float, float]:
+    """How many answers there are, how many of them changed, what that cost, and how many were right before or then."""
     a, b = _scores(before.astype(np.float64), after.astype(np.float64))
     own, now = a.argmax(1), b.argmax(1)
     changed = np.flatnonzero(own != now)
     if not believed:
-        return len(a), len(changed), len(changed)
+        return len(a), len(changed), len(changed), len(changed)
     a = a[changed]
     odds = np.exp(a - a.max(1, keepdims=True))
     odds /= odds.sum(1, keepdims=True)
     at = np.arange(len(changed))
-    return len(before), len(changed), float((odds[at, own[changed]] - odds[at, now[changed]]).sum())
+    first, then = odds[at, own[changed]], odds[at, now[changed]]
+    return len(before), len(changed), float((first - then).sum()), float((first + then).sum())
 
 
 def _each(before: Float, after: Float, *, weighed: bool) -> tuple[Float, bool]:
-    """Of each row (rows, classes): the share of the movements like its own that would turn it over, and what these
-    cost; and whether the probabilities are believed."""
+    """Of each row (rows, classes): the share of the movements like its own that would turn it over, what these cost,
+    and how many would be from or to a right answer; and whether the probabilities are believed."""
     n, count = before.shape
     ranks = np.argsort(-before, axis=1, kind="stable")[:, : min(RIVALS, count - 1) + 1]
     first, then = (np.take_along_axis(x, ranks, 1) for x in (before, after))
@@ -147,19 +158,22 @@ def _each(before: Float, after: Float, *, weighed: bool) -> tuple[Float, bool]:
     sure = np.take_along_axis(odds / odds.sum(1, keepdims=True), ranks, 1)
     chance = 1 / count
     believed = bool(weighed and (sure[:, 0].max() - chance) / (1 - chance) >= SURE)
-    loss = sure[:, :1] - sure[:, 1:] if believed else np.ones((n, ranks.shape[1] - 1))
+    whole = np.ones((n, ranks.shape[1] - 1))
+    loss, either = (sure[:, :1] - sure[:, 1:], sure[:, :1] + sure[:, 1:]) if believed else (whole, whole)
     beyond = ~(ranks == after.argmax(1)[:, None]).any(1)  # changed to a class that is none of the rivals
     order = np.argsort(lead[:, 0], kind="stable")
     ordered = moved[order]
     wide = min(n, max(1, math.ceil(ALIKE * n)))
-    out = np.zeros((n, 2))
+    out = np.zeros((n, 3))
     for at, i in enumerate(order):
         start = min(max(0, at - wide // 2), n - wide)
         over = ordered[start : start + wide] - lead[i]
         turned = (over > 0).any(1)
-        out[i] = turned.mean(), np.where(turned, loss[i][over.argmax(1)], 0).mean()
+        to = over.argmax(1)
+        out[i] = turned.mean(), *(np.where(turned, each[i][to], 0).mean() for each in (loss, either))
         if beyond[i]:
-            out[i] = np.maximum(out[i], (1 / wide, (sure[i, 0] if believed else 1) / wide))
+            own = (sure[i, 0] if believed else 1) / wide
+            out[i] = np.maximum(out[i], (1 / wide, own, own))
     return out, believed
 
 
