@@ -96,6 +96,19 @@ def test_what_is_not_finite_spreads_as_in_the_dense_convolution(isa: str, proble
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("place", [(0, 0), (20, 11), (39, 39)])
+def test_what_is_not_finite_spreads_where_few_outputs_read_a_large_image(isa: str, place: tuple[int, int]) -> None:
+    """Most outputs that read it lie far before it."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((6, 5, 5, 1)).astype(np.float32)
+    weight[rng.random(weight.shape) < 0.9] = 0
+    x = rng.standard_normal((1, 5, 40, 40)).astype(np.float32)
+    x[0, 2, place[0], place[1]] = np.inf
+    geometry = {"group": 1, "stride": (1, 1), "dilation": (3, 1), "pads": (0,) * 4}
+    check({"x": x, "weight": weight, "bias": None, "relu": False, "added": False, "geometry": geometry}, isa)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
 def test_shapes_of_real_networks(isa: str) -> None:
     rng = np.random.default_rng(0)
     for channels, outputs, size, kernel, stride in [

@@ -72,6 +72,20 @@ def test_what_is_not_finite_spreads_as_in_the_dense_product(
     close(Linear.of(weight)(x, bias, relu=relu, isa=isa), x, weight, bias, relu)
 
 
+@pytest.mark.parametrize("density", [0.03, 0.2, 0.5])
+@pytest.mark.parametrize(("rows", "columns"), [(1037, 300), (33, 2300)])
+def test_more_rows_and_columns_than_a_part_holds(rows: int, columns: int, density: float) -> None:
+    """One arrangement of the weights, made for the first instruction set, serves the others."""
+    rng = np.random.default_rng(0)
+    weight = sparse(rng, rows, columns, density=density)
+    weight[rows // 2], weight[rows // 3] = 1, 0
+    linear = Linear.of(weight)
+    for isa in instruction_sets():
+        for items in (7, 50, 150):
+            x = rng.standard_normal((items, columns)).astype(np.float32)
+            close(linear(x, isa=isa, threads=2), x, weight, None, False)
+
+
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_every_way_is_taken_and_right(isa: str) -> None:
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@
 namespace emp {
 namespace avx2 {
 
-constexpr int kWidth = 8;
+constexpr int kWidth = 8, kMaxGroups = 6;
 
 // For each mask byte 8 bytes: for a lane that is set, 0x80 + the index of its value among the packed ones; for one that is not, 0.
 struct Table {
@@ -29,6 +29,7 @@ struct F8 {
     __m256 v;
     static F8 zero() { return {_mm256_setzero_ps()}; }
     static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     // The first `count` of them; the others are 0, or stay as they were.
@@ -112,7 +113,7 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 }  // namespace avx2
 
 extern const Kernels kAvx2;
-const Kernels kAvx2 = {"avx2", 6,        avx2::supported, 0.33, avx2::no_pick, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
+const Kernels kAvx2 = {"avx2", avx2::kMaxGroups,        avx2::supported, 0.33, avx2::no_pick, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
                        avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::pool, avx2::lines, avx2::slide, avx2::finite,
                        {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::gelu, avx2::rnn}};
 

@@ -11,13 +11,19 @@ extern const Pick kPickAvx512;
 
 namespace avx512 {
 
-constexpr int kWidth = 16;
+constexpr int kWidth = 16, kMaxGroups = 8;
 
 struct F {
     static constexpr int kStep = 16;
     __m512 v;
     static F zero() { return {_mm512_setzero_ps()}; }
     static F load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    // Compilers see two uses of what was loaded and load it twice, each time as part of a multiplication: loads are what limits here.
+    static F load_once(const float* p) {
+        F once = load(p);
+        asm("" : "+v"(once.v));
+        return once;
+    }
     static F broadcast(float x) { return {_mm512_set1_ps(x)}; }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     // The first `count` of them; the others are 0, or stay as they were.
@@ -115,7 +121,7 @@ bool supported() {
 }  // namespace avx512
 
 extern const Kernels kAvx512;
-const Kernels kAvx512 = {"avx512", 8,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
+const Kernels kAvx512 = {"avx512", avx512::kMaxGroups,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
                          avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool, avx512::lines, avx512::slide, avx512::finite,
                          {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::rnn}};
 

@@ -33,7 +33,7 @@ bool Conv::in_strips(const Layout& at, const float* x) const {
     const bool aligned = at.direct && shape.kernel[0] == 1 && shape.kernel[1] == 1 && at.plane % kLanes == 0 && reinterpret_cast<uintptr_t>(x) % 64 == 0;
     const double uses = weight.density() * double(rows);  // of a stretch, for a tile
     if (at.plane * shape.channels > INT32_MAX / 2 || area < 512) return false;
-    return uses <= (aligned ? 10 : 4);
+    return uses <= (aligned ? 18 : 4);
 }
 
 }  // namespace emp

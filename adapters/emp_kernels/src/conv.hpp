@@ -54,11 +54,4 @@ class Conv {
     mutable bool shifted_ = false;  // how they were arranged
 };
 
-// Zeros, in memory of the calling thread.
-inline float* zeros(Scratch purpose, int64_t size) {
-    float* made = scratch(purpose, size_t(size));
-    std::fill(made, made + size, 0.0f);
-    return made;
-}
-
 }  // namespace emp

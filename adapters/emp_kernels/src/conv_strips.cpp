@@ -7,6 +7,8 @@
 
 namespace emp {
 
+constexpr int64_t kBandBytes = 512 << 10;  // of input: half of a second-level cache
+
 void Conv::run_strips(const Given& given) const {
     const Kernels& kernels = given.kernels;
     const Layout& at = given.at;
@@ -22,19 +24,20 @@ void Conv::run_strips(const Given& given) const {
     for (size_t i = 0; i < where.size(); i++) where[i] = int32_t(offset[strips_.column()[i]]);
     const int64_t channels = shape.channels * shape.group, room = kernels.max_groups * kLanes;
     const Cut cut(at.positions(), std::min(kernels.max_groups, 4));
+    const int64_t reach = at.direct ? offset[size_t(taps - 1)] : 0;  // from where an output's input begins to where it ends, in a channel
+    const int64_t most = std::max<int64_t>(1, kBandBytes / (shape.channels * 4 * kLanes * int64_t(sizeof(float))));  // tiles of a band
+    const int64_t bands = std::min(cut.tiles, 2 * ((cut.tiles + 2 * most - 1) / (2 * most)));                        // even, for two threads
     float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane + room));
     if (phases) std::fill(phases + channels * at.plane, phases + channels * at.plane + room, 0.0f);
     for (int64_t image = 0; image < given.images; image++) {
         const float* in = x + image * channels * at.height * at.width;
         const bool laid = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
         const float* source = at.direct ? in : phases;
-        threads.each(cut.tiles * shape.group, [&](int64_t index) {
-            const int64_t group = index % shape.group, tile = index / shape.group, position = cut.begin(tile) * kLanes;
-            const int groups = cut.width(tile), lanes = groups * kLanes;
-            const int64_t stop = std::min(position + lanes, at.positions());
+        const auto tile = [&](int64_t group, int64_t index, bool finite) {
+            const int64_t position = cut.begin(index) * kLanes, stop = std::min(cut.begin(index + 1) * kLanes, at.positions());
+            const int groups = cut.width(index), lanes = groups * kLanes;
             float* sums = zeros(Scratch::sums, rows * lanes);
             const float* from = source + group * shape.channels * at.plane + position;
-            const bool finite = laid || (at.direct && kernels.finite(from, stop - position, shape.channels, at.plane));
             for (int64_t b = 0; b < strips_.blocks(); b++) {
                 const Strip& strip = strips_.strip(group, b);
                 kernels.strip(strip, where.data() + strip.first, from, sums, groups);
@@ -54,6 +57,13 @@ void Conv::run_strips(const Given& given) const {
                     kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, added ? added + to : nullptr,
                                    area, given.activation, y + to);
             }
+        };
+        threads.each(bands * shape.group, [&](int64_t index) {
+            const int64_t group = index % shape.group, band = index / shape.group, first = band * cut.tiles / bands, last = (band + 1) * cut.tiles / bands;
+            // What all its tiles read is read once in the order in which memory gives it fastest, and stays in the second-level cache.
+            const int64_t begin = cut.begin(first) * kLanes, end = std::min(cut.begin(last) * kLanes + reach, at.plane);
+            const bool finite = laid || (at.direct && kernels.finite(source + group * shape.channels * at.plane + begin, end - begin, shape.channels, at.plane));
+            for (int64_t i = first; i < last; i++) tile(group, i, finite);
         });
     }
 }

@@ -85,7 +85,7 @@ void Conv::run_tiles(const Given& given) const {
     const float *x = given.x, *bias = given.bias, *added = given.added;
     float* y = given.y;
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group, columns = weight.view().columns;
-    std::call_once(once_, [&] { tiles_.arrange(weight, rows); });
+    std::call_once(once_, [&] { tiles_.arrange(weight, rows, kernels.max_groups >= 8); });
     const Tiles& w = tiles_;
     const int64_t channels = shape.channels * shape.group, chunks = int64_t(w.chunks.size()) / shape.group;
     float* phases = at.direct ? nullptr : scratch(Scratch::input, size_t(channels * at.plane));
@@ -99,7 +99,7 @@ void Conv::run_tiles(const Given& given) const {
         if (pass.count() >= 8 || pass.count() >= chunks) {
             threads.each(pass.count(), [&](int64_t index) {
                 const Tile t = pass.tile(index);
-                float *sums = zeros(Scratch::sums, rows * t.lanes), *input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * t.lanes));
+                float *sums = zeros(Scratch::sums, (rows + 1) * t.lanes), *input = scratch(Scratch::block, size_t(std::min(w.span, w.blocks() * w.block) * t.lanes));
                 std::vector<NonFinite> found;
                 const size_t first = size_t(t.group * chunks);
                 for (int64_t b = 0; b < w.blocks(); b++) {
@@ -126,7 +126,7 @@ void Conv::run_tiles(const Given& given) const {
             threads.each(chunks, [&](int64_t c) {
                 const size_t chunk = size_t(t.group * chunks + c);
                 const auto [row, end] = w.chunks[chunk];
-                float* sums = zeros(Scratch::sums, (end - row) * t.lanes);
+                float* sums = zeros(Scratch::sums, w.chunks[chunk].room() * t.lanes);
                 for (int64_t b = 0; b < w.blocks(); b++) {
                     const float* next = w.fetch_ahead ? input + (b + 1 < w.blocks() ? b + 1 : 0) * w.block * t.lanes : nullptr;
                     pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums, next);

@@ -3,11 +3,24 @@
 //   Q: 4 floats; zero, load, fma, add, sum, gather(x, four columns of 16 bits)
 //   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, maximum, relu
 //      move_down<band>(line): the lanes of each band of a line of 16 one down, the first one behind the last
+//   kMaxGroups: registers of 16 columns, or lines, that a tile has at most
 //   Four: 4 floats; load, lane<i>() that is one of them in all places of an F
 // and transpose8, transpose16.
 // Included by one file per instruction set, inside a namespace of its own, so that no code of one leaks into another.
 
 #define EMP_UNROLL _Pragma("GCC unroll 16")  // arrays of registers must not be indexed at run time
+
+// work(a count whose value compilers know), for 1 ≤ count ≤ kMost. Only these are compiled.
+template <int kCount>
+struct Count {
+    static constexpr int value = kCount;
+};
+template <int kMost, typename Work>
+void for_count(int count, const Work& work) {
+    if constexpr (kMost > 1)
+        if (count < kMost) return for_count<kMost - 1>(count, work);
+    work(Count<kMost>());
+}
 
 constexpr int kAhead = 2048;  // floats: at 35 GB/s what is fetched now arrives 4 KiB later, and rows end
 

@@ -60,7 +60,7 @@ void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, cons
 }
 
 bool Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads) const {
-    std::call_once(once_, [&] { tiles_.arrange(weight, std::max<int64_t>(1, weight.view().rows)); });
+    std::call_once(once_, [&] { tiles_.arrange(weight, std::max<int64_t>(1, weight.view().rows), kernels.max_groups >= 8); });
     const Tiles& w = tiles_;
     const int64_t columns = weight.view().columns;
     const Cut cut(items, std::min(kernels.max_groups, w.max_groups));
@@ -75,15 +75,14 @@ bool Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, con
             if (!kernels.to_lanes(x + i * columns, columns, count, lanes, from, to, input + from * lanes)) finite = false;
         });
         threads.each(int64_t(w.chunks.size()), [&](int64_t chunk) {
-            const auto [row, end] = w.chunks[size_t(chunk)];
-            float* sums = scratch(Scratch::sums, size_t((end - row) * lanes));
-            std::fill(sums, sums + (end - row) * lanes, 0.0f);
+            const Tiles::Chunk& rows = w.chunks[size_t(chunk)];
+            float* sums = zeros(Scratch::sums, rows.room() * lanes);
             for (int64_t b = 0; b < w.blocks(); b++) {
                 const float* next = w.fetch_ahead ? input + (b + 1 < w.blocks() ? b + 1 : 0) * w.block * lanes : nullptr;
                 for (const Segment* one = w.begin(size_t(chunk), b); one < w.end(size_t(chunk), b); one++)
                     kernels.tile(*one, input + b * w.block / w.span * w.span * lanes, sums, groups, next);
             }
-            kernels.from_lanes(sums, lanes, count, row, end, part);
+            kernels.from_lanes(sums, lanes, count, rows.row, rows.end, part);
         });
     }
     return finite;

@@ -57,6 +57,79 @@ void tile_units(const Segment& segment, const float* x_tile, float* sums, const 
     }
 }
 
+// Two rows of sums, and what both multiply. Inlined whatever happens, as what follows: sums in memory would cost more than all else.
+template <int kVectors>
+[[gnu::always_inline]] inline void add_products(Sums<kVectors>& one, F left, Sums<kVectors>& two, F right, const float* x) {
+    EMP_UNROLL for (int j = 0; j < kVectors; j++) {
+        const F both = F::load_once(x + kWidth * j);
+        one.v[j] = fma(left, both, one.v[j]), two.v[j] = fma(right, both, two.v[j]);
+    }
+}
+
+// Where four columns of a tile begin.
+template <int64_t kStride>
+struct FourColumns {
+    const float* x;
+    uint32_t at;
+    FourColumns(const float* x, const uint8_t* column) : x(x) { std::memcpy(&at, column, 4); }
+    template <int i>
+    const float* line() const {
+        return x + (at >> (8 * i) & 255) * kStride;
+    }
+};
+
+// As many sets of the sums of a pair, for the same reason.
+constexpr int sets(int vectors) { return vectors >= 6 ? 1 : vectors >= 3 ? 2 : 4; }
+
+template <int kVectors, int kSets, int64_t kStride>
+[[gnu::always_inline]] inline void add_four(Sums<kVectors> (&set)[kSets], const float* value, const FourColumns<kStride>& at) {
+    const Four four = Four::load(value);
+    set[0].add_product(four.lane<0>(), at.template line<0>());
+    set[1 % kSets].add_product(four.lane<1>(), at.template line<1>());
+    set[2 % kSets].add_product(four.lane<2>(), at.template line<2>());
+    set[3 % kSets].add_product(four.lane<3>(), at.template line<3>());
+}
+
+template <int kVectors, int kSets>
+[[gnu::always_inline]] inline void begin(Sums<kVectors> (&set)[kSets], const float* y) {
+    set[0].load(y);
+    EMP_UNROLL for (int s = 1; s < kSets; s++) set[s].clear();
+}
+
+template <int kVectors, int kSets>
+[[gnu::always_inline]] inline void end(Sums<kVectors> (&set)[kSets], float* y) {
+    EMP_UNROLL for (int s = 1; s < kSets; s++) set[0].add_sums(set[s]);
+    set[0].store(y);
+}
+
+template <int kGroups>
+void tile_pairs(const Segment& segment, const float* x_tile, float* sums, const float* next) {
+    constexpr int64_t kStride = kGroups * kLanes;
+    constexpr int kVectors = kGroups * kLanes / kWidth, kSets = sets(kVectors);
+    const uint8_t* column = segment.column;
+    const float *value = segment.value, *x = x_tile + segment.base * kStride;
+    const int64_t step = next ? 64 : 0;
+    if (!next) next = x;
+    for (const uint16_t* head = segment.head; head < segment.end; head += 4) {
+        float* y = sums + *head * kStride;
+        prefetch(next), prefetch(next + 16), prefetch(next + 32), prefetch(next + 48), next += step;
+        Sums<kVectors> one[kSets], two[kSets];
+        begin(one, y), begin(two, y + kStride);
+        prefetch(value + 256), prefetch(value + 272), prefetch(value + 288), prefetch(value + 304), prefetch(column + 256);
+        for (int i = head[1]; i > 0; i--, column += 4, value += 8) {
+            const Four left = Four::load(value), right = Four::load(value + 4);
+            const FourColumns<kStride> at(x, column);
+            add_products(one[0], left.lane<0>(), two[0], right.lane<0>(), at.template line<0>());
+            add_products(one[1 % kSets], left.lane<1>(), two[1 % kSets], right.lane<1>(), at.template line<1>());
+            add_products(one[2 % kSets], left.lane<2>(), two[2 % kSets], right.lane<2>(), at.template line<2>());
+            add_products(one[3 % kSets], left.lane<3>(), two[3 % kSets], right.lane<3>(), at.template line<3>());
+        }
+        for (int i = head[2]; i > 0; i--, column += 4, value += 4) add_four(one, value, FourColumns<kStride>(x, column));
+        for (int i = head[3]; i > 0; i--, column += 4, value += 4) add_four(two, value, FourColumns<kStride>(x, column));
+        end(one, y), end(two, y + kStride);
+    }
+}
+
 template <int kGroups>
 void tile_rest(const Segment& segment, const float* x, float* sums) {
     constexpr int64_t kStride = kGroups * kLanes;
@@ -107,35 +180,19 @@ void strip_groups(const Strip& strip, const int32_t* at, const float* x, float* 
 }
 
 void strip(const Strip& strip, const int32_t* at, const float* x, float* sums, int groups) {
-    switch (groups) {
-        case 1: return strip_groups<1>(strip, at, x, sums);
-        case 2: return strip_groups<2>(strip, at, x, sums);
-        case 3: return strip_groups<3>(strip, at, x, sums);
-        case 4: return strip_groups<4>(strip, at, x, sums);
-        case 5: return strip_groups<5>(strip, at, x, sums);
-        case 6: return strip_groups<6>(strip, at, x, sums);
-        case 7: return strip_groups<7>(strip, at, x, sums);
-        default: return strip_groups<8>(strip, at, x, sums);
-    }
+    for_count<kMaxGroups>(groups, [&](auto count) { strip_groups<count.value>(strip, at, x, sums); });
 }
 
 template <int kGroups>
 void tile_groups(const Segment& segment, const float* x, float* sums, const float* next) {
     if (segment.rest)
         tile_rest<kGroups>(segment, x, sums);
+    else if (segment.pairs)
+        tile_pairs<kGroups>(segment, x, sums, next);
     else
         tile_units<kGroups>(segment, x, sums, next);
 }
 
 void tile(const Segment& segment, const float* x, float* sums, int groups, const float* next) {
-    switch (groups) {
-        case 1: return tile_groups<1>(segment, x, sums, next);
-        case 2: return tile_groups<2>(segment, x, sums, next);
-        case 3: return tile_groups<3>(segment, x, sums, next);
-        case 4: return tile_groups<4>(segment, x, sums, next);
-        case 5: return tile_groups<5>(segment, x, sums, next);
-        case 6: return tile_groups<6>(segment, x, sums, next);
-        case 7: return tile_groups<7>(segment, x, sums, next);
-        default: return tile_groups<8>(segment, x, sums, next);
-    }
+    for_count<kMaxGroups>(groups, [&](auto count) { tile_groups<count.value>(segment, x, sums, next); });
 }

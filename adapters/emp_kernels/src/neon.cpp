@@ -8,7 +8,7 @@
 namespace emp {
 namespace neon {
 
-constexpr int kWidth = 4;
+constexpr int kWidth = 4, kMaxGroups = 6;
 
 // For each half of a mask byte 16 bytes: for a lane that is set, the 4 bytes of its value among the packed ones; for one that is not, 0xff,
 // for which the table look-up gives zero.
@@ -70,6 +70,7 @@ struct F {
     float32x4_t v;
     static F zero() { return {vdupq_n_f32(0)}; }
     static F load(const float* p) { return {vld1q_f32(p)}; }
+    static F load_once(const float* p) { return load(p); }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
     void store(float* p) const { vst1q_f32(p, v); }
 #include "parts_impl.hpp"
@@ -121,7 +122,7 @@ bool supported() { return true; }
 }  // namespace neon
 
 extern const Kernels kNeon;
-const Kernels kNeon = {"neon", 6,        neon::supported, 0.33, neon::no_pick, neon::dot,    neon::gather, neon::tile, neon::strip,
+const Kernels kNeon = {"neon", neon::kMaxGroups,        neon::supported, 0.33, neon::no_pick, neon::dot,    neon::gather, neon::tile, neon::strip,
                        neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::pool, neon::lines, neon::slide, neon::finite,
                        {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::gelu, neon::rnn}};
 

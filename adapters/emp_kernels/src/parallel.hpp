@@ -40,4 +40,11 @@ inline float* scratch(Scratch purpose, size_t size) {
     return buffers[size_t(purpose)].grow(size);
 }
 
+// Zeros there.
+inline float* zeros(Scratch purpose, int64_t size) {
+    float* made = scratch(purpose, size_t(size));
+    std::fill(made, made + size, 0.0f);
+    return made;
+}
+
 }  // namespace emp

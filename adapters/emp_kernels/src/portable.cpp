@@ -16,7 +16,7 @@ bool supported() { return true; }
 }  // namespace portable
 
 extern const Kernels kPortable;
-const Kernels kPortable = {"portable", 2,         portable::supported, 0.33, portable::no_pick, portable::dot,    portable::gather, portable::tile, portable::strip,
+const Kernels kPortable = {"portable", portable::kMaxGroups,         portable::supported, 0.33, portable::no_pick, portable::dot,    portable::gather, portable::tile, portable::strip,
                            portable::to_lanes, portable::from_lanes, portable::finish, portable::lay, portable::fill, portable::pool, portable::lines, portable::slide, portable::finite,
                            {portable::lstm, portable::gru, portable::gru_reset, portable::gru_finish, portable::gelu, portable::rnn}};
 

@@ -9,6 +9,7 @@ struct F8 {
         std::memcpy(r.v, p, sizeof r.v);
         return r;
     }
+    static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
     void store(float* p) const { std::memcpy(p, v, sizeof v); }
 #include "parts_impl.hpp"
@@ -57,7 +58,7 @@ inline Q add(Q a, Q b) {
     for (int i = 0; i < 4; i++) a.v[i] += b.v[i];
     return a;
 }
-constexpr int kWidth = 8;
+constexpr int kWidth = 8, kMaxGroups = 2;
 
 template <int kBand>
 void move_down(F* line) {

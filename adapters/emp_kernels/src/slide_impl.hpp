@@ -2,14 +2,6 @@
 
 constexpr int kParts = kLanes / kWidth;  // registers of a line
 
-template <int kVectors>
-void add_products(Sums<kVectors>& one, F left, Sums<kVectors>& two, F right, const float* x) {
-    EMP_UNROLL for (int j = 0; j < kVectors; j++) {
-        const F both = F::load(x + kWidth * j);
-        one.v[j] = fma(left, both, one.v[j]), two.v[j] = fma(right, both, two.v[j]);
-    }
-}
-
 // Finished sums of a row to where they belong.
 template <int kLines>
 void land(const F* sums, int64_t r, const Landing& to) {
@@ -53,7 +45,8 @@ void slide_rows(const Sweep& sweep, const float* x, float* sums, bool first, con
     constexpr int kVectors = kLines * kParts, kSets = kVectors >= 7 ? 1 : kVectors >= 4 ? 2 : 4;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
-    for (int64_t r = 0; r < sweep.rows; r++) {
+    for (int64_t i = 0; i < sweep.rows; i++) {
+        const int64_t r = *fours++;
         Sums<kVectors> set[kSets];
         EMP_UNROLL for (int s = 0; s < kSets; s++) set[s].clear();
         prefetch(value + 512), prefetch(place + 512);
@@ -81,7 +74,8 @@ void slide_pairs(const Sweep& sweep, const float* x, float* sums, bool first, co
     constexpr int kVectors = kLines * kParts;
     const uint16_t *fours = sweep.fours, *place = sweep.place;
     const float* value = sweep.value;
-    for (int64_t r = 0; r < sweep.rows; r += 2) {
+    for (int64_t i = 0; i < sweep.rows; i += 2) {
+        const int64_t r = *fours++;
         Sums<kVectors> one, two;
         one.clear(), two.clear();
         for (int slide = sweep.slides;;) {
@@ -118,16 +112,7 @@ void slide_lines(const Sweep& sweep, const float* x, float* sums, bool first, co
 
 template <int kBand>
 void slide_band(const Sweep& sweep, const float* x, float* sums, bool first, int lines, const Landing* landing) {
-    switch (lines) {
-        case 1: return slide_lines<1, kBand>(sweep, x, sums, first, landing);
-        case 2: return slide_lines<2, kBand>(sweep, x, sums, first, landing);
-        case 3: return slide_lines<3, kBand>(sweep, x, sums, first, landing);
-        case 4: return slide_lines<4, kBand>(sweep, x, sums, first, landing);
-        case 5: return slide_lines<5, kBand>(sweep, x, sums, first, landing);
-        case 6: return slide_lines<6, kBand>(sweep, x, sums, first, landing);
-        case 7: return slide_lines<7, kBand>(sweep, x, sums, first, landing);
-        default: return slide_lines<8, kBand>(sweep, x, sums, first, landing);
-    }
+    for_count<kMaxGroups>(lines, [&](auto count) { slide_lines<count.value, kBand>(sweep, x, sums, first, landing); });
 }
 
 void slide(const Sweep& sweep, const float* x, float* sums, bool first, int lines, int band, const Landing* landing) {

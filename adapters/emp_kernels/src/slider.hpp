@@ -95,7 +95,7 @@ class Slider {
         const std::vector<Pixels> pixels = all.pixels(t);
         std::fill(out, out + kZero, 0.0f);
         const float* in = image + (t.group * shape.channels + from) * plane;
-        if (t.x == 0 && sliding.shifted) touch_input(t, in, channels);
+        if (t.x == 0 && at.height * at.width >= 1024) touch_input(t, in, channels);
         return kernels.lines(in, channels, plane, pixels.data(), int(pixels.size()) / all.bands(),
                              all.bands(), shape.stride[1], stride(), out + kZero);
     }

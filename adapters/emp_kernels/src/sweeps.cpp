@@ -71,13 +71,30 @@ using List = std::vector<std::pair<uint16_t, float>>;
 struct Writer {
     uint16_t *fours, *place;
     float* value;
-    void add(List& list) {
-        while (list.size() % 4) list.push_back({0, 0.0f});  // lines of zeros
-        *fours++ = uint16_t(list.size() / 4);
-        for (const auto& [at, w] : list) *place++ = at, *value++ = w;
+};
+
+// The lists of a row, or of two: of each slide what both have, what one has, what the other has. They come in order of how long they are, so that the
+// processor foresees where loops end.
+class Lists {
+  public:
+    Lists(uint16_t row, const std::vector<List>& one, const std::vector<List>& other, bool pairs) : row_(row) {
+        for (size_t i = one.size(); i-- > 0;) pairs ? split(one[i], other[i]) : add(one[i]);
     }
-    // What both have, what one has, what the other has; each list is in order of places.
-    void add(const List& one, const List& two) {
+    bool operator<(const Lists& other) const { return fours_ != other.fours_ ? fours_ < other.fours_ : row_ < other.row_; }
+    void write(Writer& out) const {
+        *out.fours++ = row_;
+        out.fours = std::copy(fours_.begin(), fours_.end(), out.fours);
+        out.place = std::copy(place_.begin(), place_.end(), out.place), out.value = std::copy(value_.begin(), value_.end(), out.value);
+    }
+
+  private:
+    void add(List list) {
+        while (list.size() % 4) list.push_back({0, 0.0f});  // lines of zeros
+        fours_.push_back(uint16_t(list.size() / 4));
+        for (const auto& [at, w] : list) place_.push_back(at), value_.push_back(w);
+    }
+    // Each list is in order of places.
+    void split(const List& one, const List& two) {
         List left, right, first, second;
         for (size_t i = 0, j = 0; i < one.size() || j < two.size();) {
             if (j == two.size() || (i < one.size() && one[i].first < two[j].first))
@@ -88,13 +105,17 @@ struct Writer {
                 left.push_back(one[i++]), right.push_back(two[j++]);
         }
         while (left.size() % 4) left.push_back({0, 0.0f}), right.push_back({0, 0.0f});
-        *fours++ = uint16_t(left.size() / 4);
+        fours_.push_back(uint16_t(left.size() / 4));
         for (size_t i = 0; i < left.size(); i += 4) {
-            for (size_t k = i; k < i + 4; k++) *place++ = left[k].first, *value++ = left[k].second;
-            for (size_t k = i; k < i + 4; k++) *value++ = right[k].second;
+            for (size_t k = i; k < i + 4; k++) place_.push_back(left[k].first), value_.push_back(left[k].second);
+            for (size_t k = i; k < i + 4; k++) value_.push_back(right[k].second);
         }
         add(first), add(second);
     }
+
+    uint16_t row_;
+    std::vector<uint16_t> fours_, place_;
+    std::vector<float> value_;
 };
 
 }  // namespace
@@ -107,9 +128,10 @@ void Sweeps::arrange(const Matrix& weight, int64_t groups, const Places& places,
     chunk_rows = std::max<int64_t>(1, (rows + parts - 1) / parts), chunk_rows += pairs && chunk_rows % 2;
     chunks = (rows + chunk_rows - 1) / chunk_rows;
     sweeps_.clear();
-    const size_t lists = size_t((view.rows + groups * chunks) * blocks * places.slides) * (pairs ? 2 : 1);
+    const size_t lists = size_t((view.rows + groups * chunks) * blocks * places.slides) * (pairs ? 2 : 1), heads = size_t(view.rows * blocks);
     const size_t room = size_t(view.nonzeros) + 6 * lists + 1024;  // each list is filled up to fours, and kernels fetch ahead
-    Writer out = {fours_.grow(lists), place_.grow(room), value_.grow(room)};
+    Writer out = {fours_.grow(lists + heads), place_.grow(room), value_.grow(room)};
+    std::vector<Lists> made;
     std::vector<List> list(size_t(places.slides)), other(size_t(places.slides));
     std::vector<Places::Tap> column(size_t(view.columns));  // of the tile that begins with its block
     for (int64_t c = 0; c < view.columns; c++) {
@@ -133,14 +155,17 @@ void Sweeps::arrange(const Matrix& weight, int64_t groups, const Places& places,
             for (int64_t chunk = 0; chunk < chunks; chunk++) {
                 const int64_t row = chunk * chunk_rows, end = std::min(rows, row + chunk_rows);
                 sweeps_.push_back({out.fours, out.place, out.value, end - row, places.slides, pairs});
+                made.clear();
                 for (int64_t r = row; r < end; r += pairs ? 2 : 1) {
                     take(group * rows + r, b, list);
                     if (pairs && r + 1 < end)
                         take(group * rows + r + 1, b, other);
                     else
                         for (List& one : other) one.clear();
-                    for (size_t i = list.size(); i-- > 0;) pairs ? out.add(list[i], other[i]) : out.add(list[i]);
+                    made.emplace_back(uint16_t(r - row), list, other, pairs);
                 }
+                std::sort(made.begin(), made.end());
+                for (const Lists& one : made) one.write(out);
             }
 }
 

@@ -6,7 +6,7 @@
 namespace emp {
 
 constexpr int kMostLines = 8;    // of sums in a tile
-constexpr double kPairs = 0.3;   // the density from which on rows go in pairs, where registers suffice; measured: docs/kernels.md
+constexpr double kPairs = 0.18;   // the density from which on rows go in pairs, where registers suffice; measured: docs/kernels.md
 
 // Where what a row's columns multiply lies, whatever the size of the image.
 struct Places {

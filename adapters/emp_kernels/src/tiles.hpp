@@ -6,11 +6,12 @@ namespace emp {
 
 class Tiles {
   public:
-    // `group_rows`: a segment's rows never cross a multiple of it.
-    void arrange(const Matrix& matrix, int64_t group_rows);
+    // `group_rows`: a segment's rows never cross a multiple of it. `pairs`: of rows, where that is faster, so that what both multiply is loaded once.
+    void arrange(const Matrix& matrix, int64_t group_rows, bool pairs);
 
     struct Chunk {
         int64_t row, end;
+        int64_t room() const { return end - row + 1; }  // rows of sums: an odd last one may have another one behind it
     };
     int64_t block = 0;   // columns that a segment adds to those before
     int64_t span = 0;    // columns after which nothing waits any more; a multiple of `block`

@@ -27,16 +27,21 @@ struct View {
 // equally many units follow each other in long runs, the processor foresees where each loop ends, and a row's sums are read and written once
 // for 8 nonzeros at least. What still waits at the end of a span of columns comes in a segment of its own, not in units.
 //
+// Or rows go in pairs, and three lists of each are done in units of 4: of columns where both rows have a value (four of one, then four of the other),
+// where the first has, and where the second has. An odd last row has a second one without values behind it.
+//
 // Rows count from the first row of the segment.
 struct Segment {
-    const uint16_t *head, *end;  // a count (of units, or of what is left over), how many rows have it, these rows; and so on
+    const uint16_t *head, *end;  // a count (of units, or of what is left over), how many rows have it, these rows; and so on. Of pairs: the first row,
+                                 // then how many units each list has
     const uint8_t* column;       // counted from `base`; or null
     const uint16_t* rest;        // columns of what is left over, counted from the begin of the span; or null
     const float* value;
     int64_t base;                // column of the span
+    bool pairs;
 };
 
-constexpr int kUnit = 8;         // nonzeros
+constexpr int kUnit = 8, kPairUnit = 4;  // nonzeros
 
 // The same for input that is read where it lies: all nonzeros of some rows in some columns, row by row.
 struct Strip {
@@ -49,7 +54,7 @@ struct Strip {
 // value each. In pairs of rows there are three such lists: of places where both rows have a value (four of one, then four of the other), where the
 // first has, and where the second has. Each list is filled up to a multiple of 4.
 struct Sweep {
-    const uint16_t* fours;       // of each list: its places / 4
+    const uint16_t* fours;       // of each row, or pair: its first row, then of each of its lists: its places / 4
     const uint16_t* place;       // where what is multiplied begins in the tile, in units of 8 bytes
     const float* value;
     int64_t rows;
