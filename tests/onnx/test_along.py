@@ -110,6 +110,13 @@ def test_what_a_softmax_goes_along_is_classes(version: int) -> None:
     assert classes(y).shape == (2, CLASSES)  # type: ignore[union-attr]
 
 
+def test_samples_come_first() -> None:
+    """A product that is turned round has its columns first, and still one answer for every row."""
+    w = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    nodes = [node("MatMul", "x w", "a"), node("Transpose", "a", "y")]
+    assert classes(says(answers(nodes, {"w": w}, (6, 8)))).shape == (4, 6)  # type: ignore[union-attr]
+
+
 def test_tokens_have_their_classes_last() -> None:
     rng = np.random.default_rng(0)
     weights = {"w": rng.standard_normal((8, 30)).astype(np.float32), "s": np.array([1, 6, 30], np.int64)}

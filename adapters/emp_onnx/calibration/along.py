@@ -138,6 +138,7 @@ def scores_along(value: Array, axis: int | None, inputs: Channels = frozenset())
     longer = [i for i in range(1, rank) if value.shape[i] != 1]
     if rank < 2 or not longer:
         return rank - 1
+    axis = axis or None  # samples lie along the first one
     if (len(longer) == 1 and axis in (None, longer[0])) or (rank == 3 and axis == rank - 1):
         return longer[0] if axis is None else axis
     axis = rank - 1 if axis is None else axis
