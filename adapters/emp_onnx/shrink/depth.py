@@ -2,7 +2,8 @@
 
 Bounds and places go first (`lighten.py`), one kind after the other, and units are cut from each of these. In the best
 of them, once units were exchanged, layers come apart in two thin ones (`directions.py`), more of them or fewer. From
-the best of all these layers go one after the other, the one with the least measured error for the time it saves. After
+the best of all these layers go one after the other, the one with the least measured error for the time it saves; and
+so from the model of which only the longest layer came apart, which frees most where the others are whole. After
 each, units are cut from what is left until the target is met; the one of these models that does best on feeds kept
 back, after exchange, is the plan. A layer that is no longer there frees time that units of the others may keep.
 """
@@ -19,7 +20,7 @@ from emp_onnx.errors import UsageError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.fitting.distance import misses, watched
-from emp_onnx.shrink.lighter.directions import priced, thinner
+from emp_onnx.shrink.lighter.directions import longest, priced, thinner
 from emp_onnx.shrink.lighter.lighten import carried, lighter_ways
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.budget import MARGIN, Budget, fit_budget
@@ -110,6 +111,7 @@ def plan(
                 break
         # where no cut of units reaches the target, none says yet whether layers should be whole before some go
         bases = [min(found, key=lambda f: f[0].error)[0].problem] if found else [ways[-1], *apart]
+        bases += _longest_apart(ways[-1], wide)
         for base in bases:
             end = time.process_time() + seconds / len(bases)  # layers have a time of their own
             for one in shallower(base, target, wide, judged):
@@ -192,6 +194,19 @@ def _apart(
     for one in thinner(problem, [o for o in options if o.price <= rate], wide):
         one.measured(one.sums(wide, carried(problem, one)), problem)
         yield one
+
+
+def _longest_apart(problem: Problem, wide: Sequence[Feed]) -> list[Problem]:
+    """The problem with the layer that takes longest in two, if it comes apart at all.
+
+    On top of a cut a split of it saves little, since there it is as small as the others. But where it may stay as wide
+    as it is, others can go whole.
+    """
+    one = longest(problem, wide)
+    if one is None:
+        return []
+    one.measured(one.sums(wide, carried(problem, one)), problem)
+    return [one]
 
 
 def _rate(cut: Plan, planner: Planner | None, target: float) -> float:

@@ -10,6 +10,7 @@ from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.fitting.distance import ancestors, misses, watched
 from emp_onnx.shrink.fitting.refit import Origin
+from emp_onnx.shrink.lighter.split import Split
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search.near import RUN
@@ -69,10 +70,13 @@ def _next(
     watched_too = {*ancestors(origin.view.model)}
     best: tuple[float, Skip, float] | None = None
     seen: set[frozenset[str]] = set()
+    pairs = _pairs(problem)
     options: list[tuple[float, Skip]] = []
     for skip in find_skips(problem.view, problem.trace):
         gone = left_out(problem.view, skip)
         if gone in seen or skip.after in watched_too or gone & watched_too:
+            continue
+        if any((one in gone) != (other in gone) for one, other in pairs):
             continue
         seen.add(gone)
         more = sum(micros.get(name, 0.0) for name in gone)
@@ -88,3 +92,11 @@ def _next(
         if best is None or price < best[0]:
             best = (price, skip, more)
     return None if best is None else best[1:]
+
+
+def _pairs(problem: Problem) -> list[tuple[str, str]]:
+    """What both halves of each split make. One without the other would be the whole layer again, which is another
+    problem's."""
+    split = {part.weight for change in problem.changes if isinstance(change, Split) for part in change.parts}
+    ends = [op for op in problem.view.ops if op.outputs and split.intersection(op.inputs)]
+    return [(op.inputs[0], op.outputs[0]) for op in ends]

@@ -30,7 +30,7 @@ from emp_onnx.shrink.search.fits import locally
 from emp_onnx.shrink.search.judge import Judge
 from emp_onnx.shrink.view import View
 
-__all__ = ["Priced", "priced", "thinner"]
+__all__ = ["Priced", "longest", "priced", "thinner"]
 
 LEAST = 0.004  # of the latency, at least, that one layer's split has to save
 LIKELY = 0.5  # of that: what the profile has to say before it is measured
@@ -98,6 +98,21 @@ def thinner(problem: Problem, options: Sequence[Priced], fit: Sequence[Feed]) ->
             yield problem.lighter(Split(tuple(chosen[:count])))
         except ModelError:  # it does not run, or not as it should
             continue
+
+
+def longest(problem: Problem, fit: Sequence[Feed]) -> Problem | None:
+    """The problem with the layer that takes longest in two, with as many directions between as save any work; not
+    measured yet. None where it does not come apart."""
+    costs = Costs(problem.view, problem.trace, problem.feeds)
+    micros = {name: costs.micros.get(op.index, 0.0) for op in problem.view.ops for name in op.inputs}
+    readers = sorted(splittable(problem.view, problem.readers), key=lambda r: -micros.get(r.weight, 0.0))[:1]
+    sums = moments(problem.view.model, readers, fit, threads=problem.threads) if readers else []
+    for part in find_thin(problem.view, readers, sums, largest=True):
+        try:
+            return problem.lighter(Split((part,)))
+        except ModelError:  # it does not run, or not as it should
+            return None
+    return None
 
 
 def sizes(most: int) -> list[int]:
