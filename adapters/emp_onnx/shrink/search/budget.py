@@ -19,7 +19,7 @@ FARTHER = 0.6  # of a target on latency: so far paths go, since predictions are 
 FLOOR = 0.08  # paths end here: a model with less of its cost left is none
 TRIES = 9
 SECONDS = 0.5  # of a measurement of latency
-MARGIN = 0.98  # of a target on latency: what is measured to be within, another measurement finds so too
+MARGIN = 0.96  # of a target on latency: what is measured to be within, another measurement finds so too, at most paces
 CLOSE = 0.95  # of a target on latency: near enough not to look for a smaller cut
 HALF = 0.6  # of the cost: where paths are compared when no target says where
 
