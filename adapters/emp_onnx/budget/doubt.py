@@ -43,10 +43,10 @@ class Doubt:
         changed: share of answers that change.
         cost: what that costs in accuracy. Each changed answer costs the probability that the first model gave its own
             answer, less the one that it gave the other. But no model knows quite how often it is right: that a tenth of
-            `either` may cost a whole one each is part of the error. And where a model is not sure of a
-            single answer, its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and
-            all changed answers cost one. So do those of a model that says the probability of one thing, where what
-            decides by it need not do so at a half; its errors are 1.64 standard ones.
+            `either` may cost a whole one each is part of the error. And where a model is not sure of a single answer,
+            its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed
+            answers cost one. So do those of a model that says the probability of one thing, where what decides
+            by it need not do so at a half; its errors are 1.64 standard ones.
         paid: what the answers that did change cost, counted the same way.
         either: share of answers that change and were right before or are then, going by the first model: what changes
             from one wrong answer to another costs nothing.
@@ -102,8 +102,10 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
         some = np.arange(len(owner))
         if len(owner) > ROWS:
             thinned, some = True, np.sort(np.random.default_rng(0).permutation(len(owner))[:ROWS])
-        first = np.concatenate([p for _, p, _ in pairs])[some].astype(np.float64)
-        second = np.concatenate([q for _, _, q in pairs])[some].astype(np.float64)
+        starts = np.cumsum([0, *(len(p) for _, p, _ in pairs)])  # pictures are large: only what is picked is copied
+        picked = [some[owner[some] == i] - start for (i, *_), start in zip(pairs, starts, strict=False)]
+        first = np.concatenate([p[at] for (_, p, _), at in zip(pairs, picked, strict=True)]).astype(np.float64)
+        second = np.concatenate([q[at] for (_, _, q), at in zip(pairs, picked, strict=True)]).astype(np.float64)
         share, believed = _each(*_scores(first, second), weighed=two is None)
         shares.append(share)
         feeds.append(owner[some])
