@@ -8,6 +8,7 @@ since they add.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from emp_onnx.calibration.places import Places
 from emp_onnx.calibration.program import Program, Step
 
-__all__ = ["Bias", "Problem", "Site"]
+__all__ = ["Bias", "Past", "Problem", "Site"]
 
 Array = NDArray[Any]
 Index = NDArray[np.int64]
@@ -70,6 +71,24 @@ class Problem:
         return sum(places.size for _, places in self.parts)
 
 
+@dataclass(frozen=True)
+class Past:
+    """A value that is added to a step's output, and the bounds that the output is kept within before that."""
+
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are any."""
+        return self.low > -math.inf or self.high < math.inf
+
+    def room(self, outs: Array) -> NDArray[np.bool_]:
+        """Where an output, bias included, lies within: only there does it show when it moves."""
+        return np.asarray((outs > self.low) & (outs < self.high))
+
+
 @dataclass(eq=False)
 class Site:
     """A step that uses weights, with its problems.
@@ -78,7 +97,7 @@ class Site:
         step: the step.
         reads: values that its rows are made from.
         hidden: whether its own output is one of these: then it must be run for the rows.
-        skip: a value that is added to its output, so an error already in it can be made good here.
+        past: what is added to its output, so an error already in it can be made good here.
         pooled: a value whose mean over positions its input may be.
         program: the one that the step is of: the model's, or that of a body.
         path: the loops around it, the outermost first.
@@ -90,7 +109,7 @@ class Site:
     reads: tuple[str, ...]
     problems: list[Problem]
     hidden: str = ""
-    skip: str = ""
+    past: Past | None = None
     pooled: str = ""
     program: Program = field(init=False)
     path: tuple[Step, ...] = ()
@@ -114,6 +133,11 @@ class Site:
         # a cell is run again for what it remembers, with its first state and the lengths of its sequences
         cell = [name for name in self.step.inputs if name not in self.program.fixed] if self.hidden else []
         return tuple(filter(None, (*self.reads, *cell, self.skip, self.pooled)))
+
+    @property
+    def skip(self) -> str:
+        """The value that is added to its output; empty if there is none."""
+        return self.past.name if self.past else ""
 
     @property
     def uses(self) -> list[Site]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from emp_onnx.calibration.flat import flatten
 from emp_onnx.calibration.loops import fixed_value
 from emp_onnx.calibration.maps import Problem, Site
 from emp_onnx.calibration.own import Found, merge
+from emp_onnx.calibration.past import find_past
 from emp_onnx.calibration.pooled import before_mean
 from emp_onnx.calibration.program import Program
 from emp_onnx.calibration.runner import Runner
-from emp_onnx.calibration.sites import UNOPENED, find_sites, past
+from emp_onnx.calibration.sites import UNOPENED, find_sites
 from emp_onnx.calibration.smooth import smooth
 from emp_onnx.calibration.stored import Stored
 from emp_onnx.calibration.taking import PER_INPUT, Taking, Totals
@@ -75,7 +77,7 @@ class Network(Stored):
         program = flatten(self.model, lambda graph: _opens(graph, self.model, known), whole)
         if self.smooth:
             unquantised(program, lambda name: program.constants[name].size)
-            self.smooth = smooth(program, lambda name: fixed_value(program, name, self.value, self.threads))
+            self.smooth = smooth(program, partial(self._fixed, program))
         found, why = find_sites(program, self.model, self.weights)
         if whole:
             reason = f"a loop cannot be run step by step ({'; '.join(sorted(set(whole.values())))})"
@@ -88,11 +90,14 @@ class Network(Stored):
         sites = sorted(together(found), key=lambda site: site.level)
         for site in sites:
             for use in site.uses:
-                use.skip = past(use)
+                use.past = find_past(use, partial(self._fixed, use.program))
             if len(site.problems) == len(site.reads) == 1 and not site.again:
                 site.pooled = before_mean(program, site.reads[0])
         self.cut = chunks(program, self.levels, {site.pooled for site in sites if site.pooled})
         return program, sites, why
+
+    def _fixed(self, program: Program, name: str) -> Array:
+        return fixed_value(program, name, self.value, self.threads)
 
     def _probe(self) -> dict[int, str]:
         """The bodies of loops that cannot be run step by step, by their ids, and why not."""

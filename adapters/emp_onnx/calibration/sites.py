@@ -17,7 +17,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.weights.find import Weight
 from emp_onnx.weights.layout import SLOTS
 
-__all__ = ["UNOPENED", "find_sites", "past"]
+__all__ = ["UNOPENED", "find_sites"]
 
 UNOPENED = "its use lies in a body or a function that is not opened, or depends on more than itself"
 
@@ -83,20 +83,3 @@ MAKERS: Mapping[str, Callable[[Finder, Step, Found], Site | str]] = {
     "QLinearMatMul": lambda finder, step, found: stands_for(finder, step, found, matmul, "MatMul", (0, 3)),
 }  # fmt: skip
 
-
-def past(site: Site) -> str:
-    """What an Add behind a site adds to its output: the way past it, which may carry errors already."""
-    program, name = site.program, site.step.outputs[0] if site.step.outputs else ""
-    for _ in range(3):
-        users = program.readers.get(name, [])
-        if len(users) != 1 or name in program.outputs:
-            return ""
-        step, slot = users[0]
-        if step.node.op != "Add" or step.node.domain or len(step.inputs) != 2:
-            return ""
-        other = step.inputs[1 - slot]
-        if other not in program.fixed:
-            level = max((s.level for s in program.makers.get(other, ())), default=0)
-            return other if level < site.step.level else ""
-        name = step.outputs[0]
-    return ""

@@ -57,6 +57,14 @@ class Stored:
             parts.append(places.of(values.reshape(-1)))
         return np.concatenate(parts, -1, dtype=np.float64)
 
+    def offset(self, problem: Problem, /) -> Float:
+        """The bias of a problem, (groups, 1, out), or 0."""
+        bias = problem.bias
+        if bias is None:
+            return np.zeros(())
+        found = self.value(bias.key).reshape(-1)[bias.index].astype(np.float64) * bias.sign * bias.unit
+        return np.asarray(found[:, None])
+
     def filled(self, key: str, values: Array, mask: NDArray[np.bool_], /) -> Array:
         """A weight's values with zero (+0.0, or the zero point) wherever the mask does not keep them."""
         return self._zeros.get(key, FLOAT).filled(values, mask)

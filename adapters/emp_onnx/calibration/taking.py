@@ -197,7 +197,8 @@ class Taking:
     ) -> None:  # fmt: skip
         """Take in the samples of some feeds; `feed` is the seed for their choice."""
         thin = runs[1]
-        site, limit, past = self.site, self.network.limit(problem) * len(some), 0.0
+        site, limit = self.site, self.network.limit(problem) * len(some)
+        past: Any = 0.0
         want = problem.rows(gets[0], feed, limit)
         have = want if thin is None else problem.rows(gets[1], feed, limit)
         if have.shape != want.shape:
@@ -213,7 +214,10 @@ class Taking:
         if w is None:
             sums.add(have, want)
         else:
-            sums.add(have, y=want.astype(np.float64) @ w.swapaxes(1, 2) + past)
+            y = want.astype(np.float64) @ w.swapaxes(1, 2)
+            if site.past and site.past.bounded:
+                past = np.where(site.past.room(y + self.network.offset(problem)), past, 0)
+            sums.add(have, y=y + past)
 
     def _culprit(self, runs: Iterable[Runner | None], some: list[int]) -> int:
         """The first of some feeds on which a value that the site reads is not finite."""
