@@ -210,6 +210,11 @@ def refit(
         notes.append(
             f"The feeds are short sequences: {fitting.joined} longer ones, made by joining them, were learned from too."
         )
+    if fitting.network.copied:
+        notes.append(
+            f"{fitting.network.copied} shifted and mirrored copies of feeds were learned from too: on feeds kept back "
+            f"that was seen to do no harm."
+        )
     if fitting.added:
         some = ", ".join(quote(item.name) for item in fitting.added[:4])
         more = f" and {len(fitting.added) - 4} more" if len(fitting.added) > 4 else ""

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from emp_onnx import Fitting, find_weights
 from emp_onnx.calibration.maps import Past
+from emp_onnx.calibration.moments import Moments
 from emp_onnx.calibration.network import Network
 from emp_onnx.files.model_io import Model
 
@@ -100,6 +101,7 @@ def test_what_should_come_out_is_moved_where_that_shows(
     edge = np.minimum(abs(out + BIAS - low), abs(out + BIAS - high)).min() < 1e-4
     if not edge:  # so near a bound rounding decides
         np.testing.assert_allclose(found.y[0], (out + moved).sum(0), rtol=1e-4, atol=1e-3)
+        assert isinstance(found, Moments)
         np.testing.assert_allclose(found.raw()[1][0] * found.count, (out + moved).T @ thin, rtol=1e-3, atol=1e-2)
 
 

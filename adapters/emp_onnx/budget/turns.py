@@ -11,7 +11,6 @@ cell's errors have had time to grow. What is worse counts.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,18 +95,8 @@ class Turns:
     def _part(self, turn: int) -> Fitting:
         found = self._parts[turn]
         if found is None:
-            found = self._parts[turn] = self._without(self.shares[turn])
+            found = self._parts[turn] = self.fitting.without(self.shares[turn])
         return found
-
-    def _without(self, back: Sequence[int]) -> Fitting:
-        """The same fitting, but that it does not learn from some feeds."""
-        whole, out = self.fitting, copy.copy(self.fitting)
-        out.kept_back = [whole.kept_back[i] for i in back]
-        if len(back) < len(whole.kept_back):
-            used = [feed for i, feed in enumerate(whole.kept_back) if i not in set(back)]
-            more = longer(whole.model, used, whole.threads) if whole.joined else []
-            out.joined, out.network = len(more), whole.network.on([*used, *more])
-        return out
 
 
 def _flat(parts: Sequence[Says]) -> Says:

@@ -46,6 +46,7 @@ class Network(Stored):
     Attributes:
         sites: in order of their levels; `why` says of the other weights why they have none.
         feeds: the calibration feeds.
+        copied: how many of the last of them are copies of the first ones, in their order.
         levels: the highest level.
         enough: samples of a linear map that are taken for each of its inputs, and how many more: as many as the last
             tenth of a point of accuracy asks for; fewer take less time.
@@ -53,6 +54,7 @@ class Network(Stored):
     """
 
     enough = PER_INPUT, SAMPLES
+    copied = 0
 
     def __init__(
         self, model: Model, weights: Sequence[Weight], feeds: Sequence[Feed], threads: int | None = None, *,
@@ -119,10 +121,10 @@ class Network(Stored):
             return {id(use.outer.node.bodies[0]): str(error) for use in looped}
         return refused
 
-    def on(self, feeds: Sequence[Feed], /) -> Network:
-        """The same network with other calibration feeds."""
+    def on(self, feeds: Sequence[Feed], copies: Sequence[Feed] = (), /) -> Network:
+        """The same network with other calibration feeds, and copies of the first of them, in their order."""
         other = copy.copy(self)
-        other.feeds, other._halves = list(feeds), None
+        other.feeds, other.copied, other._halves = [*feeds, *copies], len(copies), None
         return other
 
     def runner(self, changed: Mapping[str, Array] | None = None, feeds: Sequence[Feed] | None = None) -> Runner:
@@ -141,10 +143,11 @@ class Network(Stored):
 
     def half(self, feed: int) -> int:
         """Which half a feed belongs to when one is learnt from and one measured on, 0 or 1: at random, since feeds may
-        come in turns (first steps and second ones, say)."""
+        come in turns (first steps and second ones, say). A copy goes where the feed is that it was made of."""
+        own = len(self.feeds) - self.copied
         if self._halves is None:
-            self._halves = np.random.default_rng(len(self.feeds)).permutation(len(self.feeds)) % 2
-        return int(self._halves[feed])
+            self._halves = np.random.default_rng(own).permutation(own) % 2
+        return int(self._halves[feed if feed < own else feed - own])
 
     def limit(self, problem: Problem) -> int:
         """Samples taken of each feed."""

@@ -23,6 +23,7 @@ from emp_onnx.cli.values import positive, seed, share, size, sparsity
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
+from emp_onnx.runtime.memory import large_apart
 from emp_onnx.words import EFFORTS
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def refit(options: argparse.Namespace) -> int:
     if sum(x is not None for x in amount.values()) > 1:
         raise UsageError("--beta, --sparsity and a budget must come one at a time, got more than one of them")
     model = load(options.model)
+    large_apart()
     with metered(options) as meter:
         report = refit(
             model, options.out, feeds=options.feeds, stats=options.stats, gradients=options.gradients,
@@ -178,6 +180,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     model = load(options.model)
     not_the_model(options.output, model, "-o")
     before = [Statistics.load(path) for path in options.merge]
+    large_apart()
     with metered(options) as meter:
         found = calibrate(
             model, options.feeds, second=not options.norms, seed=seed(options), watch=meter, **choice(options)
@@ -265,6 +268,7 @@ def _metric(options: argparse.Namespace) -> Any:
 def _fitting(options: argparse.Namespace, model: Model, meter: Meter) -> Fitting:
     from emp_onnx.refit.fitting import Fitting
 
+    large_apart()
     made = Fitting(model, options.feeds, seed=seed(options), held=0.25, watch=meter, biases=True, **choice(options))
     if made.random:
         complain("no feeds were given: this is measured on seeded random numbers, not on data; give --feeds")

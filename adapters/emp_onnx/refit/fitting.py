@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.feeding import longer
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.own import Found
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.refit.allocate import allocate
 from emp_onnx.refit.curves import Curve, curves, unmeasured
+from emp_onnx.refit.further import helped, moved_feeds
 from emp_onnx.refit.notes import notes
 from emp_onnx.refit.prepared import Prepared
 from emp_onnx.refit.sequence import Fitted, fit
@@ -42,6 +45,21 @@ class Fitting(Prepared):
         self._curves: list[Curve] | None = None
         self._seen: tuple[Network, Mapping[int, Found]] | None = None
         super().__post_init__()
+        if self.learns and not (self.quick or self.random or self.joined):
+            copies = moved_feeds(self.network, self.network.feeds)
+            if copies and helped(self.network, self._probed(), copies):
+                self.network = self.network.on(self.network.feeds, copies)
+
+    def without(self, back: Sequence[int]) -> Fitting:
+        """The same fitting, but that it does not learn from some of its feeds: these are kept back."""
+        out, whole = copy.copy(self), self.kept_back
+        out.kept_back = [whole[i] for i in back]
+        if len(back) < len(whole):
+            used = [feed for i, feed in enumerate(whole) if i not in set(back)]
+            more = longer(self.model, used, self.threads) if self.joined else []
+            copies = moved_feeds(self.network, used) if self.network.copied else []
+            out.joined, out.network = len(more), self.network.on([*used, *more], copies)
+        return out
 
     def thin_masks(self) -> dict[str, NDArray[np.bool_]]:
         """The masks of a model from which nothing was removed."""
@@ -133,7 +151,7 @@ class Fitting(Prepared):
         return lambda curve: self.network.matrix(curve.problem)
 
     def _notes(self, blind: Sequence[Weight], done: Fitted) -> tuple[str, ...]:
-        feeds = len(self.network.feeds)
+        feeds = len(self._given())
         return tuple(notes(self.network, blind, done, random=self.random, feeds=feeds, held=self.held))
 
 

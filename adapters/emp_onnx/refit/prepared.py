@@ -82,7 +82,7 @@ class Prepared:
         if self.gradients is not None:
             self.gradients = checked(self.gradients, self.weights, [w.name for w in self.refusals])
         self._says: list[list[Array]] | None = None
-        self.joined = 0  # feeds that were made of others
+        self.joined = 0  # feeds that were made of others by joining them
         self.added: list[Added] = []
         self._sizes: dict[str, float] = {}
         self._ready()
@@ -117,7 +117,11 @@ class Prepared:
     @property
     def calibrated(self) -> tuple[int, str, bool]:
         """How many feeds the statistics are of, their hash, and whether they were made up."""
-        return len(self.network.feeds) - self.joined, self.digest(), self.random
+        return len(self._given()), self.digest(), self.random
+
+    def _given(self) -> list[Feed]:
+        """The feeds that are learnt from, without those that were made of them."""
+        return self.network.feeds[: len(self.network.feeds) - self.joined - self.network.copied]
 
     def count(self, *, beta: float | None = None, sparsity: float | None = None) -> int:
         """How many weights a rule keeps: Σ ⌊β·N_eff⌋ over the weights (of ``|w·g|`` where there are gradients), or what
@@ -153,9 +157,9 @@ class Prepared:
         return moved(*self.both(thin))
 
     def digest(self) -> str:
-        """A hash of the feeds."""
+        """A hash of the feeds that were given."""
         hashed = hashlib.sha256()
-        for feed in self.network.feeds:
+        for feed in self._given():
             for name in sorted(feed):
                 value = np.ascontiguousarray(feed[name])
                 hashed.update(f"{name} {value.dtype} {value.shape}".encode())

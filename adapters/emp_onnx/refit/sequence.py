@@ -137,8 +137,9 @@ def _one(
         places.put(kept.reshape(-1), mask[..., start : start + places.shape[2]])
         _zero(network, new, key, kept)
         start += places.shape[2]
-    if sums.count < d and not again:
-        done.few.append((site.keys[0], sums.count, d))
+    own = sums.count * (len(network.feeds) - network.copied) // max(len(network.feeds), 1)
+    if own < d and not again:
+        done.few.append((site.keys[0], own, d))
 
 
 def _removed(loss: Quadratic, n: int, count: int, problem: Problem, lean: float, quick: bool) -> tuple[Mask, Float]:

@@ -14,12 +14,13 @@ Whether they help is seen on feeds that are kept back, and not taken for granted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.calibration.moving import moved, slid
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.axes.rules.elementwise import BROADCAST, UNARY
 from emp_onnx.shrink.fitting.distance import missed, watched
@@ -28,7 +29,7 @@ from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search.fits import locally
 from emp_onnx.shrink.view import View
 
-__all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "moved", "near_to", "nearby"]
+__all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "near_to", "nearby"]
 
 MOVED, MIXED = "moved", "mixed"
 MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
@@ -37,8 +38,7 @@ JUDGING = 300  # feeds that judge beside those kept back
 COMPARED = 2.5e10  # multiplications of a model on those
 LARGER = 0.8  # share of the first of two feeds that are mixed to judge by, at least
 RUN = 2e6  # multiplications that take as long as what a run does beside them
-PLACEWISE = ("BatchNormalization", "Clip", "Dropout")  # by itself at every place too
-REACH = 8  # a shift is at most so small a part of an axis
+ALIKE = frozenset({*UNARY, *BROADCAST, "BatchNormalization", "Clip", "Dropout"})
 
 
 def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0, least: float = 0.0) -> dict[str, list[Feed]]:
@@ -120,32 +120,10 @@ def mixed(one: Feed, other: Feed, rng: np.random.Generator, least: float = 0.0) 
     return {name: np.asarray(share * a + (1 - share) * other[name]).astype(a.dtype) for name, a in one.items()}
 
 
-def moved(feed: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """A feed shifted along every axis from the third on, edges repeated; every second one mirrored along the last.
-
-    >>> out = moved({"x": np.arange(16.0).reshape(1, 1, 16)}, np.random.default_rng(1))
-    >>> out["x"].shape
-    (1, 1, 16)
-    """
-    out = {}
-    for name, a in feed.items():
-        a = np.asarray(a)
-        for axis in range(2, a.ndim):
-            size = a.shape[axis]
-            shift = int(rng.integers(-(size // REACH), size // REACH + 1))
-            a = np.take(a, np.clip(np.arange(size) + shift, 0, size - 1), axis)
-        out[name] = np.ascontiguousarray(a[..., ::-1] if a.ndim > 2 and rng.uniform() < 0.5 else a)
-    return out
-
-
 def _slid(view: View, name: str) -> bool:
-    """Whether all that reads an input, but for what works element by element, are convolutions and pools."""
-    found = False
-    for op, slot in view.readers.get(name, ()):
-        if op.type in UNARY or op.type in BROADCAST or (op.type in PLACEWISE and not slot):
-            if not _slid(view, op.outputs[0]):
-                return False
-        elif slot or op.type not in ("Conv", "MaxPool", "AveragePool"):
-            return False
-        found = True
-    return found
+    """Whether convolutions slide over an input."""
+
+    def readers(value: str) -> Iterator[tuple[str, int, str]]:
+        return ((op.type, slot, op.outputs[0]) for op, slot in view.readers.get(value, ()))
+
+    return slid(readers, name, ALIKE)
