@@ -212,8 +212,8 @@ def refit(
         )
     if fitting.network.copied:
         notes.append(
-            f"{fitting.network.copied} shifted and mirrored copies of feeds were learned from too: on feeds kept back "
-            f"that was seen to do no harm."
+            f"{fitting.network.copied} mirrored copies of feeds were learned from too, which was seen to do no harm on "
+            f"feeds kept back."
         )
     if fitting.added:
         some = ", ".join(quote(item.name) for item in fitting.added[:4])

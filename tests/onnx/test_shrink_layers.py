@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import emp_onnx.shrink.search.exchange as exchanging
-from emp_onnx.calibration.moving import moved
 from emp_onnx.errors import ModelError
 from emp_onnx.shrink import shrink
 from emp_onnx.shrink.axes.trace import Runner
 from emp_onnx.shrink.fitting.distance import missed, misses, output_error, watched
 from emp_onnx.shrink.fitting.refit import Origin
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.search.near import mixed, nearby
+from emp_onnx.shrink.search.near import mixed, moved, nearby
 from emp_onnx.shrink.skip import Skip, find_skips, left_out, skipped
 from tests.shrink_fuzz import graph
 

@@ -17,7 +17,7 @@ from emp_onnx.calibration.own import Found
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.refit.allocate import allocate
 from emp_onnx.refit.curves import Curve, curves, unmeasured
-from emp_onnx.refit.further import helped, moved_feeds
+from emp_onnx.refit.further import helped, mirrored_feeds
 from emp_onnx.refit.notes import notes
 from emp_onnx.refit.prepared import Prepared
 from emp_onnx.refit.sequence import Fitted, fit
@@ -46,7 +46,7 @@ class Fitting(Prepared):
         self._seen: tuple[Network, Mapping[int, Found]] | None = None
         super().__post_init__()
         if self.learns and not (self.quick or self.random or self.joined):
-            copies = moved_feeds(self.network, self.network.feeds)
+            copies = mirrored_feeds(self.network, self.network.feeds)
             if copies and helped(self.network, self._probed(), copies):
                 self.network = self.network.on(self.network.feeds, copies)
 
@@ -57,7 +57,7 @@ class Fitting(Prepared):
         if len(back) < len(whole):
             used = [feed for i, feed in enumerate(whole) if i not in set(back)]
             more = longer(self.model, used, self.threads) if self.joined else []
-            copies = moved_feeds(self.network, used) if self.network.copied else []
+            copies = mirrored_feeds(self.network, used) if self.network.copied else []
             out.joined, out.network = len(more), self.network.on([*used, *more], copies)
         return out
 

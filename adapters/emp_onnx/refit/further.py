@@ -1,4 +1,4 @@
-"""Whether feeds that were moved are of the kind that a model is used on: what learns from them too has to say at least
+"""Whether mirrored feeds are of the kind that a model is used on: what learns from them too has to say at least
 as well what the dense model says on feeds that it has not seen.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from emp_onnx.calibration.along import SAME
 from emp_onnx.calibration.answers import Answers
-from emp_onnx.calibration.moving import Moved, slid
+from emp_onnx.calibration.mirrored import mirrored, slid
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.once import once
 from emp_onnx.calibration.outputs import distance
@@ -19,7 +19,7 @@ from emp_onnx.refit.curves import unmeasured
 from emp_onnx.refit.sequence import fit
 from emp_onnx.runtime.feeds import Feed
 
-__all__ = ["helped", "moved_feeds"]
+__all__ = ["helped", "mirrored_feeds"]
 
 ALIKE = SAME | {"BatchNormalization"}
 LEAST = 16  # feeds that are told apart by
@@ -28,8 +28,8 @@ ENOUGH = 1, 500  # samples for that, for each input of a layer, and how many mor
 LOTS = 8  # of feeds kept back, whose differences say how sure that is
 
 
-def moved_feeds(network: Network, feeds: Sequence[Feed]) -> list[Feed]:
-    """A moved copy of each feed, in their order; none where convolutions do not slide over the only input."""
+def mirrored_feeds(network: Network, feeds: Sequence[Feed]) -> list[Feed]:
+    """A mirrored copy of each feed, in their order; none where convolutions do not slide over the only input."""
     first = feeds[0] if feeds else {}
     names = [name for name in network.program.inputs if name in first]
     if len(first) != 1 or names != [*first] or any(np.asarray(value).dtype.kind != "f" for value in first.values()):
@@ -39,11 +39,11 @@ def moved_feeds(network: Network, feeds: Sequence[Feed]) -> list[Feed]:
         found = network.program.readers.get(value, [])
         return [("" if step.node.domain else step.node.op, slot, step.outputs[0]) for step, slot in found]
 
-    return [Moved(feed, i) for i, feed in enumerate(feeds)] if slid(readers, names[0], ALIKE) else []
+    return [mirrored(feed) for feed in feeds] if slid(readers, names[0], ALIKE) else []
 
 
 def helped(network: Network, answers: Answers, copies: Sequence[Feed]) -> bool:
-    """Whether a network that learns from moved copies of half of its feeds too does no worse on the other half.
+    """Whether a network that learns from mirrored copies of half of its feeds too does no worse on the other half.
 
     Each layer is solved by itself, in few steps, as quick effort does.
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.calibration.moving import moved, slid
+from emp_onnx.calibration.mirrored import slid
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.axes.rules.elementwise import BROADCAST, UNARY
 from emp_onnx.shrink.fitting.distance import missed, watched
@@ -29,7 +29,7 @@ from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search.fits import locally
 from emp_onnx.shrink.view import View
 
-__all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "near_to", "nearby"]
+__all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "moved", "near_to", "nearby"]
 
 MOVED, MIXED = "moved", "mixed"
 MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
@@ -38,7 +38,8 @@ JUDGING = 300  # feeds that judge beside those kept back
 COMPARED = 2.5e10  # multiplications of a model on those
 LARGER = 0.8  # share of the first of two feeds that are mixed to judge by, at least
 RUN = 2e6  # multiplications that take as long as what a run does beside them
-ALIKE = frozenset({*UNARY, *BROADCAST, "BatchNormalization", "Clip", "Dropout"})
+ALIKE = frozenset({*UNARY, *BROADCAST, "BatchNormalization", "Clip", "Dropout"})  # number by number
+REACH = 8  # a shift is at most so small a part of an axis
 
 
 def nearby(view: View, feeds: Sequence[Feed], *, seed: int = 0, least: float = 0.0) -> dict[str, list[Feed]]:
@@ -118,6 +119,24 @@ def mixed(one: Feed, other: Feed, rng: np.random.Generator, least: float = 0.0) 
     """
     share = rng.uniform(least, 1.0)
     return {name: np.asarray(share * a + (1 - share) * other[name]).astype(a.dtype) for name, a in one.items()}
+
+
+def moved(feed: Feed, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """A feed shifted along every axis from the third on, edges repeated; every second one mirrored along the last.
+
+    >>> out = moved({"x": np.arange(16.0).reshape(1, 1, 16)}, np.random.default_rng(1))
+    >>> out["x"].shape
+    (1, 1, 16)
+    """
+    out = {}
+    for name, a in feed.items():
+        a = np.asarray(a)
+        for axis in range(2, a.ndim):
+            size = a.shape[axis]
+            shift = int(rng.integers(-(size // REACH), size // REACH + 1))
+            a = np.take(a, np.clip(np.arange(size) + shift, 0, size - 1), axis)
+        out[name] = np.ascontiguousarray(a[..., ::-1] if a.ndim > 2 and rng.uniform() < 0.5 else a)
+    return out
 
 
 def _slid(view: View, name: str) -> bool:
