@@ -111,12 +111,14 @@ class Linear:
 
     def __call__(
         self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
-        out: Floats | None = None,
+        out: Floats | None = None, added: Floats | None = None, gelu: str = "",
     ) -> Floats:  # fmt: skip
+        """`gelu`: "erf" or "tanh"."""
         y = np.full((len(x), self.rows), 7.0, np.float32) if out is None else out
+        activation = {"": int(relu), "erf": 2, "tanh": 3}[gelu]
         done = library().emp_linear_run(
             ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(len(x)), _pointer(bias),
-            int(relu), _pointer(y),
+            _pointer(added), activation, _pointer(y),
         )  # fmt: skip
         assert done == 0, isa
         return y

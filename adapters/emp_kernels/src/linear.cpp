@@ -6,6 +6,16 @@
 
 namespace emp {
 
+void complete(const Kernels& kernels, const float* added, Activation activation, float* y, int64_t count, const Threads& threads) {
+    const bool plain = activation <= Activation::relu;
+    threads.ranges(count, 16384, 64, [&](int64_t from, int64_t to) {
+        float* part = y + from;
+        if (added || activation == Activation::relu)
+            kernels.finish(part, 0, 1, to - from, nullptr, added ? added + from : nullptr, 0, plain ? activation : Activation::none, part);
+        if (!plain) (activation == Activation::gelu ? kernels.cells.gelu : kernels.cells.gelu_tanh)(part, to - from);
+    });
+}
+
 Way Linear::way(const Kernels& kernels, int64_t items) const {
     if (!weight.can_list()) return Way::dot;
     const double density = weight.density();
@@ -16,10 +26,11 @@ Way Linear::way(const Kernels& kernels, int64_t items) const {
 }
 
 void Linear::run(const Kernels& kernels, const float* x, int64_t items, const float* bias, Activation activation, float* y,
-                 const Threads& threads) const {
+                 const Threads& threads, const float* added) const {
     if (items == 0 || weight.view().rows == 0) return;
-    const Output out = {y, weight.view().rows, bias, activation};
     const Way chosen = way(kernels, items);
+    const bool later = chosen != Way::tile && (added || activation > Activation::relu);
+    const Output out = {y, weight.view().rows, bias, later ? Activation::none : activation, added};
     bool finite;
     if (chosen == Way::tile) {
         finite = run_tile(kernels, x, items, out, threads);
@@ -27,6 +38,7 @@ void Linear::run(const Kernels& kernels, const float* x, int64_t items, const fl
         finite = kernels.finite(x, items * weight.view().columns, 1, 0);
         chosen == Way::gather ? run_gather(kernels, x, out, threads) : run_dot(kernels, x, items, out, threads, chosen == Way::pick);
     }
+    if (later) complete(kernels, added, activation, y, items * out.item_stride, threads);
     if (!finite) spread_non_finite(x, items, y, threads);
 }
 
@@ -70,7 +82,7 @@ bool Linear::run_tile(const Kernels& kernels, const float* x, int64_t items, con
         const int64_t i = cut.begin(tile) * kLanes;
         const int groups = cut.width(tile), lanes = groups * kLanes;
         const int count = int(std::min<int64_t>(lanes, items - i));
-        const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation};
+        const Output part = {out.y + i * out.item_stride, out.item_stride, out.bias, out.activation, out.added ? out.added + i * out.item_stride : nullptr};
         threads.ranges(columns, 256, 16, [&](int64_t from, int64_t to) {
             if (!kernels.to_lanes(x + i * columns, columns, count, lanes, from, to, input + from * lanes)) finite = false;
         });

@@ -1,4 +1,5 @@
 // MatMul and Gemm, and their dynamically quantised kin, as nodes.
+#include "broadcast.hpp"
 #include "integer.hpp"
 #include "linear.hpp"
 #include "narrow.hpp"
@@ -12,11 +13,11 @@ using ort::Info;
 using ort::Refusal;
 using ort::Tensor;
 
-// One kind of weight behind the same call.
+// One kind of weight behind the same call. `added` is as large as y, or null.
 class Product {
   public:
     virtual ~Product() = default;
-    virtual void run(const float* x, int64_t items, const float* bias, Activation, float* y, const Threads&) const = 0;
+    virtual void run(const float* x, int64_t items, const float* bias, const float* added, Activation, float* y, const Threads&) const = 0;
 };
 
 void check(const std::string& wrong) {
@@ -29,8 +30,8 @@ class Plain : public Product {
         check(transposed ? linear_.weight.bind_transposed(rows, columns, parts_.mask, parts_.bytes, values, parts_.count)
                          : linear_.weight.bind(rows, columns, parts_.mask, parts_.bytes, values, parts_.count));
     }
-    void run(const float* x, int64_t items, const float* bias, Activation activation, float* y, const Threads& threads) const override {
-        linear_.run(kernels(), x, items, bias, activation, y, threads);
+    void run(const float* x, int64_t items, const float* bias, const float* added, Activation activation, float* y, const Threads& threads) const override {
+        linear_.run(kernels(), x, items, bias, activation, y, threads, added);
     }
     Buffer<float> own;  // values that had to be made
 
@@ -46,8 +47,8 @@ class Narrow : public Product {
         : parts_(std::move(given)), own_(std::move(own)) {
         check(linear_.bind(rows, columns, transposed, parts_.mask, parts_.bytes, values, parts_.count, std::move(scale)));
     }
-    void run(const float* x, int64_t items, const float* bias, Activation activation, float* y, const Threads& threads) const override {
-        linear_.run(narrow_kernels(), kernels(), x, items, bias, activation, y, threads);
+    void run(const float* x, int64_t items, const float* bias, const float* added, Activation activation, float* y, const Threads& threads) const override {
+        linear_.run(narrow_kernels(), kernels(), x, items, bias, activation, y, threads, added);
     }
 
   private:
@@ -64,7 +65,8 @@ class Integers : public Product {
         linear_.scale = std::move(scale);
         linear_.prepare();
     }
-    void run(const float* x, int64_t items, const float* bias, Activation activation, float* y, const Threads& threads) const override {
+    // None of these nodes has Gelu, or anything added.
+    void run(const float* x, int64_t items, const float* bias, const float*, Activation activation, float* y, const Threads& threads) const override {
         linear_.run(integer_kernels(), kernels(), x, items, bias, activation, y, threads);
     }
 
@@ -121,11 +123,17 @@ class LinearNode : public Node {
         int64_t items = 1;
         for (size_t i = 0; i + 1 < shape.size(); i++) items *= shape[i];
         shape.back() = rows_;
-        const float* added = bias_of(op_, context, rows_);
-        float* y = context.output(0, shape);
-        const bool gelu = op_.activation == Activation::gelu;
-        product_->run(x.as<float>(), items, added, gelu ? Activation::none : op_.activation, y, context.threads());
-        if (gelu) context.threads().ranges(items * rows_, 16384, 64, [y](int64_t from, int64_t to) { kernels().cells.gelu(y + from, to - from); });
+        const float* bias = bias_of(op_, context, rows_);
+        const auto run = [&](const float* added, Activation activation, float* y) {
+            product_->run(x.as<float>(), items, bias, added, activation, y, context.threads());
+        };
+        if (!op_.added) return run(nullptr, op_.activation, context.output(0, shape));
+        const Tensor added = ort::tensor(context.input(op_.added));
+        if (added.shape == shape) return run(added.as<float>(), op_.activation, context.output(0, shape));
+        Buffer<float> alone(size_t(items * rows_));
+        run(nullptr, Activation::none, alone.data());
+        const std::vector<int64_t> both = joint(shape, added.shape);
+        add(alone.data(), shape, added.as<float>(), added.shape, op_.activation, context.output(0, both), both);
     }
 
   private:

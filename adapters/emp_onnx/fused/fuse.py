@@ -1,17 +1,17 @@
 """Packed weights moved into the nodes that use them, so that kernels can compute with them as they are.
 
 `emp pack` puts a node of its own before each use of a packed weight, which unpacks it. Kernels need weight and
-activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the bias
-and the Relu or Gelu that follow it, and with a local function of its name that says in standard operations what it
-computes. Without kernels onnxruntime inlines that function, and all is as before.
+activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the
+bias, what else is added to it, and the Relu or Gelu that follow, and with a local function of its name that says in
+standard operations what it computes. Without kernels onnxruntime inlines that function, and all is as before.
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
 quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all
-of these; a ConvInteger likewise. What is added to a Conv becomes part of it too, or the MaxPool behind it. In a model
+of these; a ConvInteger likewise. A Conv takes in the MaxPool behind it too, where nothing is added. In a model
 of float16 a node with kernels takes and gives float32, with a Cast on either side, as onnxruntime itself does it.
 
-Inputs of such a node: the activations; the bias (not for MatMul); scale and zero point of integers; those of the
-function that unpacks.
+Inputs of such a node: the activations; the bias (not for MatMul); what else is added; scale and zero point of integers;
+those of the function that unpacks.
 """
 
 from __future__ import annotations
@@ -184,8 +184,10 @@ class _Work:
             bias = bias if self._over_channels(bias, shape_of(weight.unpack)[0]) else []
             after = self._take(node, after) if bias else after
         added: list[str] = []
-        if op == "Conv" and not half and after is not None and is_standard(after, "Add"):
+        if op in ("Conv", "MatMul", "Gemm") and not half and after is not None and is_standard(after, "Add"):
             added = [item for item in after.input if item != node.output[0]]
+            if op != "Conv" and added and self._constant(added[0]):
+                added = []  # a bias of another shape, which onnxruntime adds better
             if added:
                 after = self._take(node, after)
         activation, pool = "", list[onnx.AttributeProto]()
@@ -197,13 +199,14 @@ class _Work:
         elif after is not None and is_standard(after, "Relu"):
             activation = "Relu"
             self._take(node, after)
-        elif op in ("MatMul", "Gemm") and not half and (steps := gelu_behind(graph, node.output[0])):
-            activation = "Gelu"
-            for step in steps:
+        elif op in ("MatMul", "Gemm") and not half and not added and (gelu := gelu_behind(graph, node.output[0])):
+            activation = gelu.name
+            for step in gelu.steps:
                 self._take(node, step)
         values = "Cast" if half else weight.values
-        add = bool(added) or (bool(bias) and op not in ("Gemm", "Conv", "ConvMaxPool"))
-        shape = Shape(op, add, activation, values, FORMS[weight.unpack.op_type])
+        add = bool(added) if op == "Conv" else bool(bias) and op not in ("Gemm", "ConvMaxPool")
+        residual = bool(added) and op != "Conv"
+        shape = Shape(op, add, activation, values, FORMS[weight.unpack.op_type], residual)
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:
@@ -241,6 +244,9 @@ class _Work:
             known = shape is not None and list(shape) in ([1, -1, 1, 1], [1, channels, 1, 1])
             return known and self.graph.vector(maker.input[0], channels)
         return len(names) == 1 and self._dims(names[0]) in ([1, channels, 1, 1], [channels, 1, 1])
+
+    def _constant(self, name: str) -> bool:
+        return name in self.graph.tensors or name in self.graph.weights
 
     def _dims(self, name: str) -> list[int]:
         tensor = self.graph.tensors.get(name)
