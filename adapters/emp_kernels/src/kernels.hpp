@@ -69,7 +69,7 @@ struct Kernels {
     // `next` is what will be read after this, and is fetched on the way; or null.
     void (*tile)(const Segment&, const float* x, float* sums, int groups, const float* next);
     // The same with x read where it lies: x[at[i] + lane] is what the i-th value of the strip is multiplied with.
-    void (*strip)(const Strip&, const int32_t* at, const float* x, float* sums, int groups);
+    void (*strip)(const Strip&, const int32_t* at, const float* x, float* sums, int groups, Ahead&);
     // out[c * lanes + i] = in[i * stride + c] for i < items, zeros for items ≤ i < lanes; c in [from, to). Whether all are finite.
     bool (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
     // The way back: y[i * item_stride + row] for i < items, with bias, what is added, and activation; tile[(row - first) * lanes + i].
