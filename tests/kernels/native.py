@@ -123,6 +123,25 @@ class Linear:
         assert done == 0, isa
         return y
 
+    def by_heads(
+        self, x: Floats, bias: Floats | None, heads: int, *, across: bool, isa: str = "", threads: int = 1
+    ) -> Floats | None:
+        """Of x[sequences, tokens, columns]; None where that is not done."""
+        size = self.rows // heads
+        order = (len(x), heads, size, x.shape[1]) if across else (len(x), heads, x.shape[1], size)
+        y, given = np.full(order, 7.0, np.float32), np.array([*x.shape[:2], heads, size, int(across)], np.int64)
+        done = library().emp_linear_run_heads(
+            ctypes.c_void_p(self._handle),
+            isa.encode(),
+            threads,
+            _pointer(x),
+            _pointer(bias),
+            _pointer(given),
+            _pointer(y),
+        )
+        assert done in (0, 2), isa
+        return None if done else y
+
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             library().emp_linear_free(ctypes.c_void_p(self._handle))

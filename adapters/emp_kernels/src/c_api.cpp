@@ -52,6 +52,15 @@ EMP_PUBLIC int emp_linear_run(const emp::Linear* linear, const char* isa, int th
     return 0;
 }
 
+// y, sorted by heads: `heads` holds sequences, tokens, heads, their size, and whether they lie across. 2: not done (Linear::run_heads says when).
+EMP_PUBLIC int emp_linear_run_heads(const emp::Linear* linear, const char* isa, int threads, const float* x, const float* bias, const int64_t* heads,
+                                    float* y) {
+    const emp::Kernels* kernels = named(isa);
+    if (!kernels) return 1;
+    const emp::Heads given = {heads[0], heads[1], heads[2], heads[3], heads[4] != 0};
+    return linear->run_heads(*kernels, x, bias, given, y, {&threads, run_threads}) ? 0 : 2;
+}
+
 // x becomes its Gelu, by tanh if that is not 0. Returns 1 if there is no such `isa`.
 EMP_PUBLIC int emp_gelu(const char* isa, int tanh, float* x, int64_t count) {
     const emp::Kernels* kernels = named(isa);

@@ -1,7 +1,8 @@
 // The operations of the packed domain: a product or a convolution with its packed weight, bias and activation in one node.
 //
 // The name says what a node does, as the local function of the same name in the file does:
-// - one of MatMul, MatMulAdd (of a bias), Gemm, each with Residual if something else is added then, Conv, ConvAdd (a sum follows), ConvMaxPool (a pool
+// - one of MatMul, MatMulAdd (of a bias), Gemm, each with Residual if something else is added then, or MatMul and
+//   MatMulAdd with Heads if their outputs are sorted by heads, Conv, ConvAdd (a sum follows), ConvMaxPool (a pool
 //   follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv, DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
 // - Relu or, of MatMul, MatMulAdd and Gemm, Gelu or GeluTanh if that follows;
 // - Cast or Dequantize if that is done to the stored values first;
@@ -105,15 +106,18 @@ const char* of(Activation activation) {
 
 const char* of(Values values) { return values == Values::cast ? "Cast" : values == Values::dequantize ? "Dequantize" : ""; }
 
-Op describe(Kind kind, const char* kind_name, bool residual, Values values, Activation activation, const NamedForm& form) {
+enum class Then { nothing, residual, heads };
+
+Op describe(Kind kind, const char* kind_name, Then then, Values values, Activation activation, const NamedForm& form) {
     const Input input;
     const bool dynamic = kind >= Kind::dynamic && kind <= Kind::dynamic_conv_add;
     Op op = {};
     op.kind = kind, op.values_are = values, op.activation = activation, op.outputs = 1;
-    op.name = std::string(kind_name) + (residual ? "Residual" : "") + of(activation) + (dynamic ? "" : of(values)) + form.name;
+    op.name = std::string(kind_name) + (then == Then::residual ? "Residual" : then == Then::heads ? "Heads" : "") + of(activation) + (dynamic ? "" : of(values)) + form.name;
     input(op, ort::kFloat);
     if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add || kind == Kind::conv_pool);
-    if (kind == Kind::conv_add || residual) op.added = input(op, ort::kFloat);
+    op.heads = then == Then::heads;
+    if (kind == Kind::conv_add || then == Then::residual) op.added = input(op, ort::kFloat);
     if (values == Values::dequantize) op.scale = input(op, ort::kFloat), op.zero = input(op, ort::kAnyType, true);
     op.weight = stored(op, form, "shape", "count");
     set_functions(op);
@@ -157,8 +161,10 @@ const std::vector<Op>& all() {
                 for (Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::gelu_tanh})
                     for (auto& form : kForms) {
                         const bool linear = kind.kind <= Kind::gemm, plain = activation <= Activation::relu;
-                        if (plain || linear) ops.push_back(describe(kind.kind, kind.name, false, values, activation, form));
-                        if (plain && linear) ops.push_back(describe(kind.kind, kind.name, true, values, activation, form));
+                        if (plain || linear) ops.push_back(describe(kind.kind, kind.name, Then::nothing, values, activation, form));
+                        if (plain && linear) ops.push_back(describe(kind.kind, kind.name, Then::residual, values, activation, form));
+                        if (activation == Activation::none && kind.kind <= Kind::mat_mul_add)
+                            ops.push_back(describe(kind.kind, kind.name, Then::heads, values, activation, form));
                     }
         struct {
             Cell cell;

@@ -21,6 +21,7 @@ ATTRIBUTES = {
 POOL = {"pool_kernel": "kernel_shape", "pool_strides": "strides", "pool_pads": "pads"}  # as a MaxPool itself has them
 _TYPES = {
     "shape": onnx.AttributeProto.TENSOR, "count": onnx.AttributeProto.TENSOR, "transB": onnx.AttributeProto.INT,
+    "perm": onnx.AttributeProto.INTS, "heads": onnx.AttributeProto.INTS,
     "group": onnx.AttributeProto.INT, "axis": onnx.AttributeProto.INT, "direction": onnx.AttributeProto.STRING,
     "hidden_size": onnx.AttributeProto.INT, "linear_before_reset": onnx.AttributeProto.INT,
 }  # fmt: skip
@@ -38,6 +39,8 @@ class Shape:
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
         form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
         residual: whether something that is not a bias is added to what a MatMul or Gemm makes.
+        heads: whether what a MatMul makes is sorted by heads, as attention has them: reshaped to four axes of which
+            the second goes behind the third, or to the end.
     """
 
     op: str
@@ -46,13 +49,16 @@ class Shape:
     values: str
     form: str
     residual: bool = False
+    heads: bool = False
 
     @property
     def kind(self) -> str:
-        """MatMul, MatMulAdd or Gemm, each with Residual or without; Conv, ConvAdd, ConvMaxPool; DynamicMatMul or
+        """MatMul, MatMulAdd or Gemm, each with Residual, Heads or neither; Conv, ConvAdd, ConvMaxPool; DynamicMatMul or
         DynamicConv, either with Add."""
         name = f"Dynamic{self.op.removesuffix('Integer')}" if self.dynamic else self.op
-        return name + ("Add" if self.add else "") + ("Residual" if self.residual else "")
+        return (
+            name + ("Add" if self.add else "") + ("Residual" if self.residual else "") + ("Heads" if self.heads else "")
+        )
 
     @property
     def dynamic(self) -> bool:
@@ -82,7 +88,8 @@ class Shape:
     def attributes(self) -> list[str]:
         """Those that the function takes."""
         own = ["shape", *(["count"] if self.form.startswith("Gaps") else [])]
-        return [*own, *(["axis"] if self.values == "Dequantize" else []), *ATTRIBUTES[self.op]]
+        own += ["axis"] if self.values == "Dequantize" else []
+        return [*own, *ATTRIBUTES[self.op], *(["heads", "perm"] if self.heads else [])]
 
 
 def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
@@ -141,6 +148,12 @@ def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx
         steps += gelu_steps(made, shape.activation)
     elif shape.activation:
         steps.append(helper.make_node("Relu", [made], ["active"]))
+    elif shape.heads:
+        dims = helper.make_node("Constant", [], ["dims"])
+        attribute = dims.attribute.add()
+        attribute.name, attribute.ref_attr_name, attribute.type = "value_ints", "heads", onnx.AttributeProto.INTS
+        steps += [dims, helper.make_node("Reshape", [made, "dims"], ["apart"])]
+        steps.append(node_of("Transpose", ["apart"], ["sorted"], ["perm"]))
     steps[-1].output[0] = "y"
     return steps
 

@@ -7,8 +7,9 @@ standard operations what it computes. Without kernels onnxruntime inlines that f
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
 quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all
-of these; a ConvInteger likewise. A Conv takes in the MaxPool behind it too, where nothing is added. In a model
-of float16 a node with kernels takes and gives float32, with a Cast on either side, as onnxruntime itself does it.
+of these; a ConvInteger likewise. A MatMul takes in what sorts its outputs by heads, as attention has them. A Conv takes
+in the MaxPool behind it too, where nothing is added. In a model of float16 a node with kernels takes and gives float32,
+with a Cast on either side, as onnxruntime itself does it.
 
 Inputs of such a node: the activations; the bias (not for MatMul); what else is added; scale and zero point of integers;
 those of the function that unpacks.
@@ -32,6 +33,7 @@ from emp_onnx.fused.body import ATTRIBUTES, Shape, function_of
 from emp_onnx.fused.dynamic import DYNAMIC, chain_of
 from emp_onnx.fused.gelu import gelu_behind
 from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, is_standard, shape_of, value_of
+from emp_onnx.fused.heads import heads_behind
 from emp_onnx.fused.parts import rejoin
 from emp_onnx.fused.pool import pool_behind
 from emp_onnx.fused.recurrent import (
@@ -190,9 +192,9 @@ class _Work:
                 added = []  # a bias of another shape, which onnxruntime adds better
             if added:
                 after = self._take(node, after)
-        activation, pool = "", list[onnx.AttributeProto]()
+        activation, more = "", list[onnx.AttributeProto]()
         if op == "Conv" and not added and (found := pool_behind(graph, node.output[0])):
-            op, pool = "ConvMaxPool", found.attributes
+            op, more = "ConvMaxPool", found.attributes
             activation = "Relu" if found.relu else ""
             for step in found.steps:
                 self._take(node, step)
@@ -203,16 +205,24 @@ class _Work:
             activation = gelu.name
             for step in gelu.steps:
                 self._take(node, step)
+        heads = None
+        if op == "MatMul" and not half and not added and not activation and self.opset >= 12:
+            heads = heads_behind(graph, node.output[0], shape_of(weight.unpack)[1])
+        if heads is not None:
+            more = heads.attributes
+            for step in heads.steps:
+                self._take(node, step)
         values = "Cast" if half else weight.values
         add = bool(added) if op == "Conv" else bool(bias) and op not in ("Gemm", "ConvMaxPool")
         residual = bool(added) and op != "Conv"
-        shape = Shape(op, add, activation, values, FORMS[weight.unpack.op_type], residual)
+        form = FORMS[weight.unpack.op_type]
+        shape = Shape(op, add, activation, values, form, residual, heads is not None)
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:
             activations, bias = self._widened(node, activations, bias)
         self._rewrite(node, shape, weight, [activations, *bias, *added, *scales, *weight.unpack.input])
-        node.attribute.extend(pool)
+        node.attribute.extend(more)
         for maker in spare:
             graph.drop_unused(maker)
         return shape.name
