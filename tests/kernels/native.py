@@ -111,15 +111,36 @@ class Linear:
 
     def __call__(
         self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
-        out: Floats | None = None,
+        out: Floats | None = None, added: Floats | None = None, gelu: str = "",
     ) -> Floats:  # fmt: skip
+        """`gelu`: "erf" or "tanh"."""
         y = np.full((len(x), self.rows), 7.0, np.float32) if out is None else out
+        activation = {"": int(relu), "erf": 2, "tanh": 3}[gelu]
         done = library().emp_linear_run(
             ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(len(x)), _pointer(bias),
-            int(relu), _pointer(y),
+            _pointer(added), activation, _pointer(y),
         )  # fmt: skip
         assert done == 0, isa
         return y
+
+    def by_heads(
+        self, x: Floats, bias: Floats | None, heads: int, *, across: bool, isa: str = "", threads: int = 1
+    ) -> Floats | None:
+        """Of x[sequences, tokens, columns]; None where that is not done."""
+        size = self.rows // heads
+        order = (len(x), heads, size, x.shape[1]) if across else (len(x), heads, x.shape[1], size)
+        y, given = np.full(order, 7.0, np.float32), np.array([*x.shape[:2], heads, size, int(across)], np.int64)
+        done = library().emp_linear_run_heads(
+            ctypes.c_void_p(self._handle),
+            isa.encode(),
+            threads,
+            _pointer(x),
+            _pointer(bias),
+            _pointer(given),
+            _pointer(y),
+        )
+        assert done in (0, 2), isa
+        return None if done else y
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

@@ -67,24 +67,39 @@ void linear_round() {
                                          : linear.weight.bind(rows, columns, mask.data, mask.size, values.data, values.size);
     if (!wrong.empty()) fail(wrong.c_str());
     const int64_t n = transposed ? columns : rows, k = transposed ? rows : columns;
-    Exact<float> x(size_t(items * k)), bias(static_cast<size_t>(n));
+    Exact<float> x(size_t(items * k)), bias(static_cast<size_t>(n)), added(size_t(items * n));
     for (size_t i = 0; i < x.size; i++) x.data[i] = float(below(2000)) / 1000 - 1;
     for (size_t i = 0; i < bias.size; i++) bias.data[i] = float(i);
+    for (size_t i = 0; i < added.size; i++) added.data[i] = float(below(2000)) / 1000 - 1;
     const Kernels& chosen = any_kernels();
+    const bool summed = below(2), across = below(2);
+    const Activation activation = below(2) ? Activation::none : below(2) ? Activation::gelu : Activation::gelu_tanh;
     std::vector<std::thread> users;
     for (int user = 0; user < 4; user++)
         users.emplace_back([&, user] {
             int threads = 1 + user;
             Exact<float> y(size_t(items * n));
-            linear.run(chosen, x.data, items, bias.data, Activation::none, y.data, {&threads, run_threads});
+            linear.run(chosen, x.data, items, bias.data, activation, y.data, {&threads, run_threads}, summed ? added.data : nullptr);
             for (int64_t i = 0; i < items; i++)
                 for (int64_t r = 0; r < n; r++) {
-                    double sum = bias.data[r], scale = std::fabs(sum) + 1e-20;
+                    const double more = summed ? added.data[i * n + r] : 0.0;
+                    double sum = bias.data[r] + more, scale = std::fabs(bias.data[r]) + std::fabs(more) + 1e-20;
                     for (int64_t c = 0; c < k; c++) {
                         const double w = transposed ? dense[size_t(c * n + r)] : dense[size_t(r * k + c)];
                         sum += w * x.data[i * k + c], scale += std::fabs(w * x.data[i * k + c]);
                     }
-                    if (!(std::fabs(y.data[i * n + r] - sum) <= 1e-5 * scale)) fail("a product is wrong");
+                    if (activation == Activation::gelu) sum *= (1 + std::erf(sum * std::sqrt(0.5))) / 2;
+                    if (activation == Activation::gelu_tanh) sum *= (1 + std::tanh(std::sqrt(2 / 3.141592653589793) * (sum + 0.044715 * sum * sum * sum))) / 2;
+                    if (!(std::fabs(y.data[i * n + r] - sum) <= 1.2e-5 * scale)) fail("a product is wrong");
+                }
+            if (summed || activation != Activation::none) return;
+            const int64_t count = n % 3 == 0 ? 3 : 1, parts = items % 2 == 0 ? 2 : 1, tokens = items / parts, size = n / count;
+            Exact<float> sorted(y.size);
+            if (!linear.run_heads(chosen, x.data, bias.data, {parts, tokens, count, size, across}, sorted.data, {&threads, run_threads})) return;
+            for (int64_t i = 0; i < items; i++)
+                for (int64_t r = 0; r < n; r++) {
+                    const int64_t t = i % tokens, head = (i / tokens * count + r / size) * tokens * size, own = r % size;
+                    if (sorted.data[head + (across ? own * tokens + t : t * size + own)] != y.data[i * n + r]) fail("a product by heads is wrong");
                 }
         });
     for (std::thread& user : users) user.join();

@@ -127,3 +127,19 @@ def test_shapes_of_real_networks(isa: str) -> None:
             isa,
             2,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(("group", "size", "kernel"), [(1, 40, 1), (2, 48, 1), (1, 43, 1), (1, 40, 3)])
+def test_images_larger_than_a_cache_are_done_band_by_band(isa: str, group: int, size: int, kernel: int) -> None:
+    """What the next band reads is fetched meanwhile; the last one has none behind it."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((6, 260, kernel, kernel)).astype(np.float32)
+    weight[rng.random(weight.shape) < 0.97] = 0
+    weight[1] = 0
+    x = rng.standard_normal((2, 260 * group, size, size)).astype(np.float32)
+    x[1, 7, size - 1, size - 1] = np.inf
+    geometry = {"group": group, "stride": (1, 1), "dilation": (1, 1), "pads": (0,) * 4}
+    problem = {"x": x, "weight": weight, "bias": None, "relu": True, "added": True, "geometry": geometry}
+    for threads in (1, 3):
+        check(problem, isa, threads)

@@ -73,7 +73,9 @@ struct F8 {
 };
 inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F8 multiply(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F8 maximum(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F8 minimum(F8 a, F8 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN
 using F = F8;
 using D = F8;
@@ -115,7 +117,7 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 extern const Kernels kAvx2;
 const Kernels kAvx2 = {"avx2", avx2::kMaxGroups,        avx2::supported, 0.33, avx2::no_pick, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
                        avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::pool, avx2::lines, avx2::slide, avx2::finite,
-                       {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::gelu, avx2::rnn}};
+                       {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::gelu, avx2::gelu_tanh, avx2::rnn}};
 
 }  // namespace emp
 #endif

@@ -63,7 +63,9 @@ struct F {
 };
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F multiply(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F maximum(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F minimum(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F relu(F a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }
 
 using D = F;
@@ -123,7 +125,7 @@ bool supported() {
 extern const Kernels kAvx512;
 const Kernels kAvx512 = {"avx512", avx512::kMaxGroups,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
                          avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool, avx512::lines, avx512::slide, avx512::finite,
-                         {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::rnn}};
+                         {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::gelu_tanh, avx512::rnn}};
 
 }  // namespace emp
 #endif

@@ -42,20 +42,30 @@ EMP_PUBLIC emp::Linear* emp_linear_new(int64_t rows, int64_t columns, int transp
 
 EMP_PUBLIC void emp_linear_free(emp::Linear* linear) { delete linear; }
 
-// y[items, rows] = activation(x[items, columns] * weight + bias); bias may be null; relu is 0 or 1. Returns 1 if there is no such `isa`.
+// y[items, rows] = activation(x[items, columns] * weight + bias + added); bias and added, which is as large as y, may be null; activation is 0 (none),
+// 1 (relu), 2 (Gelu) or 3 (Gelu by tanh). Returns 1 if there is no such `isa`, or no such activation.
 EMP_PUBLIC int emp_linear_run(const emp::Linear* linear, const char* isa, int threads, const float* x, int64_t items, const float* bias,
-                              int relu, float* y) {
+                              const float* added, int activation, float* y) {
     const emp::Kernels* kernels = named(isa);
-    if (!kernels) return 1;
-    linear->run(*kernels, x, items, bias, relu ? emp::Activation::relu : emp::Activation::none, y, {&threads, run_threads});
+    if (!kernels || activation < 0 || activation > 3) return 1;
+    linear->run(*kernels, x, items, bias, emp::Activation(activation), y, {&threads, run_threads}, added);
     return 0;
 }
 
-// x becomes its Gelu. Returns 1 if there is no such `isa`.
-EMP_PUBLIC int emp_gelu(const char* isa, float* x, int64_t count) {
+// y, sorted by heads: `heads` holds sequences, tokens, heads, their size, and whether they lie across. 2: not done (Linear::run_heads says when).
+EMP_PUBLIC int emp_linear_run_heads(const emp::Linear* linear, const char* isa, int threads, const float* x, const float* bias, const int64_t* heads,
+                                    float* y) {
     const emp::Kernels* kernels = named(isa);
     if (!kernels) return 1;
-    kernels->cells.gelu(x, count);
+    const emp::Heads given = {heads[0], heads[1], heads[2], heads[3], heads[4] != 0};
+    return linear->run_heads(*kernels, x, bias, given, y, {&threads, run_threads}) ? 0 : 2;
+}
+
+// x becomes its Gelu, by tanh if that is not 0. Returns 1 if there is no such `isa`.
+EMP_PUBLIC int emp_gelu(const char* isa, int tanh, float* x, int64_t count) {
+    const emp::Kernels* kernels = named(isa);
+    if (!kernels) return 1;
+    (tanh ? kernels->cells.gelu_tanh : kernels->cells.gelu)(x, count);
     return 0;
 }
 

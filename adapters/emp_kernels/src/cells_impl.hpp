@@ -71,24 +71,6 @@ void gru_finish(const float* x, const float* h, int64_t n, const float* update, 
     }
 }
 
-// erf of |z|, within 2e-7: Abramowitz and Stegun, 7.1.26.
-static inline float error_function(float z) {
-    const float t = 1.0f / (1.0f + 0.3275911f * z), square = z * z;
-    float sum = 1.061405429f;
-    sum = sum * t - 1.453152027f;
-    sum = sum * t + 1.421413741f;
-    sum = sum * t - 0.284496736f;
-    sum = sum * t + 0.254829592f;
-    return 1.0f - sum * t * exponential(-within(square, 80.0f));
-}
-
-void gelu(float* x, int64_t n) {
-    EMP_APART for (int64_t i = 0; i < n; i++) {
-        const float z = x[i] * 0.70710678f, erf = error_function(z < 0.0f ? -z : z);
-        x[i] = 0.5f * x[i] * (1.0f + (z < 0.0f ? -erf : erf));
-    }
-}
-
 void rnn(const float* x, const float* h, int64_t n, float* state) {
     EMP_APART for (int64_t i = 0; i < n; i++) state[i] = hyperbolic(x[i] + h[i]);
 }

@@ -8,6 +8,7 @@
 namespace emp {
 
 constexpr int64_t kBandBytes = 512 << 10;  // of input: half of a second-level cache
+constexpr int64_t kMostFetched = 16;       // cache lines for each row of a strip
 
 void Conv::run_strips(const Given& given) const {
     const Kernels& kernels = given.kernels;
@@ -33,14 +34,14 @@ void Conv::run_strips(const Given& given) const {
         const float* in = x + image * channels * at.height * at.width;
         const bool laid = !at.direct && lay_out(kernels, shape, at, in, phases, threads);
         const float* source = at.direct ? in : phases;
-        const auto tile = [&](int64_t group, int64_t index, bool finite) {
+        const auto tile = [&](int64_t group, int64_t index, bool finite, Ahead& ahead) {
             const int64_t position = cut.begin(index) * kLanes, stop = std::min(cut.begin(index + 1) * kLanes, at.positions());
             const int groups = cut.width(index), lanes = groups * kLanes;
             float* sums = zeros(Scratch::sums, rows * lanes);
             const float* from = source + group * shape.channels * at.plane + position;
             for (int64_t b = 0; b < strips_.blocks(); b++) {
                 const Strip& strip = strips_.strip(group, b);
-                kernels.strip(strip, where.data() + strip.first, from, sums, groups);
+                kernels.strip(strip, where.data() + strip.first, from, sums, groups, ahead);
             }
             if (!finite)
                 for (int64_t c = 0; c < weight.view().columns; c++)
@@ -63,7 +64,14 @@ void Conv::run_strips(const Given& given) const {
             // What all its tiles read is read once in the order in which memory gives it fastest, and stays in the second-level cache.
             const int64_t begin = cut.begin(first) * kLanes, end = std::min(cut.begin(last) * kLanes + reach, at.plane);
             const bool finite = laid || (at.direct && kernels.finite(source + group * shape.channels * at.plane + begin, end - begin, shape.channels, at.plane));
-            for (int64_t i = first; i < last; i++) tile(group, i, finite);
+            // While it is computed, what the next band reads comes into that cache, where the image is larger than it. (Memory gives it in this time.)
+            Ahead ahead = {};
+            if (band + 1 < bands && shape.channels * at.plane * int64_t(sizeof(float)) > 2 * kBandBytes) {
+                const int64_t next = cut.begin(last) * kLanes, stop = std::min(cut.begin((band + 2) * cut.tiles / bands) * kLanes + reach, at.plane);
+                const int64_t lines = (stop - next + 15) / 16, visits = (last - first) * strips_.blocks() * rows;
+                ahead = {source + group * shape.channels * at.plane + next, lines, lines, at.plane, int(std::min<int64_t>(kMostFetched, (lines * shape.channels + visits - 1) / visits))};
+            }
+            for (int64_t i = first; i < last; i++) tile(group, i, finite, ahead);
         });
     }
 }

@@ -5,15 +5,17 @@
 
 namespace emp {
 
-// Gelu is made by the nodes of products alone, once the product is done.
-enum class Activation { none, relu, gelu };
+// Gelu by erf, and by tanh. Only `from_lanes` makes these two.
+enum class Activation { none, relu, gelu, gelu_tanh };
 
-// Where results go: y[item * item_stride + row], plus bias[row] if there is one, then the activation.
+// Where results go: y[item * item_stride + row], plus bias[row] if there is one, then the activation. Only `from_lanes` looks at `added`: what lies as y
+// does, and is added before the activation; or null.
 struct Output {
     float* y;
     int64_t item_stride;
     const float* bias;
     Activation activation;
+    const float* added = nullptr;
 };
 
 // A stretch of output positions whose input is contiguous: where it begins, and how long it is.
@@ -67,10 +69,10 @@ struct Kernels {
     // `next` is what will be read after this, and is fetched on the way; or null.
     void (*tile)(const Segment&, const float* x, float* sums, int groups, const float* next);
     // The same with x read where it lies: x[at[i] + lane] is what the i-th value of the strip is multiplied with.
-    void (*strip)(const Strip&, const int32_t* at, const float* x, float* sums, int groups);
+    void (*strip)(const Strip&, const int32_t* at, const float* x, float* sums, int groups, Ahead&);
     // out[c * lanes + i] = in[i * stride + c] for i < items, zeros for items ≤ i < lanes; c in [from, to). Whether all are finite.
     bool (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
-    // The way back: y[i * item_stride + row] for i < items, with bias and activation; tile[(row - first) * lanes + i].
+    // The way back: y[i * item_stride + row] for i < items, with bias, what is added, and activation; tile[(row - first) * lanes + i].
     void (*from_lanes)(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output&);
     // y[r * y_stride + i] = activation(tile[r * lanes + i] + bias[r] + added[r * y_stride + i]) for r < rows, i < count; bias and added may be null.
     void (*finish)(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride, Activation,

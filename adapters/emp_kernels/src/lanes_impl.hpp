@@ -45,7 +45,15 @@ bool to_lanes(const float* in, int64_t stride, int items, int lanes, int64_t fro
     return all_finite;
 }
 
-void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
+// One element of a row, for what no register holds.
+inline float ended(float sum, const Output& out, int64_t item, int64_t row) {
+    if (out.bias) sum += out.bias[row];
+    if (out.added) sum += out.added[item * out.item_stride + row];
+    return activate(sum, out.activation);
+}
+
+template <Activation kActivation>
+void from_lanes_active(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
     int i = 0;
     for (; i + 16 <= items; i += 16) {
         int64_t r = row;
@@ -54,19 +62,35 @@ void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t en
             transpose16(tile + (r - row) * lanes + i, lanes, block, 16);
             for (int j = 0; j < 16; j++)
                 for (int k = 0; k < 16; k += kWidth) {
+                    const int64_t at = (i + j) * out.item_stride + r + k;
                     F value = F::load(block + 16 * j + k);
                     if (out.bias) value = add(value, F::load(out.bias + r + k));
-                    activate(value, out.activation).store(out.y + (i + j) * out.item_stride + r + k);
+                    if (out.added) value = add(value, F::load(out.added + at));
+                    if (kActivation == Activation::relu) value = relu(value);
+                    if (kActivation == Activation::gelu) value = gated(value, kByErf);
+                    if (kActivation == Activation::gelu_tanh) value = gated(value, kByTanh);
+                    value.store(out.y + at);
                 }
         }
-        for (; r < end; r++)
-            for (int j = 0; j < 16; j++)
-                out.y[(i + j) * out.item_stride + r] =
-                    activate(tile[(r - row) * lanes + i + j] + (out.bias ? out.bias[r] : 0.0f), out.activation);
+        for (int j = 0; j < 16; j++)
+            for (int64_t k = r; k < end; k++) out.y[(i + j) * out.item_stride + k] = ended(tile[(k - row) * lanes + i + j], out, i + j, k);
+        if (kActivation > Activation::relu && r < end)
+            for (int j = 0; j < 16; j++) (kActivation == Activation::gelu ? gelu : gelu_tanh)(out.y + (i + j) * out.item_stride + r, end - r);
     }
-    for (; i < items; i++)
-        for (int64_t r = row; r < end; r++)
-            out.y[i * out.item_stride + r] = activate(tile[(r - row) * lanes + i] + (out.bias ? out.bias[r] : 0.0f), out.activation);
+    for (; i < items; i++) {
+        float* y = out.y + i * out.item_stride;
+        for (int64_t r = row; r < end; r++) y[r] = ended(tile[(r - row) * lanes + i], out, i, r);
+        if (kActivation > Activation::relu) (kActivation == Activation::gelu ? gelu : gelu_tanh)(y + row, end - row);
+    }
+}
+
+void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
+    switch (out.activation) {
+        case Activation::none: return from_lanes_active<Activation::none>(tile, lanes, items, row, end, out);
+        case Activation::relu: return from_lanes_active<Activation::relu>(tile, lanes, items, row, end, out);
+        case Activation::gelu: return from_lanes_active<Activation::gelu>(tile, lanes, items, row, end, out);
+        case Activation::gelu_tanh: return from_lanes_active<Activation::gelu_tanh>(tile, lanes, items, row, end, out);
+    }
 }
 
 template <bool kAdded>

@@ -1,4 +1,5 @@
 // MatMul and Gemm, and their dynamically quantised kin, as nodes.
+#include "broadcast.hpp"
 #include "integer.hpp"
 #include "linear.hpp"
 #include "narrow.hpp"
@@ -12,11 +13,13 @@ using ort::Info;
 using ort::Refusal;
 using ort::Tensor;
 
-// One kind of weight behind the same call.
+// One kind of weight behind the same call. `added` is as large as y, or null.
 class Product {
   public:
     virtual ~Product() = default;
-    virtual void run(const float* x, int64_t items, const float* bias, Activation, float* y, const Threads&) const = 0;
+    virtual void run(const float* x, int64_t items, const float* bias, const float* added, Activation, float* y, const Threads&) const = 0;
+    // The same sorted by heads, without anything else; false: not done.
+    virtual bool run_heads(const float*, const float*, const Heads&, float*, const Threads&) const { return false; }
 };
 
 void check(const std::string& wrong) {
@@ -29,8 +32,11 @@ class Plain : public Product {
         check(transposed ? linear_.weight.bind_transposed(rows, columns, parts_.mask, parts_.bytes, values, parts_.count)
                          : linear_.weight.bind(rows, columns, parts_.mask, parts_.bytes, values, parts_.count));
     }
-    void run(const float* x, int64_t items, const float* bias, Activation activation, float* y, const Threads& threads) const override {
-        linear_.run(kernels(), x, items, bias, activation, y, threads);
+    void run(const float* x, int64_t items, const float* bias, const float* added, Activation activation, float* y, const Threads& threads) const override {
+        linear_.run(kernels(), x, items, bias, activation, y, threads, added);
+    }
+    bool run_heads(const float* x, const float* bias, const Heads& heads, float* y, const Threads& threads) const override {
+        return linear_.run_heads(kernels(), x, bias, heads, y, threads);
     }
     Buffer<float> own;  // values that had to be made
 
@@ -46,8 +52,8 @@ class Narrow : public Product {
         : parts_(std::move(given)), own_(std::move(own)) {
         check(linear_.bind(rows, columns, transposed, parts_.mask, parts_.bytes, values, parts_.count, std::move(scale)));
     }
-    void run(const float* x, int64_t items, const float* bias, Activation activation, float* y, const Threads& threads) const override {
-        linear_.run(narrow_kernels(), kernels(), x, items, bias, activation, y, threads);
+    void run(const float* x, int64_t items, const float* bias, const float* added, Activation activation, float* y, const Threads& threads) const override {
+        linear_.run(narrow_kernels(), kernels(), x, items, bias, activation, y, threads, added);
     }
 
   private:
@@ -64,7 +70,8 @@ class Integers : public Product {
         linear_.scale = std::move(scale);
         linear_.prepare();
     }
-    void run(const float* x, int64_t items, const float* bias, Activation activation, float* y, const Threads& threads) const override {
+    // None of these nodes has Gelu, or anything added.
+    void run(const float* x, int64_t items, const float* bias, const float*, Activation activation, float* y, const Threads& threads) const override {
         linear_.run(integer_kernels(), kernels(), x, items, bias, activation, y, threads);
     }
 
@@ -104,6 +111,17 @@ std::unique_ptr<Product> product(const Op& op, const Info& info, int64_t rows, i
     return made;
 }
 
+// y as Heads says, from plain[sequence, token, head, of the head].
+void sort(const float* plain, const Heads& heads, float* y) {
+    const int64_t rows = heads.count * heads.size, along = heads.across ? heads.tokens : 1, step = heads.across ? 1 : heads.size;
+    for (int64_t s = 0; s < heads.sequences; s++)
+        for (int64_t t = 0; t < heads.tokens; t++)
+            for (int64_t h = 0; h < heads.count; h++) {
+                float* to = y + s * heads.tokens * rows + h * heads.size * heads.tokens + t * step;
+                for (int64_t i = 0; i < heads.size; i++) to[i * along] = *plain++;
+            }
+}
+
 class LinearNode : public Node {
   public:
     LinearNode(const Op& op, const Info& info) : op_(op) {
@@ -112,6 +130,7 @@ class LinearNode : public Node {
         const bool rows_first = op.kind == Kind::gemm && info.integer("transB", 0) != 0;
         rows_ = shape[rows_first ? 0 : 1], columns_ = shape[rows_first ? 1 : 0];
         product_ = product(op, info, rows_, columns_, !rows_first);
+        if (op.heads) read_heads(info);
     }
     void run(const Context& context) const override {
         const Tensor x = ort::tensor(context.input(0));
@@ -121,17 +140,55 @@ class LinearNode : public Node {
         int64_t items = 1;
         for (size_t i = 0; i + 1 < shape.size(); i++) items *= shape[i];
         shape.back() = rows_;
-        const float* added = bias_of(op_, context, rows_);
-        float* y = context.output(0, shape);
-        const bool gelu = op_.activation == Activation::gelu;
-        product_->run(x.as<float>(), items, added, gelu ? Activation::none : op_.activation, y, context.threads());
-        if (gelu) context.threads().ranges(items * rows_, 16384, 64, [y](int64_t from, int64_t to) { kernels().cells.gelu(y + from, to - from); });
+        const float* bias = bias_of(op_, context, rows_);
+        const auto run = [&](const float* added, Activation activation, float* y) {
+            product_->run(x.as<float>(), items, bias, added, activation, y, context.threads());
+        };
+        if (op_.heads) {
+            const Heads heads = heads_of(shape, items);
+            const bool across = heads.across;
+            float* y = context.output(0, {heads.sequences, heads.count, across ? heads.size : heads.tokens, across ? heads.tokens : heads.size});
+            if (heads.tokens == 1) return run(nullptr, Activation::none, y);
+            if (product_->run_heads(x.as<float>(), bias, heads, y, context.threads())) return;
+            Buffer<float> plain(size_t(items * rows_));
+            run(nullptr, Activation::none, plain.data());
+            return sort(plain.data(), heads, y);
+        }
+        if (!op_.added) return run(nullptr, op_.activation, context.output(0, shape));
+        const Tensor added = ort::tensor(context.input(op_.added));
+        if (added.shape == shape) return run(added.as<float>(), op_.activation, context.output(0, shape));
+        Buffer<float> alone(size_t(items * rows_));
+        run(nullptr, Activation::none, alone.data());
+        const std::vector<int64_t> both = joint(shape, added.shape);
+        add(alone.data(), shape, added.as<float>(), added.shape, op_.activation, context.output(0, both), both);
     }
 
   private:
+    void read_heads(const Info& info) {
+        const std::vector<int64_t> order = info.integers("perm");
+        heads_ = info.integers("heads");
+        across_ = order == std::vector<int64_t>{0, 2, 3, 1};
+        if (!across_ && order != std::vector<int64_t>{0, 2, 1, 3}) throw Refusal("must have the perm [0, 2, 1, 3] or [0, 2, 3, 1], got " + text(order));
+        if (heads_.size() != 4 || heads_[2] < 1 || heads_[3] < 1 || heads_[2] > rows_ || heads_[3] > rows_ || heads_[2] * heads_[3] != rows_ ||
+            heads_[0] < -1 || heads_[1] < -1 || (heads_[0] == -1 && heads_[1] == -1))
+            throw Refusal("must have four numbers of heads, the last two of which make its " + std::to_string(rows_) + " outputs, got " + text(heads_));
+    }
+    // As Reshape has it: 0 is the number of that axis of the product, -1 whatever is left.
+    Heads heads_of(const std::vector<int64_t>& made, int64_t items) const {
+        int64_t size[2];
+        for (size_t i = 0; i < 2; i++) size[i] = heads_[i] != 0 ? heads_[i] : i < made.size() ? made[i] : -2;
+        for (size_t i = 0; i < 2; i++)
+            if (size[i] == -1) size[i] = size[1 - i] > 0 ? items / size[1 - i] : -2;
+        const bool fits = size[0] >= 0 && size[1] >= 0 && (size[1] == 0 ? items == 0 : size[0] <= items / size[1] && size[0] * size[1] == items);
+        if (!fits) throw Refusal("the product of shape " + text(made) + " must fit the heads " + text(heads_));
+        return {size[0], size[1], heads_[2], heads_[3], across_};
+    }
+
     const Op& op_;
     int64_t rows_, columns_;
     std::unique_ptr<Product> product_;
+    std::vector<int64_t> heads_;
+    bool across_ = false;
 };
 
 }  // namespace

@@ -75,10 +75,10 @@ const Linear& NarrowLinear<T>::wide() const {
 
 template <typename T>
 void NarrowLinear<T>::run(const NarrowKernels& kernels, const Kernels& floats, const float* x, int64_t items, const float* bias,
-                          Activation activation, float* y, const Threads& threads) const {
+                          Activation activation, float* y, const Threads& threads, const float* added) const {
     const RowsView<T>& w = weight_.view();
     if (items == 0 || w.rows == 0) return;
-    if (items > kFewItems || weight_.density() < (items > 1 ? kSparseMany : kSparse)) return wide().run(floats, x, items, bias, activation, y, threads);
+    if (items > kFewItems || weight_.density() < (items > 1 ? kSparseMany : kSparse)) return wide().run(floats, x, items, bias, activation, y, threads, added);
     const int64_t stride = w.words * 64;
     const float* padded = x;
     if (stride != w.columns) {
@@ -89,14 +89,16 @@ void NarrowLinear<T>::run(const NarrowKernels& kernels, const Kernels& floats, c
         }
         padded = copy;
     }
+    const bool later = added || activation > Activation::relu;
     const RowScale scale = {scale_.data(), scale_.size() > 1};
     threads.ranges(w.rows, std::max<int64_t>(16, 65536 / std::max<int64_t>(w.columns, 1)), 64, [&](int64_t row, int64_t end) {
         for (int64_t i = 0; i < items; i += kNarrowItems) {
             const int count = int(std::min<int64_t>(kNarrowItems, items - i));
-            const Output part = {y + i * w.rows, w.rows, bias, activation};
+            const Output part = {y + i * w.rows, w.rows, bias, later ? Activation::none : activation};
             emp::run(kernels, w, row, end, padded + i * stride, stride, count, scale, part);
         }
     });
+    if (later) complete(floats, added, activation, y, items * w.rows, threads);
     if (!floats.finite(x, items * w.columns, 1, 0)) spread_non_finite(x, items, y, threads);
 }
 

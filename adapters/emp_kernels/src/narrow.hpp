@@ -13,7 +13,7 @@ class NarrowLinear {
     std::string bind(int64_t rows, int64_t columns, bool transposed, const uint8_t* bits, size_t bytes, const T* values, size_t count,
                      std::vector<float> scale);
     // The same promise as Linear::run, for the weight that is as large as its values times their factors.
-    void run(const NarrowKernels&, const Kernels&, const float* x, int64_t items, const float* bias, Activation, float* y, const Threads&) const;
+    void run(const NarrowKernels&, const Kernels&, const float* x, int64_t items, const float* bias, Activation, float* y, const Threads&, const float* added = nullptr) const;
 
     int64_t rows() const { return weight_.view().rows; }
     int64_t columns() const { return weight_.view().columns; }

@@ -77,7 +77,9 @@ struct F {
 };
 inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
+inline F multiply(F a, F b) { return {vmulq_f32(a.v, b.v)}; }
 inline F maximum(F a, F b) { return {vmaxq_f32(a.v, b.v)}; }
+inline F minimum(F a, F b) { return {vminq_f32(a.v, b.v)}; }
 inline F relu(F a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }
 
 template <int kBand>
@@ -124,7 +126,7 @@ bool supported() { return true; }
 extern const Kernels kNeon;
 const Kernels kNeon = {"neon", neon::kMaxGroups,        neon::supported, 0.33, neon::no_pick, neon::dot,    neon::gather, neon::tile, neon::strip,
                        neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::pool, neon::lines, neon::slide, neon::finite,
-                       {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::gelu, neon::rnn}};
+                       {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::gelu, neon::gelu_tanh, neon::rnn}};
 
 }  // namespace emp
 #endif

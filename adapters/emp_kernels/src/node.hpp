@@ -32,6 +32,7 @@ struct Op : ort::CustomOp {
     std::vector<bool> optional;   // which of them may be left out
     size_t outputs;               // how many there are; of a recurrent node each may be left out
     size_t bias, added, scale, zero;  // their places, or 0
+    bool heads;                       // whether what a product makes is sorted by heads
     Stored weight, state;         // `state`: what a recurrent cell multiplies its state with
     Cell cell;                    // of a recurrent node
     bool convolves() const { return kind == Kind::conv || kind == Kind::conv_add || kind == Kind::conv_pool || kind == Kind::dynamic_conv || kind == Kind::dynamic_conv_add; }

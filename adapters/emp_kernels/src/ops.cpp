@@ -1,12 +1,13 @@
 // The operations of the packed domain: a product or a convolution with its packed weight, bias and activation in one node.
 //
 // The name says what a node does, as the local function of the same name in the file does:
-// - one of MatMul, MatMulAdd, Gemm, Conv, ConvAdd (a sum follows), ConvMaxPool (a pool follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv,
-//   DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
-// - Relu or, of MatMul, MatMulAdd and Gemm, Gelu if that follows;
+// - one of MatMul, MatMulAdd (of a bias), Gemm, each with Residual if something else is added then, or MatMul and
+//   MatMulAdd with Heads if their outputs are sorted by heads, Conv, ConvAdd (a sum follows), ConvMaxPool (a pool
+//   follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv, DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
+// - Relu or, of MatMul, MatMulAdd and Gemm, Gelu or GeluTanh if that follows;
 // - Cast or Dequantize if that is done to the stored values first;
 // - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
-// Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd; of integers scale and zero point; what the form needs, values last; then the places that a
+// Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd and Residual; of integers scale and zero point; what the form needs, values last; then the places that a
 // function needs for itself, which are not read here.
 //
 // Recurrent cells (LSTM, GRU, RNN) have two weights, and so two forms in their names, that of the input's weight first. Their inputs: the
@@ -93,17 +94,30 @@ Stored stored(Op& op, const NamedForm& form, const char* shape, const char* coun
     return made;
 }
 
+const char* of(Activation activation) {
+    switch (activation) {
+        case Activation::none: return "";
+        case Activation::relu: return "Relu";
+        case Activation::gelu: return "Gelu";
+        case Activation::gelu_tanh: return "GeluTanh";
+    }
+    return "";
+}
+
 const char* of(Values values) { return values == Values::cast ? "Cast" : values == Values::dequantize ? "Dequantize" : ""; }
 
-Op describe(Kind kind, const char* kind_name, Values values, Activation activation, const NamedForm& form) {
+enum class Then { nothing, residual, heads };
+
+Op describe(Kind kind, const char* kind_name, Then then, Values values, Activation activation, const NamedForm& form) {
     const Input input;
     const bool dynamic = kind >= Kind::dynamic && kind <= Kind::dynamic_conv_add;
     Op op = {};
     op.kind = kind, op.values_are = values, op.activation = activation, op.outputs = 1;
-    op.name = std::string(kind_name) + (activation == Activation::relu ? "Relu" : activation == Activation::gelu ? "Gelu" : "") + (dynamic ? "" : of(values)) + form.name;
+    op.name = std::string(kind_name) + (then == Then::residual ? "Residual" : then == Then::heads ? "Heads" : "") + of(activation) + (dynamic ? "" : of(values)) + form.name;
     input(op, ort::kFloat);
     if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add || kind == Kind::conv_pool);
-    if (kind == Kind::conv_add) op.added = input(op, ort::kFloat);
+    op.heads = then == Then::heads;
+    if (kind == Kind::conv_add || then == Then::residual) op.added = input(op, ort::kFloat);
     if (values == Values::dequantize) op.scale = input(op, ort::kFloat), op.zero = input(op, ort::kAnyType, true);
     op.weight = stored(op, form, "shape", "count");
     set_functions(op);
@@ -144,9 +158,14 @@ const std::vector<Op>& all() {
         std::vector<Op> ops;
         for (auto& kind : kinds)
             for (Values values : kind.values)
-                for (Activation activation : {Activation::none, Activation::relu, Activation::gelu})
-                    for (auto& form : kForms)
-                        if (activation != Activation::gelu || kind.kind <= Kind::gemm) ops.push_back(describe(kind.kind, kind.name, values, activation, form));
+                for (Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::gelu_tanh})
+                    for (auto& form : kForms) {
+                        const bool linear = kind.kind <= Kind::gemm, plain = activation <= Activation::relu;
+                        if (plain || linear) ops.push_back(describe(kind.kind, kind.name, Then::nothing, values, activation, form));
+                        if (plain && linear) ops.push_back(describe(kind.kind, kind.name, Then::residual, values, activation, form));
+                        if (activation == Activation::none && kind.kind <= Kind::mat_mul_add)
+                            ops.push_back(describe(kind.kind, kind.name, Then::heads, values, activation, form));
+                    }
         struct {
             Cell cell;
             const char* name;

@@ -153,7 +153,26 @@ bool lines_of(const float* in, int64_t channels, int64_t plane, const Pixels* al
     return seen.finite() && other.finite();
 }
 
+// The same where a line is pixels side by side of one row.
+bool whole_lines(const float* in, int64_t channels, int64_t plane, const Pixels* all, int count, int64_t stride, float* out) {
+    Seen seen[4];  // sums that do not wait for each other
+    const auto line = [&](Seen& own, const Pixels& one) {
+        EMP_UNROLL for (int i = 0; i < kParts; i++) {
+            const unsigned chosen = one.chosen >> (i * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
+            const F pixels = F::load_over(in + one.from + i * kWidth, chosen, F::zero());
+            own.add(pixels), pixels.store(out + one.even + i * kWidth);
+        }
+    };
+    for (int64_t c = 0; c < channels; c++, in += plane, out += stride) {
+        const Pixels *one = all, *end = all + count;
+        for (; one + 4 <= end; one += 4) line(seen[0], one[0]), line(seen[1], one[1]), line(seen[2], one[2]), line(seen[3], one[3]);
+        for (; one < end; one++) line(seen[0], *one);
+    }
+    return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
+}
+
 bool lines(const float* in, int64_t channels, int64_t plane, const Pixels* some, int count, int bands, int64_t step, int64_t stride, float* out) {
+    if (step == 1 && bands == 1) return whole_lines(in, channels, plane, some, count, stride, out);
     return step == 2 ? lines_of<2>(in, channels, plane, some, count, bands, step, stride, out)
                      : lines_of<1>(in, channels, plane, some, count, bands, step, stride, out);
 }

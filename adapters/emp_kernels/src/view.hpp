@@ -50,6 +50,13 @@ struct Strip {
     size_t first;                // of these values among all of the matrix, and so of what tells where their columns lie
 };
 
+// What is fetched into the second-level cache while something else is computed: runs of cache lines, `step` floats from one to the next.
+struct Ahead {
+    const float* line;  // the next one
+    int64_t run, left, step;  // lines of a run, what is left of this one
+    int each;                 // lines for each row that is computed; 0: nothing is fetched
+};
+
 // Some rows of a convolution whose sums slide, and the channels of a block: for each row, from the furthest slide to none, a list of places with a
 // value each. In pairs of rows there are three such lists: of places where both rows have a value (four of one, then four of the other), where the
 // first has, and where the second has. Each list is filled up to a multiple of 4.

@@ -21,6 +21,7 @@ ATTRIBUTES = {
 POOL = {"pool_kernel": "kernel_shape", "pool_strides": "strides", "pool_pads": "pads"}  # as a MaxPool itself has them
 _TYPES = {
     "shape": onnx.AttributeProto.TENSOR, "count": onnx.AttributeProto.TENSOR, "transB": onnx.AttributeProto.INT,
+    "perm": onnx.AttributeProto.INTS, "heads": onnx.AttributeProto.INTS,
     "group": onnx.AttributeProto.INT, "axis": onnx.AttributeProto.INT, "direction": onnx.AttributeProto.STRING,
     "hidden_size": onnx.AttributeProto.INT, "linear_before_reset": onnx.AttributeProto.INT,
 }  # fmt: skip
@@ -34,9 +35,12 @@ class Shape:
         op: MatMul, Gemm, Conv, ConvMaxPool (a Conv with the pool that follows), or MatMulInteger or ConvInteger,
             whose activations are quantised first.
         add: whether a MatMul or ConvInteger has a bias; whether something is added to what a Conv makes.
-        activation: Relu or Gelu if one follows, "" otherwise; Gelu of a MatMul or Gemm alone.
+        activation: Relu, Gelu or GeluTanh if one follows, "" otherwise; the latter two of a MatMul or Gemm alone.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
         form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
+        residual: whether something that is not a bias is added to what a MatMul or Gemm makes.
+        heads: whether what a MatMul makes is sorted by heads, as attention has them: reshaped to four axes of which
+            the second goes behind the third, or to the end.
     """
 
     op: str
@@ -44,12 +48,17 @@ class Shape:
     activation: str
     values: str
     form: str
+    residual: bool = False
+    heads: bool = False
 
     @property
     def kind(self) -> str:
-        """MatMul, MatMulAdd, Gemm, Conv, ConvAdd, ConvMaxPool; DynamicMatMul or DynamicConv, either with Add."""
+        """MatMul, MatMulAdd or Gemm, each with Residual, Heads or neither; Conv, ConvAdd, ConvMaxPool; DynamicMatMul or
+        DynamicConv, either with Add."""
         name = f"Dynamic{self.op.removesuffix('Integer')}" if self.dynamic else self.op
-        return name + ("Add" if self.add else "")
+        return (
+            name + ("Add" if self.add else "") + ("Residual" if self.residual else "") + ("Heads" if self.heads else "")
+        )
 
     @property
     def dynamic(self) -> bool:
@@ -79,7 +88,8 @@ class Shape:
     def attributes(self) -> list[str]:
         """Those that the function takes."""
         own = ["shape", *(["count"] if self.form.startswith("Gaps") else [])]
-        return [*own, *(["axis"] if self.values == "Dequantize" else []), *ATTRIBUTES[self.op]]
+        own += ["axis"] if self.values == "Dequantize" else []
+        return [*own, *ATTRIBUTES[self.op], *(["heads", "perm"] if self.heads else [])]
 
 
 def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
@@ -93,7 +103,7 @@ def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.Functi
     elif shape.values == "Dequantize":
         steps.append(node_of("DequantizeLinear", ["stored", "scale", "zero"], ["weight"], ["axis"]))
     steps += _dynamic(shape) if shape.dynamic else _plain(shape)
-    added = ["added"] if shape.add and shape.op == "Conv" else []
+    added = ["added"] if shape.residual or (shape.add and shape.op == "Conv") else []
     inputs = ["x", *(["bias"] if shape.biased else []), *added, *(["scale", "zero"] if shape.scaled else []), *packed]
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_function(DOMAIN, shape.name, inputs, ["y"], steps, imports, shape.attributes)
@@ -131,10 +141,19 @@ def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx
     if shape.add:
         steps.append(helper.make_node("Add", [made, "added" if shape.op == "Conv" else "bias"], ["sum"]))
         made = "sum"
-    if shape.activation == "Gelu":
-        steps += gelu_steps(made)
+    if shape.residual:
+        steps.append(helper.make_node("Add", [made, "added"], ["total"]))
+        made = "total"
+    if shape.activation.startswith("Gelu"):
+        steps += gelu_steps(made, shape.activation)
     elif shape.activation:
         steps.append(helper.make_node("Relu", [made], ["active"]))
+    elif shape.heads:
+        dims = helper.make_node("Constant", [], ["dims"])
+        attribute = dims.attribute.add()
+        attribute.name, attribute.ref_attr_name, attribute.type = "value_ints", "heads", onnx.AttributeProto.INTS
+        steps += [dims, helper.make_node("Reshape", [made, "dims"], ["apart"])]
+        steps.append(node_of("Transpose", ["apart"], ["sorted"], ["perm"]))
     steps[-1].output[0] = "y"
     return steps
 

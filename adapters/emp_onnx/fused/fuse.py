@@ -1,17 +1,18 @@
 """Packed weights moved into the nodes that use them, so that kernels can compute with them as they are.
 
 `emp pack` puts a node of its own before each use of a packed weight, which unpacks it. Kernels need weight and
-activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the bias
-and the Relu or Gelu that follow it, and with a local function of its name that says in standard operations what it
-computes. Without kernels onnxruntime inlines that function, and all is as before.
+activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the
+bias, what else is added to it, and the Relu or Gelu that follow, and with a local function of its name that says in
+standard operations what it computes. Without kernels onnxruntime inlines that function, and all is as before.
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
 quantise its activations and scale its sums, as onnxruntime's `quantize_dynamic` writes them, becomes one node with all
-of these; a ConvInteger likewise. What is added to a Conv becomes part of it too, or the MaxPool behind it. In a model
-of float16 a node with kernels takes and gives float32, with a Cast on either side, as onnxruntime itself does it.
+of these; a ConvInteger likewise. A MatMul takes in what sorts its outputs by heads, as attention has them. A Conv takes
+in the MaxPool behind it too, where nothing is added. In a model of float16 a node with kernels takes and gives float32,
+with a Cast on either side, as onnxruntime itself does it.
 
-Inputs of such a node: the activations; the bias (not for MatMul); scale and zero point of integers; those of the
-function that unpacks.
+Inputs of such a node: the activations; the bias (not for MatMul); what else is added; scale and zero point of integers;
+those of the function that unpacks.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from emp_onnx.fused.body import ATTRIBUTES, Shape, function_of
 from emp_onnx.fused.dynamic import DYNAMIC, chain_of
 from emp_onnx.fused.gelu import gelu_behind
 from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, is_standard, shape_of, value_of
+from emp_onnx.fused.heads import heads_behind
 from emp_onnx.fused.parts import rejoin
 from emp_onnx.fused.pool import pool_behind
 from emp_onnx.fused.recurrent import (
@@ -184,32 +186,43 @@ class _Work:
             bias = bias if self._over_channels(bias, shape_of(weight.unpack)[0]) else []
             after = self._take(node, after) if bias else after
         added: list[str] = []
-        if op == "Conv" and not half and after is not None and is_standard(after, "Add"):
+        if op in ("Conv", "MatMul", "Gemm") and not half and after is not None and is_standard(after, "Add"):
             added = [item for item in after.input if item != node.output[0]]
+            if op != "Conv" and added and self._constant(added[0]):
+                added = []  # a bias of another shape, which onnxruntime adds better
             if added:
                 after = self._take(node, after)
-        activation, pool = "", list[onnx.AttributeProto]()
+        activation, more = "", list[onnx.AttributeProto]()
         if op == "Conv" and not added and (found := pool_behind(graph, node.output[0])):
-            op, pool = "ConvMaxPool", found.attributes
+            op, more = "ConvMaxPool", found.attributes
             activation = "Relu" if found.relu else ""
             for step in found.steps:
                 self._take(node, step)
         elif after is not None and is_standard(after, "Relu"):
             activation = "Relu"
             self._take(node, after)
-        elif op in ("MatMul", "Gemm") and not half and (steps := gelu_behind(graph, node.output[0])):
-            activation = "Gelu"
-            for step in steps:
+        elif op in ("MatMul", "Gemm") and not half and not added and (gelu := gelu_behind(graph, node.output[0])):
+            activation = gelu.name
+            for step in gelu.steps:
+                self._take(node, step)
+        heads = None
+        if op == "MatMul" and not half and not added and not activation and self.opset >= 12:
+            heads = heads_behind(graph, node.output[0], shape_of(weight.unpack)[1])
+        if heads is not None:
+            more = heads.attributes
+            for step in heads.steps:
                 self._take(node, step)
         values = "Cast" if half else weight.values
-        add = bool(added) or (bool(bias) and op not in ("Gemm", "Conv", "ConvMaxPool"))
-        shape = Shape(op, add, activation, values, FORMS[weight.unpack.op_type])
+        add = bool(added) if op == "Conv" else bool(bias) and op not in ("Gemm", "ConvMaxPool")
+        residual = bool(added) and op != "Conv"
+        form = FORMS[weight.unpack.op_type]
+        shape = Shape(op, add, activation, values, form, residual, heads is not None)
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:
             activations, bias = self._widened(node, activations, bias)
         self._rewrite(node, shape, weight, [activations, *bias, *added, *scales, *weight.unpack.input])
-        node.attribute.extend(pool)
+        node.attribute.extend(more)
         for maker in spare:
             graph.drop_unused(maker)
         return shape.name
@@ -241,6 +254,9 @@ class _Work:
             known = shape is not None and list(shape) in ([1, -1, 1, 1], [1, channels, 1, 1])
             return known and self.graph.vector(maker.input[0], channels)
         return len(names) == 1 and self._dims(names[0]) in ([1, channels, 1, 1], [channels, 1, 1])
+
+    def _constant(self, name: str) -> bool:
+        return name in self.graph.tensors or name in self.graph.weights
 
     def _dims(self, name: str) -> list[int]:
         tensor = self.graph.tensors.get(name)

@@ -1,8 +1,12 @@
-"""The Gelu behind a product, however an exporter spelled it: x · (1 + erf(x / √2)) / 2."""
+"""The Gelu behind a product, however an exporter spelled it: x · (1 + erf(x / √2)) / 2, or the same by tanh,
+x · (1 + tanh(√(2 / π) · (x + 0.044715 · x³))) / 2, which Gelu(approximate="tanh") and many older models mean.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -10,23 +14,83 @@ from onnx import helper, numpy_helper
 
 from emp_onnx.fused.graph import STANDARD, Uses, is_standard, value_of
 
-__all__ = ["gelu_behind", "gelu_steps"]
+__all__ = ["Gelu", "gelu_behind", "gelu_steps"]
+
+ROOT, CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
-def gelu_behind(graph: Uses, name: str) -> list[onnx.NodeProto]:
-    """The nodes that make Gelu of a value, the one with the result last, if they alone use it; otherwise none."""
+@dataclass(frozen=True)
+class Gelu:
+    """What was found behind a product.
+
+    Attributes:
+        name: Gelu, or GeluTanh.
+        steps: the nodes that make it, the one with the result last.
+    """
+
+    name: str
+    steps: list[onnx.NodeProto]
+
+
+def gelu_behind(graph: Uses, name: str) -> Gelu | None:
+    """The Gelu of a value, if nothing else uses that; otherwise None."""
     single = graph.only_user(name)
     if single is not None:
-        plain = single.op_type == "Gelu" and single.domain in (*STANDARD, "com.microsoft")
-        return [single] if plain and value_of(single, "approximate", b"none") == b"none" else []
+        return _whole(single)
+    if name in graph.kept:
+        return None
     users = [node for node in graph.users.get(name, []) if id(node) not in graph.gone]
-    if name in graph.kept or graph.uses[name] != 2 or len(users) != 2:
+    for kind, gates in (("Gelu", _gate), ("GeluTanh", _tanh_gate)):
+        for first in users:
+            chain = gates(graph, first, name)
+            steps = [*chain, *_product(graph, chain[-1], name)] if chain else []
+            # the nodes found must be all that use the value
+            if len(steps) > len(chain) and graph.uses[name] == sum(list(step.input).count(name) for step in steps):
+                return Gelu(kind, steps)
+    return None
+
+
+def _whole(node: onnx.NodeProto) -> Gelu | None:
+    """A node that is all of it."""
+    if node.op_type == "FastGelu" and node.domain == "com.microsoft":
+        return Gelu("GeluTanh", [node]) if len([name for name in node.input if name]) == 1 else None
+    if node.op_type != "Gelu" or node.domain not in (*STANDARD, "com.microsoft"):
+        return None
+    kind = {b"none": "Gelu", b"tanh": "GeluTanh"}.get(value_of(node, "approximate", b"none"))
+    return Gelu(kind, [node]) if kind else None
+
+
+def _tanh_gate(graph: Uses, summed: onnx.NodeProto, name: str) -> list[onnx.NodeProto]:
+    """What makes 1 + tanh(√(2 / π) · (x + 0.044715 · x³)), if `summed` makes the sum in the inner brackets."""
+    others = [item for item in summed.input if item != name]
+    scaled = graph.makers.get(others[0]) if is_standard(summed, "Add") and len(others) == 1 else None
+    if scaled is None or graph.only_user(others[0]) is not summed:
         return []
-    for scaled in users:
-        chain = _gate(graph, scaled, name)
-        if chain and (rest := _product(graph, chain[-1], name)):
-            return [*chain, *rest]
+    for cubed in scaled.input:
+        cube = _cube(graph, cubed, name) if graph.only_user(cubed) is scaled else []
+        if not cube or not _with(graph, scaled, "Mul", cubed, CUBE):
+            continue
+        inner = graph.only_user(summed.output[0])
+        if inner is None or not _with(graph, inner, "Mul", summed.output[0], ROOT):
+            return []
+        tanh = graph.only_user(inner.output[0])
+        gate = graph.only_user(tanh.output[0]) if tanh is not None and is_standard(tanh, "Tanh") else None
+        if tanh is not None and gate is not None and _with(graph, gate, "Add", tanh.output[0], 1.0):
+            return [*cube, scaled, summed, inner, tanh, gate]
     return []
+
+
+def _cube(graph: Uses, cubed: str, name: str) -> list[onnx.NodeProto]:
+    """The nodes that make x³ of x, if these do."""
+    maker = graph.makers.get(cubed)
+    if maker is not None and is_standard(maker, "Pow") and maker.input[0] == name and _is(graph, maker.input[1], 3.0):
+        return [maker]
+    if maker is None or not is_standard(maker, "Mul") or list(maker.input).count(name) != 1:
+        return []
+    squared = next(item for item in maker.input if item != name)
+    square = graph.makers.get(squared)
+    plain = square is not None and is_standard(square, "Mul") and list(square.input) == [name, name]
+    return [square, maker] if square is not None and plain and graph.only_user(squared) is maker else []
 
 
 def _gate(graph: Uses, scaled: onnx.NodeProto, name: str) -> list[onnx.NodeProto]:
@@ -80,15 +144,26 @@ def _is(graph: Uses, name: str, number: float) -> bool:
     return abs(float(found.reshape(-1)[0]) - number) <= 1e-6 * number
 
 
-def gelu_steps(x: str) -> list[onnx.NodeProto]:
-    """The same of a value in a local function, from standard operations."""
+def gelu_steps(x: str, kind: str) -> list[onnx.NodeProto]:
+    """Gelu or GeluTanh of a value in a local function, from standard operations."""
 
     def number(name: str, value: float) -> onnx.NodeProto:
         return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, np.float32)))
 
+    def gate() -> Iterator[onnx.NodeProto]:
+        if kind == "Gelu":
+            yield number("root", math.sqrt(2))
+            yield helper.make_node("Div", [x, "root"], ["scaled"])
+            yield helper.make_node("Erf", ["scaled"], ["error"])
+        else:
+            yield from (number("three", 3.0), number("cubic", CUBE), number("root", ROOT))
+            yield helper.make_node("Pow", [x, "three"], ["cube"])
+            yield helper.make_node("Mul", ["cube", "cubic"], ["bent"])
+            yield helper.make_node("Add", [x, "bent"], ["inner"])
+            yield helper.make_node("Mul", ["inner", "root"], ["scaled"])
+            yield helper.make_node("Tanh", ["scaled"], ["error"])
+
     return [
-        number("root", math.sqrt(2)), number("one", 1.0), number("half", 0.5),
-        helper.make_node("Div", [x, "root"], ["scaled"]), helper.make_node("Erf", ["scaled"], ["error"]),
-        helper.make_node("Add", ["error", "one"], ["gate"]), helper.make_node("Mul", [x, "gate"], ["doubled"]),
-        helper.make_node("Mul", ["doubled", "half"], ["active"]),
+        *gate(), number("one", 1.0), number("half", 0.5), helper.make_node("Add", ["error", "one"], ["gate"]),
+        helper.make_node("Mul", [x, "gate"], ["doubled"]), helper.make_node("Mul", ["doubled", "half"], ["active"]),
     ]  # fmt: skip
