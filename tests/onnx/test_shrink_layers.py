@@ -145,7 +145,8 @@ def test_a_skip_of_a_skip_still_fits_what_the_dense_model_said() -> None:
 def test_a_target_on_latency_is_met_with_proof(tmp_path: Path) -> None:
     onnx.save(branch(7, True, width=32), tmp_path / "net.onnx")
     some = feeds((1, 3, 6, 6), 40)
-    report = shrink(tmp_path / "net.onnx", feeds=some, refit=True, target_latency=0.8)
+    # without the layer .57 is left; no cut of units and no split reaches that
+    report = shrink(tmp_path / "net.onnx", feeds=some, refit=True, target_latency=0.65)
     assert report.proof.holds
     assert any("went whole" in note for note in report.notes)
     assert report.groups[0].kept == 32
