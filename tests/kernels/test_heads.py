@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from emp_onnx.fused.fuse import fuse
 from tests.kernels.native import Linear, build, instruction_sets
-from tests.kernels.test_ort import model, packed, session, weight
+from tests.kernels.test_ort import fused, model, of_rank, packed, same, session, weight
 
 ORDERS = ([0, 2, 1, 3], [0, 2, 3, 1])
 
@@ -66,25 +66,7 @@ def attention(
     nodes.append(helper.make_node("Reshape", ["p" if bias else "m", "dims"], ["r"], **zero))
     nodes.append(helper.make_node("Transpose", ["r"], ["y"], perm=order))
     made = model(nodes, parts, x or ["n", "t", 40], "Mask")
-    del made.graph.output[0].type.tensor_type.shape.dim[:]
-    made.graph.output[0].type.tensor_type.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * len(order))
-    return made
-
-
-def fused(before: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    after = onnx.ModelProto()
-    after.CopyFrom(before)
-    (told,) = fuse(after, every=True)
-    onnx.checker.check_model(after, full_check=True)
-    return after, told.op
-
-
-def same(before: onnx.ModelProto, after: onnx.ModelProto, x: Any) -> None:
-    expected = session(before, kernels=False).run(None, {"x": x})[0]
-    plain = session(after, kernels=False).run(None, {"x": x})[0]
-    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=2e-5, strict=True)
-    got = session(after, kernels=True, threads=2).run(None, {"x": x})[0]
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5, strict=True)
+    return of_rank(made, len(order))
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -64,6 +64,32 @@ def model(nodes: list[onnx.NodeProto], parts: list[onnx.TensorProto], x: list[An
     return helper.make_model(graph, opset_imports=imports, ir_version=8, functions=[unpack])
 
 
+def of_rank(made: onnx.ModelProto, rank: int) -> onnx.ModelProto:
+    """The same model, whose output has so many axes of any size."""
+    shape = made.graph.output[0].type.tensor_type.shape
+    del shape.dim[:]
+    shape.dim.extend([onnx.TensorShapeProto.Dimension()] * rank)
+    return made
+
+
+def fused(before: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
+    """A model with its one product fused, and the name of its node."""
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
+    (told,) = fuse(after, every=True)
+    onnx.checker.check_model(after, full_check=True)
+    return after, told.op
+
+
+def same(before: onnx.ModelProto, after: onnx.ModelProto, x: Any) -> None:
+    """Dense, fused without kernels, fused with kernels."""
+    expected = session(before, kernels=False).run(None, {"x": x})[0]
+    plain = session(after, kernels=False).run(None, {"x": x})[0]
+    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=2e-5, strict=True)
+    got = session(after, kernels=True, threads=2).run(None, {"x": x})[0]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5, strict=True)
+
+
 def weight(rng: np.random.Generator, *shape: int) -> Floats:
     dense = rng.standard_normal(shape).astype(np.float32)
     dense[rng.random(shape) < 0.6] = 0

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.fuse import fuse
 from tests.kernels.native import Linear, build, instruction_sets
-from tests.kernels.test_ort import model, packed, session, weight
+from tests.kernels.test_ort import fused, model, of_rank, packed, same, session, weight
 
 
 @pytest.fixture(autouse=True)
@@ -78,27 +78,7 @@ def block(
     nodes.append(helper.make_node("Add", [other, "p"] if first else ["p", other], ["a" if relu else "y"]))
     nodes += [helper.make_node("Relu", ["a"], ["y"])] if relu else []
     made = model(nodes, parts, ["n", 48], "Mask")
-    rank = max(2, len(dims or []))
-    del made.graph.output[0].type.tensor_type.shape.dim[:]
-    made.graph.output[0].type.tensor_type.shape.dim.extend([onnx.TensorShapeProto.Dimension()] * rank)
-    return made
-
-
-def fused(before: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    after = onnx.ModelProto()
-    after.CopyFrom(before)
-    (told,) = fuse(after, every=True)
-    onnx.checker.check_model(after, full_check=True)
-    return after, told.op
-
-
-def same(before: onnx.ModelProto, after: onnx.ModelProto, x: Any) -> None:
-    """Dense, fused without kernels, fused with kernels."""
-    expected = session(before, kernels=False).run(None, {"x": x})[0]
-    plain = session(after, kernels=False).run(None, {"x": x})[0]
-    np.testing.assert_allclose(plain, expected, rtol=1e-5, atol=2e-5, strict=True)
-    got = session(after, kernels=True, threads=2).run(None, {"x": x})[0]
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5, strict=True)
+    return of_rank(made, max(2, len(dims or [])))
 
 
 @pytest.mark.parametrize("first", [False, True])

@@ -82,4 +82,3 @@ MAKERS: Mapping[str, Callable[[Finder, Step, Found], Site | str]] = {
     "QLinearConv": lambda finder, step, found: stands_for(finder, step, found, conv, "Conv", (0, 3), 8),
     "QLinearMatMul": lambda finder, step, found: stands_for(finder, step, found, matmul, "MatMul", (0, 3)),
 }  # fmt: skip
-
