@@ -50,7 +50,7 @@ class RefitReport:
         refusals: what was not pruned, and why.
         point: sparsity, agreement and error on the feeds kept back.
         curve: under a budget, everything that was seen on the way.
-        verification: every check, and the behaviour on the feeds kept back.
+        verification: every check, and the behaviour on the feeds that were kept back.
         before, after: bytes on disk.
         notes: anything else a person should know.
     """
@@ -122,7 +122,8 @@ def refit(
         model: a path, or a model from `load`.
         out: where the result goes; `IN.pruned.onnx` beside the input if not given.
         feeds: calibration feeds: a path (see `read_feeds`) or feeds; seeded random ones if not given, which say little.
-            A twentieth of them is kept back and measured on; where a drop or an error is asked for all are, in turn.
+            A twentieth of them is kept back and measured on, and with full effort learnt from in the end; where a drop
+            or an error is asked for all are kept back, in turn.
         stats: in place of feeds, statistics from `calibrate`, or their file. Each layer is then solved by itself;
             feeds, if given too, are only measured on.
         gradients: of a loss, by name of weight, or their `.npz` file: for the criterion `gradient`, ``|w·g|``.
@@ -178,7 +179,7 @@ def refit(
         how["effort"] = effort
     if known is not None:
         how["from"] = "statistics"
-    how |= dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
+    how |= _learnt(fitting)
     notes: list[str] = []
     if budget is not None:
         how |= {
@@ -197,9 +198,18 @@ def refit(
     else:
         how |= {"sparsity": sparsity} if sparsity is not None else {"beta": 1.0 if beta is None else float(beta)}
         keep = fitting.count(beta=beta, sparsity=sparsity)
-        thin = fitting.thin(keep, how=allocate, criterion=criterion, update=update)
-        fitting.forget()
+        fit = partial(Fitting.thin, keep=keep, how=allocate, criterion=criterion, update=update)
+        thin = fit(fitting)
         point = measure(fitting, thin)
+        learnt = fitting.learns and not (fitting.quick or fitting.random)
+        if learnt and len(fitting.kept_back) < len(fitting.all_feeds):
+            notes.append(
+                f"The file was fitted to all {len(fitting.all_feeds)} feeds in the end. Agreement and error are those "
+                f"of a fit before, which had not learned from the {len(fitting.kept_back)} that they were measured on."
+            )
+            fitting = fitting.to_all()
+            thin, how = fit(fitting), how | _learnt(fitting)
+        fitting.forget()
         if effort == "quick" and point.error > POOR:
             notes.append(
                 f"Quick effort leaves the outputs off by {point.error:.0%}: full effort, which makes good what earlier "
@@ -242,6 +252,10 @@ def refit(
         source.path, target, files[1:], how, weights, tuple(body["biases"]), fitting.refusals, tried.point, tried.curve,
         result[0], before, _sizes(files, gzip), (*notes, *tried.thin.notes),
     )  # fmt: skip
+
+
+def _learnt(fitting: Fitting) -> dict[str, Any]:
+    return dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
 
 
 def _outcome(budget: Budget, tried: Tried) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emp_onnx import Budget, UsageError, load
-from emp_onnx.budget.search import search
+from emp_onnx.budget.point import Point
+from emp_onnx.budget.search import FEW, search
 from emp_onnx.budget.slope import Slope
 from emp_onnx.budget.turns import TURNS, Turns
 from emp_onnx.refit.fitting import Fitting, Thin
@@ -91,6 +93,68 @@ def test_what_is_found_is_within_on_all_feeds(path: Path) -> None:
         assert tried.point.feeds == len(feeds())
         assert budget.lost(tried.point, tried.curve[0]) <= budget.most
         assert 0 < tried.point.sparsity == tried.thin.sparsity < 1
+
+
+def test_turns_may_be_taken_some_now_and_the_others_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitting, free = Fitting(load(path), feeds()), Budget(error=1.0)
+    keep = fitting.total // 2
+    at_once = Turns(fitting, how="emp", criterion="obs", update=True).point(keep, free)
+    monkeypatch.setattr("emp_onnx.budget.turns.LARGE", 0)
+    turns = Turns(fitting, how="emp", criterion="obs", update=True)
+    some = turns.point(keep, free)
+    assert some.feeds == sum(map(len, turns.shares[: turns.taken])) < len(feeds())
+    fits = count_fits(monkeypatch)
+    assert turns.point(keep, free, every=True) == at_once
+    assert len(fits) == TURNS - turns.taken
+    assert turns.point(keep, free, every=True) == at_once  # from the start, as nothing is kept of it
+    assert len(fits) == 2 * TURNS - turns.taken
+
+
+def count_fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    fits: list[int] = []
+    real = Fitting.thin
+
+    def thin(self: Fitting, keep: int, **how: Any) -> Thin:
+        fits.append(keep)
+        return real(self, keep, **how)
+
+    monkeypatch.setattr(Fitting, "thin", thin)
+    return fits
+
+
+@pytest.mark.parametrize("budget", [Budget(drop=0.05), Budget(error=0.1), Budget(error=0.02)])
+def test_of_large_networks_what_is_found_is_within_on_all_feeds_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch, budget: Budget
+) -> None:
+    monkeypatch.setattr("emp_onnx.budget.turns.LARGE", 0)
+    monkeypatch.setattr("emp_onnx.budget.search.LARGE", 0)
+    fitting = Fitting(load(path), feeds())
+    fits = count_fits(monkeypatch)
+    tried = search(fitting, budget, criterion="magnitude")
+    assert tried.within
+    assert tried.point.feeds == len(feeds())
+    assert budget.lost(tried.point, tried.curve[0]) <= budget.most
+    assert 0 < tried.point.sparsity == tried.thin.sparsity < 1
+    assert len(fits) <= TURNS * (2 * FEW) + len(tried.curve)
+
+
+def test_an_amount_that_only_the_first_turns_bear_out_is_not_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the feeds lose nothing up to 60 %, and all of them lose too much from 40 % on."""
+    monkeypatch.setattr("emp_onnx.budget.turns.LARGE", 0)
+    monkeypatch.setattr("emp_onnx.budget.search.LARGE", 0)
+    fitting, budget = Fitting(load(path), feeds()), Budget(error=0.1)
+    total = fitting.total
+
+    def point(self: Turns, keep: int, budget: Budget, *, every: bool = False) -> Point:
+        sparsity = 1 - keep / total
+        lost = 0.0 if sparsity < (0.4 if every else 0.6) else 0.5
+        return Point(sparsity, 1.0, lost, feeds=len(feeds()) // (1 if every else 2))
+
+    monkeypatch.setattr(Turns, "point", point)
+    monkeypatch.setattr(Turns, "whole", lambda self, thin: Point(thin.sparsity, 1.0, 0.0, feeds=len(feeds())))
+    tried = search(fitting, budget, criterion="magnitude")
+    assert tried.point.feeds == len(feeds())
+    assert 0 < tried.point.sparsity < 0.4
 
 
 def test_a_last_fit_that_fails_is_not_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,13 +92,22 @@ def _in_turns(fitting: Fitting, budget: Budget, turns: Turns) -> Tried:
     n, points = fitting.total, {fitting.total: turns.dense}
     tries, (aim, enough) = (FEW, NEARLY) if n > LARGE else (TRIES, (AIM, ENOUGH))
     slope = Slope(n, max(1, round(n * (1 - MOST))), budget.most, aim * budget.most)
-    for tried in range(2 * tries):
-        keep = slope.next(fitting.count()) if tried < tries or slope.best == n else None
-        if keep is None:
-            break
-        points[keep] = turns.point(keep, budget)
+
+    def look(keep: int, every: bool) -> None:
+        points[keep] = turns.point(keep, budget, every=every)
         slope.seen[keep] = budget.lost(points[keep], turns.dense)
-        if enough * budget.most <= slope.seen[keep] <= budget.most:
+
+    while True:
+        best, looks = slope.best, len(points) - 1
+        near = best < n and slope.seen[best] >= enough * budget.most
+        keep = None
+        if not near and (looks < tries or (best == n and looks < 2 * tries)):
+            keep = slope.next(fitting.count())
+        if keep is not None:
+            look(keep, False)
+        elif points[best].feeds != turns.dense.feeds:
+            look(best, True)
+        else:
             break
     for best in sorted(keep for keep in points if slope.best <= keep):
         thin = turns.thin(best) if best < n else _dense(fitting)

@@ -3,7 +3,7 @@
 A quarter of 200 feeds is too few to tell a drop of one point from none. So each quarter is kept back once, while the
 others are learnt from; the answers of the four fits together are one measurement on all feeds. The model that is
 written is fitted to all feeds, at an amount that four fits to three quarters of them have borne out. (Of a large
-network two of the four quarters are measured on.)
+network two of the four quarters show the way there.)
 
 Where feeds are short sequences, the longer ones that are made of them (`longer`) are measured on as well: there a
 cell's errors have had time to grow. What is worse counts.
@@ -26,7 +26,7 @@ __all__ = ["TURNS", "Turns"]
 
 Says = list[list[NDArray[Any]]]
 TURNS = 4
-LARGE, TAKEN = 1_000_000, 2  # weights from which on a fit takes long, and how many of the turns are taken then
+LARGE, TAKEN = 1_000_000, 2  # weights from which on a fit takes long, and how many turns show the way then
 
 
 class Turns:
@@ -38,7 +38,8 @@ class Turns:
         count: of the turns; never more than there are feeds. One turn measures on the very feeds that were learnt from.
 
     Attributes:
-        shares: for each turn that is taken which feeds are kept back.
+        shares: for each turn which feeds are kept back.
+        taken: how many turns are taken where not all are asked for.
         dense: what the dense model is like.
     """
 
@@ -48,8 +49,9 @@ class Turns:
         count = min(count, n) if fitting.learns else 1
         # at random, since feeds may come in some order of their own
         turn = np.random.default_rng(n).permutation(n) % count
-        taken = TAKEN if fitting.total > LARGE and count > TAKEN else count
-        self.shares: list[list[int]] = [np.flatnonzero(turn == i).tolist() for i in range(taken)]
+        self.taken = TAKEN if fitting.total > LARGE and count > TAKEN else count
+        self.shares: list[list[int]] = [np.flatnonzero(turn == i).tolist() for i in range(count)]
+        self._begun: dict[int, list[list[Says]]] = {}
         self._parts: list[Fitting | None] = [None] * count
         kept = [[fitting.kept_back[i] for i in share] for share in self.shares]
         more = [longer(fitting.model, feeds, fitting.threads) if fitting.joined else [] for feeds in kept]
@@ -61,20 +63,24 @@ class Turns:
         """The model fitted to all feeds."""
         return self._fit(self.fitting, keep)
 
-    def point(self, keep: int, budget: Budget) -> Point:
-        """What a model with `keep` weights is like, on all feeds; or on those of the first turns, where these lose so
-        much that the others cannot make good for it."""
-        found: list[list[Says]] = [[] for _ in self._sets]
-        n = sum(map(len, self.shares))
-        point = self.dense
-        for turn in range(len(self.shares)):
+    def point(self, keep: int, budget: Budget, *, every: bool = False) -> Point:
+        """What a model with `keep` weights is like, on the feeds of `every` turn or of those that show the way; or on
+        those of the first turns, where these lose so much that the others cannot make good for it."""
+        found = self._begun.pop(keep, None) or [[] for _ in self._sets]
+        turns = len(self.shares) if every else self.taken
+        n = sum(map(len, self.shares[:turns]))
+        point, within = self.dense, True
+        for turn in range(len(found[0]), turns):
             part = self._part(turn)
             changed = self._fit(part, keep).changed
             for answers, feeds in zip(found, self._sets, strict=True):
                 answers.append(part.answers(changed, feeds[turn]))
             point = self._point((self.fitting.total - keep) / self.fitting.total, found)
-            if budget.lost(point, self.dense) * (point.feeds or 0) / n > budget.most:
+            within = budget.lost(point, self.dense) * (point.feeds or 0) / n <= budget.most
+            if not within:
                 break
+        if within and turns < len(self.shares):
+            self._begun = {keep: found}  # may be asked for on all feeds
         return point
 
     def whole(self, thin: Thin) -> Point:

@@ -23,6 +23,7 @@ from emp_onnx.refit.prepared import Prepared
 from emp_onnx.refit.sequence import Fitted, fit
 from emp_onnx.refit.solve import largest
 from emp_onnx.refit.thin import Thin
+from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.memory import give_back
 from emp_onnx.weights.find import Weight
 from emp_onnx.words import ALLOCATIONS, CRITERIA
@@ -52,13 +53,24 @@ class Fitting(Prepared):
 
     def without(self, back: Sequence[int]) -> Fitting:
         """The same fitting, but that it does not learn from some of its feeds: these are kept back."""
-        out, whole = copy.copy(self), self.kept_back
-        out.kept_back = [whole[i] for i in back]
-        if len(back) < len(whole):
-            used = [feed for i, feed in enumerate(whole) if i not in set(back)]
-            more = longer(self.model, used, self.threads) if self.joined else []
-            copies = mirrored_feeds(self.network, used) if self.network.copied else []
-            out.joined, out.network = len(more), self.network.on([*used, *more], copies)
+        whole = self.kept_back
+        used = [feed for i, feed in enumerate(whole) if i not in set(back)]
+        out = self._from(used) if 0 < len(used) < len(whole) else copy.copy(self)
+        out.kept_back, out._says = [whole[i] for i in back], None
+        return out
+
+    def to_all(self) -> Fitting:
+        """The same fitting, but that it learns from the feeds that were kept back too."""
+        out = self._from(self.all_feeds)
+        out.held = 0.0
+        return out
+
+    def _from(self, used: Sequence[Feed]) -> Fitting:
+        """The same fitting, from other feeds; what was measured stays as it was."""
+        out = copy.copy(self)
+        more = longer(self.model, used, self.threads) if self.joined else []
+        copies = mirrored_feeds(self.network, used) if self.network.copied else []
+        out.joined, out.network = len(more), self.network.on([*used, *more], copies)
         return out
 
     def thin_masks(self) -> dict[str, NDArray[np.bool_]]:

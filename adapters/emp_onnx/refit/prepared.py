@@ -91,6 +91,7 @@ class Prepared:
         """Take the feeds."""
         feeds, self.random = gather(self.model, self.feeds, self.seed, self.threads)
         back = set(_spread(len(feeds), math.ceil(self.held * len(feeds)))) if len(feeds) > 1 else set()
+        self.all_feeds: list[Feed] = list(feeds)
         self.kept_back: list[Feed] = [feed for i, feed in enumerate(feeds) if i in back] or list(feeds)
         used = [feed for i, feed in enumerate(feeds) if i not in back]
         cells = any(weight.op in CELLS for weight in self.weights)
