@@ -31,6 +31,7 @@ struct F8 {
     static F8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
     static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
+    static F8 broadcast_once(const float* p) { return broadcast(*p); }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     // The first `count` of them; the others are 0, or stay as they were.
     static F8 load_part(const float* p, int count) { return {_mm256_maskload_ps(p, first(count))}; }

@@ -25,6 +25,11 @@ struct F {
         return once;
     }
     static F broadcast(float x) { return {_mm512_set1_ps(x)}; }
+    static F broadcast_once(const float* p) {
+        F once = broadcast(*p);
+        asm("" : "+v"(once.v));
+        return once;
+    }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     // The first `count` of them; the others are 0, or stay as they were.
     static F load_part(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }

@@ -57,12 +57,14 @@ void tile_units(const Segment& segment, const float* x_tile, float* sums, const 
     }
 }
 
-// Two rows of sums, and what both multiply. Inlined whatever happens, as what follows: sums in memory would cost more than all else.
+// Two rows of sums, and what both multiply. Inlined whatever happens, as what follows: sums in memory would cost more than all else. A weight comes
+// spread out of memory: a pair leaves loads to spare, where a row alone does not, and to spread it in registers takes a multiplier's turn on Intel.
 template <int kVectors>
-[[gnu::always_inline]] inline void add_products(Sums<kVectors>& one, F left, Sums<kVectors>& two, F right, const float* x) {
+[[gnu::always_inline]] inline void add_products(Sums<kVectors>& one, const float* left, Sums<kVectors>& two, const float* right, const float* x) {
+    const F first = F::broadcast_once(left), second = F::broadcast_once(right);
     EMP_UNROLL for (int j = 0; j < kVectors; j++) {
         const F both = F::load_once(x + kWidth * j);
-        one.v[j] = fma(left, both, one.v[j]), two.v[j] = fma(right, both, two.v[j]);
+        one.v[j] = fma(first, both, one.v[j]), two.v[j] = fma(second, both, two.v[j]);
     }
 }
 
@@ -117,12 +119,11 @@ void tile_pairs(const Segment& segment, const float* x_tile, float* sums, const 
         begin(one, y), begin(two, y + kStride);
         prefetch(value + 256), prefetch(value + 272), prefetch(value + 288), prefetch(value + 304), prefetch(column + 256);
         for (int i = head[1]; i > 0; i--, column += 4, value += 8) {
-            const Four left = Four::load(value), right = Four::load(value + 4);
             const FourColumns<kStride> at(x, column);
-            add_products(one[0], left.lane<0>(), two[0], right.lane<0>(), at.template line<0>());
-            add_products(one[1 % kSets], left.lane<1>(), two[1 % kSets], right.lane<1>(), at.template line<1>());
-            add_products(one[2 % kSets], left.lane<2>(), two[2 % kSets], right.lane<2>(), at.template line<2>());
-            add_products(one[3 % kSets], left.lane<3>(), two[3 % kSets], right.lane<3>(), at.template line<3>());
+            add_products(one[0], value + 0, two[0], value + 4, at.template line<0>());
+            add_products(one[1 % kSets], value + 1, two[1 % kSets], value + 5, at.template line<1>());
+            add_products(one[2 % kSets], value + 2, two[2 % kSets], value + 6, at.template line<2>());
+            add_products(one[3 % kSets], value + 3, two[3 % kSets], value + 7, at.template line<3>());
         }
         for (int i = head[2]; i > 0; i--, column += 4, value += 4) add_four(one, value, FourColumns<kStride>(x, column));
         for (int i = head[3]; i > 0; i--, column += 4, value += 4) add_four(two, value, FourColumns<kStride>(x, column));

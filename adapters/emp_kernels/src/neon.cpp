@@ -72,6 +72,7 @@ struct F {
     static F load(const float* p) { return {vld1q_f32(p)}; }
     static F load_once(const float* p) { return load(p); }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
+    static F broadcast_once(const float* p) { return broadcast(*p); }
     void store(float* p) const { vst1q_f32(p, v); }
 #include "parts_impl.hpp"
 };

@@ -11,6 +11,7 @@ struct F8 {
     }
     static F8 load_once(const float* p) { return load(p); }
     static F8 broadcast(float x) { return {{x, x, x, x, x, x, x, x}}; }
+    static F8 broadcast_once(const float* p) { return broadcast(*p); }
     void store(float* p) const { std::memcpy(p, v, sizeof v); }
 #include "parts_impl.hpp"
     static F8 decode(unsigned bits, const float* packed) {

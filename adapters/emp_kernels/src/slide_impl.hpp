@@ -81,12 +81,11 @@ void slide_pairs(const Sweep& sweep, const float* x, float* sums, bool first, co
         for (int slide = sweep.slides;;) {
             prefetch(value + 512), prefetch(place + 512);
             for (int i = *fours++; i > 0; i--, place += 4, value += 8) {
-                const Four left = Four::load(value), right = Four::load(value + 4);
                 const FourPlaces at(x, place);
-                add_products(one, left.lane<0>(), two, right.lane<0>(), at.line<0>());
-                add_products(one, left.lane<1>(), two, right.lane<1>(), at.line<1>());
-                add_products(one, left.lane<2>(), two, right.lane<2>(), at.line<2>());
-                add_products(one, left.lane<3>(), two, right.lane<3>(), at.line<3>());
+                add_products(one, value + 0, two, value + 4, at.line<0>());
+                add_products(one, value + 1, two, value + 5, at.line<1>());
+                add_products(one, value + 2, two, value + 6, at.line<2>());
+                add_products(one, value + 3, two, value + 7, at.line<3>());
             }
             const auto alone = [&](Sums<kVectors>& sums) {
                 for (int i = *fours++; i > 0; i--, place += 4, value += 4) {
