@@ -229,7 +229,10 @@ def text(results: dict[str, Any]) -> str:
 
 
 def _at(row: dict[str, Any], what: str, each: int) -> str:
-    return f"{row[what] / each:.3g}" if what in row else "-"
+    if what not in row:
+        return "-"
+    value = row[what] / each
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _score(row: dict[str, Any]) -> str:
