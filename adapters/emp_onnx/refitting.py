@@ -24,6 +24,7 @@ from emp_onnx.refit.known import Known
 from emp_onnx.refit.quick import Quick
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.runtime.isolated import Here, Isolated
+from emp_onnx.runtime.memory import give_back
 from emp_onnx.verification.outcome import Verification, VerifyError
 from emp_onnx.verification.refitted import refitted
 from emp_onnx.verification.running import run_both, runs
@@ -208,7 +209,10 @@ def refit(
                 f"of a fit before, which had not learned from the {len(fitting.kept_back)} that they were measured on."
             )
             fitting = fitting.to_all()
-            thin, how = fit(fitting), how | _learnt(fitting)
+            how |= _learnt(fitting)
+            del thin  # as large as the model
+            give_back()
+            thin = fit(fitting)
         fitting.forget()
         if effort == "quick" and point.error > POOR:
             notes.append(
