@@ -74,3 +74,5 @@ def test_what_was_measured_too_short_gives_a_few_more_units_and_is_then_within(
     assert all(bias * true(plan.counts) <= depth.SAFE * target + 1e-12 for plan in found)
     assert all(one >= n for plan in found for one, n in zip(plan.counts, start, strict=True))
     assert (found[0].counts == start) == (bias == 1.0)
+    assert all(plan.within for plan in found)
+    assert not any(plan.within for plan in depth._exchanged(found[0], planner, 0.1, 1.0))  # no cut is as small as that
