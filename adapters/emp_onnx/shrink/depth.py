@@ -28,6 +28,7 @@ from emp_onnx.shrink.search.choose import Planner
 from emp_onnx.shrink.search.exchange import Clock, exchange
 from emp_onnx.shrink.search.judge import Judge
 from emp_onnx.shrink.search.last import with_near
+from emp_onnx.shrink.search.nearer import nearer
 from emp_onnx.shrink.search.quarters import FOLDS, Quarters
 from emp_onnx.shrink.shallower import shallower
 from emp_onnx.shrink.view import View
@@ -49,11 +50,13 @@ LESS = 1.12  # times the target: from there to the target are the last units
 
 @dataclass(frozen=True)
 class Plan:
-    """A problem, perhaps without some layers; how many units of each group go; and the error measured."""
+    """A problem, perhaps without some layers; how many units of each group go; the error measured; and whether the
+    latency was within the target when it was measured once more."""
 
     problem: Problem
     counts: list[int]
     error: float
+    within: bool = True
 
 
 def plan(
@@ -131,6 +134,7 @@ def plan(
             better.append(first)
             continue
         better += _exchanged(first, planner, target, seconds / len(close))
+    better = [p for p in better if p.within] or better
     if judging:
         lowest = min(p.error for p in better)
         better = [p for p in better if p.error <= ALIKE * lowest]
@@ -147,23 +151,21 @@ def _exchanged(first: Plan, planner: Planner, target: float, seconds: float) -> 
     """The plans within the target that exchange of units comes to, from a plan and from one that goes beyond it.
 
     Of many cuts that were measured, those are found that were measured too short. So what is found is measured once
-    more, for longer; where the best of it is outside then, the same begins from a plan so much smaller.
+    more, for longer; where the best of it is outside then, a few more units go, and the same begins from there.
     """
     problem, limit, clock = first.problem, MARGIN * target, Clock(first.problem)
     start, met, least = first.counts, list[list[int]](), (np.inf, first.counts)
     for which in range(AGAIN):
         ends = _ends(first, start, planner, limit, seconds / (1 + which), clock)
+        ends += [start] if which and start not in ends else []  # that one is not found by being measured too short
         shares = [(clock.sure(tuple(counts), SURE), counts) for counts in ends]
         met += [counts for share, counts in shares if share <= SAFE * target and counts not in met]
         least = min(least, *shares)
-        if shares[0][0] <= SAFE * target:
+        if shares[0][0] <= SAFE * target or which + 1 == AGAIN:
             break
+        start = nearer(planner, shares[0][1], shares[0][0], MARGIN * target)
         limit *= limit / shares[0][0]
-        try:
-            start = fit_budget(problem, planner, Budget(latency=limit / MARGIN), lambda masks: None, planner.held)
-        except UsageError:  # no cut is as small as that
-            break
-    return [Plan(problem, counts, planner.measured(counts)) for counts in met or [least[1]]]
+    return [Plan(problem, counts, planner.measured(counts), bool(met)) for counts in met or [least[1]]]
 
 
 def _ends(
