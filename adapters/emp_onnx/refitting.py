@@ -51,7 +51,7 @@ class RefitReport:
         refusals: what was not pruned, and why.
         point: sparsity, agreement and error on the feeds kept back.
         curve: under a budget, everything that was seen on the way.
-        verification: every check, and the behaviour on the feeds that were kept back.
+        verification: every check, and the behaviour on the feeds that were kept back before the last fit.
         before, after: bytes on disk.
         notes: anything else a person should know.
     """

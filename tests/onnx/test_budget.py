@@ -104,6 +104,8 @@ def test_turns_may_be_taken_some_now_and_the_others_later(path: Path, monkeypatc
     some = turns.point(keep, free)
     assert some.feeds == sum(map(len, turns.shares[: turns.taken])) < len(feeds())
     fits = count_fits(monkeypatch)
+    assert turns.point(keep, free) == some
+    assert not fits
     assert turns.point(keep, free, every=True) == at_once
     assert len(fits) == TURNS - turns.taken
     assert turns.point(keep, free, every=True) == at_once  # from the start, as nothing is kept of it

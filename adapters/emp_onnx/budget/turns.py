@@ -68,14 +68,14 @@ class Turns:
         those of the first turns, where these lose so much that the others cannot make good for it."""
         found = self._begun.pop(keep, None) or [[] for _ in self._sets]
         turns = len(self.shares) if every else self.taken
-        n = sum(map(len, self.shares[:turns]))
-        point, within = self.dense, True
+        n, sparsity = sum(map(len, self.shares[:turns])), (self.fitting.total - keep) / self.fitting.total
+        point, within = self._point(sparsity, found) if found[0] else self.dense, True
         for turn in range(len(found[0]), turns):
             part = self._part(turn)
             changed = self._fit(part, keep).changed
             for answers, feeds in zip(found, self._sets, strict=True):
                 answers.append(part.answers(changed, feeds[turn]))
-            point = self._point((self.fitting.total - keep) / self.fitting.total, found)
+            point = self._point(sparsity, found)
             within = budget.lost(point, self.dense) * (point.feeds or 0) / n <= budget.most
             if not within:
                 break
