@@ -259,6 +259,7 @@ def refit(
 
 
 def _learnt(fitting: Fitting) -> dict[str, Any]:
+    """What was learnt from, as certified."""
     return dict(zip(("feeds", "feeds_sha256", "random_feeds"), fitting.calibrated, strict=True))
 
 

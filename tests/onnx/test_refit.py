@@ -274,7 +274,7 @@ def test_short_sequences_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert not any("made by joining them" in note for note in done.notes)
         dense, joined, alone = (outputs(tmp_path / f"{n}.onnx", long) for n in ("in", "a", "b"))
         errors.append([np.square(joined - dense).sum(), np.square(alone - dense).sum()])
-    assert np.median(np.divide(*np.transpose(errors))) < 0.9  # of a single one chance decides
+    assert np.median(np.divide(*np.transpose(errors))) < 0.8  # of a single one chance decides
 
 
 def test_a_failed_check_leaves_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
