@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+import emp_onnx.shrink.depth as depth
 import emp_onnx.shrink.search.exchange as exchanging
-from emp_onnx.errors import ModelError
+from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.shrink import shrink
 from emp_onnx.shrink.axes.trace import Runner
 from emp_onnx.shrink.fitting.distance import missed, misses, output_error, watched
@@ -152,6 +153,25 @@ def test_a_target_on_latency_is_met_with_proof(tmp_path: Path) -> None:
     assert report.groups[0].kept == 32
     assert report.error < 1e-3
     assert report.parameters[1] < 0.5 * report.parameters[0]
+
+
+def test_a_cut_measured_short_by_chance_does_not_end_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first measurement finds units within the target; a later one, of a milder target, finds them outside."""
+    asked = []
+
+    def chance(problem: Problem, planner: Any, budget: Any, *others: Any) -> list[int]:
+        asked.append(budget.latency)
+        if budget.latency > 0.65:
+            raise UsageError("target_latency must be one that a cut reaches")
+        return [planner.problem.groups[g].units // 2 for g in range(len(planner.problem.groups))]
+
+    monkeypatch.setattr(depth, "fit_budget", chance)
+    onnx.save(branch(7, True, width=32), tmp_path / "net.onnx")
+    report = shrink(tmp_path / "net.onnx", feeds=feeds((1, 3, 6, 6), 40), refit=True, target_latency=0.65)
+    assert any(latency > 0.65 for latency in asked)
+    assert report.error < 1e-3
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4))

@@ -212,10 +212,16 @@ def _longest_apart(problem: Problem, wide: Sequence[Feed]) -> list[Problem]:
 
 
 def _rate(cut: Plan, planner: Planner | None, target: float) -> float:
-    """How many more answers the last units miss, for the share of the latency that they save."""
+    """How many more answers the last units miss, for the share of the latency that they save; no limit where none
+    were found to."""
     if planner is None:
         return np.inf
-    less = fit_budget(cut.problem, planner, Budget(latency=min(LESS * target, 1.0)), lambda masks: None, planner.held)
+    try:
+        less = fit_budget(
+            cut.problem, planner, Budget(latency=min(LESS * target, 1.0)), lambda masks: None, planner.held
+        )
+    except UsageError:  # the target itself was measured met by chance only: what is milder was not
+        return np.inf
     now, before = planner.predicted(cut.counts), planner.predicted(less)
     return (cut.error - planner.measured(less)) / (before / now - 1) if before > now else np.inf
 
