@@ -226,6 +226,24 @@ def test_what_changes_answers_is_missed_and_worse() -> None:
     assert not same.worse(same)
 
 
+@given(st.integers(0, 10**6), st.sampled_from(["even", "one high"]), st.sampled_from(["even", "few rows"]))
+@settings(max_examples=12, deadline=None)
+def test_as_many_are_likely_missed_as_are_missed(seed: int, scores: str, errors: str) -> None:
+    """Of all kinds of scores and errors, or plans whose errors are of other kinds could not be compared."""
+    rng = np.random.default_rng(seed)
+    dense = rng.standard_normal((20000, 10))
+    if scores == "one high":
+        dense[np.arange(20000), rng.integers(0, 10, 20000)] += 5
+    error = rng.standard_normal(dense.shape) * dense.std() * rng.uniform(0.2, 0.5)
+    if errors == "few rows":
+        error *= np.where(rng.random((20000, 1)) < 0.1, 3, 0.3)
+    other = dense + error
+    said = model([helper.make_node("Identity", ["x"], ["y"])], {}, ["n", 10], ["n", 10])
+    likely = missed([{"y": dense.astype(np.float32)}], said, [{"x": other.astype(np.float32)}]).rows.mean()
+    share = (dense.argmax(1) != other.argmax(1)).mean()
+    assert 0.9 * share - 0.001 <= likely <= 1.5 * share + 0.001
+
+
 @given(st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_exchange_never_makes_a_cut_worse_nor_slower_than_asked(seed: int) -> None:

@@ -19,6 +19,7 @@ PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "
 
 __all__ = ["Missed", "agreement", "ancestors", "missed", "misses", "output_error", "watched"]
 
+SPREAD = 0.4  # of the error of a score: over so much of a lead an answer goes from missed to right
 SHAPE = 0.05  # weight of the error of scores beside that of answers: it tells models apart that miss nothing
 
 
@@ -67,9 +68,11 @@ def missed(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], t
     """How many of the dense model's answers are likely to be missed, over all outputs that are class scores.
 
     Scores may be moved or stretched as a whole without another answer, and a fit to few feeds does shrink them; so it
-    is not their error that counts, but the lead of the dense model's class over all others, by the error that is left
-    in one score: 1 / (1 + exp(lead / error)) for each row. What few rows do not show, since no answer changes, leads
-    do. Where no output is class scores, `output_error` stands for all of it.
+    is not their error that counts, but the lead of the dense model's class over all others, by a part of the error
+    that is left in one score: 1 / (1 + exp(lead / (SPREAD · error))) for each row. What few rows do not show, since no
+    answer changes, leads do. The part is small, since the leads have the error in them already: by the whole of it,
+    scores that lie close together count as missed where no answer changes. Where no output is class scores,
+    `output_error` stands for all of it.
     """
     runner = watched(model, threads)
     rows: dict[str, list[tuple[Wide, Wide]]] = {}
@@ -105,7 +108,8 @@ def _missed(dense: Wide, other: Wide) -> tuple[Wide, float]:
     left = float(np.square(a - b).sum())
     own = b[at]
     b[at] = -np.inf
-    lead = (own - b.max(1)) / max((left / a.size) ** 0.5, 1e-6 * (size / a.size) ** 0.5)
+    error = SPREAD * (left / a.size) ** 0.5
+    lead = (own - b.max(1)) / max(error, 1e-6 * (size / a.size) ** 0.5)
     return 1 / (1 + np.exp(np.clip(lead, -50, 50))), left / size
 
 
