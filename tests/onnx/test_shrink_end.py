@@ -18,8 +18,10 @@ from emp_onnx.shrink.lighter.lighten import carried
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search import last, near
-from emp_onnx.shrink.search.last import affordable
+from emp_onnx.shrink.search.fits import Way, every_fit
+from emp_onnx.shrink.search.last import affordable, last_fit
 from emp_onnx.shrink.search.near import MOVED, judging_near, mixed, near_to, nearby
+from emp_onnx.shrink.search.quarters import Quarters
 from emp_onnx.shrink.search.varied import LOUD, OFFSET, varied
 from emp_onnx.shrink.shallower import ranking
 
@@ -139,6 +141,37 @@ def test_how_many_varied_feeds_follows_from_work_and_size_alone(monkeypatch: pyt
     assert affordable(small, {}, 768) == affordable(small, {}, 768)
     assert 0 < affordable(wide, {}, 768) < affordable(small, {}, 768) < last.MOST
     assert affordable(small, {}, near.BYTES // 2) == 2
+
+
+def test_quarters_of_all_feeds_choose_between_fits_that_those_kept_back_do_not_tell_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = feeds(24)
+    problem = Problem.of(blocks(0), some, biases=True)
+    problem.measure(some[:20])
+    masks = problem.masks([4] * len(problem.groups)) or {}
+    found = every_fit(problem, masks, some[:20], some[20:])
+    best = min(found, key=lambda one: one.error)
+    alike = {one.way for one in found if not one.missed.worse(best.missed)}
+    assert len(alike) > 1
+    asked: dict[Way, float] = {}
+    known = Quarters.misses
+
+    def watched(self: Quarters, masks: Any, way: Way) -> float:
+        asked[way] = known(self, masks, way)
+        return asked[way]
+
+    monkeypatch.setattr(Quarters, "misses", watched)
+    taken: list[Way] = []
+    monkeypatch.setattr(last, "fit", lambda problem, masks, way, feeds: taken.append(way))
+    last_fit(problem, masks, some[:20], some[20:], "", final=True, more=False)
+    assert set(asked) == alike
+    assert taken == [min(asked, key=lambda way: asked[way])]
+    monkeypatch.setattr(last, "WORK", 1.0)  # nothing is afforded
+    asked.clear()
+    last_fit(problem, masks, some[:20], some[20:], "", final=True, more=False)
+    assert not asked
+    assert taken[1:] == [best.way]
 
 
 def test_layers_are_ranked_by_as_many_feeds_as_work_allows_and_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from emp_onnx.shrink.search.budget import MARGIN, Budget, fit_budget
 from emp_onnx.shrink.search.choose import Planner
 from emp_onnx.shrink.search.exchange import Clock, exchange
 from emp_onnx.shrink.search.judge import Judge
-from emp_onnx.shrink.search.last import with_near
+from emp_onnx.shrink.search.near import with_near
 from emp_onnx.shrink.search.nearer import nearer
 from emp_onnx.shrink.search.quarters import FOLDS, Quarters
 from emp_onnx.shrink.shallower import shallower
@@ -144,7 +144,7 @@ def plan(
     share = -(-len(wide) // FOLDS)
     quarters = {key: Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
     # two estimates are steadier than one
-    return min(better, key=lambda p: quarters[id(p.problem)].misses(p.counts) + p.error)
+    return min(better, key=lambda p: quarters[id(p.problem)].misses(p.problem.masks(p.counts) or {}) + p.error)
 
 
 def _exchanged(first: Plan, planner: Planner, target: float, seconds: float) -> list[Plan]:

@@ -19,7 +19,7 @@ from emp_onnx.shrink.fitting.refit import RIDGE, RIDGES, refit, refit_locally
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.skip import Skip
 
-__all__ = ["Fitted", "Way", "anew", "best_fit", "fit", "locally"]
+__all__ = ["LOCAL", "Fitted", "Way", "anew", "best_fit", "every_fit", "fit", "locally"]
 
 ANCHOR = 1.0  # weight of the dense model's own inputs in a refit in sequence
 
@@ -33,6 +33,9 @@ class Way:
     sequence: bool = False
     anchor: float = 0.0
     aware: bool = False
+
+
+LOCAL = Way()  # each reader by itself
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,7 @@ def fit(problem: Problem, masks: Masks, way: Way, feeds: Sequence[Feed] = ()) ->
             solved=problem.solved,
         )  # fmt: skip
         if way.aware:
-            refit_bounded(
-                problem.view, model, masks, problem.readers, feeds, ridge=way.ridge, threads=problem.threads
-            )
+            refit_bounded(problem.view, model, masks, problem.readers, feeds, ridge=way.ridge, threads=problem.threads)
         return model
     refit(
         problem.view, model, masks, problem.readers, feeds, threads=problem.threads, ridge=way.ridge,
@@ -71,11 +72,16 @@ def fit(problem: Problem, masks: Masks, way: Way, feeds: Sequence[Feed] = ()) ->
 
 def locally(problem: Problem, masks: Masks) -> Any:
     """The same, each reader by itself."""
-    return fit(problem, masks, Way())
+    return fit(problem, masks, LOCAL)
 
 
 def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequence[Feed]) -> Fitted:
-    """The fit from `feeds` that does best on `held`: first the ridge of readers by themselves, then the same with the
+    """The fit from `feeds` that does best on `held`."""
+    return min(every_fit(problem, masks, feeds, held), key=lambda f: f.error)
+
+
+def every_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequence[Feed]) -> list[Fitted]:
+    """The fits from `feeds` that are tried on `held`: first the ridge of readers by themselves, then the same with the
     bounds behind them in mind, and the ways in sequence."""
     runner = watched(problem.dense, problem.threads)
     dense = [runner(feed) for feed in held]
@@ -84,8 +90,8 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
         model = fit(problem, masks, way, feeds)
         return Fitted(model, way, missed(dense, model, held, problem.threads))
 
-    best = min((tried(Way(ridge)) for ridge in RIDGES), key=lambda f: f.error)
-    found = [best]
+    found = [tried(Way(ridge)) for ridge in RIDGES]
+    best = min(found, key=lambda f: f.error)
     if any((r.source, r.axis) in masks for r in (problem.readers[i] for i in bounded(problem.view, problem.readers))):
         found.append(tried(replace(best.way, aware=True)))
     found.append(tried(Way(RIDGES[-1], True)))
@@ -94,7 +100,7 @@ def best_fit(problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequen
         anchors = (0.0,) if problem.origin else (0.0, ANCHOR)
         ways = [Way(ridge, True, anchor) for ridge in ridges for anchor in anchors]
         found += [tried(way) for way in ways if way != found[-1].way]
-    return min(found, key=lambda f: f.error)
+    return found
 
 
 def anew(problem: Problem, feeds: Sequence[Feed]) -> Problem:

@@ -15,11 +15,12 @@ from emp_onnx.shrink.fitting.moments import ROWS
 from emp_onnx.shrink.fitting.refit import levels
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.report import flops_of
-from emp_onnx.shrink.search.fits import Fitted, Way, anew, best_fit, fit
-from emp_onnx.shrink.search.near import BYTES, MOVED, RUN, near_to, nearby
+from emp_onnx.shrink.search.fits import Fitted, Way, anew, every_fit, fit
+from emp_onnx.shrink.search.near import BYTES, MOVED, RUN, near_to, nearby, with_near
+from emp_onnx.shrink.search.quarters import FOLDS, Quarters
 from emp_onnx.shrink.search.varied import varied
 
-__all__ = ["Last", "affordable", "last_fit", "with_near"]
+__all__ = ["Last", "affordable", "last_fit"]
 
 VARIED, MOST = "varied", 4000  # feeds in all
 WORK = 4e11  # multiplications that a fit in sequence to varied feeds may take
@@ -36,11 +37,6 @@ class Last:
     near: str
 
 
-def with_near(problem: Problem, feeds: Sequence[Feed], way: str) -> list[Feed]:
-    """Feeds and those near them; the feeds alone where `way` is empty."""
-    return [*feeds, *near_to(problem, feeds, way)]
-
-
 def last_fit(
     problem: Problem, masks: Masks, feeds: Sequence[Feed], held: Sequence[Feed], near: str, *, final: bool, more: bool
 ) -> Last:
@@ -54,18 +50,20 @@ def last_fit(
         final: whether all feeds are fitted once more; else what was judged is what is written.
         more: whether feeds may be added to here, if that helps.
     """
-    best = best_fit(problem, masks, with_near(problem, feeds, near), held)
+    found = every_fit(problem, masks, with_near(problem, feeds, near), held)
     ways = nearby(problem.whole().view, feeds) if more and not near else {}
     others = []
     for name, added in ways.items():
         both = [*feeds, *added]
-        others.append((best_fit(anew(problem, both), masks, both, held), name))
-    for other, name in sorted(others, key=lambda o: -o[0].error)[-1:]:
-        if not other.missed.worse(best.missed):  # more feeds are better, unless they are seen not to be
-            best, near = other, name
+        others.append((every_fit(anew(problem, both), masks, both, held), name))
+    for other, name in sorted(others, key=lambda o: -_best(o[0]).error)[-1:]:
+        if not _best(other).missed.worse(_best(found).missed):  # more are better, unless they are seen not to be
+            found, near = other, name
     if not final:
+        best = _best(found)
         return Last(best.model, best.model, problem, near)
     given = [*feeds, *held]
+    best = _by_quarters(problem, masks, found, given, near)
     every = with_near(problem, given, near)
     size = sum(value.nbytes for value in map(np.asarray, feeds[0].values()))
     count = affordable(problem, masks, size) if near == MOVED else 0
@@ -77,13 +75,35 @@ def last_fit(
     return Last(fit(last, masks, best.way, every), best.model, last, near)
 
 
+def _best(found: Sequence[Fitted]) -> Fitted:
+    return min(found, key=lambda f: f.error)
+
+
+def _by_quarters(
+    problem: Problem, masks: Masks, found: Sequence[Fitted], feeds: Sequence[Feed], near: str
+) -> Fitted:  # fmt: skip
+    """Of the fits that feeds kept back do not tell apart, the one in whose way quarters of all feeds are fitted best;
+    the one that does best on those kept back, where that takes too long."""
+    best = _best(found)
+    alike = [one for one in found if not one.missed.worse(best.missed)]
+    count = len(with_near(problem, feeds, near))
+    if len(alike) == 1 or len(feeds) < FOLDS or len(alike) * FOLDS * count * _work(problem, masks) > WORK:
+        return best
+    quarters = Quarters(problem, feeds, near, -(-count // FOLDS))
+    return min(alike, key=lambda one: quarters.misses(masks, one.way))
+
+
 def affordable(problem: Problem, masks: Masks, size: int) -> int:
-    """To how many varied feeds of so many bytes a fit in sequence may be made, by what it multiplies: each level of
-    readers is a pass of two models over every feed, on average as far as their middle; then there are the sums."""
+    """To how many varied feeds of so many bytes a fit in sequence may be made, by what it multiplies."""
+    return int(min(MOST, WORK / _work(problem, masks), BYTES / max(size, 1)))
+
+
+def _work(problem: Problem, masks: Masks) -> float:
+    """What a fit in sequence multiplies for one feed: each level of readers is a pass of two models over it, on average
+    as far as their middle; then there are the sums."""
     passes = len(levels(problem.view, problem.readers)[0])
     features = [r.matrix(problem.view.constants[r.weight])[0].size for r in problem.readers]
-    runs = passes * (sum(flops_of(problem, masks)) / 2 + 2 * RUN)
-    return int(min(MOST, WORK / (runs + 2 * ROWS * sum(f * f for f in features)), BYTES / max(size, 1)))
+    return float(passes * (sum(flops_of(problem, masks)) / 2 + 2 * RUN) + 2 * ROWS * sum(f * f for f in features))
 
 
 def _from_varied(

@@ -29,7 +29,7 @@ from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search.fits import locally
 from emp_onnx.shrink.view import View
 
-__all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "moved", "near_to", "nearby"]
+__all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "moved", "near_to", "nearby", "with_near"]
 
 MOVED, MIXED = "moved", "mixed"
 MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
@@ -108,6 +108,11 @@ def _together(*parts: tuple[dict[int, Any], int]) -> dict[int, Any]:
     """Moments of several lots of feeds as one, by how many there are."""
     whole = sum(count for _, count in parts)
     return {i: sum(found[i] * (count / whole) for found, count in parts) for i in parts[0][0]}
+
+
+def with_near(problem: Problem, feeds: Sequence[Feed], way: str) -> list[Feed]:
+    """Feeds and those near them; the feeds alone where `way` is empty."""
+    return [*feeds, *near_to(problem, feeds, way)]
 
 
 def mixed(one: Feed, other: Feed, rng: np.random.Generator, least: float = 0.0) -> dict[str, NDArray[Any]]:

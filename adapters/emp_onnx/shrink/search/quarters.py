@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.fitting.distance import misses, watched
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.search.fits import anew, locally
-from emp_onnx.shrink.search.last import with_near
-from emp_onnx.shrink.search.near import MOVED
+from emp_onnx.shrink.search.fits import LOCAL, Way, anew, fit
+from emp_onnx.shrink.search.near import MOVED, with_near
 
 __all__ = ["FOLDS", "Quarters"]
 
@@ -28,19 +28,18 @@ class Quarters:
         more = JUDGES if near == MOVED else 1  # what is mixed of two classes has no answer that could be missed
         self.judges = [part[: more * len(fold)] for part, fold in zip(wide, folds, strict=True)]
         self.dense = [[runner(feed) for feed in part] for part in self.judges]
+        self.rest = [[feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part] for i in range(FOLDS)]
         sums = [] if problem.skips else [problem.sums(part) for part in wide]
         self.others: list[Problem] = []
         for i in range(FOLDS):
             if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
-                rest = [feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part]
-                self.others.append(anew(problem, rest))
+                self.others.append(anew(problem, self.rest[i]))
             else:
                 left = [*sums[:i], *sums[i + 1 :]]
                 moments = {k: sum((s[k] for s in left[1:]), left[0][k]) / len(left) for k in problem.moments}
                 self.others.append(replace(problem, moments=moments))
 
-    def misses(self, counts: Sequence[int]) -> float:
-        """How many answers are missed when so many units of each group go."""
-        masks = self.problem.masks(counts) or {}
-        every = zip(self.others, self.dense, self.judges, strict=True)
-        return sum(misses(dense, locally(other, masks), part, other.threads) for other, dense, part in every) / FOLDS
+    def misses(self, masks: Masks, way: Way = LOCAL) -> float:
+        """How many answers are missed when these units go and readers are fitted in this way."""
+        every = zip(self.others, self.dense, self.judges, self.rest, strict=True)
+        return sum(misses(d, fit(one, masks, way, rest), part, one.threads) for one, d, part, rest in every) / FOLDS
