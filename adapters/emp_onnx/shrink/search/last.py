@@ -1,4 +1,5 @@
-"""The fit that is written: in the way, and from the kind of feeds, that did best on feeds kept back; then from all."""
+"""The fit that is written: in the way, and from the kind of feeds, that did best on feeds kept back, or in quarters of
+all feeds where those do not tell; then from all."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ __all__ = ["MOVED", "RUN", "chosen_near", "judging_near", "mixed", "moved", "nea
 
 MOVED, MIXED = "moved", "mixed"
 MOST = {MOVED: 1200, MIXED: 2000}  # feeds in all
-BYTES = 1 << 27  # of all of them
+BYTES = 1 << 28  # of all of them
 JUDGING = 300  # feeds that judge beside those kept back
 COMPARED = 2.5e10  # multiplications of a model on those
 LARGER = 0.8  # share of the first of two feeds that are mixed to judge by, at least
