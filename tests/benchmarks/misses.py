@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.shrink.fitting import distance
+from emp_onnx.shrink.fitting.distance import rows_missed
 from tests.benchmarks._report import machine, table, write
 
 ROWS, CLASSES, SHOWN, TIMES = 40000, 10, 200, 60
@@ -52,8 +52,7 @@ def missed(scores: Wide, other: Wide, part: float | None) -> float:
     """The share that is likely missed by one part of the error; None: that is missed."""
     if part is None:
         return float((scores.argmax(1) != other.argmax(1)).mean())
-    distance.SPREAD = part
-    return float(distance._missed(scores, other)[0].mean())
+    return float(rows_missed(scores, other, spread=part)[0].mean())
 
 
 def told(scores: Wide, kinds: tuple[str, str], rng: np.random.Generator) -> list[float]:
@@ -77,16 +76,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="FILE", type=Path)
     given = parser.parse_args()
-    rng, rows, kept = np.random.default_rng(0), [], distance.SPREAD
-    try:
-        for kind in SCORES:
-            scores = drawn(kind, rng)
-            for kinds in combinations_with_replacement(ERRORS, 2):
-                shares = told(scores, kinds, rng)
-                if shares:
-                    rows.append([kind, " / ".join(dict.fromkeys(kinds)), *(f"{share:.2f}" for share in shares)])
-    finally:
-        distance.SPREAD = kept
+    rng, rows = np.random.default_rng(0), []
+    for kind in SCORES:
+        scores = drawn(kind, rng)
+        for kinds in combinations_with_replacement(ERRORS, 2):
+            shares = told(scores, kinds, rng)
+            if shares:
+                rows.append([kind, " / ".join(dict.fromkeys(kinds)), *(f"{share:.2f}" for share in shares)])
     lowest = ["lowest of all", "", *(f"{min(float(row[i]) for row in rows):.2f}" for i in range(2, len(rows[0])))]
     text = table(["scores", "errors", *(f"part {part:g}" for part in PARTS), "counted"], [*rows, lowest])
     text += f"\n\n{machine('numpy')}"

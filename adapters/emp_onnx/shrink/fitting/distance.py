@@ -17,7 +17,7 @@ Wide = NDArray[np.float64]
 CHOICES = ("ArgMax", "ArgMin", "TopK", "Hardmax", "Softmax", "LogSoftmax", "Sigmoid")
 PASSING = ("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten")
 
-__all__ = ["Missed", "agreement", "ancestors", "missed", "misses", "output_error", "watched"]
+__all__ = ["Missed", "agreement", "ancestors", "missed", "misses", "output_error", "rows_missed", "watched"]
 
 SPREAD = 0.4  # of the error of a score: over so much of a lead an answer goes from missed to right
 SHAPE = 0.05  # weight of the error of scores beside that of answers: it tells models apart that miss nothing
@@ -86,7 +86,7 @@ def missed(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], t
                 if one.shape != other.shape:
                     return Missed(np.ones(1), np.inf)
                 rows.setdefault(name, []).append((one.astype(np.float64), other.astype(np.float64)))
-    found = [_missed(*(np.concatenate(part) for part in zip(*pairs, strict=True))) for pairs in rows.values()]
+    found = [rows_missed(*(np.concatenate(part) for part in zip(*pairs, strict=True))) for pairs in rows.values()]
     if not found:
         return Missed(np.zeros(1), output_error(dense, model, feeds, threads) / SHAPE)
     return Missed(np.concatenate([one for one, _ in found]), float(np.mean([left for _, left in found])))
@@ -97,8 +97,8 @@ def misses(dense: Sequence[dict[str, Any]], model: Any, feeds: Sequence[Feed], t
     return missed(dense, model, feeds, threads).total
 
 
-def _missed(dense: Wide, other: Wide) -> tuple[Wide, float]:
-    """The same of scores (rows, classes)."""
+def rows_missed(dense: Wide, other: Wide, *, spread: float = SPREAD) -> tuple[Wide, float]:
+    """The same of scores (rows, classes), and the error that is left, as a share; `spread`: the part of the error."""
     if not (np.isfinite(dense).all() and np.isfinite(other).all()):
         return np.ones(len(dense)), 1.0
     at = np.arange(len(dense)), dense.argmax(1)
@@ -108,7 +108,7 @@ def _missed(dense: Wide, other: Wide) -> tuple[Wide, float]:
     left = float(np.square(a - b).sum())
     own = b[at]
     b[at] = -np.inf
-    error = SPREAD * (left / a.size) ** 0.5
+    error = spread * (left / a.size) ** 0.5
     lead = (own - b.max(1)) / max(error, 1e-6 * (size / a.size) ** 0.5)
     return 1 / (1 + np.exp(np.clip(lead, -50, 50))), left / size
 

@@ -64,8 +64,8 @@ def last_fit(
         best = _best(found)
         return Last(best.model, best.model, problem, near)
     given = [*feeds, *held]
-    best = _by_quarters(problem, masks, found, given, near)
     every = with_near(problem, given, near)
+    best = _by_quarters(problem, masks, found, given, near, len(every))
     size = sum(value.nbytes for value in map(np.asarray, feeds[0].values()))
     count = affordable(problem, masks, size) if near == MOVED else 0
     if count > len(every):
@@ -81,13 +81,12 @@ def _best(found: Sequence[Fitted]) -> Fitted:
 
 
 def _by_quarters(
-    problem: Problem, masks: Masks, found: Sequence[Fitted], feeds: Sequence[Feed], near: str
-) -> Fitted:  # fmt: skip
+    problem: Problem, masks: Masks, found: Sequence[Fitted], feeds: Sequence[Feed], near: str, count: int
+) -> Fitted:
     """Of the fits that feeds kept back do not tell apart, the one in whose way quarters of all feeds are fitted best;
-    the one that does best on those kept back, where that takes too long."""
+    the one that does best on those kept back, where that takes too long. `count`: of all feeds with those near them."""
     best = _best(found)
     alike = [one for one in found if not one.missed.worse(best.missed)]
-    count = len(with_near(problem, feeds, near))
     if len(alike) == 1 or len(feeds) < FOLDS or len(alike) * FOLDS * count * _work(problem, masks) > WORK:
         return best
     quarters = Quarters(problem, feeds, near, -(-count // FOLDS))
