@@ -67,6 +67,26 @@ def test_classes_of_pixels_are_found_wherever_they_lie(perm: list[int], then: st
     assert classes(y).shape == (SIDE * SIDE, CLASSES)  # type: ignore[union-attr]
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.permutations([1, 2, 3]), st.sampled_from([(1, -1, CLASSES), (-1, CLASSES), (1, SIDE * SIDE, CLASSES, 1, 1)]))
+def test_detectors_lay_places_flat_behind_a_turn(perm: list[int], shape: tuple[int, ...]) -> None:
+    """Channels of a convolution that a Transpose moves last are columns after a Reshape too; elsewhere nobody knows."""
+    nodes = [node("Conv", "x w", "a"), node("Transpose", "a", "t", perm=[0, *perm]), node("Reshape", "t s", "y")]
+    weights = {"w": one_by_one(9), "s": np.array(shape, np.int64)}
+    found = answers(nodes, weights, (1, 3, SIDE, SIDE))
+    y = says(found)
+    if perm[-1] == 1 and len(shape) < 4:
+        assert classes(y).shape == (SIDE * SIDE, CLASSES)  # type: ignore[union-attr]
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes, "g", [helper.make_tensor_value_info("x", 1, (1, 3, SIDE, SIDE))],
+            [helper.make_tensor_value_info("y", 1, None)], [numpy_helper.from_array(v, k) for k, v in weights.items()],
+        )
+    )  # fmt: skip
+    value = onnx.reference.ReferenceEvaluator(proto).run(None, found.feed)[0]  # type: ignore[attr-defined]
+    Said(proto, {"y": value}, found.feed).rows("y", value)  # type: ignore[attr-defined]
+
+
 def test_as_columns_of_a_product_they_are_the_same() -> None:
     w = one_by_one(9)
     by_conv = says(answers([node("Conv", "x w", "y")], {"w": w}, (1, 3, SIDE, SIDE)))

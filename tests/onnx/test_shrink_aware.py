@@ -117,7 +117,7 @@ def test_a_fit_that_knows_of_the_bound_is_nearer_behind_it(seed: int) -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(1, 2), st.sampled_from([1, 9]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_errors_of_elimination_in_rounds_are_those_of_least_squares(seed: int, sides: int, places: int) -> None:
     """Whatever the order, the error after each unit is that of the others making up for all that went."""
     rng = np.random.default_rng(seed)

@@ -46,7 +46,7 @@ def spelled(array: Any, parts: list[tuple[int, bool]], longer: bool) -> bytes:
     return out + b"\x42\x01w" + b"\xa2\x06\x04what"  # its name, and a field that nobody knows
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.integers(0, 2**32 - 1), st.sampled_from(TYPES),
     st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6), st.booleans(),

@@ -54,6 +54,7 @@ def test_every_rule_passes(scope: str, options: dict[str, float]) -> None:
     assert done.behaviour.random
 
 
+@settings(max_examples=50)
 @given(cases(), scopes, st.data())
 def test_any_changed_bit_of_any_weight_is_found(case: Case, scope: str, data: st.DataObject) -> None:
     source = Model(case.model)

@@ -80,7 +80,10 @@ def class_axis(made: Makers, name: str, rank: int, version: int) -> int | None:
         if maker is None:
             return None
         if maker.op == "Transpose":
-            turns.append(maker.perm or range(rank)[::-1])
+            perm = maker.perm or range(rank)[::-1]
+            if len(perm) != rank:  # before a change of shape
+                return _turned(_reshaped(class_axis(made, name, len(perm), version), len(perm), rank), turns)
+            turns.append(perm)
         elif maker.op not in SAME:
             return _turned(_own(made, maker, rank, version), turns)
         name = maker.source
@@ -100,6 +103,13 @@ def _own(made: Makers, maker: Made, rank: int, version: int) -> int | None:
         found = class_axis(made, maker.source, rank, version)
         return None if maker.op == "Concat" and found == (maker.axis or 0) % rank else found
     return None
+
+
+def _reshaped(axis: int | None, before: int, rank: int) -> int | None:
+    """Where an axis of so many comes to lie among `rank`: mostly channels stay second, and columns last."""
+    if axis == before - 1:
+        return rank - 1
+    return axis if axis == 1 < rank else None
 
 
 def _turned(axis: int | None, turns: Sequence[Sequence[int]]) -> int | None:

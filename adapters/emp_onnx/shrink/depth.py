@@ -20,6 +20,7 @@ from emp_onnx.errors import UsageError
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cost import Costs
 from emp_onnx.shrink.fitting.distance import misses, watched
+from emp_onnx.shrink.latency import share
 from emp_onnx.shrink.lighter.directions import longest, priced, thinner
 from emp_onnx.shrink.lighter.lighten import carried, lighter_ways
 from emp_onnx.shrink.problem import Problem
@@ -43,6 +44,7 @@ FARTHEST = 3.0  # times the error of a cut: from one that goes beyond the target
 ENDS = 6  # cuts of one problem that are judged so
 AGAIN, SURE = 2, 4.0  # times that exchange begins; times as long as others its ends are measured
 SAFE = 0.965  # of the target: what two measurements find together
+LONG = 2.0  # seconds of a measurement that decides whether anything has to be cut
 SHORT = 10.0  # seconds of the processor for exchange before splits are priced
 PATIENCE = 2  # plans in a row that are no better
 LESS = 1.12  # times the target: from there to the target are the last units
@@ -141,8 +143,8 @@ def plan(
     if len(better) == 1:
         return better[0]
     problems = {id(p.problem): p.problem for p in better}
-    share = -(-len(wide) // FOLDS)
-    quarters = {key: Quarters(one, [*fit, *held], near, share) for key, one in problems.items()}
+    lot = -(-len(wide) // FOLDS)
+    quarters = {key: Quarters(one, [*fit, *held], near, lot) for key, one in problems.items()}
     # two estimates are steadier than one
     return min(better, key=lambda p: quarters[id(p.problem)].misses(p.problem.masks(p.counts) or {}) + p.error)
 
@@ -231,7 +233,7 @@ def _at(
     known: Planner | None,
 ) -> tuple[Plan, Planner | None]:  # fmt: skip
     """The plan for one problem, and what measures others of it; none where nothing has to go."""
-    if problem.changes and problem.settle() <= MARGIN * target:
+    if problem.changes and problem.settle() <= MARGIN * target and _once_more(problem) <= SAFE * target:
         return Plan(problem, [0] * len(problem.groups), _error(problem, held)), None
     costs = Costs(problem.view, problem.trace, problem.feeds)
     half = problem.masks([group.units // 2 // STEP * STEP or group.units // 2 for group in problem.groups])
@@ -240,6 +242,12 @@ def _at(
     planner = Planner(problem, costs, held, round_to=round_to, least=least, short=short, known=known)
     counts = fit_budget(problem, planner, Budget(latency=target), lambda masks: None, held)
     return Plan(problem, counts, planner.measured(counts)), planner
+
+
+def _once_more(problem: Problem) -> float:
+    """The share of the latency before anything is cut, measured for longer: of many ways that are measured, those that
+    nothing has to be cut from are the ones that were measured too short."""
+    return share(problem.source, problem.finish(problem.view.model), problem.feeds, seconds=LONG)
 
 
 def _error(problem: Problem, held: Sequence[Feed]) -> float:

@@ -2,8 +2,9 @@
 
 Files that were once quantised clip between all operations. Each such Clip keeps onnxruntime from joining a sum to the
 convolution before it, and costs a pass of its own. min(max(x, a), b) = x wherever a ≤ x ≤ b: left out where at most one
-element in a thousand, of those that the feeds show, lies outside. Other inputs may reach a bound: this is a loss as
-any other, measured at the outputs, and the report names it.
+element in a thousand, of those that the feeds show, lies outside. Where that is so of b alone, and a = 0, a Relu is
+left: convolutions have it in their kernels, and go over their results once more for any other bound. Other inputs may
+reach a bound: this is a loss as any other, measured at the outputs, and the report names it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ SELDOM = 1e-3  # of the elements: outside the bounds
 
 @dataclass(frozen=True)
 class Opened:
-    """The tensors that bounds made, whose readers read what was bounded."""
+    """Bounds that go, by the tensors that they made.
+
+    Attributes:
+        outputs: whose readers read what was bounded instead.
+        floors: made by a Relu now: of their bounds the lower one, zero, stays.
+    """
 
     outputs: tuple[str, ...]
+    floors: tuple[str, ...] = ()
 
     def made(self, view: View, readers: Sequence[Reader], origin: Origin) -> tuple[Any, Origin]:
         """The model without these bounds."""
@@ -45,6 +52,9 @@ class Opened:
                 node.input[slot] = instead.get(name, name)
             if node.output and node.output[0] in self.outputs:
                 instead[node.output[0]] = node.input[0]
+            elif node.output and node.output[0] in self.floors:
+                node.op_type = "Relu"
+                del node.input[1:], node.attribute[:]
         drop_dead(model.graph)
         return model, origin
 
@@ -52,7 +62,9 @@ class Opened:
         """Nothing: what a bound does is lost where it is reached."""
 
     def __str__(self) -> str:
-        return f"{len(self.outputs)} bounds that hardly any element of the feeds reached were left out"
+        floors = f", {len(self.floors)} of which keep their zero" if self.floors else ""
+        count = len(self.outputs) + len(self.floors)
+        return f"{count} bounds that hardly any element of the feeds reached were left out{floors}"
 
 
 def bounds_of(op: Op, view: View) -> tuple[float, float] | None:
@@ -77,12 +89,18 @@ def find_opened(view: View, feeds: Sequence[Feed], *, threads: int = 1) -> Opene
     if not ops:
         return None
     runner = Runner(segment(view.model, [op.inputs[0] for op, _ in ops]), threads=threads)
-    outside, count = np.zeros(len(ops)), np.zeros(len(ops))
+    below, above, most = np.zeros(len(ops)), np.zeros(len(ops)), np.zeros(len(ops))
+    floats = np.ones(len(ops), bool)
     for feed in feeds:
         values = runner(feed)
         for i, (op, (low, high)) in enumerate(ops):
             x = values[op.inputs[0]]
-            outside[i] += np.count_nonzero((x < low) | (x > high))
-            count[i] += x.size
-    names = tuple(op.outputs[0] for i, (op, _) in enumerate(ops) if outside[i] <= SELDOM * count[i])
-    return Opened(names) if names else None
+            below[i] += np.count_nonzero(x < low)
+            above[i] += np.count_nonzero(x > high)
+            most[i] += SELDOM * x.size
+            floats[i] &= x.dtype.kind == "f"
+    free = below + above <= most
+    floor = ~free & (above <= most) & floats & [b == 0 and h < np.inf for _, (b, h) in ops]
+    names, floors = (tuple(op.outputs[0] for (op, _), yes in zip(ops, which, strict=True) if yes)
+                     for which in (free, floor))  # fmt: skip
+    return Opened(names, floors) if names or floors else None

@@ -1,8 +1,9 @@
 """Fewer places at the edges: what only ends in a mean over all places is worked out for the middle of the input alone.
 
-Each crop is one last place along one axis: the input's size by the size of the map that the mean is taken of, half of
-it from either end. What stays is what was there, but for places whose windows reach over the new edge; so readers are
-fitted to the dense model at the same places, which is the cropped one, and answers are judged by the whole one.
+Each crop is one last place along one axis, or half of one: the input's size by the size of the map that the mean is
+taken of, half of it from either end. (With half a place the last map stays as it is, and those before it shrink.) What
+stays is what was there, but for places whose windows reach over the new edge; so readers are fitted to the dense model
+at the same places, which is the cropped one, and answers are judged by the whole one.
 """
 
 from __future__ import annotations
@@ -80,8 +81,11 @@ class Cropped:
         return model, name
 
 
-def find_edges(view: View, traced: Trace) -> list[Cropped]:
-    """One for each axis of the only input, the last one first; none where places count for anything but a mean."""
+def find_edges(view: View, traced: Trace, *, parts: int = 1) -> list[Cropped]:
+    """One for each axis of the only input, the last one first; none where places count for anything but a mean.
+
+    `parts` says into how many a last place is divided, one of which goes.
+    """
     sources = [name for name in traced.feeds[0] if name in view.readers]
     shape = traced.shapes.get(sources[0]) if len(sources) == 1 else None
     if shape is None or len(shape) < 3 or not all(isinstance(size, int) for size in shape):
@@ -94,7 +98,9 @@ def find_edges(view: View, traced: Trace) -> list[Cropped]:
         size, left = int(shape[axis] or 0), last[axis]
         if not isinstance(left, int) or left < LEAST or size < 2 * left:
             continue
-        step = -(-size // left)
+        step = -(-size // left) // parts
+        if step < 1:
+            continue
         out.append(Cropped(sources[0], axis, step // 2, size - step + step // 2, size))
     return out
 

@@ -91,25 +91,31 @@ def coarser(problem: Problem, target: float, rate: float, fit: Sequence[Feed], j
 
 
 def cropped(problem: Problem, target: float, fit: Sequence[Feed], judge: Judge) -> list[Problem]:
-    """At fewer places along the edges of one axis, and of one more; arguments as in `opened`.
+    """At fewer places along the edges of one axis, and of one more: half a place each, then a whole one each; arguments
+    as in `opened`.
 
     What moves by a few places answers otherwise where answers are close, and as well: rates say little of it.
     """
     ways: list[Problem] = []
-    for axis in range(len(find_edges(problem.view, problem.trace))):
-        before = ways[-1] if ways else problem
-        share = judge.share(before)
-        edges = find_edges(before.view, before.trace)[axis : axis + 1]
-        if share <= MARGIN * target or not edges:
+    most, all_places = MARGIN * target, judge.share(problem)
+    for parts in (2, 1):
+        now, share = problem, all_places
+        for axis in range(len(find_edges(problem.view, problem.trace))):
+            edges = find_edges(now.view, now.trace, parts=parts)[axis : axis + 1]
+            if share <= most or not edges:
+                break
+            try:
+                other = now.lighter(edges[0])
+            except ModelError:  # it does not run
+                break
+            left = judge.share(other)
+            if not other.groups or share - left < SAVES:
+                break
+            other.measured(other.sums(fit, carried(now, other)), now)
+            ways.append(other)
+            now, share = other, left
+        if share <= most:
             break
-        try:
-            now = before.lighter(edges[0])
-        except ModelError:  # it does not run
-            break
-        if not now.groups or share - judge.share(now) < SAVES:
-            break
-        now.measured(now.sums(fit, carried(before, now)), before)
-        ways.append(now)
     return ways
 
 
