@@ -18,7 +18,7 @@ from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.shrink import shrink
 from emp_onnx.shrink.fitting.order import RIDGE, eliminate, side
 from emp_onnx.shrink.fitting.readers import Reader
-from emp_onnx.shrink.fitting.refit import solve
+from emp_onnx.shrink.fitting.refit import solve, wanted
 from emp_onnx.shrink.proof import Proof
 from emp_onnx.shrink.search.amounts import keep
 from emp_onnx.verification.outcome import VerifyError
@@ -245,6 +245,6 @@ def test_a_fit_of_what_is_there_changes_nothing() -> None:
     rng = np.random.default_rng(4)
     x = np.concatenate([rng.standard_normal((200, 5)), np.ones((200, 1))], 1)
     m = rng.standard_normal((3, 5))
-    new, shift = solve(x.T @ x / 200, x.T @ x / 200, m, m, bias=True)
+    new, shift = solve(x.T @ x / 200, wanted(x.T @ x / 200, m), m, bias=True)
     np.testing.assert_allclose(new, m, atol=1e-9)
     np.testing.assert_allclose(shift, 0, atol=1e-9)

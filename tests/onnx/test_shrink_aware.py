@@ -19,7 +19,7 @@ from emp_onnx.shrink.fitting.aware import bounded, refit_bounded, towards
 from emp_onnx.shrink.fitting.moments import cross_moments, moments, samples
 from emp_onnx.shrink.fitting.order import eliminate, side
 from emp_onnx.shrink.fitting.readers import Reader
-from emp_onnx.shrink.fitting.refit import Solved, refit_locally, solve
+from emp_onnx.shrink.fitting.refit import Solved, refit_locally, solve, wanted
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.choose import neighbours
 
@@ -56,7 +56,7 @@ def test_without_bounds_it_is_the_fit_from_moments() -> None:
     x, kept, m, b = layer(3)
     ones = np.concatenate([x, np.ones((len(x), 1))], 1)
     moment, stays = ones.T @ ones / len(x), np.append(kept, True)
-    new, shift = solve(moment[np.ix_(stays, stays)], moment[stays], m, m[:, kept], bias=True)
+    new, shift = solve(moment[np.ix_(stays, stays)], wanted(moment[stays], m), m[:, kept], bias=True)
     found, bias = towards(x, kept, m, b, (-np.inf, np.inf))
     np.testing.assert_allclose(found, new, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(bias - b, shift, rtol=1e-6, atol=1e-6)

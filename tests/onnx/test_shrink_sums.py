@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 import emp_onnx.shrink.fitting.refit as fitting
 from emp_onnx.shrink.axes.trace import Runner
 from emp_onnx.shrink.fitting.moments import cross_moments, samples
-from emp_onnx.shrink.fitting.refit import levels, refit, solve
+from emp_onnx.shrink.fitting.refit import levels, refit, solve, wanted
 from emp_onnx.shrink.fitting.sums import beside
 from emp_onnx.shrink.problem import Problem
 
@@ -105,7 +105,7 @@ def test_it_is_the_fit_to_the_dense_sum_less_what_stands_there(kind: str) -> Non
     ((own, cross, lost),) = cross_moments(problem.view.model, shrunk, [reader], problem.feeds, besides=[by])
     full = reader.matrix(problem.view.constants["c2"])[:, :, 0]
     kept = ~masks[reader.source, reader.axis]
-    new, shift = solve(own, cross, full, full[:, kept], bias=True, ridge=0.0, lost=lost)
+    new, shift = solve(own, wanted(cross, full, lost), full[:, kept], bias=True, ridge=0.0)
 
     z = samples(shrunk, [reader], problem.feeds)[0].astype(np.float64)
     runners = [Runner(model, ("s1", "s2")) for model in (problem.view.model, shrunk)]

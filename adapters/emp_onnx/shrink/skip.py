@@ -22,7 +22,7 @@ from emp_onnx.shrink.axes.trace import Trace
 from emp_onnx.shrink.cut import drop_dead
 from emp_onnx.shrink.fitting.moments import cross_moments
 from emp_onnx.shrink.fitting.readers import Reader, find_readers
-from emp_onnx.shrink.fitting.refit import RIDGE, Origin, solve
+from emp_onnx.shrink.fitting.refit import RIDGE, Origin, solve, wanted
 from emp_onnx.shrink.tensors import set_constant
 from emp_onnx.shrink.view import View
 from emp_onnx.shrink.work import counts_as_work
@@ -148,8 +148,8 @@ def skipped(
             start = reader.matrix(now)
             if len(start) != len(goal):
                 continue
-            flat = (matrix.reshape(len(matrix), -1) for matrix in (goal, start))
-            new, shift = solve(z, cross, *flat, bias=bool(reader.bias), ridge=ridge)
+            said = wanted(cross, goal.reshape(len(goal), -1))
+            new, shift = solve(z, said, start.reshape(len(start), -1), bias=bool(reader.bias), ridge=ridge)
             if not (np.isfinite(new).all() and np.isfinite(shift).all()):
                 continue
             set_constant(model, reader.weight, reader.put(new.reshape(start.shape), now))

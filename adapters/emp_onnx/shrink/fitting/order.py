@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emp_onnx.shrink.fitting.definite import invert_in_place, take_off
 from emp_onnx.shrink.fitting.readers import Reader
 
 __all__ = ["Curve", "eliminate"]
@@ -59,15 +60,16 @@ def side(reader: Reader, weight: NDArray[Any], moment: Wide, labels: NDArray[np.
     order = np.argsort(features, kind="stable")
     bounds = np.searchsorted(features[order], np.arange(units + 1))
     where = [order[a:b] for a, b in pairwise(bounds)]
-    h = h + np.eye(len(h)) * (RIDGE * float(np.trace(h)) / len(h) + 1e-12)
-    inverse: Any = np.linalg.inv(h)
-    return _Side(inverse, flat.copy(), where, total)
+    np.einsum("ii->i", h)[...] += RIDGE * float(np.trace(h)) / len(h) + 1e-12
+    return _Side(invert_in_place(h), flat.copy(), where, total)
 
 
 def centred(moment: Wide, about_mean: bool) -> Wide:
     """The moments of x from those of (x, 1): about the mean, or as they are."""
-    h, mean = moment[:-1, :-1], moment[:-1, -1]
-    return h - np.outer(mean, mean) if about_mean else h.copy()
+    h = moment[:-1, :-1].copy()
+    if about_mean:
+        take_off(h, moment[:-1, -1])
+    return h
 
 
 def eliminate(sides: Sequence[_Side], units: int) -> Curve:

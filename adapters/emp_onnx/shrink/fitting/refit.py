@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks, sliced
+from emp_onnx.shrink.fitting.definite import solve_in_place, take_off
 from emp_onnx.shrink.fitting.moments import cross_moments
 from emp_onnx.shrink.fitting.readers import Reader
 from emp_onnx.shrink.fitting.sums import beside
 from emp_onnx.shrink.view import View
 
-__all__ = ["RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit", "refit_locally", "rows_of", "solve"]
+__all__ = [
+    "RIDGE", "RIDGES", "Origin", "Solved", "kept_of", "put_fit", "refit", "refit_locally", "rows_of", "solve", "wanted",
+]  # fmt: skip
 
 RIDGE = 3e-2  # of the mean of the diagonal
 RIDGES = (3e-3, 3e-2, 1e-1)  # among which feeds that are kept back choose
@@ -54,6 +57,7 @@ class Solved:
     """
 
     found: OrderedDict[Any, tuple[Wide, Wide, Wide]] = field(default_factory=OrderedDict)
+    said: dict[int, tuple[Wide, Wide]] = field(default_factory=dict)  # what each is to reach, the same for all cuts
     bytes: int = 0
 
     def of(self, which: int, moment: Wide, kept: NDArray[np.bool_], target: Wide, *, bias: bool, ridge: float) -> Any:
@@ -61,8 +65,11 @@ class Solved:
         key = which, kept.tobytes(), ridge
         known = self.found.pop(key, None)
         if known is None or known[0] is not moment:
-            own, cross = moment[np.ix_(kept, kept)], moment[kept]
-            new, shift = solve(own, cross, target, target[:, kept[:-1]], bias=bias, ridge=ridge)
+            said = self.said.get(which)
+            if said is None or said[0] is not moment:
+                said = self.said[which] = moment, wanted(moment, target)
+            own = moment[np.ix_(kept, kept)]
+            new, shift = solve(own, said[1][kept], target[:, kept[:-1]], bias=bias, ridge=ridge)
             known = moment, new, shift
             self.bytes += new.nbytes
         self.found[key] = known
@@ -71,24 +78,23 @@ class Solved:
         return known[1:]
 
 
-def solve(
-    own: Wide, cross: Wide, target: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE, lost: Wide | None = None
-) -> tuple[Wide, Wide]:
-    """M' (outputs, kept) and the shift of b, from E[(z,1)(z,1)ᵀ], E[(z,1)(x,1)ᵀ], M (outputs, all) and M₀ (outputs,
-    kept), and E[(z,1)(d,1)ᵀ] where M·x + d is to be reached."""
-    if lost is not None:  # d are more of what is read, each with a weight of 1
-        cross = np.concatenate([cross[:, :-1], lost], 1)
-        target = np.concatenate([target, np.eye(len(target))], 1)
-    h, k = own[:-1, :-1], cross[:-1, :-1]
+def wanted(cross: Wide, target: Wide, lost: Wide | None = None) -> Wide:
+    """E[(z,1) yᵀ] of what y = M·x + d is to be reached, from E[(z,1)(x,1)ᵀ], M (outputs, features of x), and
+    E[(z,1)(d,1)ᵀ] where there is a d."""
+    said = cross[:, :-1] @ target.T
+    return np.asarray(said if lost is None else said + lost[:, :-1])
+
+
+def solve(own: Wide, said: Wide, prior: Wide, *, bias: bool, ridge: float = RIDGE) -> tuple[Wide, Wide]:
+    """M' (outputs, kept) and the shift of b, from E[(z,1)(z,1)ᵀ], E[(z,1) yᵀ] and M₀ (outputs, kept)."""
+    h, means, right = own[:-1, :-1].copy(), own[:-1, -1], said[:-1]
     if bias:
-        h = h - np.outer(own[:-1, -1], own[:-1, -1])
-        k = k - np.outer(own[:-1, -1], cross[-1, :-1])
+        take_off(h, means)
+        right = right - np.outer(means, said[-1])
     level = ridge * float(np.trace(h)) / max(len(h), 1) + 1e-12
-    left = h + level * np.eye(len(h))
-    right = k @ target.T + level * prior.T
-    new: Any = np.linalg.solve(left, right).T
-    shift = target @ cross[-1, :-1] - new @ own[:-1, -1] if bias else np.zeros(len(target))
-    return new, shift
+    np.einsum("ii->i", h)[...] += level
+    new = solve_in_place(h, right + level * prior.T).T
+    return new, said[-1] - new @ means if bias else np.zeros(len(prior))
 
 
 def levels(view: View, readers: Sequence[Reader]) -> tuple[list[list[Reader]], dict[str, int]]:
@@ -218,9 +224,8 @@ def _one(
     rows = rows_of(view, masks, reader)
     target = reader.matrix(view.constants[reader.weight])[rows].reshape(int(rows.sum()), -1)
     prior = reader.matrix(onnx.numpy_helper.to_array(tensors[reader.weight]))
-    new, shift = solve(
-        own, cross, target, prior.reshape(len(prior), -1), bias=bool(reader.bias), ridge=ridge, lost=lost
-    )
+    said = wanted(cross, target, lost)
+    new, shift = solve(own, said, prior.reshape(len(prior), -1), bias=bool(reader.bias), ridge=ridge)
     put_fit(view, tensors, masks, reader, new, shift, onnx)
 
 
