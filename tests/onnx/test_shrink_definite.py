@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emp_onnx.shrink.fitting.definite as definite
-from emp_onnx.shrink.fitting.definite import invert_in_place, solve_in_place, take_off
+from emp_onnx.shrink.fitting.definite import add_products, invert_in_place, mirror, solve_in_place, take_off
 
 
 def spd(seed: int, n: int) -> np.ndarray:
@@ -29,6 +29,11 @@ def test_they_say_what_numpy_says(seed: int, n: int, outputs: int, block: int) -
         take_off(less, v)
         assert np.array_equal(less, a - np.outer(v, v))
         assert np.allclose(solve_in_place(a.copy(), right), np.linalg.solve(a, right), rtol=1e-9, atol=1e-10)
+        products, rows = np.zeros((n, n)), np.random.default_rng(seed).standard_normal((outputs, n))
+        add_products(products, rows)
+        add_products(products, rows)
+        mirror(products)
+        assert np.allclose(products, 2 * rows.T @ rows, rtol=1e-12, atol=1e-12)
         found = invert_in_place(a.copy())
         assert np.allclose(found, np.linalg.inv(a), rtol=1e-9, atol=1e-10)
         assert np.array_equal(found, found.T)
@@ -61,7 +66,7 @@ def test_no_second_matrix_is_made() -> None:
     tracemalloc.start()
     try:
         for work in (lambda: take_off(a, np.ones(n) * 1e-3), lambda: solve_in_place(a.copy(), right),
-                     lambda: invert_in_place(a.copy())):  # fmt: skip
+                     lambda: invert_in_place(a.copy()), lambda: add_products(a, right.T)):  # fmt: skip
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             work()

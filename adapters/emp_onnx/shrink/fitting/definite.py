@@ -1,4 +1,4 @@
-"""Symmetric positive definite matrices, solved and inverted where they lie: one copy of a large one is room enough.
+"""Symmetric matrices, added to, solved and inverted where they lie: one copy of a large one is room enough.
 
 LAPACK takes columns first, so what it calls the lower triangle is the upper one here, and the other is left alone.
 Where rounding, or what is not finite, has made a matrix indefinite, it is put together again from the triangle that was
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 
-__all__ = ["invert_in_place", "solve_in_place", "take_off"]
+__all__ = ["BLOCK", "add_products", "invert_in_place", "mirror", "solve_in_place", "take_off"]
 
 Wide = NDArray[np.float64]
 BLOCK = 512  # rows at once, where a whole matrix would be copied
@@ -50,12 +50,22 @@ def invert_in_place(a: Wide) -> Wide:
     if fault:
         return np.asarray(np.linalg.inv(_whole(a, diagonal)))
     out = lapack.dpotri(factor, lower=1, overwrite_c=1)[0].T
-    for start in range(0, len(out), BLOCK):  # the triangle that was left alone is that of the other one
-        rows, stop = out[start : start + BLOCK], start + BLOCK
+    mirror(out)
+    return np.asarray(out)
+
+
+def add_products(a: Wide, z: Wide) -> None:
+    """a + zᵀ·z in the upper triangle of `a`, in place; `a` and `z` contiguous."""
+    blas.dsyrk(1.0, z.T, beta=1.0, c=a.T, lower=1, overwrite_c=1)
+
+
+def mirror(a: Wide) -> None:
+    """The upper triangle below the diagonal too, in place."""
+    for start in range(0, len(a), BLOCK):
+        rows, stop = a[start : start + BLOCK], start + BLOCK
         square = rows[:, start:stop]
         square[...] = np.triu(square) + np.triu(square, 1).T
-        out[stop:, start:stop] = rows[:, stop:].T
-    return np.asarray(out)
+        a[stop:, start:stop] = rows[:, stop:].T
 
 
 def _whole(a: Wide, diagonal: Wide) -> Wide:

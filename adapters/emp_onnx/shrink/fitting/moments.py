@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.axes.trace import Runner
 from emp_onnx.shrink.cut import drop_dead
+from emp_onnx.shrink.fitting.definite import add_products, mirror
 from emp_onnx.shrink.fitting.readers import Reader
 from emp_onnx.shrink.fitting.sums import Beside
 
@@ -25,6 +26,7 @@ SAMPLES = 10  # of a reader, over all feeds, for each number in a sample; and ne
 LEAST = 4096
 ROWS = 4  # samples of a reader from each feed, at least
 WAITING = 1 << 22  # bytes of what one reader reads, kept before windows are cut out of them
+TOGETHER = 1 << 23  # numbers of samples that wait to be multiplied, where rows are so long that as many are more
 Wide = NDArray[np.float64]
 
 
@@ -55,7 +57,7 @@ class _Sums:
     """Of one reader: Σ z zᵀ and, with x beside z, Σ z xᵀ, added up in few large products.
 
     What convolutions read is kept for some feeds before windows are cut out of it, for one cut costs as much as many;
-    rows wait until there are as many as one has numbers.
+    rows wait until there are as many as one has numbers, or as many as memory has room for.
     """
 
     def __init__(self, readers: Sequence[Reader], share: int, key: tuple[int, int]) -> None:
@@ -63,7 +65,7 @@ class _Sums:
         self.waiting: list[list[Any]] = []
         self.rows: list[list[Wide]] = []
         self.bytes = self.ready = self.count = self.cuts = 0
-        self.sums: list[Any] = [0.0] * len(readers)
+        self.sums: list[Wide] = []
 
     def add(self, *values: Any) -> None:
         """The tensor that each reader reads, of one feed."""
@@ -88,7 +90,7 @@ class _Sums:
         self.waiting, self.bytes = [], 0
         self.rows.append(parts)
         self.ready += len(parts[0])
-        if self.ready > parts[0].shape[1]:
+        if self.ready > min(parts[0].shape[1], max(ROWS, TOGETHER // parts[0].shape[1])):
             self.multiply()
 
     def multiply(self) -> None:
@@ -96,7 +98,11 @@ class _Sums:
         if not self.rows:
             return
         z, *x = (part[0] if len(part) == 1 else np.concatenate(part) for part in zip(*self.rows, strict=True))
-        self.sums = [s + z.T @ other for s, other in zip(self.sums, (z, *x), strict=True)]
+        if not self.sums:
+            self.sums = [np.zeros((z.shape[1], other.shape[1])) for other in (z, *x)]
+        add_products(self.sums[0], z)
+        for s, other in zip(self.sums[1:], x, strict=True):
+            s += z.T @ other
         self.count += len(z)
         self.rows, self.ready = [], 0
 
@@ -104,7 +110,10 @@ class _Sums:
         """The sums over the number of samples."""
         self.flush()
         self.multiply()
-        return [np.asarray(s) / max(self.count, 1) for s in self.sums]
+        for s in self.sums:
+            s /= max(self.count, 1)
+        mirror(self.sums[0])
+        return self.sums
 
 
 class _Kept(_Sums):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_onnx.shrink.fitting.definite import invert_in_place, take_off
+from emp_onnx.shrink.fitting.definite import BLOCK, invert_in_place, take_off
 from emp_onnx.shrink.fitting.readers import Reader
 
 __all__ = ["Curve", "eliminate"]
@@ -152,4 +152,5 @@ def _leave(s: _Side, units: Sequence[int]) -> None:
     rows = s.inverse[at]
     solved = np.linalg.solve(rows[:, at], rows)
     s.weight -= s.weight[:, at] @ solved
-    s.inverse -= rows.T @ solved
+    for start in range(0, len(s.inverse), BLOCK):
+        s.inverse[start : start + BLOCK] -= rows[:, start : start + BLOCK].T @ solved
