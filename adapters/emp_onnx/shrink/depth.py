@@ -142,11 +142,15 @@ def plan(
         better = [p for p in better if p.error <= ALIKE * lowest]
     if len(better) == 1:
         return better[0]
-    problems = {id(p.problem): p.problem for p in better}
-    lot = -(-len(wide) // FOLDS)
-    quarters = {key: Quarters(one, [*fit, *held], near, lot) for key, one in problems.items()}
-    # two estimates are steadier than one
-    return min(better, key=lambda p: quarters[id(p.problem)].misses(p.problem.masks(p.counts) or {}) + p.error)
+    lot, found_in = -(-len(wide) // FOLDS), {id(p.problem): p.problem for p in better}
+    totals: dict[int, float] = {}
+    for key, problem in found_in.items():  # one after the other: each has the moments of four fits
+        quarters = Quarters(problem, [*fit, *held], near, lot)
+        for i, p in enumerate(better):
+            if id(p.problem) == key:  # two estimates are steadier than one
+                totals[i] = quarters.misses(problem.masks(p.counts) or {}) + p.error
+        del quarters
+    return better[min(totals, key=totals.__getitem__)]
 
 
 def _exchanged(first: Plan, planner: Planner, target: float, seconds: float) -> list[Plan]:

@@ -101,8 +101,8 @@ def find_thin(
         flat = w.reshape(len(w), -1)
         if not (np.isfinite(flat).all() and np.isfinite(moment).all()):
             continue
-        mean = moment[:-1, -1] if reader.bias else np.zeros(len(moment) - 1)
-        values, vectors = np.linalg.eigh(flat @ (moment[:-1, :-1] - np.outer(mean, mean)) @ flat.T)
+        said = flat @ (moment[:-1, -1] if reader.bias else np.zeros(len(moment) - 1))
+        values, vectors = np.linalg.eigh(flat @ moment[:-1, :-1] @ flat.T - np.outer(said, said))
         values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
         whole = float(values.sum())
         most = int(WORTH * flat.size / sum(flat.shape)) // BLOCK * BLOCK
@@ -112,7 +112,7 @@ def find_thin(
         ranks = {most * q // 4 // BLOCK * BLOCK for q in ((4,) if largest else (4, 3, 2, 1))}
         out += [
             Thin(
-                reader.weight, vectors[:, :r], flat @ mean, 1 - float(values[:r].sum()) / whole, number,
+                reader.weight, vectors[:, :r], said, 1 - float(values[:r].sum()) / whole, number,
                 r * sum(flat.shape) / flat.size,
             )
             for r in sorted(ranks, reverse=True)

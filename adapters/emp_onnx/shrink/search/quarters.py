@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from emp_onnx.runtime.feeds import Feed
 from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.fitting.distance import misses, watched
@@ -29,15 +31,16 @@ class Quarters:
         self.judges = [part[: more * len(fold)] for part, fold in zip(wide, folds, strict=True)]
         self.dense = [[runner(feed) for feed in part] for part in self.judges]
         self.rest = [[feed for part in (*wide[:i], *wide[i + 1 :]) for feed in part] for i in range(FOLDS)]
-        sums = [] if problem.skips else [problem.sums(part) for part in wide]
-        self.others: list[Problem] = []
-        for i in range(FOLDS):
-            if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
-                self.others.append(anew(problem, self.rest[i]))
-            else:
-                left = [*sums[:i], *sums[i + 1 :]]
-                moments = {k: sum((s[k] for s in left[1:]), left[0][k]) / len(left) for k in problem.moments}
-                self.others.append(replace(problem, moments=moments))
+        if problem.skips:  # their readers are fitted too, and what comes after them reads other numbers then
+            self.others = [anew(problem, rest) for rest in self.rest]
+        else:
+            sums = [{k: s for k, s in problem.sums(part).items() if k in problem.moments} for part in wide]
+            for k in problem.moments:  # in place: these are the largest matrices there are
+                whole = sum((s[k] for s in sums[1:]), sums[0][k])
+                for s in sums:
+                    np.subtract(whole, s[k], out=s[k])
+                    s[k] /= FOLDS - 1
+            self.others = [replace(problem, moments=moments) for moments in sums]
 
     def misses(self, masks: Masks, way: Way = LOCAL) -> float:
         """How many answers are missed when these units go and readers are fitted in this way."""
