@@ -142,9 +142,9 @@ def plan(
         better = [p for p in better if p.error <= ALIKE * lowest]
     if len(better) == 1:
         return better[0]
-    lot, found_in = -(-len(wide) // FOLDS), {id(p.problem): p.problem for p in better}
+    lot, problems = -(-len(wide) // FOLDS), {id(p.problem): p.problem for p in better}
     totals: dict[int, float] = {}
-    for key, problem in found_in.items():  # one after the other: each has the moments of four fits
+    for key, problem in problems.items():  # one after the other: each has the moments of four fits
         quarters = Quarters(problem, [*fit, *held], near, lot)
         for i, p in enumerate(better):
             if id(p.problem) == key:  # two estimates are steadier than one
