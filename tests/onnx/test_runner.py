@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,60 @@ def test_what_follows_a_layer_gives_what_the_whole_gives(monkeypatch: pytest.Mon
             assert distance(one, says) > 1e-6
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_allclose(a[0], b[0], rtol=1e-6)
+
+
+def pyramid() -> onnx.ModelProto:
+    """As detectors have it: twice a coarse map is made as large as the next finer one, by sizes that are read from
+    shapes, and added to it."""
+    rng, node = np.random.default_rng(0), helper.make_node
+    held: dict[str, Any] = {
+        f"w{i}": (rng.standard_normal((8, 8 if i else 3, 3, 3)) / 5).astype(np.float32) for i in range(5)
+    }
+    held |= {"zero": np.array([0]), "two": np.array([2]), "h": np.array(2), "w": np.array(3), "n": np.zeros(0, "f")}
+    nodes: list[Any] = []
+
+    def conv(x: str, weight: str, y: str, stride: int) -> None:
+        nodes.append(node("Conv", [x, weight], [y], kernel_shape=[3, 3], pads=[1] * 4, strides=[stride] * 2))
+
+    def enlarged(x: str, like: str, y: str) -> None:
+        for i in "hw":
+            nodes.append(node("Shape", [like], [f"{y}_shape_{i}"]))
+            nodes.append(node("Gather", [f"{y}_shape_{i}", i], [f"{y}_one_{i}"]))
+            nodes.append(node("Unsqueeze", [f"{y}_one_{i}"], [f"{y}_{i}"], axes=[0]))
+        nodes.extend([
+            node("Shape", [x], [f"{y}_all"]), node("Slice", [f"{y}_all", "zero", "two", "zero"], [f"{y}_first"]),
+            node("Concat", [f"{y}_first", f"{y}_h", f"{y}_w"], [f"{y}_size"], axis=0),
+            node("Resize", [x, "n", "n", f"{y}_size"], [f"{y}_large"], mode="nearest"),
+            node("Add", [like, f"{y}_large"], [y]),
+        ])  # fmt: skip
+
+    for i, (x, y) in enumerate(("xa", "ab", "bc")):
+        conv(x, f"w{i}", y, 2)
+    enlarged("c", "b", "p")
+    enlarged("p", "a", "q")
+    conv("q", "w3", "r", 1)
+    nodes.append(node("Relu", ["r"], ["e"]))
+    conv("e", "w4", "y", 1)
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 3, "H", "W"])],
+        [helper.make_tensor_value_info("y", 1, None)], [numpy_helper.from_array(v, k) for k, v in held.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+
+
+def test_sizes_that_follow_from_shapes_are_left_to_the_run() -> None:
+    """onnxruntime refuses a part of such a network where it knows how many axes its inputs have, but not how long."""
+    model = Model(pyramid())
+    rng = np.random.default_rng(1)
+    some = [{"x": rng.standard_normal((1, 3, 40, side)).astype(np.float32)} for side in (40, 24)]
+    made = Network(model, find_weights(model).weights, some, 1)
+    session = onnx.reference.ReferenceEvaluator(pyramid())
+    levels = made.runner()
+    for level in range(made.levels + 1):
+        levels.level(level, made.wanted(level))
+    for feed, (said,) in zip(some, Answers(made)(None, some), strict=True):
+        assert np.isfinite(said).all()
+        assert said.size == session.run(None, feed)[0].size
 
 
 def test_what_does_not_fit_goes_to_files() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,20 @@ def open_session(
     if threads:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    try:
+    def opened() -> Any:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    try:
+        return opened()
     except Exception as error:
+        if "ShapeInferenceError" in str(error):
+            # sizes that follow from shapes (a Slice of a Shape) are worked out wrongly where numbers of axes are known
+            # and sizes are not; where nothing is known they are left to the run. Some fusions would crash then (1.32)
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            for item in model.graph.input:
+                item.type.tensor_type.ClearField("shape")
+            with suppress(Exception):
+                return opened()
         raise ModelError(f"onnxruntime cannot load a part of the model: {first_line(error)}") from error
 
 
