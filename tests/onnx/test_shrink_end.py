@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from emp_onnx.shrink import shallower
+from emp_onnx.shrink.fitting.distance import Missed
 from emp_onnx.shrink.lighter.edges import Cropped
 from emp_onnx.shrink.lighter.lighten import carried
 from emp_onnx.shrink.problem import Problem
@@ -20,7 +21,7 @@ from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search import last, near
 from emp_onnx.shrink.search.fits import Way, every_fit
 from emp_onnx.shrink.search.last import affordable, last_fit
-from emp_onnx.shrink.search.near import MOVED, judging_near, mixed, near_to, nearby
+from emp_onnx.shrink.search.near import MIXED, MOVED, judging_near, mixed, near_to, nearby
 from emp_onnx.shrink.search.quarters import Quarters
 from emp_onnx.shrink.search.varied import LOUD, OFFSET, varied
 from emp_onnx.shrink.shallower import ranking
@@ -181,3 +182,28 @@ def test_layers_are_ranked_by_as_many_feeds_as_work_allows_and_no_clock(monkeypa
     assert ranking(small, 7) == 7
     monkeypatch.setattr(shallower, "WORK", 0.0)
     assert ranking(small, 4000) == shallower.FEEDS
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_of_a_handful_of_feeds_no_quarters_are_made(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """A quarter of so few has one feed or none: nothing is mixed of these, and nothing fitted to none."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], transB=1), helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "v"], ["y"], transB=1),
+    ]  # fmt: skip
+    rng = np.random.default_rng(0)
+    held = {"w": rng.standard_normal((24, 6)), "v": rng.standard_normal((5, 24))}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 6])], [helper.make_tensor_value_info("y", 1, [1, 5])],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in held.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    some = feeds(count, (1, 6))
+    problem = Problem.of(model, some, biases=True)
+    problem.measure(some[:-1])
+    masks = problem.masks([8] * len(problem.groups)) or {}
+    assert masks
+    way = MIXED if count > 2 else ""
+    monkeypatch.setattr(Missed, "worse", lambda *_: False)  # ways that feeds kept back do not tell apart
+    found = last_fit(problem, masks, some[:-1], some[-1:], way, final=True, more=False)
+    assert all(np.isfinite(numpy_helper.to_array(t)).all() for t in found.shrunk.graph.initializer)

@@ -30,7 +30,7 @@ from emp_onnx.shrink.search.exchange import Clock, exchange
 from emp_onnx.shrink.search.judge import Judge
 from emp_onnx.shrink.search.near import with_near
 from emp_onnx.shrink.search.nearer import nearer
-from emp_onnx.shrink.search.quarters import FOLDS, Quarters
+from emp_onnx.shrink.search.quarters import FEWEST, FOLDS, Quarters
 from emp_onnx.shrink.shallower import shallower
 from emp_onnx.shrink.view import View
 
@@ -140,8 +140,8 @@ def plan(
     if judging:
         lowest = min(p.error for p in better)
         better = [p for p in better if p.error <= ALIKE * lowest]
-    if len(better) == 1:
-        return better[0]
+    if len(better) == 1 or len(fit) + len(held) < FEWEST:
+        return min(better, key=lambda p: p.error)
     lot, problems = -(-len(wide) // FOLDS), {id(p.problem): p.problem for p in better}
     totals: dict[int, float] = {}
     for key, problem in problems.items():  # one after the other: each has the moments of four fits

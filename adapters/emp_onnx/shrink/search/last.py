@@ -18,7 +18,7 @@ from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.report import flops_of
 from emp_onnx.shrink.search.fits import Fitted, Way, anew, every_fit, fit
 from emp_onnx.shrink.search.near import BYTES, MOVED, RUN, near_to, nearby, with_near
-from emp_onnx.shrink.search.quarters import FOLDS, Quarters
+from emp_onnx.shrink.search.quarters import FEWEST, FOLDS, Quarters
 from emp_onnx.shrink.search.varied import varied
 
 __all__ = ["Last", "affordable", "last_fit"]
@@ -87,7 +87,7 @@ def _by_quarters(
     the one that does best on those kept back, where that takes too long. `count`: of all feeds with those near them."""
     best = _best(found)
     alike = [one for one in found if not one.missed.worse(best.missed)]
-    if len(alike) == 1 or len(feeds) < FOLDS or len(alike) * FOLDS * count * _work(problem, masks) > WORK:
+    if len(alike) == 1 or len(feeds) < FEWEST or len(alike) * FOLDS * count * _work(problem, masks) > WORK:
         return best
     quarters = Quarters(problem, feeds, near, -(-count // FOLDS))
     return min(alike, key=lambda one: quarters.misses(masks, one.way))

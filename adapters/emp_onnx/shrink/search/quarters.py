@@ -14,13 +14,15 @@ from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.fits import LOCAL, Way, anew, fit
 from emp_onnx.shrink.search.near import MOVED, with_near
 
-__all__ = ["FOLDS", "Quarters"]
+__all__ = ["FEWEST", "FOLDS", "Quarters"]
 
+FEWEST = 8  # feeds: of fewer a quarter has less than two, which nothing can be mixed of
 FOLDS, JUDGES = 4, 3  # in which plans are judged; of feeds near others so many times as many judge
 
 
 class Quarters:
-    """All feeds in quarters, with `share` of those near them in each, which judge by a fit to the others."""
+    """All feeds, `FEWEST` or more, in quarters, with `share` of those near them in each, which judge by a fit to the
+    others."""
 
     def __init__(self, problem: Problem, feeds: Sequence[Feed], near: str, share: int) -> None:
         self.problem = problem
