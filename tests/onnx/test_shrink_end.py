@@ -204,6 +204,7 @@ def test_of_a_handful_of_feeds_no_quarters_are_made(monkeypatch: pytest.MonkeyPa
     masks = problem.masks([8] * len(problem.groups)) or {}
     assert masks
     way = MIXED if count > 2 else ""
+    monkeypatch.setattr(last, "Quarters", lambda *_: pytest.fail("quarters were made"))
     monkeypatch.setattr(Missed, "worse", lambda *_: False)  # ways that feeds kept back do not tell apart
     found = last_fit(problem, masks, some[:-1], some[-1:], way, final=True, more=False)
     assert all(np.isfinite(numpy_helper.to_array(t)).all() for t in found.shrunk.graph.initializer)

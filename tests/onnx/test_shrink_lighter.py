@@ -19,7 +19,7 @@ from emp_onnx.shrink.fitting.moments import moments
 from emp_onnx.shrink.lighter.coarse import find_coarser
 from emp_onnx.shrink.lighter.directions import priced, sizes, thinner
 from emp_onnx.shrink.lighter.edges import Cropped, find_edges
-from emp_onnx.shrink.lighter.lighten import carried, coarser, opened
+from emp_onnx.shrink.lighter.lighten import carried, coarser, cropped, opened
 from emp_onnx.shrink.lighter.sides import Sides, find_sides, fitted
 from emp_onnx.shrink.lighter.split import Split, product, splittable
 from emp_onnx.shrink.lighter.thin import Thin, find_thin
@@ -229,6 +229,14 @@ def test_without_edges_the_model_says_what_it_says_of_the_middle(seed: int, dept
         want = middle({"x": feed["x"][:, :, : size - 1, 1 : size - 2]})["y"]
         assert np.allclose(Runner(both.view.model)(feed)["y"], want, rtol=1e-4, atol=1e-5)
         assert np.array_equal(Runner(both.dense)(feed)["y"], dense(feed)["y"])  # answers are judged by the whole
+
+
+def test_where_there_are_no_edges_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = normal((8, 4))
+    problem = Problem.of(clipped(-0.1, 0.1), feeds, simpler=False)
+    judge = Judge(problem, feeds)
+    monkeypatch.setattr(Judge, "share", lambda *_: pytest.fail("a latency was measured"))
+    assert cropped(problem, 0.5, feeds, judge) == []
 
 
 def test_edges_are_a_last_place_along_each_axis_and_readers_are_fitted_to_the_same_places() -> None:

@@ -59,6 +59,7 @@ def open_session(
     if threads:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+
     def opened() -> Any:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

@@ -97,10 +97,13 @@ def cropped(problem: Problem, target: float, fit: Sequence[Feed], judge: Judge) 
     What moves by a few places answers otherwise where answers are close, and as well: rates say little of it.
     """
     ways: list[Problem] = []
+    axes = len(find_edges(problem.view, problem.trace))
+    if not axes:
+        return ways
     most, all_places = MARGIN * target, judge.share(problem)
     for parts in (2, 1):
         now, share = problem, all_places
-        for axis in range(len(find_edges(problem.view, problem.trace))):
+        for axis in range(axes):
             edges = find_edges(now.view, now.trace, parts=parts)[axis : axis + 1]
             if share <= most or not edges:
                 break
