@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 SOURCES = Path(__file__).resolve().parents[2] / "adapters" / "emp_kernels"
 Floats = NDArray[np.float32]
+ENDINGS = {"clip": 4, "leaky_relu": 5, "swish": 6, "hard_swish": 7}  # as in kernels.hpp
 
 
 @functools.cache
@@ -241,15 +242,18 @@ class Conv:
 
     def __call__(
         self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
-        out: Floats | None = None, added: Floats | None = None,
+        out: Floats | None = None, added: Floats | None = None, ending: tuple[str, float, float] | None = None,
     ) -> Floats:  # fmt: skip
+        """`ending`: an activation of ENDINGS, and its numbers."""
         y = out
+        activation, low, high = (int(relu), 0.0, 0.0) if ending is None else (ENDINGS[ending[0]], *ending[1:])
         images, _, height, width = x.shape
         if y is None:
             y = np.full((images, self.outputs, self.out_size(0, height), self.out_size(1, width)), 7.0, np.float32)
         done = library().emp_conv_run(
             ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(images),
-            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), _pointer(added), int(relu), _pointer(y),
+            ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), _pointer(added), activation,
+            ctypes.c_float(low), ctypes.c_float(high), _pointer(y),
         )  # fmt: skip
         assert done == 0, isa
         return y

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.native import Conv, Floats, instruction_sets
+from tests.kernels.native import ENDINGS, Conv, Floats, instruction_sets
 
 
 def convolve(x: Any, weight: Any, group: int, stride: Any, dilation: Any, pads: Any) -> Any:
@@ -33,6 +33,18 @@ def convolve(x: Any, weight: Any, group: int, stride: Any, dilation: Any, pads: 
     return y
 
 
+def ended(x: Any, kind: str, low: float, high: float) -> Any:
+    """What follows, by definition; NaN stays NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind == "clip":
+            return np.minimum(np.maximum(x, low), high)
+        if kind == "leaky_relu":
+            return np.where(x < 0, x * low, x)
+        if kind == "swish":
+            return x / (1 + np.exp(-x))
+        return x * np.clip(x / 6 + 0.5, 0, 1) if kind == "hard_swish" else x
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> dict[str, Any]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -51,6 +63,8 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
         "x": rng.standard_normal((draw(st.integers(0, 3)), group * channels, *size)).astype(np.float32),
         "weight": weight, "bias": rng.standard_normal(group * rows).astype(np.float32) if draw(st.booleans()) else None,
         "relu": draw(st.booleans()), "added": draw(st.booleans()),
+        "ending": draw(st.none() | st.tuples(st.sampled_from(sorted(ENDINGS)), st.sampled_from([-1.0, 0.1, 0.0]),
+                                             st.sampled_from([6.0, 0.5, np.inf]))),
         "geometry": {"group": group, "stride": stride, "dilation": dilation, "pads": pads},
     }  # fmt: skip
 
@@ -60,20 +74,25 @@ def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
     kernel = Conv(weight, **geometry)
     shape = (len(x), kernel.outputs, kernel.out_size(0, x.shape[2]), kernel.out_size(1, x.shape[3]))
     added = np.random.default_rng(1).standard_normal(shape).astype(np.float32) if problem["added"] else None
-    got = kernel(x, bias, relu=problem["relu"], isa=isa, threads=threads, added=added)
+    ending = problem.get("ending")
+    got = kernel(x, bias, relu=problem["relu"], isa=isa, threads=threads, added=added, ending=ending)
     offset = 0.0 if bias is None else bias[:, None, None].astype(np.float64)
     with np.errstate(invalid="ignore"):
         exact = convolve(x.astype(np.float64), weight.astype(np.float64), **geometry) + offset
         scale = convolve(np.abs(x).astype(np.float64), np.abs(weight).astype(np.float64), **geometry) + np.abs(offset)
     if added is not None:
         exact, scale = exact + added, scale + np.abs(added)
-    if problem["relu"]:
+    if ending is not None:
+        exact = ended(exact, *ending)
+        scale = 1.25 * scale  # no activation is steeper
+    elif problem["relu"]:
         exact = np.where(exact < 0, 0, exact)
     assert got.shape == exact.shape
     assert np.array_equal(np.isnan(got), np.isnan(exact))
     finite = np.isfinite(exact)
     rest = ~finite & ~np.isnan(exact)
-    assert np.array_equal(got[rest], exact[rest])
+    if ending is None or "swish" not in ending[0]:  # of minus infinity they are what a product with 0 is
+        assert np.array_equal(got[rest], exact[rest])
     assert np.all(np.abs(got[finite] - exact[finite]) <= 1e-5 * scale[finite] + 1e-30)
 
 

@@ -86,7 +86,7 @@ class Info {
         size_t size = 0;
         // an attribute of another type is an error in some versions of onnxruntime, and an empty list in others
         if (OrtStatus* other = raw<kKernelInfoGetAttributeArrayInt64>(info_, attribute, static_cast<int64_t*>(nullptr), &size)) release(other);
-        if (!size) return tensor_integers(attribute, std::move(otherwise));
+        if (!size) return in_tensor<int64_t>(attribute, kInt64, std::move(otherwise));
         std::vector<int64_t> found(size);
         check(raw<kKernelInfoGetAttributeArrayInt64>(info_, attribute, found.data(), &size));
         return found;
@@ -111,6 +111,16 @@ class Info {
         }
         return found;
     }
+    // An attribute of one number, itself or as a float32 tensor.
+    float number(const char* attribute, float otherwise) const {
+        float found = 0;
+        if (OrtStatus* other = raw<kKernelInfoGetAttributeFloat>(info_, attribute, &found)) {
+            release(other);
+            const std::vector<float> numbers = in_tensor<float>(attribute, kFloat, {otherwise});
+            return numbers.empty() ? otherwise : numbers[0];
+        }
+        return found;
+    }
     // Whether there is a constant at that place; an input that was left out is none.
     bool has_input(size_t input) const {
         int is_constant = 0;
@@ -130,7 +140,9 @@ class Info {
     }
 
   private:
-    std::vector<int64_t> tensor_integers(const char* attribute, std::vector<int64_t> otherwise) const {
+    // What a tensor of this type holds that is an attribute; nothing if it is of another type.
+    template <typename T>
+    std::vector<T> in_tensor(const char* attribute, ElementType type, std::vector<T> otherwise) const {
         OrtAllocator* allocator = nullptr;
         OrtValue* value = nullptr;
         check(raw<kGetAllocatorWithDefaultOptions>(&allocator));
@@ -139,8 +151,8 @@ class Info {
             return otherwise;
         }
         const Tensor found = tensor(value);
-        std::vector<int64_t> numbers;
-        if (found.type == kInt64) numbers.assign(found.as<int64_t>(), found.as<int64_t>() + found.size());
+        std::vector<T> numbers;
+        if (found.type == type) numbers.assign(found.as<T>(), found.as<T>() + found.size());
         reinterpret_cast<void (*)(OrtValue*) noexcept>(const_cast<void*>(table[kReleaseValue]))(value);
         return numbers;
     }

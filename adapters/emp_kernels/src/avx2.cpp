@@ -75,6 +75,7 @@ struct F8 {
 inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F8 multiply(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F8 divide(F8 a, F8 b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F8 maximum(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F8 minimum(F8 a, F8 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F8 relu(F8 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // the second operand when one is NaN

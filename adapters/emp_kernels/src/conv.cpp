@@ -4,10 +4,10 @@
 namespace emp {
 
 void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias,
-               const float* added, Activation activation, float* y, const Threads& threads) const {
+               const float* added, const Ending& ending, float* y, const Threads& threads) const {
     const Layout at(shape, height, width);
     if (images == 0 || at.out_h <= 0 || at.out_w <= 0 || shape.outputs == 0) return;
-    const Given given = {kernels, at, x, images, bias, added, activation, y, threads};
+    const Given given = {kernels, at, x, images, bias, added, ending, y, threads};
     if (can_slide(at)) return run_slides(given);
     in_strips(at, x) ? run_strips(given) : run_tiles(given);
 }

@@ -15,10 +15,10 @@ class Conv {
 
     // x[images, group * channels, height, width] -> y[images, outputs, ...]; what is `added` before the activation is as large as y, or null.
     // The same promise as Linear::run.
-    void run(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added, Activation,
+    void run(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added, const Ending&,
              float* y, const Threads&) const;
     // The same with a pool behind it: y[images, outputs, rows and pixels of the pool]. What the pool makes of NaN is NaN.
-    void run_pooled(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, Activation, const PoolShape&,
+    void run_pooled(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const Ending&, const PoolShape&,
                     float* y, const Threads&) const;
 
   private:
@@ -29,7 +29,7 @@ class Conv {
         const float* x;
         int64_t images;
         const float *bias, *added;
-        Activation activation;
+        Ending ending;
         float* y;
         const Threads& threads;
     };

@@ -12,16 +12,23 @@ using ort::Info;
 using ort::Refusal;
 using ort::Tensor;
 
-// What the attributes of a node say; throws a Refusal.
+// What the attributes of a node say; throws a Refusal. A convolution over one axis is one over two, whose images have one row.
 ConvShape shape_of(const Info& info) {
-    const std::vector<int64_t> shape = info.integers("shape");
-    if (shape.size() != 4) throw Refusal("must have a shape of four dimensions, got " + text(shape));
-    const std::vector<int64_t> strides = info.integers("strides", {1, 1}), dilations = info.integers("dilations", {1, 1});
-    const std::vector<int64_t> pads = info.integers("pads", {0, 0, 0, 0});
+    std::vector<int64_t> shape = info.integers("shape");
+    if (shape.size() != 3 && shape.size() != 4) throw Refusal("must have a shape of three or four dimensions, got " + text(shape));
+    const bool one = shape.size() == 3;
+    const auto given = [&](const char* name, int64_t otherwise, size_t ends) {
+        std::vector<int64_t> axes = info.integers(name, std::vector<int64_t>(ends * (one ? 1 : 2), otherwise));
+        if (one && axes.size() == ends)
+            for (size_t end = 0; end < ends; end++) axes.insert(axes.begin() + int64_t(2 * end), otherwise);
+        return axes;
+    };
+    const std::vector<int64_t> strides = given("strides", 1, 1), dilations = given("dilations", 1, 1), pads = given("pads", 0, 2);
+    if (one) shape.insert(shape.begin() + 2, 1);
     ConvShape s = {};
     s.outputs = shape[0], s.channels = shape[1], s.group = info.integer("group", 1);
     if (strides.size() != 2 || dilations.size() != 2 || pads.size() != 4 || s.group < 1 || s.outputs % s.group)
-        throw Refusal("must have two strides, two dilations, four pads, and a group that divides its outputs");
+        throw Refusal("must have a stride, a dilation and two pads for each axis, and a group that divides its outputs");
     for (size_t i = 0; i < 2; i++) {
         s.kernel[i] = shape[2 + i], s.stride[i] = strides[i], s.dilation[i] = dilations[i];
         s.pad_begin[i] = pads[i], s.pad_end[i] = pads[2 + i];
@@ -52,19 +59,33 @@ PoolShape pool_of(const Info& info) {
     return p;
 }
 
-// The output's rows and pixels for an input; throws a Refusal where it does not fit.
-std::pair<int64_t, int64_t> area_of(const ConvShape& s, const Tensor& x) {
-    if (x.shape.size() != 4 || x.shape[1] != s.channels * s.group)
-        throw Refusal("the input must have four dimensions, the second " + std::to_string(s.channels * s.group) + ", got " + text(x.shape));
-    const int64_t height = s.out(0, x.shape[2]), width = s.out(1, x.shape[3]);
-    if (height < 0 || width < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
-    return {height, width};
+// The sizes of an input, and of what is made of it.
+struct Sizes {
+    int64_t images, height, width, out_h, out_w;
+    std::vector<int64_t> made;
+};
+
+// For an input, of which a convolution over so many axes is asked; throws a Refusal where it does not fit.
+Sizes sizes_of(const ConvShape& s, size_t axes, const Tensor& x) {
+    if (x.shape.size() != axes + 2 || x.shape[1] != s.channels * s.group)
+        throw Refusal("the input must have " + std::string(axes == 1 ? "three" : "four") + " dimensions, the second " + std::to_string(s.channels * s.group) +
+                      ", got " + text(x.shape));
+    Sizes found = {x.shape[0], axes == 1 ? 1 : x.shape[2], x.shape.back(), 0, 0, {x.shape[0], s.outputs}};
+    found.out_h = s.out(0, found.height), found.out_w = s.out(1, found.width);
+    if (found.out_h < 0 || found.out_w < 0) throw Refusal("the kernel must not be larger than the padded input, got " + text(x.shape));
+    if (axes == 2) found.made.push_back(found.out_h);
+    found.made.push_back(found.out_w);
+    return found;
 }
+
+size_t axes_of(const Info& info) { return info.integers("shape").size() - 2; }
 
 class ConvNode : public Node {
   public:
     ConvNode(const Op& op, const Info& info) : op_(op) {
         const ConvShape& s = conv_.shape = shape_of(info);
+        axes_ = axes_of(info);
+        ending_ = {op.activation, info.number(op.activation == Activation::clip ? "low" : "alpha", 0), info.number("high", 0)};
         const int64_t columns = s.channels * s.kernel[0] * s.kernel[1];
         parts_ = read_parts(op, op.weight, info, s.outputs, columns);
         const float* values = static_cast<const float*>(parts_.values);
@@ -80,35 +101,35 @@ class ConvNode : public Node {
     }
     void run(const Context& context) const override {
         const Tensor x = ort::tensor(context.input(0));
-        const ConvShape& s = conv_.shape;
-        const auto [height, width] = area_of(s, x);
-        const float* bias = bias_of(op_, context, s.outputs);
-        if (op_.kind == Kind::conv_pool) return run_pooled(context, x, height, width, bias);
-        const std::vector<int64_t> made = {x.shape[0], s.outputs, height, width};
-        auto run = [&](const float* added, Activation activation, float* y) {
-            conv_.run(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, added, activation, y, context.threads());
+        const Sizes sizes = sizes_of(conv_.shape, axes_, x);
+        const float* bias = bias_of(op_, context, conv_.shape.outputs);
+        if (op_.kind == Kind::conv_pool) return run_pooled(context, x, sizes, bias);
+        auto run = [&](const float* added, const Ending& ending, float* y) {
+            conv_.run(kernels(), x.as<float>(), sizes.images, sizes.height, sizes.width, bias, added, ending, y, context.threads());
         };
-        if (!op_.added) return run(nullptr, op_.activation, context.output(0, made));
+        if (!op_.added) return run(nullptr, ending_, context.output(0, sizes.made));
         const Tensor added = ort::tensor(context.input(op_.added));
-        if (added.shape == made) return run(added.as<float>(), op_.activation, context.output(0, made));
-        Buffer<float> alone(size_t(made[0] * made[1] * made[2] * made[3]));
-        run(nullptr, Activation::none, alone.data());
-        const std::vector<int64_t> shape = joint(made, added.shape);
-        add(alone.data(), made, added.as<float>(), added.shape, op_.activation, context.output(0, shape), shape);
+        if (added.shape == sizes.made) return run(added.as<float>(), ending_, context.output(0, sizes.made));
+        Buffer<float> alone(size_t(sizes.images * conv_.shape.outputs * sizes.out_h * sizes.out_w));
+        run(nullptr, {Activation::none, 0, 0}, alone.data());
+        const std::vector<int64_t> shape = joint(sizes.made, added.shape);
+        add(alone.data(), sizes.made, added.as<float>(), added.shape, op_.activation, context.output(0, shape), shape);
     }
 
   private:
-    void run_pooled(const Context& context, const Tensor& x, int64_t height, int64_t width, const float* bias) const {
-        const int64_t rows = pool_.out(0, height), pixels = pool_.out(1, width);
+    void run_pooled(const Context& context, const Tensor& x, const Sizes& sizes, const float* bias) const {
+        const int64_t rows = pool_.out(0, sizes.out_h), pixels = pool_.out(1, sizes.out_w);
         if (rows < 0 || pixels < 0) throw Refusal("the kernel of its pool must not be larger than the padded image, got the input " + text(x.shape));
         float* y = context.output(0, {x.shape[0], conv_.shape.outputs, rows, pixels});
-        conv_.run_pooled(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, pool_, y, context.threads());
+        conv_.run_pooled(kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, ending_, pool_, y, context.threads());
     }
 
     const Op& op_;
     Parts parts_ = {};
     Buffer<float> own_;
     Conv conv_;
+    size_t axes_;
+    Ending ending_;
     PoolShape pool_ = {};
 };
 
@@ -116,6 +137,7 @@ class DynamicConvNode : public Node {
   public:
     DynamicConvNode(const Op& op, const Info& info) : op_(op) {
         const ConvShape& s = conv_.shape = shape_of(info);
+        axes_ = axes_of(info);
         if (s.group != 1) throw Refusal("must have one group where activations are quantised");
         const Parts parts = read_parts(op, op.weight, info, s.outputs, s.channels * s.kernel[0] * s.kernel[1]);
         const std::vector<float> scale = read_scale(op, info, s.outputs);
@@ -129,15 +151,16 @@ class DynamicConvNode : public Node {
     }
     void run(const Context& context) const override {
         const Tensor x = ort::tensor(context.input(0));
-        const auto [height, width] = area_of(conv_.shape, x);
+        const Sizes sizes = sizes_of(conv_.shape, axes_, x);
         const float* bias = bias_of(op_, context, conv_.shape.outputs);
-        float* y = context.output(0, {x.shape[0], conv_.shape.outputs, height, width});
-        conv_.run(integer_kernels(), kernels(), x.as<float>(), x.shape[0], x.shape[2], x.shape[3], bias, op_.activation, y, context.threads());
+        float* y = context.output(0, sizes.made);
+        conv_.run(integer_kernels(), kernels(), x.as<float>(), sizes.images, sizes.height, sizes.width, bias, op_.activation, y, context.threads());
     }
 
   private:
     const Op& op_;
     IntegerConv conv_;
+    size_t axes_;
 };
 
 }  // namespace

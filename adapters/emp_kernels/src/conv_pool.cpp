@@ -49,18 +49,18 @@ void pool_plainly(const PoolShape& p, const float* in, int64_t height, int64_t w
 }  // namespace
 
 void Conv::run_pooled(const Kernels& kernels, const float* x, int64_t images, int64_t height, int64_t width, const float* bias,
-                      Activation activation, const PoolShape& pool, float* y, const Threads& threads) const {
+                      const Ending& ending, const PoolShape& pool, float* y, const Threads& threads) const {
     const Layout at(shape, height, width);
     if (images == 0 || at.out_h <= 0 || at.out_w <= 0 || shape.outputs == 0) return;
     const int64_t made = pool.out(0, at.out_h) * pool.out(1, at.out_w), area = at.out_h * at.out_w, read = shape.channels * shape.group * height * width;
-    const Given given = {kernels, at, x, images, bias, nullptr, activation, y, threads};
+    const Given given = {kernels, at, x, images, bias, nullptr, ending, y, threads};
     Buffer<float> whole;
     for (int64_t image = 0; image < images; image++) {
         const float* in = x + image * read;
         float* out = y + image * shape.outputs * made;
         if (can_slide(at) && run_bands(given, pool, in, out)) continue;
         float* alone = whole.grow(size_t(shape.outputs * area));
-        run(kernels, in, 1, height, width, bias, nullptr, activation, alone, threads);
+        run(kernels, in, 1, height, width, bias, nullptr, ending, alone, threads);
         const bool finite = kernels.finite(alone, shape.outputs * area, 1, 0);
         threads.ranges(shape.outputs, std::max<int64_t>(1, 16384 / area), 16, [&](int64_t from, int64_t to) {
             float* line = padded_line(Scratch::sums, pool, at.out_w, 0);
@@ -93,7 +93,7 @@ bool Conv::run_bands(const Given& given, const PoolShape& pool, const float* in,
         float* line = padded_line(Scratch::input, pool, at.out_w, size * shape.outputs);
         float* rows = line - size * shape.outputs;
         if (band == 0) touch(rows, size * shape.outputs);
-        const Landing landing = {rows, nullptr, given.bias, size, given.activation, 0, {}};
+        const Landing landing = {rows, nullptr, given.bias, size, given.ending, 0, {}};
         const Cut cut((end - first) * kLanes, slider.all.highest());
         for (int64_t tile = 0; tile < cut.tiles; tile++)
             for (int64_t i = 0; i < sliding.segments * shape.group; i++) {

@@ -53,7 +53,7 @@ void Conv::run_slides(const Given& given) const {
     for (int64_t image = 0; image < given.images; image++) {
         const float* in = given.x + image * shape.channels * shape.group * at.height * at.width;
         const int64_t first = image * shape.outputs * area;
-        const Landing to = {given.y + first, given.added ? given.added + first : nullptr, given.bias, area, given.activation, 0, {}};
+        const Landing to = {given.y + first, given.added ? given.added + first : nullptr, given.bias, area, given.ending, 0, {}};
         std::atomic<bool> finite{true};
         if (all.count() >= 8) {
             threads.each(all.count(), [&](int64_t index) {

@@ -54,12 +54,12 @@ class Pass {
     }
 
     void finish(const Tile& t, int64_t row, int64_t end, float* sums, const std::vector<NonFinite>& found, const float* bias,
-                const float* added, Activation activation, float* y) const {
+                const float* added, const Ending& ending, float* y) const {
         for (int64_t r = row; r < end && !found.empty(); r++)
             for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
                 if (!weight.bit(r, one.column)) sums[(r - row) * t.lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
         const int64_t first = row * area + t.position;
-        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, activation,
+        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, ending,
                        y + first);
     }
 
@@ -108,7 +108,7 @@ void Conv::run_tiles(const Given& given) const {
                     for (size_t c = first; c < first + size_t(chunks); c++)
                         pass.multiply(t, c, b, input, sums + (w.chunks[c].row - t.group * rows) * t.lanes, nullptr);
                 }
-                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, also, given.activation, out);
+                pass.finish(t, t.group * rows, (t.group + 1) * rows, sums, found, bias, also, given.ending, out);
             });
             continue;
         }
@@ -131,7 +131,7 @@ void Conv::run_tiles(const Given& given) const {
                     const float* next = w.fetch_ahead ? input + (b + 1 < w.blocks() ? b + 1 : 0) * w.block * t.lanes : nullptr;
                     pass.multiply(t, chunk, b, input + b * w.block / w.span * w.span * t.lanes, sums, next);
                 }
-                pass.finish(t, row, end, sums, found, bias, also, given.activation, out);
+                pass.finish(t, row, end, sums, found, bias, also, given.ending, out);
             });
         }
     }

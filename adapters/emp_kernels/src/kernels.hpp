@@ -5,8 +5,14 @@
 
 namespace emp {
 
-// Gelu by erf, and by tanh. Only `from_lanes` makes these two.
-enum class Activation { none, relu, gelu, gelu_tanh };
+// Gelu by erf, and by tanh: only `from_lanes` makes these two. Those behind them are what follows convolutions: only `finish` and `slide` make these.
+enum class Activation { none, relu, gelu, gelu_tanh, clip, leaky_relu, swish, hard_swish };
+
+// An activation behind a convolution, with its numbers: the bounds of a clip; what a leaky relu multiplies with below 0, which is `low`.
+struct Ending {
+    Activation activation;
+    float low, high;
+};
 
 // Where results go: y[item * item_stride + row], plus bias[row] if there is one, then the activation. Only `from_lanes` looks at `added`: what lies as y
 // does, and is added before the activation; or null.
@@ -31,13 +37,13 @@ struct Pixels {
     uint32_t chosen;
 };
 
-// Where the lines of a tile of sums go: y[row * stride + at + lane] for the chosen lanes, plus bias[row] and what is added there, then the activation.
+// Where the lines of a tile of sums go: y[row * stride + at + lane] for the chosen lanes, plus bias[row] and what is added there, then the ending.
 // Bias and added may be null. Lines have one part, or two.
 struct Landing {
     float* y;
     const float *added, *bias;
     int64_t stride;
-    Activation activation;
+    Ending ending;
     int bands;
     struct Line {
         int64_t at;
@@ -74,8 +80,8 @@ struct Kernels {
     bool (*to_lanes)(const float* in, int64_t stride, int items, int lanes, int64_t from, int64_t to, float* out);
     // The way back: y[i * item_stride + row] for i < items, with bias, what is added, and activation; tile[(row - first) * lanes + i].
     void (*from_lanes)(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output&);
-    // y[r * y_stride + i] = activation(tile[r * lanes + i] + bias[r] + added[r * y_stride + i]) for r < rows, i < count; bias and added may be null.
-    void (*finish)(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride, Activation,
+    // y[r * y_stride + i] = ending(tile[r * lanes + i] + bias[r] + added[r * y_stride + i]) for r < rows, i < count; bias and added may be null.
+    void (*finish)(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride, const Ending&,
                    float* y);
     // One channel [height, width] of an image, every `step`-th pixel of a row from `first` on, into rows of `stride` floats with zeros around:
     // `left` before, up to the end of the row behind. Whether all that were read are finite.

@@ -86,16 +86,16 @@ void from_lanes_active(const float* tile, int lanes, int items, int64_t row, int
 
 void from_lanes(const float* tile, int lanes, int items, int64_t row, int64_t end, const Output& out) {
     switch (out.activation) {
-        case Activation::none: return from_lanes_active<Activation::none>(tile, lanes, items, row, end, out);
         case Activation::relu: return from_lanes_active<Activation::relu>(tile, lanes, items, row, end, out);
         case Activation::gelu: return from_lanes_active<Activation::gelu>(tile, lanes, items, row, end, out);
         case Activation::gelu_tanh: return from_lanes_active<Activation::gelu_tanh>(tile, lanes, items, row, end, out);
+        default: return from_lanes_active<Activation::none>(tile, lanes, items, row, end, out);
     }
 }
 
 template <bool kAdded>
 void finish_rows(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride,
-                 Activation activation, float* y) {
+                 const Ending& ending, float* y) {
     for (int64_t r = 0; r < rows; r++, tile += lanes, y += y_stride) {
         const float b = bias ? bias[r] : 0.0f;
         const F offset = F::broadcast(b);
@@ -104,15 +104,16 @@ void finish_rows(const float* tile, int lanes, int64_t rows, int64_t count, cons
             const int part = int(count - i < kWidth ? count - i : kWidth);
             F value = add(part == kWidth ? F::load(tile + i) : F::load_part(tile + i, part), offset);
             if (kAdded) value = add(value, part == kWidth ? F::load(added + i) : F::load_part(added + i, part));
-            value = activate(value, activation);
+            value = activate(value, ending.activation);
             part == kWidth ? value.store(y + i) : value.store_part(y + i, part);
         }
+        if (ending.activation > Activation::relu) bend(y, count, ending);
         if (kAdded) added += y_stride;
     }
 }
 
 void finish(const float* tile, int lanes, int64_t rows, int64_t count, const float* bias, const float* added, int64_t y_stride,
-            Activation activation, float* y) {
-    added ? finish_rows<true>(tile, lanes, rows, count, bias, added, y_stride, activation, y)
-          : finish_rows<false>(tile, lanes, rows, count, bias, added, y_stride, activation, y);
+            const Ending& ending, float* y) {
+    added ? finish_rows<true>(tile, lanes, rows, count, bias, added, y_stride, ending, y)
+          : finish_rows<false>(tile, lanes, rows, count, bias, added, y_stride, ending, y);
 }

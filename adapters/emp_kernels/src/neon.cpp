@@ -79,6 +79,7 @@ struct F {
 inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
 inline F multiply(F a, F b) { return {vmulq_f32(a.v, b.v)}; }
+inline F divide(F a, F b) { return {vdivq_f32(a.v, b.v)}; }
 inline F maximum(F a, F b) { return {vmaxq_f32(a.v, b.v)}; }
 inline F minimum(F a, F b) { return {vminq_f32(a.v, b.v)}; }
 inline F relu(F a) { return {vmaxq_f32(a.v, vdupq_n_f32(0))}; }

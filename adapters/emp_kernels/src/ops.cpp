@@ -4,7 +4,7 @@
 // - one of MatMul, MatMulAdd (of a bias), Gemm, each with Residual if something else is added then, or MatMul and
 //   MatMulAdd with Heads if their outputs are sorted by heads, Conv, ConvAdd (a sum follows), ConvMaxPool (a pool
 //   follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv, DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
-// - Relu or, of MatMul, MatMulAdd and Gemm, Gelu or GeluTanh if that follows;
+// - Relu or, of MatMul, MatMulAdd and Gemm, Gelu or GeluTanh, or, of Conv, Clip, LeakyRelu, Swish or HardSwish, if that follows;
 // - Cast or Dequantize if that is done to the stored values first;
 // - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
 // Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd and Residual; of integers scale and zero point; what the form needs, values last; then the places that a
@@ -100,6 +100,10 @@ const char* of(Activation activation) {
         case Activation::relu: return "Relu";
         case Activation::gelu: return "Gelu";
         case Activation::gelu_tanh: return "GeluTanh";
+        case Activation::clip: return "Clip";
+        case Activation::leaky_relu: return "LeakyRelu";
+        case Activation::swish: return "Swish";
+        case Activation::hard_swish: return "HardSwish";
     }
     return "";
 }
@@ -158,10 +162,12 @@ const std::vector<Op>& all() {
         std::vector<Op> ops;
         for (auto& kind : kinds)
             for (Values values : kind.values)
-                for (Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::gelu_tanh})
+                for (Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::clip,
+                                              Activation::leaky_relu, Activation::swish, Activation::hard_swish})
                     for (auto& form : kForms) {
                         const bool linear = kind.kind <= Kind::gemm, plain = activation <= Activation::relu;
-                        if (plain || linear) ops.push_back(describe(kind.kind, kind.name, Then::nothing, values, activation, form));
+                        const bool gelu = activation == Activation::gelu || activation == Activation::gelu_tanh;
+                        if (plain || (gelu ? linear : kind.kind == Kind::conv)) ops.push_back(describe(kind.kind, kind.name, Then::nothing, values, activation, form));
                         if (plain && linear) ops.push_back(describe(kind.kind, kind.name, Then::residual, values, activation, form));
                         if (activation == Activation::none && kind.kind <= Kind::mat_mul_add)
                             ops.push_back(describe(kind.kind, kind.name, Then::heads, values, activation, form));

@@ -42,6 +42,7 @@ enum Slot {
     kGetDimensions = 62,
     kGetTensorTypeAndShape = 65,
     kGetAllocatorWithDefaultOptions = 78,
+    kKernelInfoGetAttributeFloat = 85,
     kKernelInfoGetAttributeInt64 = 86,
     kKernelInfoGetAttributeString = 87,
     kKernelContextGetInput = 90,

@@ -33,12 +33,16 @@ inline F8 multiply(F8 a, F8 b) {
     for (int i = 0; i < 8; i++) a.v[i] *= b.v[i];
     return a;
 }
-inline F8 maximum(F8 a, F8 b) {
-    for (int i = 0; i < 8; i++) a.v[i] = a.v[i] < b.v[i] ? b.v[i] : a.v[i];
+inline F8 divide(F8 a, F8 b) {
+    for (int i = 0; i < 8; i++) a.v[i] /= b.v[i];
+    return a;
+}
+inline F8 maximum(F8 a, F8 b) {  // the second operand when one is NaN
+    for (int i = 0; i < 8; i++) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
 inline F8 minimum(F8 a, F8 b) {
-    for (int i = 0; i < 8; i++) a.v[i] = a.v[i] > b.v[i] ? b.v[i] : a.v[i];
+    for (int i = 0; i < 8; i++) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
 inline F8 relu(F8 a) {

@@ -2,12 +2,34 @@
 
 constexpr int kParts = kLanes / kWidth;  // registers of a line
 
+// The same as below, by way of memory, where what becomes of sums is more than fits between registers.
+template <int kLines>
+[[gnu::noinline]] void land_bent(const F* sums, F offset, const float* added, float* y, const Landing& to) {
+    alignas(64) float line[kLines * kLanes];
+    for (int b = 0; b < to.bands; b++) {
+        for (int j = 0; j < kLines * kParts; j++) {
+            const Landing::Line& at = to.line[b][j / kParts];
+            const unsigned lanes = at.lanes >> (j % kParts * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
+            F value = add(sums[j], offset);
+            if (added) value = add(value, F::load_over(added + at.at + j % kParts * kWidth, lanes, F::zero()));
+            value.store(line + j * kWidth);
+        }
+        bend(line, kLines * kLanes, to.ending);
+        for (int j = 0; j < kLines * kParts; j++) {
+            const Landing::Line& at = to.line[b][j / kParts];
+            const unsigned lanes = at.lanes >> (j % kParts * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
+            F::load(line + j * kWidth).store_over(y + at.at + j % kParts * kWidth, lanes);
+        }
+    }
+}
+
 // Finished sums of a row to where they belong.
 template <int kLines>
 void land(const F* sums, int64_t r, const Landing& to) {
     const F offset = F::broadcast(to.bias ? to.bias[r] : 0.0f);
     float* y = to.y + r * to.stride;
     const float* added = to.added ? to.added + r * to.stride : nullptr;
+    if (to.ending.activation > Activation::relu) return land_bent<kLines>(sums, offset, added, y, to);
     for (int b = 0; b < to.bands; b++)
         EMP_UNROLL for (int j = 0; j < kLines; j++) {
             const Landing::Line& line = to.line[b][j];
@@ -15,7 +37,7 @@ void land(const F* sums, int64_t r, const Landing& to) {
                 const unsigned lanes = line.lanes >> (i * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
                 F value = add(sums[j * kParts + i], offset);
                 if (added) value = add(value, F::load_over(added + line.at + i * kWidth, lanes, F::zero()));
-                activate(value, to.activation).store_over(y + line.at + i * kWidth, lanes);
+                activate(value, to.ending.activation).store_over(y + line.at + i * kWidth, lanes);
             }
         }
 }

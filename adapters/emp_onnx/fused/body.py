@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 
 from emp_onnx.files.reader import DOMAIN
+from emp_onnx.fused.endings import ENDINGS, ending_steps
 from emp_onnx.fused.gelu import gelu_steps
 
 __all__ = ["ATTRIBUTES", "POOL", "Shape", "function_of", "node_of"]
@@ -24,6 +25,7 @@ _TYPES = {
     "perm": onnx.AttributeProto.INTS, "heads": onnx.AttributeProto.INTS,
     "group": onnx.AttributeProto.INT, "axis": onnx.AttributeProto.INT, "direction": onnx.AttributeProto.STRING,
     "hidden_size": onnx.AttributeProto.INT, "linear_before_reset": onnx.AttributeProto.INT,
+    "low": onnx.AttributeProto.TENSOR, "high": onnx.AttributeProto.TENSOR, "alpha": onnx.AttributeProto.FLOAT,
 }  # fmt: skip
 
 
@@ -35,7 +37,7 @@ class Shape:
         op: MatMul, Gemm, Conv, ConvMaxPool (a Conv with the pool that follows), or MatMulInteger or ConvInteger,
             whose activations are quantised first.
         add: whether a MatMul or ConvInteger has a bias; whether something is added to what a Conv makes.
-        activation: Relu, Gelu or GeluTanh if one follows, "" otherwise; the latter two of a MatMul or Gemm alone.
+        activation: Relu if one follows, Gelu or GeluTanh of a MatMul or Gemm, one of ENDINGS of a Conv; "" otherwise.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
         form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
         residual: whether something that is not a bias is added to what a MatMul or Gemm makes.
@@ -89,7 +91,9 @@ class Shape:
         """Those that the function takes."""
         own = ["shape", *(["count"] if self.form.startswith("Gaps") else [])]
         own += ["axis"] if self.values == "Dequantize" else []
-        return [*own, *ATTRIBUTES[self.op], *(["heads", "perm"] if self.heads else [])]
+        return [
+            *own, *ATTRIBUTES[self.op], *ENDINGS.get(self.activation, ()), *(["heads", "perm"] if self.heads else []),
+        ]  # fmt: skip
 
 
 def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
@@ -113,7 +117,8 @@ def _plain(shape: Shape) -> list[onnx.NodeProto]:
     operands = ["x", "weight", *(["bias"] if shape.op in ("Gemm", "Conv", "ConvMaxPool") else [])]
     first = shape.op.removesuffix("MaxPool")
     steps = [node_of(first, operands, ["product"], ATTRIBUTES[first])]
-    return _pooled(_followed(steps, "product", shape)) if first != shape.op else _followed(steps, "product", shape)
+    followed = _followed(steps, "product", shape)
+    return _pooled(followed) if first != shape.op else followed
 
 
 def _pooled(steps: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -146,6 +151,8 @@ def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx
         made = "total"
     if shape.activation.startswith("Gelu"):
         steps += gelu_steps(made, shape.activation)
+    elif shape.activation in ENDINGS:
+        steps += ending_steps(made, shape.activation)
     elif shape.activation:
         steps.append(helper.make_node("Relu", [made], ["active"]))
     elif shape.heads:

@@ -59,7 +59,7 @@ class _Conv:
     place: int
     products: float
     made: float  # elements
-    read: float
+    moved: float  # those that it reads and makes, where onnxruntime has them in its blocks: of images of two axes
     candidate: Candidate | None
 
     def dense(self) -> float:
@@ -110,7 +110,7 @@ def _cheapest(chain: list[_Conv]) -> set[int]:
         inside = [c for c in chain if c.candidate is not None and (c.candidate.alone or not least)]
         places = {conv.place for conv in inside}
         outside = [conv for conv in chain if conv.place not in places]
-        border = min(sum(conv.made + conv.read for conv in part) for part in (inside, outside))
+        border = min(sum(conv.moved for conv in part) for part in (inside, outside))
         cost = sum(c.fused() for c in inside) + sum(c.dense() for c in outside) + _MOVED * border
         if inside and cost < best:
             best, taken = cost, places
@@ -137,7 +137,8 @@ def _chains(
         positions.update(dict.fromkeys(node.output, after))
         if len(shape) > 2:
             made, read = shape[0] * after, shape[1] * value_of(node, "group", 1) * before
-            found.append(_Conv(place, float(np.prod(shape)) * after, made, read, candidates.get(place)))
+            moved = made + read if len(shape) == 4 else 0.0
+            found.append(_Conv(place, float(np.prod(shape)) * after, made, moved, candidates.get(place)))
         if len(shape) > 2 or (node.op_type in _THROUGH and node.domain in (*STANDARD, "com.microsoft")):
             for name in (*node.input[: 1 if shape else None], *node.output):
                 if name and name not in weights:

@@ -2,7 +2,7 @@
 
 `emp pack` puts a node of its own before each use of a packed weight, which unpacks it. Kernels need weight and
 activations in one node. So a MatMul, Gemm or Conv with such a weight becomes one node of the same domain, with the
-bias, what else is added to it, and the Relu or Gelu that follow, and with a local function of its name that says in
+bias, what else is added to it, and the activation that follows, and with a local function of its name that says in
 standard operations what it computes. Without kernels onnxruntime inlines that function, and all is as before.
 
 Weights may be cast to float32, or dequantised, before they are used. A MatMulInteger between the operations that
@@ -31,6 +31,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.body import ATTRIBUTES, Shape, function_of
 from emp_onnx.fused.dynamic import DYNAMIC, chain_of
+from emp_onnx.fused.endings import ending_behind
 from emp_onnx.fused.gelu import gelu_behind
 from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, is_standard, shape_of, value_of
 from emp_onnx.fused.heads import heads_behind
@@ -201,6 +202,10 @@ class _Work:
         elif after is not None and is_standard(after, "Relu"):
             activation = "Relu"
             self._take(node, after)
+        elif op == "Conv" and not added and (ending := ending_behind(graph, node.output[0])):
+            activation, more = ending.name, ending.attributes
+            for step in ending.steps:
+                self._take(node, step)
         elif op in ("MatMul", "Gemm") and not half and not added and (gelu := gelu_behind(graph, node.output[0])):
             activation = gelu.name
             for step in gelu.steps:

@@ -133,15 +133,8 @@ def _with(graph: Uses, node: onnx.NodeProto, op: str, name: str, number: float) 
 
 
 def _is(graph: Uses, name: str, number: float) -> bool:
-    maker = graph.makers.get(name)
-    found = graph.constant(name)
-    if maker is not None and is_standard(maker, "Constant"):
-        given = value_of(maker, "value", None)
-        found = np.float32(value_of(maker, "value_float", math.nan)) if given is None else numpy_helper.to_array(given)
-    # float32 alone, of few enough axes that nothing is spread over it
-    if found is None or found.size != 1 or found.dtype != np.float32 or found.ndim > 1:
-        return False
-    return abs(float(found.reshape(-1)[0]) - number) <= 1e-6 * number
+    found = graph.number(name)
+    return found is not None and abs(found - number) <= 1e-6 * number
 
 
 def gelu_steps(x: str, kind: str) -> list[onnx.NodeProto]:

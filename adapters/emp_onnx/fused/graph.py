@@ -103,6 +103,18 @@ class Uses:
             return None
         return numpy_helper.to_array(tensor)
 
+    def number(self, name: str) -> float | None:
+        """The one number of a float32 constant of so few axes that nothing is spread over it; None otherwise."""
+        maker = self.makers.get(name)
+        found = self.constant(name)
+        if maker is not None and is_standard(maker, "Constant"):
+            given = value_of(maker, "value", None)
+            short = value_of(maker, "value_float", None)
+            found = numpy_helper.to_array(given) if given is not None else None if short is None else np.float32(short)
+        if found is None or found.size != 1 or found.dtype != np.float32 or found.ndim > 1:
+            return None
+        return float(found.reshape(-1)[0])
+
     def stored(self, weight: Weight) -> onnx.TensorProto | None:
         """The header of its values."""
         return self.tensors.get(weight.unpack.input[len(weight.unpack.input) - weight.after_inputs - 1])

@@ -123,8 +123,8 @@ class Whether:
     def _geometry(self, node: onnx.NodeProto, shape: list[int], weight: Weight) -> str:
         if node.op_type in ("Conv", "ConvInteger"):
             group = value_of(node, "group", 1)
-            if len(shape) != 4:
-                return "it is not a convolution over two axes"
+            if len(shape) not in (3, 4):
+                return "it is not a convolution over one or two axes"
             if value_of(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b""):
                 return "its pads are not written out"
             if max(value_of(node, "strides", [1])) > 1024 or math.prod(shape[1:]) > 65536:

@@ -1,0 +1,104 @@
+"""What follows a convolution and is more than a Relu: Clip, LeakyRelu, Swish (x · sigmoid(x), in PyTorch SiLU) and
+HardSwish (x · min(max(x / 6 + 1 / 2, 0), 1)), however an exporter spelled the last two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from emp_onnx.fused.graph import Uses, is_standard, value_of
+
+__all__ = ["ENDINGS", "Ending", "ending_behind", "ending_steps"]
+
+ENDINGS = {"Clip": ("low", "high"), "LeakyRelu": ("alpha",), "Swish": (), "HardSwish": ()}  # and their attributes
+_SIXTH = 1 / 6
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What was found behind a convolution.
+
+    Attributes:
+        name: one of ENDINGS.
+        steps: the nodes that make it, the one with the result last.
+        attributes: of the node that does it too.
+    """
+
+    name: str
+    steps: list[onnx.NodeProto]
+    attributes: list[onnx.AttributeProto]
+
+
+def ending_behind(graph: Uses, name: str) -> Ending | None:
+    """The activation of a value, if nothing else uses that; otherwise None.
+
+    Example:
+        >>> steps = [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Sigmoid", ["a"], ["b"]),
+        ...          helper.make_node("Mul", ["a", "b"], ["y"])]
+        >>> found = ending_behind(Uses(helper.make_graph(steps, "g", [], []), None), "a")
+        >>> found.name, [step.op_type for step in found.steps]
+        ('Swish', ['Sigmoid', 'Mul'])
+    """
+    single = graph.only_user(name)
+    if single is None:
+        return _gated(graph, name)
+    if is_standard(single, "Clip"):
+        bounds = [_bound(graph, single, 1, -math.inf), _bound(graph, single, 2, math.inf)]
+        known = [numpy_helper.from_array(np.array(bound, np.float32)) for bound in bounds if bound is not None]
+        given = [helper.make_attribute(key, bound) for key, bound in zip(ENDINGS["Clip"], known, strict=False)]
+        return Ending("Clip", [single], given) if len(given) == 2 else None
+    if is_standard(single, "LeakyRelu"):
+        slope = float(value_of(single, "alpha", 0.01))
+        return Ending("LeakyRelu", [single], [helper.make_attribute("alpha", slope)])
+    swish = is_standard(single, "Swish") or (single.op_type == "QuickGelu" and single.domain == "com.microsoft")
+    if swish and value_of(single, "alpha", 1.702 if single.op_type == "QuickGelu" else 1.0) == 1.0:
+        return Ending("Swish", [single], [])
+    return Ending("HardSwish", [single], []) if is_standard(single, "HardSwish") else None
+
+
+def _bound(graph: Uses, clip: onnx.NodeProto, place: int, without: float) -> float | None:
+    """One bound of a Clip; None where it is not known."""
+    return graph.number(clip.input[place]) if len(clip.input) > place and clip.input[place] else without
+
+
+def _gated(graph: Uses, name: str) -> Ending | None:
+    """A value times the gate that is made of it."""
+    users = [node for node in graph.users.get(name, []) if id(node) not in graph.gone]
+    if name in graph.kept or len(users) != 2 or graph.uses[name] != 2:
+        return None
+    for gate, product in (users, users[::-1]):
+        if is_standard(product, "Mul") and sorted(product.input) == sorted([name, gate.output[0]]):
+            alone = graph.only_user(gate.output[0]) is product
+            if alone and is_standard(gate, "Sigmoid"):
+                return Ending("Swish", [gate, product], [])
+            if alone and is_standard(gate, "HardSigmoid") and _is_sixth(gate):
+                return Ending("HardSwish", [gate, product], [])
+    return None
+
+
+def _is_sixth(gate: onnx.NodeProto) -> bool:
+    return math.isclose(value_of(gate, "alpha", 0.2), _SIXTH, rel_tol=1e-6) and value_of(gate, "beta", 0.5) == 0.5
+
+
+def ending_steps(x: str, kind: str) -> list[onnx.NodeProto]:
+    """One of ENDINGS of a value in a local function, from standard operations."""
+
+    made = ["active"]
+    if kind == "LeakyRelu":
+        leaky = helper.make_node("LeakyRelu", [x], made)
+        leaky.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
+        return [leaky]
+    if kind == "Clip":
+        bounds = [helper.make_node("Constant", [], [name]) for name in ENDINGS["Clip"]]
+        for bound in bounds:
+            bound.attribute.add(name="value", ref_attr_name=bound.output[0], type=onnx.AttributeProto.TENSOR)
+        return [*bounds, helper.make_node("Clip", [x, *ENDINGS["Clip"]], made)]
+    gate = helper.make_node("Sigmoid", [x], ["gate"])
+    if kind == "HardSwish":
+        gate = helper.make_node("HardSigmoid", [x], ["gate"], alpha=_SIXTH, beta=0.5)
+    return [gate, helper.make_node("Mul", [x, "gate"], made)]
