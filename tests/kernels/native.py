@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 SOURCES = Path(__file__).resolve().parents[2] / "adapters" / "emp_kernels"
 Floats = NDArray[np.float32]
-ENDINGS = {"clip": 4, "leaky_relu": 5, "swish": 6, "hard_swish": 7}  # as in kernels.hpp
+# as in kernels.hpp
+ENDINGS = {"gelu": 2, "gelu_tanh": 3, "clip": 4, "leaky_relu": 5, "prelu": 6, "swish": 7, "hard_swish": 8}
 
 
 @functools.cache
@@ -243,8 +244,9 @@ class Conv:
     def __call__(
         self, x: Floats, bias: Floats | None = None, *, relu: bool = False, isa: str = "", threads: int = 1,
         out: Floats | None = None, added: Floats | None = None, ending: tuple[str, float, float] | None = None,
+        slope: Floats | None = None,
     ) -> Floats:  # fmt: skip
-        """`ending`: an activation of ENDINGS, and its numbers."""
+        """`ending`: an activation of ENDINGS, and its numbers; `slope`: those of a prelu."""
         y = out
         activation, low, high = (int(relu), 0.0, 0.0) if ending is None else (ENDINGS[ending[0]], *ending[1:])
         images, _, height, width = x.shape
@@ -253,7 +255,7 @@ class Conv:
         done = library().emp_conv_run(
             ctypes.c_void_p(self._handle), isa.encode(), threads, _pointer(x), ctypes.c_int64(images),
             ctypes.c_int64(height), ctypes.c_int64(width), _pointer(bias), _pointer(added), activation,
-            ctypes.c_float(low), ctypes.c_float(high), _pointer(y),
+            ctypes.c_float(low), ctypes.c_float(high), _pointer(slope), _pointer(y),
         )  # fmt: skip
         assert done == 0, isa
         return y

@@ -199,8 +199,8 @@ void conv_round() {
     if (!conv.weight.bind(s.outputs, columns, mask.data, mask.size, values.data, count).empty()) fail("a convolution was refused");
     Exact<float> first(size_t(2 * s.outputs * s.out(0, height) * s.out(1, width))), second(first.size);
     int threads = 4, alone = 1;
-    conv.run(any_kernels(), x.data, 2, height, width, nullptr, nullptr, {Activation::relu, 0, 0}, first.data, {&threads, run_threads});
-    conv.run(*kernels("portable"), x.data, 2, height, width, nullptr, nullptr, {Activation::relu, 0, 0}, second.data, {&alone, run_threads});
+    conv.run(any_kernels(), x.data, 2, height, width, nullptr, nullptr, {Activation::relu, 0, 0, nullptr}, first.data, {&threads, run_threads});
+    conv.run(*kernels("portable"), x.data, 2, height, width, nullptr, nullptr, {Activation::relu, 0, 0, nullptr}, second.data, {&alone, run_threads});
     // whole numbers: every order of additions gives the same
     for (size_t i = 0; i < first.size; i++)
         if (first.data[i] != second.data[i]) fail("instruction sets disagree on a convolution");
@@ -210,8 +210,8 @@ void conv_round() {
     const int64_t rows = p.out(0, s.out(0, height)), pixels = p.out(1, s.out(1, width));
     if (rows < 0 || pixels < 0) return;
     Exact<float> pooled(size_t(2 * s.outputs * rows * pixels)), again(pooled.size);
-    conv.run_pooled(any_kernels(), x.data, 2, height, width, nullptr, {Activation::relu, 0, 0}, p, pooled.data, {&threads, run_threads});
-    conv.run_pooled(*kernels("portable"), x.data, 2, height, width, nullptr, {Activation::relu, 0, 0}, p, again.data, {&alone, run_threads});
+    conv.run_pooled(any_kernels(), x.data, 2, height, width, nullptr, {Activation::relu, 0, 0, nullptr}, p, pooled.data, {&threads, run_threads});
+    conv.run_pooled(*kernels("portable"), x.data, 2, height, width, nullptr, {Activation::relu, 0, 0, nullptr}, p, again.data, {&alone, run_threads});
     for (size_t i = 0; i < pooled.size; i++)
         if (pooled.data[i] != again.data[i]) fail("instruction sets disagree on a pool");
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,13 +34,17 @@ def convolve(x: Any, weight: Any, group: int, stride: Any, dilation: Any, pads: 
     return y
 
 
-def ended(x: Any, kind: str, low: float, high: float) -> Any:
+def ended(x: Any, kind: str, low: Any, high: float) -> Any:
     """What follows, by definition; NaN stays NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
         if kind == "clip":
             return np.minimum(np.maximum(x, low), high)
-        if kind == "leaky_relu":
+        if "relu" in kind:
             return np.where(x < 0, x * low, x)
+        if kind == "gelu":
+            return x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2))) / 2
+        if kind == "gelu_tanh":
+            return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
         if kind == "swish":
             return x / (1 + np.exp(-x))
         return x * np.clip(x / 6 + 0.5, 0, 1) if kind == "hard_swish" else x
@@ -75,7 +80,9 @@ def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
     shape = (len(x), kernel.outputs, kernel.out_size(0, x.shape[2]), kernel.out_size(1, x.shape[3]))
     added = np.random.default_rng(1).standard_normal(shape).astype(np.float32) if problem["added"] else None
     ending = problem.get("ending")
-    got = kernel(x, bias, relu=problem["relu"], isa=isa, threads=threads, added=added, ending=ending)
+    slope = np.random.default_rng(2).uniform(-1, 1, kernel.outputs).astype(np.float32)
+    slope = slope if ending is not None and ending[0] == "prelu" else None
+    got = kernel(x, bias, relu=problem["relu"], isa=isa, threads=threads, added=added, ending=ending, slope=slope)
     offset = 0.0 if bias is None else bias[:, None, None].astype(np.float64)
     with np.errstate(invalid="ignore"):
         exact = convolve(x.astype(np.float64), weight.astype(np.float64), **geometry) + offset
@@ -83,7 +90,7 @@ def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
     if added is not None:
         exact, scale = exact + added, scale + np.abs(added)
     if ending is not None:
-        exact = ended(exact, *ending)
+        exact = ended(exact, ending[0], ending[1] if slope is None else slope[:, None, None], ending[2])
         scale = 1.25 * scale  # no activation is steeper
     elif problem["relu"]:
         exact = np.where(exact < 0, 0, exact)
@@ -91,7 +98,7 @@ def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
     assert np.array_equal(np.isnan(got), np.isnan(exact))
     finite = np.isfinite(exact)
     rest = ~finite & ~np.isnan(exact)
-    if ending is None or "swish" not in ending[0]:  # of minus infinity they are what a product with 0 is
+    if ending is None or ending[0] in ("clip", "leaky_relu", "prelu"):  # the others may have NaN for minus infinity
         assert np.array_equal(got[rest], exact[rest])
     assert np.all(np.abs(got[finite] - exact[finite]) <= 1e-5 * scale[finite] + 1e-30)
 

@@ -35,6 +35,14 @@ SPELLED: dict[str, tuple[str, int, list[onnx.NodeProto]]] = {
     "leaky": ("LeakyRelu", 17, [NODE("LeakyRelu", ["c"], ["y"], alpha=0.1)]),
     "leaky as it comes": ("LeakyRelu", 11, [NODE("LeakyRelu", ["c"], ["y"])]),
     "leaky above 1": ("LeakyRelu", 17, [NODE("LeakyRelu", ["c"], ["y"], alpha=1.5)]),
+    "slopes": ("PRelu", 17, [NODE("PRelu", ["c", "slopes"], ["y"])]),
+    "slopes of four axes": ("PRelu", 11, [NODE("PRelu", ["c", "slopes4"], ["y"])]),
+    "Gelu": ("Gelu", 20, [NODE("Gelu", ["c"], ["y"])]),
+    "Gelu by tanh": ("GeluTanh", 20, [NODE("Gelu", ["c"], ["y"], approximate="tanh")]),
+    "Gelu in steps": ("Gelu", 17, [
+        NODE("Mul", ["c", "root"], ["s"]), NODE("Erf", ["s"], ["e"]), NODE("Add", ["e", "one"], ["g"]),
+        NODE("Mul", ["c", "g"], ["d"]), NODE("Mul", ["d", "half"], ["y"]),
+    ]),
     "SiLU": ("Swish", 17, [NODE("Sigmoid", ["c"], ["g"]), NODE("Mul", ["c", "g"], ["y"])]),
     "SiLU the other way round": ("Swish", 17, [NODE("Sigmoid", ["c"], ["g"]), NODE("Mul", ["g", "c"], ["y"])]),
     "HardSwish": ("HardSwish", 17, [NODE("HardSwish", ["c"], ["y"])]),
@@ -46,6 +54,9 @@ APART: dict[str, tuple[int, list[onnx.NodeProto]]] = {
     "a computed bound": (17, [NODE("ReduceMax", ["x"], ["s"], keepdims=0), NODE("Clip", ["c", "", "s"], ["y"])]),
     "a gate of another slope": (17, [NODE("HardSigmoid", ["c"], ["g"], alpha=0.2), NODE("Mul", ["c", "g"], ["y"])]),
     "a gate of something else": (17, [NODE("Sigmoid", ["six"], ["g"]), NODE("Mul", ["c", "g"], ["y"])]),
+    "slopes along a row": (17, [NODE("PRelu", ["c", "across"], ["y"])]),
+    "one slope": (17, [NODE("PRelu", ["c", "few"], ["y"])]),
+    "computed slopes": (17, [NODE("Neg", ["slopes"], ["s"]), NODE("PRelu", ["c", "s"], ["y"])]),
     "squared": (17, [NODE("Mul", ["c", "c"], ["y"])]),
     "a gate used twice": (
         17, [NODE("Sigmoid", ["c"], ["g"]), NODE("Mul", ["c", "g"], ["m"]), NODE("Add", ["m", "g"], ["y"])],
@@ -58,7 +69,10 @@ def convolution(
     following: Sequence[onnx.NodeProto], opset: int, shape: tuple[int, ...] = (24, 16, 3, 3), **attributes: Any
 ) -> onnx.ModelProto:
     node, parts = packed(weight(np.random.default_rng(3), *shape), "w", "Mask")
-    parts += [numpy_helper.from_array(np.float32(value), name) for name, value in (("zero", 0), ("six", 6))]
+    slopes = np.random.default_rng(4).uniform(-0.5, 1, 24).astype(np.float32)
+    numbers: dict[str, Any] = {"zero": 0, "six": 6, "root": 0.5**0.5, "one": 1, "half": 0.5, "few": slopes[:1]}
+    numbers |= {"slopes": slopes[:, None, None], "slopes4": slopes[None, :, None, None], "across": slopes[:21]}
+    parts += [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in numbers.items()]
     sizes = ["h", "w_"][: len(shape) - 2]
     nodes = [node, NODE("Conv", ["x", "w"], ["c" if following else "y"], **attributes), *following]
     made = of_rank(model(nodes, parts, ["n", shape[1] * attributes.get("group", 1), *sizes], "Mask"), len(shape))
@@ -86,7 +100,7 @@ def test_what_only_looks_like_one_stays(case: str) -> None:
     after.CopyFrom(before)
     (told,) = fuse(after, every=True)
     assert told.op in ("ConvMask", "ConvAddMask")
-    same(before, after, np.random.default_rng(5).standard_normal((1, 16, 9, 9)).astype(np.float32))
+    same(before, after, np.random.default_rng(5).standard_normal((1, 16, 9, 23)).astype(np.float32))
 
 
 def test_what_else_needs_the_value_before_keeps_it() -> None:

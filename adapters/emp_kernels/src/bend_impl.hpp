@@ -17,15 +17,18 @@ void bend_all(float* x, int64_t n, const Curve& curve) {
     return multiply(x, maximum(add(divide(multiply(c, p), q), F::broadcast(0.4999999f)), F::zero()));
 }
 
-void bend(float* x, int64_t n, const Ending& ending) {
-    const F zero = F::zero(), low = F::broadcast(ending.low), high = F::broadcast(ending.high);
+void bend(float* x, int64_t n, const Ending& ending, int64_t row) {
+    const F zero = F::zero(), low = F::broadcast(ending.slope ? ending.slope[row] : ending.low), high = F::broadcast(ending.high);
     switch (ending.activation) {
         case Activation::clip: return bend_all(x, n, [=](F v) { return minimum(high, maximum(low, v)); });
-        case Activation::leaky_relu: return bend_all(x, n, [=](F v) { return fma(minimum(zero, v), low, maximum(zero, v)); });
+        case Activation::leaky_relu:
+        case Activation::prelu: return bend_all(x, n, [=](F v) { return fma(minimum(zero, v), low, maximum(zero, v)); });
         case Activation::hard_swish: {
             const F one = F::broadcast(1.0f), half = F::broadcast(0.5f), sixth = F::broadcast(1.0f / 6.0f);
             return bend_all(x, n, [=](F v) { return multiply(v, minimum(one, maximum(zero, fma(v, sixth, half)))); });
         }
+        case Activation::gelu: return gelu(x, n);
+        case Activation::gelu_tanh: return gelu_tanh(x, n);
         case Activation::swish: return bend_all(x, n, [](F v) { return swished(v); });
         default: return;
     }

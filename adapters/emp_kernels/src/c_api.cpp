@@ -90,13 +90,13 @@ EMP_PUBLIC emp::Conv* emp_conv_new(const int64_t* geometry, const uint8_t* mask,
 
 EMP_PUBLIC void emp_conv_free(emp::Conv* conv) { delete conv; }
 
-// `activation`: its place in the list of kernels.hpp; not Gelu.
+// `activation`: its place in the list of kernels.hpp; its numbers are those of an `Ending`.
 EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads, const float* x, int64_t images, int64_t height,
                             int64_t width, const float* bias, const float* added, int activation, float low, float high,
-                            float* y) {
+                            const float* slope, float* y) {
     const emp::Kernels* kernels = named(isa);
     if (!kernels) return 1;
-    conv->run(*kernels, x, images, height, width, bias, added, {emp::Activation(activation), low, high}, y,
+    conv->run(*kernels, x, images, height, width, bias, added, {emp::Activation(activation), low, high, slope}, y,
               {&threads, run_threads});
     return 0;
 }
@@ -108,7 +108,7 @@ EMP_PUBLIC int emp_conv_run_pooled(const emp::Conv* conv, const char* isa, int t
     if (!kernels) return 1;
     emp::PoolShape shape;
     std::memcpy(&shape, pool, sizeof shape);
-    conv->run_pooled(*kernels, x, images, height, width, bias, {relu ? emp::Activation::relu : emp::Activation::none, 0, 0}, shape, y,
+    conv->run_pooled(*kernels, x, images, height, width, bias, {relu ? emp::Activation::relu : emp::Activation::none, 0, 0, nullptr}, shape, y,
                      {&threads, run_threads});
     return 0;
 }

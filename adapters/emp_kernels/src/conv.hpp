@@ -8,6 +8,11 @@
 
 namespace emp {
 
+// The ending of the rows from `row` on.
+inline Ending from_row(const Ending& ending, int64_t row) {
+    return {ending.activation, ending.low, ending.high, ending.slope ? ending.slope + row : nullptr};
+}
+
 class Conv {
   public:
     ConvShape shape;

@@ -85,7 +85,7 @@ class ConvNode : public Node {
     ConvNode(const Op& op, const Info& info) : op_(op) {
         const ConvShape& s = conv_.shape = shape_of(info);
         axes_ = axes_of(info);
-        ending_ = {op.activation, info.number(op.activation == Activation::clip ? "low" : "alpha", 0), info.number("high", 0)};
+        ending_ = {op.activation, info.number(op.activation == Activation::clip ? "low" : "alpha", 0), info.number("high", 0), nullptr};
         const int64_t columns = s.channels * s.kernel[0] * s.kernel[1];
         parts_ = read_parts(op, op.weight, info, s.outputs, columns);
         const float* values = static_cast<const float*>(parts_.values);
@@ -103,6 +103,7 @@ class ConvNode : public Node {
         const Tensor x = ort::tensor(context.input(0));
         const Sizes sizes = sizes_of(conv_.shape, axes_, x);
         const float* bias = bias_of(op_, context, conv_.shape.outputs);
+        if (op_.slope) return run_prelu(context, x, sizes, bias);
         if (op_.kind == Kind::conv_pool) return run_pooled(context, x, sizes, bias);
         auto run = [&](const float* added, const Ending& ending, float* y) {
             conv_.run(kernels(), x.as<float>(), sizes.images, sizes.height, sizes.width, bias, added, ending, y, context.threads());
@@ -111,12 +112,18 @@ class ConvNode : public Node {
         const Tensor added = ort::tensor(context.input(op_.added));
         if (added.shape == sizes.made) return run(added.as<float>(), ending_, context.output(0, sizes.made));
         Buffer<float> alone(size_t(sizes.images * conv_.shape.outputs * sizes.out_h * sizes.out_w));
-        run(nullptr, {Activation::none, 0, 0}, alone.data());
+        run(nullptr, {Activation::none, 0, 0, nullptr}, alone.data());
         const std::vector<int64_t> shape = joint(sizes.made, added.shape);
         add(alone.data(), sizes.made, added.as<float>(), added.shape, op_.activation, context.output(0, shape), shape);
     }
 
   private:
+    void run_prelu(const Context& context, const Tensor& x, const Sizes& sizes, const float* bias) const {
+        const Tensor slope = ort::tensor(context.input(op_.slope));
+        if (slope.size() != conv_.shape.outputs) throw Refusal("slopes must have " + std::to_string(conv_.shape.outputs) + " elements, got the shape " + text(slope.shape));
+        const Ending ending = {op_.activation, 0, 0, slope.as<float>()};
+        conv_.run(kernels(), x.as<float>(), sizes.images, sizes.height, sizes.width, bias, nullptr, ending, context.output(0, sizes.made), context.threads());
+    }
     void run_pooled(const Context& context, const Tensor& x, const Sizes& sizes, const float* bias) const {
         const int64_t rows = pool_.out(0, sizes.out_h), pixels = pool_.out(1, sizes.out_w);
         if (rows < 0 || pixels < 0) throw Refusal("the kernel of its pool must not be larger than the padded image, got the input " + text(x.shape));

@@ -56,7 +56,7 @@ void Conv::run_strips(const Given& given) const {
                 const int64_t count = at.out_w == at.row ? run : std::min(at.out_w - out_x, run), to = row * area + out_y * at.out_w + out_x;
                 if (count > 0)
                     kernels.finish(sums + (p - position), lanes, rows, count, bias ? bias + group * rows : nullptr, added ? added + to : nullptr,
-                                   area, given.ending, y + to);
+                                   area, from_row(given.ending, group * rows), y + to);
             }
         };
         threads.each(bands * shape.group, [&](int64_t index) {

@@ -59,7 +59,7 @@ class Pass {
             for (const NonFinite& one : found)  // 0 * inf is NaN, as in the dense convolution
                 if (!weight.bit(r, one.column)) sums[(r - row) * t.lanes + one.lane] = std::numeric_limits<float>::quiet_NaN();
         const int64_t first = row * area + t.position;
-        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, ending,
+        kernels.finish(sums, int(t.lanes), end - row, t.count, bias ? bias + row : nullptr, added ? added + first : nullptr, area, from_row(ending, row),
                        y + first);
     }
 

@@ -101,7 +101,7 @@ void IntegerConv::run(const IntegerKernels& kernels, const Kernels& floats, cons
         auto finish = [&](int64_t tile, int64_t row, int64_t end, float* sums) {
             const int64_t first = cut.begin(tile) * kLanes, lanes = cut.width(tile) * kLanes;
             kernels.scaled(sums, int(lanes), row, end, scales);
-            floats.finish(sums, int(lanes), end - row, std::min(lanes, area - first), bias ? bias + row : nullptr, nullptr, area, {activation, 0, 0},
+            floats.finish(sums, int(lanes), end - row, std::min(lanes, area - first), bias ? bias + row : nullptr, nullptr, area, {activation, 0, 0, nullptr},
                           out + row * area + first);
         };
         if (cut.tiles >= 8 || cut.tiles >= chunks) {

@@ -5,13 +5,14 @@
 
 namespace emp {
 
-// Gelu by erf, and by tanh: only `from_lanes` makes these two. Those behind them are what follows convolutions: only `finish` and `slide` make these.
-enum class Activation { none, relu, gelu, gelu_tanh, clip, leaky_relu, swish, hard_swish };
+// What is behind Relu is made by few: Gelu, by erf and by tanh, by `from_lanes`; all by `finish` and `slide`, for what follows convolutions.
+enum class Activation { none, relu, gelu, gelu_tanh, clip, leaky_relu, prelu, swish, hard_swish };
 
-// An activation behind a convolution, with its numbers: the bounds of a clip; what a leaky relu multiplies with below 0, which is `low`.
+// An activation behind a convolution, with its numbers: the bounds of a clip; what a leaky relu multiplies with below 0, which is `low`, or `slope[row]`.
 struct Ending {
     Activation activation;
     float low, high;
+    const float* slope;
 };
 
 // Where results go: y[item * item_stride + row], plus bias[row] if there is one, then the activation. Only `from_lanes` looks at `added`: what lies as y

@@ -107,7 +107,7 @@ void finish_rows(const float* tile, int lanes, int64_t rows, int64_t count, cons
             value = activate(value, ending.activation);
             part == kWidth ? value.store(y + i) : value.store_part(y + i, part);
         }
-        if (ending.activation > Activation::relu) bend(y, count, ending);
+        if (ending.activation > Activation::relu) bend(y, count, ending, r);
         if (kAdded) added += y_stride;
     }
 }

@@ -11,7 +11,7 @@ void complete(const Kernels& kernels, const float* added, Activation activation,
     threads.ranges(count, 16384, 64, [&](int64_t from, int64_t to) {
         float* part = y + from;
         if (added || activation == Activation::relu)
-            kernels.finish(part, 0, 1, to - from, nullptr, added ? added + from : nullptr, 0, {plain ? activation : Activation::none, 0, 0}, part);
+            kernels.finish(part, 0, 1, to - from, nullptr, added ? added + from : nullptr, 0, {plain ? activation : Activation::none, 0, 0, nullptr}, part);
         if (!plain) (activation == Activation::gelu ? kernels.cells.gelu : kernels.cells.gelu_tanh)(part, to - from);
     });
 }
@@ -115,7 +115,7 @@ bool Linear::run_heads(const Kernels& kernels, const float* x, const float* bias
             const float* own = sums + (item - i);
             float* to = y + sequence * heads.tokens * rows;
             if (heads.across) {  // as sums lie
-                kernels.finish(own, lanes, end - row, stop - item, bias ? bias + row : nullptr, nullptr, heads.tokens, {Activation::none, 0, 0},
+                kernels.finish(own, lanes, end - row, stop - item, bias ? bias + row : nullptr, nullptr, heads.tokens, {Activation::none, 0, 0, nullptr},
                                to + row * heads.tokens + token);
                 continue;
             }

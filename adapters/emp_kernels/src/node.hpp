@@ -31,7 +31,7 @@ struct Op : ort::CustomOp {
     std::vector<int> types;       // of the inputs
     std::vector<bool> optional;   // which of them may be left out
     size_t outputs;               // how many there are; of a recurrent node each may be left out
-    size_t bias, added, scale, zero;  // their places, or 0
+    size_t bias, added, slope, scale, zero;  // their places, or 0
     bool heads;                       // whether what a product makes is sorted by heads
     Stored weight, state;         // `state`: what a recurrent cell multiplies its state with
     Cell cell;                    // of a recurrent node

@@ -4,10 +4,10 @@
 // - one of MatMul, MatMulAdd (of a bias), Gemm, each with Residual if something else is added then, or MatMul and
 //   MatMulAdd with Heads if their outputs are sorted by heads, Conv, ConvAdd (a sum follows), ConvMaxPool (a pool
 //   follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv, DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
-// - Relu or, of MatMul, MatMulAdd and Gemm, Gelu or GeluTanh, or, of Conv, Clip, LeakyRelu, Swish or HardSwish, if that follows;
+// - Relu or, of MatMul, MatMulAdd and Gemm, Gelu or GeluTanh, or, of Conv, that or Clip, LeakyRelu, PRelu, Swish or HardSwish, if that follows;
 // - Cast or Dequantize if that is done to the stored values first;
 // - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
-// Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd and Residual; of integers scale and zero point; what the form needs, values last; then the places that a
+// Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd and Residual; the slopes of PRelu; of integers scale and zero point; what the form needs, values last; then the places that a
 // function needs for itself, which are not read here.
 //
 // Recurrent cells (LSTM, GRU, RNN) have two weights, and so two forms in their names, that of the input's weight first. Their inputs: the
@@ -102,6 +102,7 @@ const char* of(Activation activation) {
         case Activation::gelu_tanh: return "GeluTanh";
         case Activation::clip: return "Clip";
         case Activation::leaky_relu: return "LeakyRelu";
+        case Activation::prelu: return "PRelu";
         case Activation::swish: return "Swish";
         case Activation::hard_swish: return "HardSwish";
     }
@@ -122,6 +123,7 @@ Op describe(Kind kind, const char* kind_name, Then then, Values values, Activati
     if (kind != Kind::mat_mul && kind != Kind::dynamic && kind != Kind::dynamic_conv) op.bias = input(op, ort::kFloat, kind == Kind::gemm || kind == Kind::conv || kind == Kind::conv_add || kind == Kind::conv_pool);
     op.heads = then == Then::heads;
     if (kind == Kind::conv_add || then == Then::residual) op.added = input(op, ort::kFloat);
+    if (activation == Activation::prelu) op.slope = input(op, ort::kFloat);
     if (values == Values::dequantize) op.scale = input(op, ort::kFloat), op.zero = input(op, ort::kAnyType, true);
     op.weight = stored(op, form, "shape", "count");
     set_functions(op);
@@ -163,11 +165,11 @@ const std::vector<Op>& all() {
         for (auto& kind : kinds)
             for (Values values : kind.values)
                 for (Activation activation : {Activation::none, Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::clip,
-                                              Activation::leaky_relu, Activation::swish, Activation::hard_swish})
+                                              Activation::leaky_relu, Activation::prelu, Activation::swish, Activation::hard_swish})
                     for (auto& form : kForms) {
                         const bool linear = kind.kind <= Kind::gemm, plain = activation <= Activation::relu;
                         const bool gelu = activation == Activation::gelu || activation == Activation::gelu_tanh;
-                        if (plain || (gelu ? linear : kind.kind == Kind::conv)) ops.push_back(describe(kind.kind, kind.name, Then::nothing, values, activation, form));
+                        if (plain || kind.kind == Kind::conv || (gelu && linear)) ops.push_back(describe(kind.kind, kind.name, Then::nothing, values, activation, form));
                         if (plain && linear) ops.push_back(describe(kind.kind, kind.name, Then::residual, values, activation, form));
                         if (activation == Activation::none && kind.kind <= Kind::mat_mul_add)
                             ops.push_back(describe(kind.kind, kind.name, Then::heads, values, activation, form));

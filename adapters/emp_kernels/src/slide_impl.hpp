@@ -4,7 +4,7 @@ constexpr int kParts = kLanes / kWidth;  // registers of a line
 
 // The same as below, by way of memory, where what becomes of sums is more than fits between registers.
 template <int kLines>
-[[gnu::noinline]] void land_bent(const F* sums, F offset, const float* added, float* y, const Landing& to) {
+[[gnu::noinline]] void land_bent(const F* sums, int64_t r, F offset, const float* added, float* y, const Landing& to) {
     alignas(64) float line[kLines * kLanes];
     for (int b = 0; b < to.bands; b++) {
         for (int j = 0; j < kLines * kParts; j++) {
@@ -14,7 +14,7 @@ template <int kLines>
             if (added) value = add(value, F::load_over(added + at.at + j % kParts * kWidth, lanes, F::zero()));
             value.store(line + j * kWidth);
         }
-        bend(line, kLines * kLanes, to.ending);
+        bend(line, kLines * kLanes, to.ending, r);
         for (int j = 0; j < kLines * kParts; j++) {
             const Landing::Line& at = to.line[b][j / kParts];
             const unsigned lanes = at.lanes >> (j % kParts * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
@@ -29,7 +29,7 @@ void land(const F* sums, int64_t r, const Landing& to) {
     const F offset = F::broadcast(to.bias ? to.bias[r] : 0.0f);
     float* y = to.y + r * to.stride;
     const float* added = to.added ? to.added + r * to.stride : nullptr;
-    if (to.ending.activation > Activation::relu) return land_bent<kLines>(sums, offset, added, y, to);
+    if (to.ending.activation > Activation::relu) return land_bent<kLines>(sums, r, offset, added, y, to);
     for (int b = 0; b < to.bands; b++)
         EMP_UNROLL for (int j = 0; j < kLines; j++) {
             const Landing::Line& line = to.line[b][j];

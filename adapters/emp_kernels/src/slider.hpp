@@ -107,6 +107,7 @@ class Slider {
         if (last) {
             landing = to;
             landing.y += row * to.stride, landing.added += to.added ? row * to.stride : 0, landing.bias += to.bias ? row : 0;
+            landing.ending = from_row(to.ending, row);
             all.land(t, first, landing);
         }
         kernels.slide(w.sweep(t.group, block, chunk), input, sums, block == 0, t.lines, sliding.band, last ? &landing : nullptr);

@@ -37,7 +37,7 @@ class Shape:
         op: MatMul, Gemm, Conv, ConvMaxPool (a Conv with the pool that follows), or MatMulInteger or ConvInteger,
             whose activations are quantised first.
         add: whether a MatMul or ConvInteger has a bias; whether something is added to what a Conv makes.
-        activation: Relu if one follows, Gelu or GeluTanh of a MatMul or Gemm, one of ENDINGS of a Conv; "" otherwise.
+        activation: Relu if one follows, Gelu or GeluTanh, or one of ENDINGS of a Conv; "" otherwise.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
         form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
         residual: whether something that is not a bias is added to what a MatMul or Gemm makes.
@@ -108,6 +108,7 @@ def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.Functi
         steps.append(node_of("DequantizeLinear", ["stored", "scale", "zero"], ["weight"], ["axis"]))
     steps += _dynamic(shape) if shape.dynamic else _plain(shape)
     added = ["added"] if shape.residual or (shape.add and shape.op == "Conv") else []
+    added += ["slope"] if shape.activation == "PRelu" else []
     inputs = ["x", *(["bias"] if shape.biased else []), *added, *(["scale", "zero"] if shape.scaled else []), *packed]
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_function(DOMAIN, shape.name, inputs, ["y"], steps, imports, shape.attributes)

@@ -1,11 +1,12 @@
-"""What follows a convolution and is more than a Relu: Clip, LeakyRelu, Swish (x · sigmoid(x), in PyTorch SiLU) and
-HardSwish (x · min(max(x / 6 + 1 / 2, 0), 1)), however an exporter spelled the last two.
+"""What follows a convolution alone and is more than a Relu: Clip, LeakyRelu, PRelu, Swish (x · sigmoid(x), in PyTorch
+SiLU) and HardSwish (x · min(max(x / 6 + 1 / 2, 0), 1)), however an exporter spelled the last two. Gelu is in gelu.py.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -15,32 +16,35 @@ from emp_onnx.fused.graph import Uses, is_standard, value_of
 
 __all__ = ["ENDINGS", "Ending", "ending_behind", "ending_steps"]
 
-ENDINGS = {"Clip": ("low", "high"), "LeakyRelu": ("alpha",), "Swish": (), "HardSwish": ()}  # and their attributes
+# and their attributes
+ENDINGS = {"Clip": ("low", "high"), "LeakyRelu": ("alpha",), "PRelu": (), "Swish": (), "HardSwish": ()}
 _SIXTH = 1 / 6
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What was found behind a convolution.
+    """An activation that was found behind a product or a convolution.
 
     Attributes:
-        name: one of ENDINGS.
+        name: one of ENDINGS, or Gelu or GeluTanh.
         steps: the nodes that make it, the one with the result last.
         attributes: of the node that does it too.
+        slopes: of a PRelu, by name, as an input of that node; none otherwise.
     """
 
     name: str
     steps: list[onnx.NodeProto]
-    attributes: list[onnx.AttributeProto]
+    attributes: list[onnx.AttributeProto] = field(default_factory=list)
+    slopes: list[str] = field(default_factory=list)
 
 
-def ending_behind(graph: Uses, name: str) -> Ending | None:
-    """The activation of a value, if nothing else uses that; otherwise None.
+def ending_behind(graph: Uses, name: str, shape: Sequence[int]) -> Ending | None:
+    """The activation of what a convolution with a weight of this shape makes, if nothing else uses it; None otherwise.
 
     Example:
         >>> steps = [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Sigmoid", ["a"], ["b"]),
         ...          helper.make_node("Mul", ["a", "b"], ["y"])]
-        >>> found = ending_behind(Uses(helper.make_graph(steps, "g", [], []), None), "a")
+        >>> found = ending_behind(Uses(helper.make_graph(steps, "g", [], []), None), "a", [8, 3, 1, 1])
         >>> found.name, [step.op_type for step in found.steps]
         ('Swish', ['Sigmoid', 'Mul'])
     """
@@ -57,8 +61,10 @@ def ending_behind(graph: Uses, name: str) -> Ending | None:
         return Ending("LeakyRelu", [single], [helper.make_attribute("alpha", slope)])
     swish = is_standard(single, "Swish") or (single.op_type == "QuickGelu" and single.domain == "com.microsoft")
     if swish and value_of(single, "alpha", 1.702 if single.op_type == "QuickGelu" else 1.0) == 1.0:
-        return Ending("Swish", [single], [])
-    return Ending("HardSwish", [single], []) if is_standard(single, "HardSwish") else None
+        return Ending("Swish", [single])
+    if is_standard(single, "PRelu") and graph.vector(single.input[1], shape[0], channels_of=len(shape) - 2):
+        return Ending("PRelu", [single], slopes=[single.input[1]])
+    return Ending("HardSwish", [single]) if is_standard(single, "HardSwish") else None
 
 
 def _bound(graph: Uses, clip: onnx.NodeProto, place: int, without: float) -> float | None:
@@ -75,9 +81,9 @@ def _gated(graph: Uses, name: str) -> Ending | None:
         if is_standard(product, "Mul") and sorted(product.input) == sorted([name, gate.output[0]]):
             alone = graph.only_user(gate.output[0]) is product
             if alone and is_standard(gate, "Sigmoid"):
-                return Ending("Swish", [gate, product], [])
+                return Ending("Swish", [gate, product])
             if alone and is_standard(gate, "HardSigmoid") and _is_sixth(gate):
-                return Ending("HardSwish", [gate, product], [])
+                return Ending("HardSwish", [gate, product])
     return None
 
 
@@ -89,6 +95,8 @@ def ending_steps(x: str, kind: str) -> list[onnx.NodeProto]:
     """One of ENDINGS of a value in a local function, from standard operations."""
 
     made = ["active"]
+    if kind == "PRelu":
+        return [helper.make_node("PRelu", [x, "slope"], made)]
     if kind == "LeakyRelu":
         leaky = helper.make_node("LeakyRelu", [x], made)
         leaky.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)

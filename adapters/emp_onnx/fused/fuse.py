@@ -31,7 +31,7 @@ from emp_onnx.files.model_io import Model
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.body import ATTRIBUTES, Shape, function_of
 from emp_onnx.fused.dynamic import DYNAMIC, chain_of
-from emp_onnx.fused.endings import ending_behind
+from emp_onnx.fused.endings import Ending, ending_behind
 from emp_onnx.fused.gelu import gelu_behind
 from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, is_standard, shape_of, value_of
 from emp_onnx.fused.heads import heads_behind
@@ -193,44 +193,45 @@ class _Work:
                 added = []  # a bias of another shape, which onnxruntime adds better
             if added:
                 after = self._take(node, after)
-        activation, more = "", list[onnx.AttributeProto]()
-        if op == "Conv" and not added and (found := pool_behind(graph, node.output[0])):
-            op, more = "ConvMaxPool", found.attributes
-            activation = "Relu" if found.relu else ""
-            for step in found.steps:
-                self._take(node, step)
-        elif after is not None and is_standard(after, "Relu"):
-            activation = "Relu"
-            self._take(node, after)
-        elif op == "Conv" and not added and (ending := ending_behind(graph, node.output[0])):
-            activation, more = ending.name, ending.attributes
-            for step in ending.steps:
-                self._take(node, step)
-        elif op in ("MatMul", "Gemm") and not half and not added and (gelu := gelu_behind(graph, node.output[0])):
-            activation = gelu.name
-            for step in gelu.steps:
-                self._take(node, step)
-        heads = None
-        if op == "MatMul" and not half and not added and not activation and self.opset >= 12:
-            heads = heads_behind(graph, node.output[0], shape_of(weight.unpack)[1])
-        if heads is not None:
-            more = heads.attributes
-            for step in heads.steps:
-                self._take(node, step)
+        kind, ending = self._behind(node, added, weight)
+        for step in ending.steps:
+            self._take(node, step)
+        if kind == "Pool":
+            op = "ConvMaxPool"
         values = "Cast" if half else weight.values
         add = bool(added) if op == "Conv" else bool(bias) and op not in ("Gemm", "ConvMaxPool")
         residual = bool(added) and op != "Conv"
         form = FORMS[weight.unpack.op_type]
-        shape = Shape(op, add, activation, values, form, residual, heads is not None)
+        shape = Shape(op, add, ending.name, values, form, residual, kind == "Heads")
         if shape.name not in self.made:
             self.made[shape.name] = function_of(shape, weight.unpack, self.opset)
         if half:
             activations, bias = self._widened(node, activations, bias)
-        self._rewrite(node, shape, weight, [activations, *bias, *added, *scales, *weight.unpack.input])
-        node.attribute.extend(more)
+        self._rewrite(node, shape, weight, [activations, *bias, *added, *ending.slopes, *scales, *weight.unpack.input])
+        node.attribute.extend(ending.attributes)
         for maker in spare:
             graph.drop_unused(maker)
         return shape.name
+
+    def _behind(self, node: onnx.NodeProto, added: list[str], weight: Weight) -> tuple[str, Ending]:
+        """What follows and can be part of `node`: Pool, Heads, or "" for no more than an activation; and its steps."""
+        nothing = "", Ending("", [])
+        op, half, graph, made = node.op_type, self.whether.half(weight), self.graph, node.output[0]
+        after = graph.only_user(made)
+        if op == "Conv" and not added and (pool := pool_behind(graph, made)):
+            return "Pool", Ending("Relu" if pool.relu else "", pool.steps, pool.attributes)
+        if after is not None and is_standard(after, "Relu"):
+            return "", Ending("Relu", [after])
+        if added or op in DYNAMIC:
+            return nothing
+        if op == "Conv" and (ending := ending_behind(graph, made, shape_of(weight.unpack))):
+            return "", ending
+        if not half and (ending := gelu_behind(graph, made)):
+            return "", ending
+        if op == "MatMul" and not half and self.opset >= 12:
+            heads = heads_behind(graph, made, shape_of(weight.unpack)[1])
+            return ("Heads", Ending("", heads.steps, heads.attributes)) if heads else nothing
+        return nothing
 
     def cell(self, node: onnx.NodeProto) -> list[Fused]:
         """Turn a recurrent cell into one with both its weights, if nothing speaks against it."""

@@ -6,34 +6,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from emp_onnx.fused.endings import Ending
 from emp_onnx.fused.graph import STANDARD, Uses, is_standard, value_of
 
-__all__ = ["Gelu", "gelu_behind", "gelu_steps"]
+__all__ = ["gelu_behind", "gelu_steps"]
 
 ROOT, CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
-@dataclass(frozen=True)
-class Gelu:
-    """What was found behind a product.
-
-    Attributes:
-        name: Gelu, or GeluTanh.
-        steps: the nodes that make it, the one with the result last.
-    """
-
-    name: str
-    steps: list[onnx.NodeProto]
-
-
-def gelu_behind(graph: Uses, name: str) -> Gelu | None:
-    """The Gelu of a value, if nothing else uses that; otherwise None."""
+def gelu_behind(graph: Uses, name: str) -> Ending | None:
+    """The Gelu, or GeluTanh, of a value, if nothing else uses that; otherwise None."""
     single = graph.only_user(name)
     if single is not None:
         return _whole(single)
@@ -46,18 +33,18 @@ def gelu_behind(graph: Uses, name: str) -> Gelu | None:
             steps = [*chain, *_product(graph, chain[-1], name)] if chain else []
             # the nodes found must be all that use the value
             if len(steps) > len(chain) and graph.uses[name] == sum(list(step.input).count(name) for step in steps):
-                return Gelu(kind, steps)
+                return Ending(kind, steps)
     return None
 
 
-def _whole(node: onnx.NodeProto) -> Gelu | None:
+def _whole(node: onnx.NodeProto) -> Ending | None:
     """A node that is all of it."""
     if node.op_type == "FastGelu" and node.domain == "com.microsoft":
-        return Gelu("GeluTanh", [node]) if len([name for name in node.input if name]) == 1 else None
+        return Ending("GeluTanh", [node]) if len([name for name in node.input if name]) == 1 else None
     if node.op_type != "Gelu" or node.domain not in (*STANDARD, "com.microsoft"):
         return None
     kind = {b"none": "Gelu", b"tanh": "GeluTanh"}.get(value_of(node, "approximate", b"none"))
-    return Gelu(kind, [node]) if kind else None
+    return Ending(kind, [node]) if kind else None
 
 
 def _tanh_gate(graph: Uses, summed: onnx.NodeProto, name: str) -> list[onnx.NodeProto]:

@@ -139,13 +139,17 @@ class Uses:
             return int(tensor.int32_data[0]) if tensor.int32_data else None
         return int(np.frombuffer(raw, _BYTES[tensor.data_type])[0])
 
-    def vector(self, name: str, size: int, kind: int = onnx.TensorProto.FLOAT) -> bool:
-        """Whether `name` is a constant of this type with one number for each of `size` outputs."""
+    def vector(self, name: str, size: int, kind: int = onnx.TensorProto.FLOAT, *, channels_of: int = 0) -> bool:
+        """Whether `name` is a constant of this type with one number for each of `size` outputs.
+
+        They lie along the last axis, or along one with so many more behind it, as the channels of an image do.
+        """
         if unpack := self.unpacked.get(name):
             stored = self.stored(Weight(unpack))
             return shape_of(unpack) == [size] and stored is not None and stored.data_type == kind
         tensor = self.tensors.get(name)
-        return tensor is not None and tensor.data_type == kind and list(tensor.dims) in ([size], [1, size])
+        dims = [[size, *[1] * channels_of], [1, size, *[1] * channels_of]]
+        return tensor is not None and tensor.data_type == kind and list(tensor.dims) in dims
 
 
 def _inner_names(node: onnx.NodeProto) -> Iterator[str]:
