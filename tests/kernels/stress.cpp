@@ -1,12 +1,14 @@
 // Made to be run under sanitizers: weights of any shape, well-formed or not, in arrays of exactly their size, used by several threads at once.
 // Arguments: seed, rounds, seconds after which no round begins (0: all are made), "hostile" for malformed weights alone. What has been made is told
 // every two seconds. Exit code 0 if every well-formed one gave the right result, and every other one was refused.
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 #include <thread>
 
@@ -43,6 +45,22 @@ const Kernels& any_kernels() {
     const char* const names[] = {"avx512", "avx2", "neon", "portable"};
     for (;;)
         if (const Kernels* found = kernels(names[below(4)])) return *found;
+}
+
+// What a piece throws arrives at whoever asked for all of them.
+void throwing_round() {
+    int threads = int(1 + below(4));
+    const int64_t count = 1 + below(50), bad = below(count);
+    std::atomic<int64_t> made{0};
+    try {
+        Threads{&threads, run_threads}.each(count, [&](int64_t i) {
+            if (i == bad) throw std::bad_alloc();
+            made++;
+        });
+    } catch (const std::bad_alloc&) {
+        if (made < count) return;
+    }
+    fail("what a piece throws must arrive");
 }
 
 // A product, by four threads that share the weight, each with threads of its own.
@@ -390,7 +408,7 @@ int main(int count, char** arguments) {
     auto seconds = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
     int made = 0;
     for (double told = 0; made < rounds && !(limit > 0 && seconds() >= limit); made++) {
-        if (!hostile) linear_round(), byte_round(), conv_round(), integer_conv_round(), recurrent_round();
+        if (!hostile) throwing_round(), linear_round(), byte_round(), conv_round(), integer_conv_round(), recurrent_round();
         for (int j = 0; j < 20; j++) hostile_round();
         if (seconds() >= told + 2) told = seconds(), std::fprintf(stderr, "%d rounds in %.0f s\n", made + 1, told);
     }

@@ -135,6 +135,50 @@ def test_what_is_not_finite_spreads_where_few_outputs_read_a_large_image(isa: st
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
+def test_more_outputs_than_16_bits_count(isa: str) -> None:
+    weight = np.zeros((65540, 2, 1, 1), np.float32)
+    weight[1, 0], weight[65537, 0] = 1, 2
+    x = np.random.default_rng(0).standard_normal((1, 2, 23, 23)).astype(np.float32)
+    got = Conv(weight)(x, isa=isa)[0]
+    assert np.array_equal(got[[1, 65537]], [x[0, 0], 2 * x[0, 0]])
+    assert np.flatnonzero(got.any(axis=(1, 2))).tolist() == [1, 65537]
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_as_many_weights_of_an_output_as_16_bits_count(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    problem = {
+        "x": rng.standard_normal((1, 1, 279, 279)).astype(np.float32),
+        "weight": rng.standard_normal((1, 1, 256, 256)).astype(np.float32), "bias": None, "relu": False, "added": False,
+        "geometry": {"group": 1, "stride": (1, 1), "dilation": (1, 1), "pads": (0,) * 4},
+    }  # fmt: skip
+    check(problem, isa)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_images_of_which_nothing_is_finite(isa: str, value: float) -> None:
+    weight = np.random.default_rng(0).standard_normal((9, 6, 3, 3)).astype(np.float32)
+    weight[np.random.default_rng(1).random(weight.shape) < 0.5] = 0
+    weight[1], weight[2] = 0, np.abs(weight[2]) + 1
+    x = np.full((1, 6, 40, 40), value, np.float32)
+    geometry = {"group": 1, "stride": (1, 1), "dilation": (1, 1), "pads": (0,) * 4}
+    check({"x": x, "weight": weight, "bias": None, "relu": True, "added": False, "geometry": geometry}, isa, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"stride": (0, 1)}, "strides"), ({"stride": (1, 2**40)}, "strides"), ({"dilation": (1, 0)}, "kernels"),
+        ({"pads": (0, -1, 0, 0)}, "pads"), ({"group": 0}, "group"), ({"group": 4}, "group"),
+    ],
+)  # fmt: skip
+def test_geometries_that_cannot_be_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"must have .*{sentence}"):
+        Conv(np.ones((6, 4, 3, 3), np.float32), **change)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
 def test_shapes_of_real_networks(isa: str) -> None:
     rng = np.random.default_rng(0)
     for channels, outputs, size, kernel, stride in [

@@ -41,16 +41,16 @@ def test_the_sums_are_exact(problem: dict[str, Any], threads: int, seed: int) ->
         assert np.array_equal(made(x, bias, out=out, relu=problem["relu"], isa=isa, threads=threads), want), isa
 
 
-def save(path: Path, rng: np.random.Generator, attributes: dict[str, Any], *, reshaped: bool) -> Path:
+def save(path: Path, rng: np.random.Generator, attributes: dict[str, Any], *, reshaped: bool, axes: int = 2) -> Path:
     """As onnxruntime's quantize_dynamic writes two convolutions of one image."""
-    tensors: dict[str, Any] = {"shape": np.array([1, -1, 1, 1])}
+    tensors: dict[str, Any] = {"shape": np.array([1, -1, *[1] * axes])}
     nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"])]
     for i, outputs in enumerate((24, 33)):
-        weight = rng.integers(-127, 128, (outputs, 10, 3, 3)).astype(np.int8)
+        weight = rng.integers(-127, 128, (outputs, 10, *([3, 3] if axes == 2 else [9]))).astype(np.int8)
         weight[rng.random(weight.shape) < 0.7] = 0
         bias = rng.standard_normal(outputs).astype(np.float32)
         tensors |= {f"w{i}": weight, f"z{i}": np.int8(0), f"s{i}": np.float32(0.02 + i)}
-        tensors[f"b{i}"] = bias if reshaped else bias.reshape(1, outputs, 1, 1)
+        tensors[f"b{i}"] = bias if reshaped else bias.reshape(1, outputs, *[1] * axes)
         if reshaped:
             nodes.append(helper.make_node("Reshape", [f"b{i}", "shape"], [f"r{i}"]))
         nodes += [
@@ -63,8 +63,8 @@ def save(path: Path, rng: np.random.Generator, attributes: dict[str, Any], *, re
     nodes.append(helper.make_node("Relu", ["a1"], ["y1"]))
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [info("x", 1, ["n", 10, "h", "w"])],
-        [info(name, 1, [f"{name}{axis}" for axis in "nchw"]) for name in ("y0", "y1")],
+        nodes, "g", [info("x", 1, ["n", 10, *"hw"[:axes]])],
+        [info(name, 1, [f"{name}{axis}" for axis in "nchw"[: 2 + axes]]) for name in ("y0", "y1")],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items()],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -73,21 +73,23 @@ def save(path: Path, rng: np.random.Generator, attributes: dict[str, Any], *, re
 
 @pytest.mark.parametrize("reshaped", [True, False])
 @pytest.mark.parametrize(
-    "attributes", [{}, {"strides": [2, 2], "pads": [1, 1, 1, 1]}, {"dilations": [2, 1], "pads": [0, 2, 1, 0]}]
-)
+    ("axes", "attributes"),
+    [(2, {}), (2, {"strides": [2, 2], "pads": [1, 1, 1, 1]}), (2, {"dilations": [2, 1], "pads": [0, 2, 1, 0]}),
+     (1, {}), (1, {"strides": [2], "pads": [1, 0], "dilations": [2]})],
+)  # fmt: skip
 def test_dynamically_quantised_convolutions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, Any], reshaped: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attributes: dict[str, Any], axes: int, reshaped: bool
 ) -> None:
     monkeypatch.setenv("EMP_KERNELS_LIBRARY", str(next(build().glob("libemp_kernels.*"))))
     rng = np.random.default_rng(3)
-    plain = save(tmp_path / "plain.onnx", rng, attributes, reshaped=reshaped)
+    plain = save(tmp_path / "plain.onnx", rng, attributes, reshaped=reshaped, axes=axes)
     packed = tmp_path / "packed.onnx"
     emp_onnx.pack(plain, packed)
     model, told = fused_model(packed)
     ops = [item.op.removesuffix("Gaps4").removesuffix("Mask") for item in told]
     assert ops == ["DynamicConvAdd", "DynamicConvAddRelu"]
     onnx.checker.check_model(model, full_check=True)
-    x = rng.standard_normal((2, 10, 13, 11)).astype(np.float32)
+    x = rng.standard_normal((2, 10, 13, 11) if axes == 2 else (2, 10, 41)).astype(np.float32)
     want = onnxruntime.InferenceSession(plain).run(None, {"x": x})
     body = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
     for got in (body, open_engine(packed, threads=2).session.run(None, {"x": x})):

@@ -1,5 +1,7 @@
-// Plain C functions, for the tests and for programs without onnxruntime.
+// Plain C functions, for the tests and for programs without onnxruntime. Those that run return 0; 1 where there is no such instruction set or activation; 3
+// where there is not enough memory.
 #include <cstring>
+#include <memory>
 
 #include "conv.hpp"
 #include "integer_conv.hpp"
@@ -18,6 +20,28 @@ int answer(const std::string& wrong, char* message, size_t room) {
     return wrong.empty() ? 0 : 1;
 }
 
+// What `make` gives, which says in `wrong` what is wrong with it; null then. Nothing is thrown at a caller who may not know of exceptions.
+template <typename T, typename Bind>
+T* made(const Bind& bind, char* message, size_t room) {
+    try {
+        auto object = std::make_unique<T>();
+        return answer(bind(*object), message, room) == 0 ? object.release() : nullptr;
+    } catch (const std::exception&) {
+        answer("needs more memory than there is", message, room);
+        return nullptr;
+    }
+}
+
+// What `work` returns; 3 where there is not enough memory.
+template <typename Work>
+int done(const Work& work) {
+    try {
+        return work();
+    } catch (const std::exception&) {
+        return 3;
+    }
+}
+
 const emp::Kernels* named(const char* isa) { return isa && *isa ? emp::kernels(isa) : &emp::kernels(); }
 
 }  // namespace
@@ -32,12 +56,11 @@ EMP_PUBLIC int emp_kernels_has(const char* isa) { return emp::kernels(isa) != nu
 // `mask` and `values` must outlive it.
 EMP_PUBLIC emp::Linear* emp_linear_new(int64_t rows, int64_t columns, int transposed, const uint8_t* mask, size_t bytes,
                                        const float* values, size_t count, char* message, size_t room) {
-    auto* linear = new emp::Linear;
-    const std::string wrong = transposed ? linear->weight.bind_transposed(rows, columns, mask, bytes, values, count)
-                                         : linear->weight.bind(rows, columns, mask, bytes, values, count);
-    if (answer(wrong, message, room) == 0) return linear;
-    delete linear;
-    return nullptr;
+    const auto bind = [&](emp::Linear& linear) {
+        return transposed ? linear.weight.bind_transposed(rows, columns, mask, bytes, values, count)
+                          : linear.weight.bind(rows, columns, mask, bytes, values, count);
+    };
+    return made<emp::Linear>(bind, message, room);
 }
 
 EMP_PUBLIC void emp_linear_free(emp::Linear* linear) { delete linear; }
@@ -48,8 +71,10 @@ EMP_PUBLIC int emp_linear_run(const emp::Linear* linear, const char* isa, int th
                               const float* added, int activation, float* y) {
     const emp::Kernels* kernels = named(isa);
     if (!kernels || activation < 0 || activation > 3) return 1;
-    linear->run(*kernels, x, items, bias, emp::Activation(activation), y, {&threads, run_threads}, added);
-    return 0;
+    return done([&] {
+        linear->run(*kernels, x, items, bias, emp::Activation(activation), y, {&threads, run_threads}, added);
+        return 0;
+    });
 }
 
 // y, sorted by heads: `heads` holds sequences, tokens, heads, their size, and whether they lie across. 2: not done (Linear::run_heads says when).
@@ -58,7 +83,7 @@ EMP_PUBLIC int emp_linear_run_heads(const emp::Linear* linear, const char* isa, 
     const emp::Kernels* kernels = named(isa);
     if (!kernels) return 1;
     const emp::Heads given = {heads[0], heads[1], heads[2], heads[3], heads[4] != 0};
-    return linear->run_heads(*kernels, x, bias, given, y, {&threads, run_threads}) ? 0 : 2;
+    return done([&] { return linear->run_heads(*kernels, x, bias, given, y, {&threads, run_threads}) ? 0 : 2; });
 }
 
 // x becomes its Gelu, by tanh if that is not 0. Returns 1 if there is no such `isa`.
@@ -80,12 +105,15 @@ EMP_PUBLIC const char* emp_linear_way(const emp::Linear* linear, const char* isa
 // `geometry`: outputs, channels of a group, group, then two each of kernel, stride, dilation, pad at the begin, pad at the end.
 EMP_PUBLIC emp::Conv* emp_conv_new(const int64_t* geometry, const uint8_t* mask, size_t bytes, const float* values, size_t count,
                                    char* message, size_t room) {
-    auto* conv = new emp::Conv;
-    std::memcpy(&conv->shape, geometry, sizeof conv->shape);
-    const int64_t columns = conv->shape.channels * conv->shape.kernel[0] * conv->shape.kernel[1];
-    if (answer(conv->weight.bind(conv->shape.outputs, columns, mask, bytes, values, count), message, room) == 0) return conv;
-    delete conv;
-    return nullptr;
+    const auto bind = [&](emp::Conv& conv) -> std::string {
+        std::memcpy(&conv.shape, geometry, sizeof conv.shape);
+        const std::string wrong = conv.shape.wrong();
+        if (!wrong.empty()) return wrong;
+        const int64_t columns = conv.shape.channels * conv.shape.kernel[0] * conv.shape.kernel[1];
+        const std::string disagrees = conv.weight.bind(conv.shape.outputs, columns, mask, bytes, values, count);
+        return disagrees.empty() && !conv.weight.can_list() ? "must have at most 65536 weights for each output" : disagrees;
+    };
+    return made<emp::Conv>(bind, message, room);
 }
 
 EMP_PUBLIC void emp_conv_free(emp::Conv* conv) { delete conv; }
@@ -95,10 +123,11 @@ EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads,
                             int64_t width, const float* bias, const float* added, int activation, float low, float high,
                             const float* slope, float* y) {
     const emp::Kernels* kernels = named(isa);
-    if (!kernels) return 1;
-    conv->run(*kernels, x, images, height, width, bias, added, {emp::Activation(activation), low, high, slope}, y,
-              {&threads, run_threads});
-    return 0;
+    if (!kernels || activation < 0 || activation > int(emp::Activation::hard_swish)) return 1;
+    return done([&] {
+        conv->run(*kernels, x, images, height, width, bias, added, {emp::Activation(activation), low, high, slope}, y, {&threads, run_threads});
+        return 0;
+    });
 }
 
 // The same with a pool behind it; `pool`: two each of kernel, stride, pad at the begin, pad at the end.
@@ -108,22 +137,24 @@ EMP_PUBLIC int emp_conv_run_pooled(const emp::Conv* conv, const char* isa, int t
     if (!kernels) return 1;
     emp::PoolShape shape;
     std::memcpy(&shape, pool, sizeof shape);
-    conv->run_pooled(*kernels, x, images, height, width, bias, {relu ? emp::Activation::relu : emp::Activation::none, 0, 0, nullptr}, shape, y,
-                     {&threads, run_threads});
-    return 0;
+    const emp::Ending ending = {relu ? emp::Activation::relu : emp::Activation::none, 0, 0, nullptr};
+    return done([&] {
+        conv->run_pooled(*kernels, x, images, height, width, bias, ending, shape, y, {&threads, run_threads});
+        return 0;
+    });
 }
 
 // A packed weight of 8-bit integers; `scale` holds `scales` floats: one, or one for each row. Otherwise as emp_linear_new.
 EMP_PUBLIC emp::IntegerLinear* emp_integer_new(int64_t rows, int64_t columns, int transposed, const uint8_t* mask, size_t bytes,
                                                const int8_t* values, size_t count, const float* scale, size_t scales, char* message, size_t room) {
-    auto* linear = new emp::IntegerLinear;
-    if (answer(linear->weight.bind(rows, columns, transposed, mask, bytes, values, count), message, room) == 0) {
-        linear->scale.assign(scale, scale + scales);
-        linear->prepare();
-        return linear;
-    }
-    delete linear;
-    return nullptr;
+    const auto bind = [&](emp::IntegerLinear& linear) -> std::string {
+        if (scales != 1 && scales != size_t(rows)) return "must have one scale, or one for each of its outputs, got " + std::to_string(scales);
+        const std::string wrong = linear.weight.bind(rows, columns, transposed, mask, bytes, values, count);
+        linear.scale.assign(scale, scale + scales);
+        if (wrong.empty()) linear.prepare();
+        return wrong;
+    };
+    return made<emp::IntegerLinear>(bind, message, room);
 }
 
 EMP_PUBLIC void emp_integer_free(emp::IntegerLinear* linear) { delete linear; }
@@ -135,19 +166,22 @@ EMP_PUBLIC int emp_integer_run(const emp::IntegerLinear* linear, const char* isa
                                int relu, float* y) {
     const emp::IntegerKernels* kernels = isa && *isa ? emp::integer_kernels(isa) : &emp::integer_kernels();
     if (!kernels) return 1;
-    linear->run(*kernels, emp::kernels(), x, items, bias, relu ? emp::Activation::relu : emp::Activation::none, y, {&threads, run_threads});
-    return 0;
+    return done([&] {
+        linear->run(*kernels, emp::kernels(), x, items, bias, relu ? emp::Activation::relu : emp::Activation::none, y, {&threads, run_threads});
+        return 0;
+    });
 }
 
 // The same for a convolution of one group; `geometry` as in emp_conv_new.
 EMP_PUBLIC emp::IntegerConv* emp_integer_conv_new(const int64_t* geometry, const uint8_t* mask, size_t bytes, const int8_t* values, size_t count,
                                                   float scale, char* message, size_t room) {
-    auto* conv = new emp::IntegerConv;
-    std::memcpy(&conv->shape, geometry, sizeof conv->shape);
-    conv->scale = scale;
-    if (answer(conv->bind(mask, bytes, values, count), message, room) == 0) return conv;
-    delete conv;
-    return nullptr;
+    const auto bind = [&](emp::IntegerConv& conv) -> std::string {
+        std::memcpy(&conv.shape, geometry, sizeof conv.shape);
+        conv.scale = scale;
+        const std::string wrong = conv.shape.wrong();
+        return wrong.empty() ? conv.bind(mask, bytes, values, count) : wrong;
+    };
+    return made<emp::IntegerConv>(bind, message, room);
 }
 
 EMP_PUBLIC void emp_integer_conv_free(emp::IntegerConv* conv) { delete conv; }
@@ -156,9 +190,10 @@ EMP_PUBLIC int emp_integer_conv_run(const emp::IntegerConv* conv, const char* is
                                     int64_t width, const float* bias, int relu, float* y) {
     const emp::IntegerKernels* kernels = isa && *isa ? emp::integer_kernels(isa) : &emp::integer_kernels();
     if (!kernels) return 1;
-    conv->run(*kernels, emp::kernels(), x, images, height, width, bias, relu ? emp::Activation::relu : emp::Activation::none, y,
-              {&threads, run_threads});
-    return 0;
+    return done([&] {
+        conv->run(*kernels, emp::kernels(), x, images, height, width, bias, relu ? emp::Activation::relu : emp::Activation::none, y, {&threads, run_threads});
+        return 0;
+    });
 }
 
 namespace {
@@ -166,11 +201,11 @@ namespace {
 template <typename T>
 void* new_narrow(int64_t rows, int64_t columns, int transposed, const uint8_t* mask, size_t bytes, const void* values, size_t count,
                  const float* scale, size_t scales, char* message, size_t room) {
-    auto* linear = new emp::NarrowLinear<T>;
     const auto* given = static_cast<const T*>(values);
-    if (answer(linear->bind(rows, columns, transposed, mask, bytes, given, count, {scale, scale + scales}), message, room) == 0) return linear;
-    delete linear;
-    return nullptr;
+    const auto bind = [&](emp::NarrowLinear<T>& linear) {
+        return linear.bind(rows, columns, transposed, mask, bytes, given, count, {scale, scale + scales});
+    };
+    return made<emp::NarrowLinear<T>>(bind, message, room);
 }
 
 template <typename T>
@@ -203,7 +238,9 @@ EMP_PUBLIC int emp_narrow_run(char type, const void* linear, const char* isa, in
                               int relu, float* y) {
     const emp::NarrowKernels* kernels = isa && *isa ? emp::narrow_kernels(isa) : &emp::narrow_kernels();
     if (!kernels) return 1;
-    (type == 'h' ? run_narrow<emp::Half> : type == 'b' ? run_narrow<emp::Bfloat> : run_narrow<int8_t>)(linear, *kernels, threads, x, items, bias,
-                                                                                                        relu, y);
-    return 0;
+    const auto run = type == 'h' ? run_narrow<emp::Half> : type == 'b' ? run_narrow<emp::Bfloat> : run_narrow<int8_t>;
+    return done([&] {
+        run(linear, *kernels, threads, x, items, bias, relu, y);
+        return 0;
+    });
 }

@@ -32,7 +32,7 @@ bool Conv::in_strips(const Layout& at, const float* x) const {
     const int64_t area = at.out_h * at.out_w, rows = shape.outputs / shape.group;
     const bool aligned = at.direct && shape.kernel[0] == 1 && shape.kernel[1] == 1 && at.plane % kLanes == 0 && reinterpret_cast<uintptr_t>(x) % 64 == 0;
     const double uses = weight.density() * double(rows);  // of a stretch, for a tile
-    if (at.plane * shape.channels > INT32_MAX / 2 || area < 512) return false;
+    if (at.plane * shape.channels > INT32_MAX / 2 || area < 512 || rows > Strips::kMost) return false;
     return uses <= (aligned ? 18 : 4);
 }
 

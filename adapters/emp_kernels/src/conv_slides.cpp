@@ -74,31 +74,32 @@ void Conv::run_slides(const Given& given) const {
     }
 }
 
+// One channel after the other, so that what is listed stays small where all of an image is NaN.
 void Conv::spread_non_finite(const Given& given, const float* in, float* y) const {
     const Layout& at = given.at;
-    const int64_t rows = shape.outputs / shape.group, taps = shape.kernel[0] * shape.kernel[1];
-    struct Read {
-        int64_t group, column, position;
-    };
-    std::vector<Read> found;
-    for (int64_t c = 0; c < shape.channels * shape.group; c++)
-        for (int64_t pixel = 0; pixel < at.height * at.width; pixel++) {
-            if (std::isfinite(in[c * at.height * at.width + pixel])) continue;
+    const int64_t rows = shape.outputs / shape.group, taps = shape.kernel[0] * shape.kernel[1], plane = at.height * at.width;
+    std::vector<std::vector<int64_t>> positions(static_cast<size_t>(taps));  // of outputs that read such a pixel by this tap
+    for (int64_t c = 0; c < shape.channels * shape.group; c++, in += plane) {
+        if (given.kernels.finite(in, plane, 1, 0)) continue;
+        for (auto& one : positions) one.clear();
+        for (int64_t pixel = 0; pixel < plane; pixel++) {
+            if (std::isfinite(in[pixel])) continue;
             for (int64_t t = 0; t < taps; t++) {
                 const int64_t down = pixel / at.width + shape.pad_begin[0] - t / shape.kernel[1] * shape.dilation[0];
                 const int64_t right = pixel % at.width + shape.pad_begin[1] - t % shape.kernel[1] * shape.dilation[1];
                 if (down < 0 || right < 0 || down % shape.stride[0] || right % shape.stride[1]) continue;
                 const int64_t out_y = down / shape.stride[0], out_x = right / shape.stride[1];
-                if (out_y < at.out_h && out_x < at.out_w)
-                    found.push_back({c / shape.channels, c % shape.channels * taps + t, out_y * at.out_w + out_x});
+                if (out_y < at.out_h && out_x < at.out_w) positions[size_t(t)].push_back(out_y * at.out_w + out_x);
             }
         }
-    given.threads.ranges(shape.outputs, 16, 16, [&](int64_t from, int64_t to) {
-        for (int64_t r = from; r < to; r++)
-            for (const Read& one : found)
-                if (one.group == r / rows && !weight.bit(r, one.column))
-                    y[r * at.out_h * at.out_w + one.position] = std::numeric_limits<float>::quiet_NaN();
-    });
+        const int64_t first = c / shape.channels * rows, column = c % shape.channels * taps;
+        given.threads.ranges(rows, 16, 16, [&](int64_t from, int64_t to) {
+            for (int64_t r = first + from; r < first + to; r++)
+                for (int64_t t = 0; t < taps; t++)
+                    if (!weight.bit(r, column + t))
+                        for (const int64_t position : positions[size_t(t)]) y[r * at.out_h * at.out_w + position] = std::numeric_limits<float>::quiet_NaN();
+        });
+    }
 }
 
 }  // namespace emp

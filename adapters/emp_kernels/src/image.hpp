@@ -17,6 +17,20 @@ struct ConvShape {
         const int64_t reach = size + pad_begin[axis] + pad_end[axis] - dilation[axis] * (kernel[axis] - 1) - 1;
         return reach < 0 ? -1 : reach / stride[axis] + 1;
     }
+    // What cannot be, or "": sizes beyond which products overflow.
+    const char* wrong() const {
+        constexpr int64_t most = int64_t(1) << 20;
+        if (group < 1 || outputs < 0 || outputs % group) return "must have a group that divides its outputs";
+        for (int i = 0; i < 2; i++) {
+            for (int64_t one : {kernel[i], dilation[i]})
+                if (one < 1 || one > most) return "must have kernels and dilations ≥ 1 and ≤ 1048576";
+            if (stride[i] < 1 || stride[i] > 1024) return "must have strides ≥ 1 and ≤ 1024";
+            for (int64_t one : {pad_begin[i], pad_end[i]})
+                if (one < 0 || one > most) return "must have pads ≥ 0 and ≤ 1048576";
+        }
+        if (channels < 0 || channels > (int64_t(1) << 40) / (kernel[0] * kernel[1])) return "must have a shape of at most 2^40 elements";
+        return "";
+    }
 };
 
 // Where the pixels of a channel lie.

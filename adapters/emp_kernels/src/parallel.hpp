@@ -1,8 +1,10 @@
 // Work in pieces, done by whoever lends threads: onnxruntime's own pool, or a test.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <type_traits>
 
 #include "matrix.hpp"
@@ -13,14 +15,29 @@ struct Threads {
     void* lender;
     void (*run)(void* lender, void (*piece)(void*, size_t), size_t count, void* data);
 
-    // work(i) for i < count, in any order, at the same time where there are threads.
+    // work(i) for i < count, in any order, at the same time where there are threads. What one throws is thrown here: the threads are not ours, and whoever
+    // lends them may not know of exceptions.
     template <typename Work>
     void each(int64_t count, Work&& work) const {
         using Plain = std::remove_reference_t<Work>;
-        if (count == 1)
-            work(0);
-        else if (count > 1)
-            run(lender, [](void* data, size_t i) { (*static_cast<Plain*>(data))(int64_t(i)); }, size_t(count), &work);
+        if (count == 1) return work(0);
+        if (count < 1) return;
+        struct Job {
+            Plain& work;
+            std::atomic<bool> failed;
+            std::exception_ptr error;
+        } job{work, {false}, nullptr};
+        const auto piece = [](void* data, size_t i) noexcept {
+            Job& job = *static_cast<Job*>(data);
+            if (job.failed) return;
+            try {
+                job.work(int64_t(i));
+            } catch (...) {
+                if (!job.failed.exchange(true)) job.error = std::current_exception();
+            }
+        };
+        run(lender, piece, size_t(count), &job);
+        if (job.failed) std::rethrow_exception(job.error);
     }
 
     // work(from, to) over [0, total) in pieces of at least `least`, at most `most` of them.

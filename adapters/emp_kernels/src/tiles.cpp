@@ -193,6 +193,7 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows, bool pairs) {
 
 void Strips::arrange(const Matrix& matrix, int64_t group_rows, int64_t block) {
     const View& view = matrix.view();
+    block = std::min(block, kMost);
     blocks_ = (view.columns + block - 1) / block;
     strips_.clear();
     const size_t room = size_t(view.nonzeros) + 64;

@@ -35,7 +35,8 @@ class Tiles {
 // A matrix arranged in strips.
 class Strips {
   public:
-    // `block`: columns of a strip.
+    static constexpr int64_t kMost = 65535;  // rows of a group, and columns of a block, which are counted in 16 bits
+    // `block`: columns of a strip. At most kMost rows.
     void arrange(const Matrix& matrix, int64_t group_rows, int64_t block);
 
     int64_t blocks() const { return blocks_; }

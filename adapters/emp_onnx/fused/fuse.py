@@ -184,7 +184,7 @@ class _Work:
                 after = self._take(node, after)
         elif op == "ConvInteger" and after is not None and is_standard(after, "Add"):
             bias = [item for item in after.input if item != node.output[0]]
-            bias = bias if self._over_channels(bias, shape_of(weight.unpack)[0]) else []
+            bias = bias if self._over_channels(bias, shape_of(weight.unpack)) else []
             after = self._take(node, after) if bias else after
         added: list[str] = []
         if op in ("Conv", "MatMul", "Gemm") and not half and after is not None and is_standard(after, "Add"):
@@ -252,14 +252,15 @@ class _Work:
                     self.graph.drop_unused(maker)
         return [Fused(weight.name, name, "") for weight in weights]
 
-    def _over_channels(self, names: list[str], channels: int) -> bool:
-        """Whether this is one value, a constant of one number for each channel of an image."""
+    def _over_channels(self, names: list[str], weight: list[int]) -> bool:
+        """Whether this is one value, a constant of one number for each channel that such a convolution makes."""
+        channels, area = weight[0], [1] * (len(weight) - 2)
         maker = self.graph.makers.get(names[0]) if len(names) == 1 else None
         if maker is not None and is_standard(maker, "Reshape"):
             shape = self.graph.constant(maker.input[1])
-            known = shape is not None and list(shape) in ([1, -1, 1, 1], [1, channels, 1, 1])
+            known = shape is not None and list(shape) in ([1, -1, *area], [1, channels, *area])
             return known and self.graph.vector(maker.input[0], channels)
-        return len(names) == 1 and self._dims(names[0]) in ([1, channels, 1, 1], [channels, 1, 1])
+        return len(names) == 1 and self._dims(names[0]) in ([1, channels, *area], [channels, *area])
 
     def _constant(self, name: str) -> bool:
         return name in self.graph.tensors or name in self.graph.weights
