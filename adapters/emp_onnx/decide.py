@@ -21,7 +21,7 @@ from emp_onnx.weights.find import Refusal, Weight, find_weights
 from emp_onnx.weights.kept import Kept, Scores, Whole
 from emp_onnx.weights.rows import by_row
 
-__all__ = ["Decision", "decide", "hashed", "plan", "watched"]
+__all__ = ["Decision", "decide", "hashed", "plan", "refuse_unless_finite", "watched"]
 
 SHORT = 1 << 14  # elements of a weight that is counted with others
 TOGETHER = 1 << 22  # elements counted together, at most
@@ -98,7 +98,7 @@ def decide(
         else:
             chosen.append(weight)
             continue
-        _refuse_unless_finite(model, weight)
+        refuse_unless_finite(model, weight)
         refused.append(_refusal(weight, *reason))
     made = _Made()
     try:
@@ -110,7 +110,7 @@ def decide(
                 _decide_rows(model, weight, rule, made, threads)
     except PoolError:
         for weight in chosen:
-            _refuse_unless_finite(model, weight)
+            refuse_unless_finite(model, weight)
         raise
     entries = [made.entries[weight.name] for weight in chosen if weight.name in made.entries]
     refused += [
@@ -233,7 +233,8 @@ def _refusal(weight: Weight, code: str, reason: str) -> Refusal:
     return Refusal(weight.name, weight.op, weight.shape, code, reason, weight.uses, weight.nodes, weight.tensor)
 
 
-def _refuse_unless_finite(model: Model, weight: Weight) -> None:
+def refuse_unless_finite(model: Model, weight: Weight) -> None:
+    """Raise a ModelError, with its name, for a weight that holds NaN or infinities."""
     scores = Scores(model, weight)
     bad = sum(int(np.count_nonzero(~np.isfinite(scores[i:j]))) for i, j in pieces_of(scores.size))
     if bad:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from emp_core import EmpError
+from emp_onnx.interrupt import check
 
 __all__ = [
     "MissingExtraError",
@@ -56,6 +57,7 @@ class MissingExtraError(UsageError):
     """A package of the extra `onnx` is not installed; the message ends in the line that adds it."""
 
     def __init__(self, package: str) -> None:
+        check()  # what interrupts an import may come out of it as an ImportError
         super().__init__(
             f"{package} is needed for this and is not installed; add it with: pip install 'effective-pruning[onnx]'"
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.model_io import load
 from emp_onnx.files.whole import write_whole
 from emp_onnx.texts.running import bench_text, fused_text, run_text
+
+if TYPE_CHECKING:
+    from emp_onnx.fused.fuse import Fused
 
 __all__ = ["add"]
 
@@ -68,7 +72,7 @@ def _fuse(options: argparse.Namespace) -> int:
         raise UsageError(f"OUT must be in the folder of the model, whose sidecars it shares, got {quote(out)}")
     model, fused = fused_model(options.model, every=options.every)
     if not any(item.op for item in fused):
-        raise ModelError(f"the model has no packed weight that kernels can take, got {quote(options.model)}")
+        raise ModelError(_none_fused(fused, options.model))
     write_whole(out, model.SerializeToString(), "OUT")
     show(
         options,
@@ -76,6 +80,18 @@ def _fuse(options: argparse.Namespace) -> int:
         lambda style: fused_text(fused, out, style),
     )
     return 0
+
+
+def _none_fused(fused: Sequence[Fused], model: str) -> str:
+    """Why nothing was fused."""
+    if not fused:
+        return f"the model must have packed weights that kernels can take, got {quote(model)}, which has none"
+    reasons = "; ".join(f"{quote(item.weight)}: {item.reason}" for item in fused[:5])
+    more = f"; and {len(fused) - 5} more" if len(fused) > 5 else ""
+    return (
+        f"the model must have packed weights that are worth a kernel, got {quote(model)}, in which all stay as they are "
+        f"({reasons}{more}); --every takes those too where dense kernels are expected to be faster"
+    )
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 
 from emp_onnx.errors import UsageError, quote
@@ -84,5 +85,8 @@ def seed(options: argparse.Namespace) -> int:
 
 
 def threads(options: argparse.Namespace) -> int | None:
-    """`--threads`, if given."""
-    return whole("--threads", options.threads, 1)
+    """`--threads`, if given: not so many more than there are processors that starting them is all that is done."""
+    count, most = whole("--threads", options.threads, 1), max(256, 4 * (os.cpu_count() or 1))
+    if count is not None and count > most:
+        raise UsageError(f"--threads must be ≤ {most}, got {count}")
+    return count

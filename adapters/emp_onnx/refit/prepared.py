@@ -18,6 +18,7 @@ from emp_onnx.calibration.feeding import gather, longer
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.outputs import agreement, moved
 from emp_onnx.certificates.added import Added, with_biases
+from emp_onnx.decide import refuse_unless_finite
 from emp_onnx.errors import UsageError
 from emp_onnx.files.model_io import Model
 from emp_onnx.progress import Watch
@@ -77,6 +78,8 @@ class Prepared:
         self.weights, self.refusals = candidates(
             self.model, include=self.include, exclude=self.exclude, min_size=self.min_size, embeddings=self.embeddings
         )
+        for weight in self.weights:
+            refuse_unless_finite(self.model, weight)
         if not 0 <= self.held < 1:
             raise UsageError(f"held must be ≥ 0 and < 1, got {self.held}")
         if self.gradients is not None:

@@ -83,7 +83,7 @@ def _samples(arrays: dict[str, NDArray[Any]], path: Path) -> Iterator[dict[str, 
     count = next(iter(counts.values())) or 0
     if not count:
         raise UsageError(f"feeds must hold at least one sample, got 0 in {quote(path)}")
-    return ({name: array[i] for name, array in arrays.items()} for i in range(count))
+    return ({name: np.asarray(array[i]) for name, array in arrays.items()} for i in range(count))
 
 
 def read_arrays(path: str | os.PathLike[str], what: str, /) -> dict[str, NDArray[Any]]:

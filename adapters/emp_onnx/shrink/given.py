@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,16 @@ def feeds_of(feeds: Iterable[Feed] | str | os.PathLike[str], needed: Sequence[st
     if not out:
         raise UsageError("feeds must hold at least one feed, got none")
     return out
+
+
+def refuse_unless_defined(feeds: Sequence[Feed], run: Callable[[Feed], Mapping[str, Any]]) -> None:
+    """Refuse feeds of which the network makes nothing, or NaN: nothing could be learned from them, or compared."""
+    for number, feed in enumerate(feeds):
+        outputs = [np.asarray(value) for value in run(feed).values()]
+        if any(value.dtype.kind == "f" and np.isnan(value).any() for value in outputs):
+            raise UsageError(f"feeds must be such that the model's outputs are numbers, got NaN on feed {number}")
+        if not any(value.size for value in outputs):
+            raise UsageError(f"feeds must be such that the model makes something of them, got nothing on feed {number}")
 
 
 def chosen(problem: Problem, include: Sequence[str], exclude: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from emp_onnx.shrink.depth import plan
 from emp_onnx.shrink.exact import dead, exact
 from emp_onnx.shrink.fitting.distance import agreement, output_error, watched
 from emp_onnx.shrink.fitting.readers import drop_zero_biases
-from emp_onnx.shrink.given import check, chosen, feeds_of, target_of
+from emp_onnx.shrink.given import check, chosen, feeds_of, refuse_unless_defined, target_of
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import prove
@@ -139,6 +139,7 @@ def shrink(
     held = samples[-max(len(samples) // 5, 1) :]
     fit = samples[: len(samples) - len(held)] or samples
     runner = Runner(proto, threads=threads)
+    refuse_unless_defined(samples if given is not None else (), runner)
     joined = [lengthened(runner.inputs, runner, part, apart=APART) for part in (fit, held)]
     further = [continued(runner, part) for part in (fit, held)]
     short = bool(joined[0]) and not further[0]

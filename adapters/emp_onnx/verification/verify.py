@@ -15,6 +15,7 @@ from emp_onnx.verification.original import against
 from emp_onnx.verification.outcome import Verification
 from emp_onnx.verification.refitted import refitted
 from emp_onnx.verification.running import load_ahead, run_both
+from emp_onnx.verification.unpacking import unpacking
 
 __all__ = ["verify"]
 
@@ -34,7 +35,8 @@ def verify(
 
     Alone: the certificate is whole; every weight has its certified shape, zeros, kept values and positions; the figures
     are possible, the bounds are those of n, N_eff and k, the count is the rule's. (Under scope `row` the bounds of the
-    single rows are not stored; they are recomputed with the original.)
+    single rows are not stored; they are recomputed with the original.) Packed weights are unpacked by the functions
+    that `emp pack` writes, which onnxruntime runs.
 
     With the original, also: the rule gives the same figures and masks there; kept weights are bit-equal, removed ones
     +0.0; nothing else in the file differs; and both are run in onnxruntime on `feeds` (a path, or feeds themselves), or
@@ -55,11 +57,12 @@ def verify(
             for one in (source, model):
                 load_ahead(process, one.path, source, feeds)
         if is_refitted(model):
-            checks = list(refitted(model, source))
+            checks = [*unpacking(model), *refitted(model, source)]
             if source is None:
                 return Verification(tuple(checks), None, NO_ORIGINAL)
         else:
             first, certificate = alone(model)
+            first = (*unpacking(model), *first)
             if source is None or certificate is None:
                 return Verification(first, None, NO_ORIGINAL if source is None else "")
             checks = [*first, *against(model, source, certificate, threads)]
