@@ -1,4 +1,4 @@
-"""What several commands take, and what must hold between the files that they name."""
+"""What several commands take."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from emp_onnx.cli import values
-from emp_onnx.errors import UsageError, quote
+from emp_onnx.errors import UsageError
 from emp_onnx.figures import SCOPES
-from emp_onnx.files.model_io import Model
-from emp_onnx.files.whole import same_file
 from emp_onnx.packing.forms import TARGETS
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = [
-    "CODES", "Commands", "Parser", "check_out", "choice", "choice_options", "common_options", "feed_options",
-    "include_options", "kernels_option", "model_option", "not_the_model", "out_options", "rule_options",
-    "spread_options", "target_option",
+    "CODES", "Commands", "Parser", "choice", "choice_options", "common_options", "feed_options", "include_options",
+    "kernels_option", "model_option", "out_options", "rule_options", "spread_options", "target_option",
 ]  # fmt: skip
 
 CODES = """exit codes:
@@ -62,27 +59,6 @@ def out_options(parser: argparse.ArgumentParser, word: str, *, in_place: bool = 
     )  # fmt: skip
     if in_place:
         parser.add_argument("--in-place", action="store_true", help="replace the input")
-
-
-def check_out(options: argparse.Namespace, *read: str | None) -> None:
-    """OUT must be no file that is read: not the model (but for --in-place), nor `read`, nor the feeds."""
-    in_place = getattr(options, "in_place", False)
-    if in_place and options.out is not None:
-        raise UsageError(f"--in-place must come without OUT, got {quote(options.out)}")
-    if options.out is not None and same_file(options.out, options.model):
-        instead = "; to replace that, give --in-place instead" if hasattr(options, "in_place") else ""
-        raise UsageError(f"OUT must not be the input {quote(options.model)}{instead}")
-    target = options.model if in_place else options.out
-    for path in (*read, getattr(options, "feeds", None)):
-        if path is not None and target is not None and same_file(path, target):
-            raise UsageError(f"OUT must not be a file that is read, got {quote(path)}")
-
-
-def not_the_model(path: str, model: Model, option: str) -> None:
-    """No output may replace a file of the model."""
-    for file in ([model.path] if model.path else []) + list(model.sidecars().values()):
-        if same_file(path, file):
-            raise UsageError(f"{option} must not be a file of the model, got {quote(path)}")
 
 
 def target_option(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ import argparse
 
 from emp_onnx.cli.options import (
     Commands,
-    check_out,
     common_options,
     feed_options,
     include_options,
@@ -14,6 +13,7 @@ from emp_onnx.cli.options import (
     out_options,
     target_option,
 )
+from emp_onnx.cli.places import check_out
 from emp_onnx.cli.show import metered, show
 from emp_onnx.cli.values import seed, threads
 from emp_onnx.packing.forms import FORMS
@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    check_out(options)
+    check_out(options, "packed")
     with metered(options) as meter:
         done = pack(
             options.model, options.out, form=options.form, target=options.target, include=options.include,
@@ -58,7 +58,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _unpack(options: argparse.Namespace) -> int:
-    check_out(options)
+    check_out(options, "unpacked")
     with metered(options) as meter:
         done = unpack(
             options.model, options.out, in_place=options.in_place, feeds=options.feeds, seed=seed(options),

@@ -10,16 +10,15 @@ from typing import Any
 from emp_onnx.cli import refitting
 from emp_onnx.cli.options import (
     Commands,
-    check_out,
     choice,
     common_options,
     feed_options,
     model_option,
-    not_the_model,
     out_options,
     rule_options,
     target_option,
 )
+from emp_onnx.cli.places import check_out, check_places
 from emp_onnx.cli.show import complain, metered, show
 from emp_onnx.cli.values import number, positive, seed, sparsity, threads
 from emp_onnx.decide import plan
@@ -70,8 +69,7 @@ def add(commands: Commands) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     model = load(options.model)
-    if options.output is not None:
-        not_the_model(options.output, model, "-o")
+    check_places(options, ("-o", options.output), model=model)
     with metered(options) as meter:
         made = plan(model, watch=meter, **_rule(options))
     if not made.entries:
@@ -96,7 +94,7 @@ def _prune(options: argparse.Namespace) -> int:
             if getattr(options, name) not in (None, [], False):
                 raise UsageError(f"--plan must come without --{name.replace('_', '-')}, which the plan has settled")
         given = {"plan": _read_plan(options.plan), "threads": threads(options)}
-    check_out(options, options.plan)
+    check_out(options, "pruned")
     with metered(options) as meter:
         report = prune(
             options.model, options.out, watch=meter, feeds=options.feeds, seed=seed(options), in_place=options.in_place,

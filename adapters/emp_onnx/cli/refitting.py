@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from emp_onnx.cli.options import (
     Commands,
-    check_out,
     choice,
     choice_options,
     common_options,
     feed_options,
     model_option,
-    not_the_model,
     spread_options,
 )
+from emp_onnx.cli.places import check_out, check_places
 from emp_onnx.cli.show import complain, metered, show
 from emp_onnx.cli.values import positive, seed, share, size, sparsity
 from emp_onnx.errors import UsageError, quote
@@ -125,7 +124,6 @@ def refit(options: argparse.Namespace) -> int:
     for name in ("plan", "order", "scope", "pack"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} must come without a refit, which settles that itself")
-    check_out(options, options.stats, options.gradients)
     if options.sparsity is not None and options.target_sparsity is not None:
         raise UsageError("--sparsity must come without --target-sparsity, which means the same here; got both")
     given = options.sparsity if options.target_sparsity is None else options.target_sparsity
@@ -137,6 +135,7 @@ def refit(options: argparse.Namespace) -> int:
     if sum(x is not None for x in amount.values()) > 1:
         raise UsageError("--beta, --sparsity and a budget must come one at a time, got more than one of them")
     model = load(options.model)
+    check_out(options, "pruned", model)
     large_apart()
     with metered(options) as meter:
         report = refit(
@@ -178,7 +177,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from emp_onnx.texts.refit import statistics_text
 
     model = load(options.model)
-    not_the_model(options.output, model, "-o")
+    check_places(options, ("-o", options.output), model=model)
     before = [Statistics.load(path) for path in options.merge]
     large_apart()
     with metered(options) as meter:
@@ -222,7 +221,7 @@ def _sweep(options: argparse.Namespace) -> int:
     for path in options.output:
         if Path(path).suffix not in writers:
             raise UsageError(f"-o must end in .csv, .json or .png, got {quote(path)}")
-        not_the_model(path, model, "-o")
+    check_places(options, *(("-o", path) for path in options.output), model=model)
     with metered(options) as meter:
         points = sweep(
             _fitting(options, model, meter), at, how=options.allocate or "error", criterion=options.criterion or "obs",

@@ -12,17 +12,18 @@ import numpy as np
 
 from emp_onnx.cli.options import (
     Commands,
-    check_out,
     common_options,
     feed_options,
     kernels_option,
     model_option,
     out_options,
 )
+from emp_onnx.cli.places import check_out, check_places
 from emp_onnx.cli.show import show
 from emp_onnx.cli.values import listed, positive, seed, threads
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.model_io import load
+from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import write_whole
 from emp_onnx.texts.running import bench_text, fused_text, run_text
 
@@ -61,9 +62,9 @@ def add(commands: Commands) -> None:
 def _fuse(options: argparse.Namespace) -> int:
     from emp_onnx.fused.fuse import fused_model
 
-    check_out(options)
     source = load(options.model)
-    out = Path(options.out or f"{options.model.removesuffix('.onnx')}.fused.onnx")
+    check_out(options, "fused", source)
+    out = Path(options.out) if options.out is not None else default_out(Path(options.model), "fused")
     if source.sidecars() and out.resolve().parent != Path(options.model).resolve().parent:
         raise UsageError(f"OUT must be in the folder of the model, whose sidecars it shares, got {quote(out)}")
     model, fused = fused_model(options.model, every=options.every)
@@ -83,6 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     from emp_onnx.fused.engine import open_engine
     from emp_onnx.runtime.feeds import check_feed, read_feeds
 
+    check_places(options, ("-o", options.output))
     engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
     needed = [item.name for item in inputs_of(engine)]
     feeds = read_feeds(options.feeds, needed) if options.feeds else iter([feeds_for(engine, 1, seed=seed(options))])

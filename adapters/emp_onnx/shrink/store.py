@@ -11,15 +11,9 @@ from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import check_target, staged, write_whole
 
-__all__ = ["default_out", "read", "write"]
+__all__ = ["read", "write"]
 
 LARGEST = 2**31 - 1
-
-
-def default_out(source: Path) -> Path:
-    """Where the result goes when nothing is said: `IN.shrunk.onnx` beside `IN.onnx`."""
-    stem = source.name[: -len(".onnx")] if source.name.lower().endswith(".onnx") else source.name
-    return source.with_name(f"{stem}.shrunk.onnx")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Any, Model]:
