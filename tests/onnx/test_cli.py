@@ -233,6 +233,46 @@ def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("verify m.onnx", 1), ("verify m.onnx --json", 1), ("verify long.onnx m.onnx --json", 1), ("plan m.onnx", 0),
+        ("plan m.onnx --json", 0), ("plan m.onnx --verbose", 0), ("plan --help", 0), ("prune cut.onnx", 3),
+    ],
+)  # fmt: skip
+def test_a_reader_that_has_gone_changes_no_exit_code(folder: Path, line: str, code: int) -> None:
+    name = "n" * 20_000  # longer than what Python keeps back before it writes
+    long = gemm(np.random.default_rng(0)).model
+    long.graph.node[0].output[0] = long.graph.output[0].name = name
+    write(long, folder / "long.onnx")
+    ends = os.pipe()
+    os.close(ends[0])
+    try:
+        command = [sys.executable, "-m", "emp_onnx", *line.split()]
+        options: dict[str, Any] = {"cwd": folder, "env": ENVIRONMENT, "stdout": ends[1], "stderr": subprocess.PIPE}
+        done = subprocess.run(command, text=True, timeout=60, **options)
+    finally:
+        os.close(ends[1])
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_what_is_saved_is_saved_though_nobody_reads_the_seconds(folder: Path) -> None:
+    ends = os.pipe()
+    os.close(ends[0])
+    try:
+        command = [sys.executable, "-m", "emp_onnx", *"calibrate m.onnx --feeds good.npz -o s.npz --verbose".split()]
+        done = subprocess.run(
+            command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=ends[1], text=True, timeout=60
+        )
+    finally:
+        os.close(ends[1])
+    assert done.returncode == 0
+    assert "Wrote 's.npz'" in done.stdout
+    assert (folder / "s.npz").exists()
+
+
 def test_an_old_terminal_gets_ascii(folder: Path) -> None:
     command = [sys.executable, "-m", "emp_onnx", "plan", "m.onnx"]
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from emp_onnx.cli.options import (
     target_option,
 )
 from emp_onnx.cli.places import check_out, check_places
-from emp_onnx.cli.show import complain, metered, show
+from emp_onnx.cli.show import complain, metered, say, show
 from emp_onnx.cli.values import number, positive, seed, sparsity, threads
 from emp_onnx.decide import plan
 from emp_onnx.errors import UsageError, quote
@@ -77,11 +76,11 @@ def _plan(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_whole(options.output, made.to_json().encode(), "-o")
     if options.json:
-        sys.stdout.write(made.to_json())  # the very bytes that -o saves
+        say(made.to_json())  # the very bytes that -o saves
         return 0
     show(options, dict, lambda style: plan_text(made, style))
     if options.verbose:
-        print(uses_text(made))
+        say(uses_text(made) + "\n")
     return 0
 
 
@@ -102,7 +101,7 @@ def _prune(options: argparse.Namespace) -> int:
         )  # fmt: skip
     show(options, report.to_dict, lambda style: report_text(report, style))
     if options.verbose and not options.json:
-        print(uses_text(report.plan))
+        say(uses_text(report.plan) + "\n")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from emp_onnx.cli.options import (
     spread_options,
 )
 from emp_onnx.cli.places import check_out, check_places
-from emp_onnx.cli.show import complain, metered, show
+from emp_onnx.cli.show import complain, metered, say, show
 from emp_onnx.cli.values import positive, seed, share, size, sparsity
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
@@ -230,7 +229,7 @@ def _sweep(options: argparse.Namespace) -> int:
     for path in options.output:
         write_whole(path, writers[Path(path).suffix](points), "-o")
     if options.json:
-        sys.stdout.write(to_json(points))  # the very bytes that -o saves
+        say(to_json(points))  # the very bytes that -o saves
         return 0
     show(options, dict, lambda style: curve_text(points, style))
     return 0
