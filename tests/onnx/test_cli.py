@@ -97,6 +97,10 @@ TABLE: list[tuple[str, int, str]] = [
     ("prune m.onnx --plan plan.json --beta 1", 2, "--plan must come without --beta"),
     ("prune m.onnx --plan plan.json --exclude a", 2, "--plan must come without --exclude"),
     ("prune m.onnx --plan plan.json --min-size 3", 2, "--plan must come without --min-size"),
+    ("prune m.onnx --target checker-strict", 2, "--target must come with --pack, got --target checker-strict without"),
+    ("prune m.onnx --target onnxruntime", 2, "--target must come with --pack"),
+    ("prune m.onnx --target checker-strict --refit --feeds good.npz", 2, "--target must come with --pack"),
+    ("sweep m.onnx --criterion gradient --feeds no.npz", 2, "invalid choice: 'gradient'"),
     ("plan m.onnx -o m.onnx", 2, "-o must not be a file of the model"),
     ("plan m.onnx -o no/plan.json", 2, "-o must be in a directory that exists"),
     ("verify m.onnx", 1, ""),
@@ -126,6 +130,7 @@ GOOD = [
     "prune m.onnx out.onnx --scope model --feeds good.npz",
     "prune m.onnx out.onnx --sparsity 0.5 --seed 3",
     "prune m.onnx out.onnx --plan plan.json",
+    "prune m.onnx out.onnx --pack auto --target checker-strict",
     "prune m.onnx --in-place --exclude first",
     "prune soft.onnx out.onnx",
 ]
@@ -262,7 +267,8 @@ def test_what_is_saved_is_saved_though_nobody_reads_the_seconds(folder: Path) ->
     ends = os.pipe()
     os.close(ends[0])
     try:
-        command = [sys.executable, "-m", "emp_onnx", *"calibrate m.onnx --feeds good.npz -o s.npz --verbose".split()]
+        asked = ["calibrate", "m.onnx", "--feeds", "good.npz", "-o", "s.npz", "--verbose"]
+        command = [sys.executable, "-m", "emp_onnx", *asked]
         done = subprocess.run(
             command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=ends[1], text=True, timeout=60
         )

@@ -14,7 +14,8 @@ from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = [
     "CODES", "Commands", "Parser", "choice", "choice_options", "common_options", "feed_options", "include_options",
-    "kernels_option", "model_option", "out_options", "rule_options", "spread_options", "target_option",
+    "kernels_option", "model_option", "out_options", "rule_options", "spread_options", "target",
+    "target_option",
 ]  # fmt: skip
 
 CODES = """exit codes:
@@ -61,11 +62,14 @@ def out_options(parser: argparse.ArgumentParser, word: str, *, in_place: bool = 
         parser.add_argument("--in-place", action="store_true", help="replace the input")
 
 
-def target_option(parser: argparse.ArgumentParser) -> None:
-    """--target: who must be able to read packed files."""
-    parser.add_argument(
-        "--target", choices=TARGETS, default="onnxruntime", help="what must run the result (default: onnxruntime)"
-    )
+def target_option(parser: argparse.ArgumentParser, before: str = "") -> None:
+    """--target: who must be able to read packed files; `before`: with which option it means something."""
+    parser.add_argument("--target", choices=TARGETS, help=f"{before}what must run the result (default: onnxruntime)")
+
+
+def target(options: argparse.Namespace) -> str:
+    """`--target`, or who it is without."""
+    return options.target or TARGETS[0]
 
 
 def rule_options(parser: argparse.ArgumentParser) -> None:
@@ -83,13 +87,13 @@ def rule_options(parser: argparse.ArgumentParser) -> None:
     choice_options(parser)
 
 
-def spread_options(parser: argparse.ArgumentParser, group: Any = None) -> None:
-    """How a refit spreads an amount over layers, and which weights of a layer stay."""
+def spread_options(parser: argparse.ArgumentParser, criteria: Sequence[str] = CRITERIA, group: Any = None) -> None:
+    """How a refit spreads an amount over layers, and which weights of a layer stay, by one of `criteria`."""
     group = group or parser.add_argument_group("refit")
     group.add_argument(
         "--allocate", choices=ALLOCATIONS, help="how the amount is spread over the layers (default: error, as measured)"
     )
-    group.add_argument("--criterion", choices=CRITERIA, help="which weights stay within a layer (default: obs)")
+    group.add_argument("--criterion", choices=criteria, help="which weights stay within a layer (default: obs)")
 
 
 def choice_options(parser: argparse.ArgumentParser) -> None:

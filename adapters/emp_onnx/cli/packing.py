@@ -11,6 +11,7 @@ from emp_onnx.cli.options import (
     include_options,
     model_option,
     out_options,
+    target,
     target_option,
 )
 from emp_onnx.cli.places import check_out
@@ -50,7 +51,7 @@ def _pack(options: argparse.Namespace) -> int:
     check_out(options, "packed")
     with metered(options) as meter:
         done = pack(
-            options.model, options.out, form=options.form, target=options.target, include=options.include,
+            options.model, options.out, form=options.form, target=target(options), include=options.include,
             exclude=options.exclude, compact_indices=options.compact_indices, values=options.values,
             in_place=options.in_place, feeds=options.feeds, seed=seed(options), threads=threads(options), watch=meter,
         )  # fmt: skip

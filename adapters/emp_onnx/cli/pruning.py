@@ -15,6 +15,7 @@ from emp_onnx.cli.options import (
     model_option,
     out_options,
     rule_options,
+    target,
     target_option,
 )
 from emp_onnx.cli.places import check_out, check_places
@@ -47,7 +48,7 @@ def add(commands: Commands) -> None:
     out_options(one, "pruned")
     one.add_argument("--plan", metavar="PLAN.json", help="do what a plan saved by `emp plan -o` says")
     one.add_argument("--pack", choices=FORMS, help="also store the result in the smallest forms, as `emp pack` does")
-    target_option(one)
+    target_option(one, "with --pack: ")
     rule_options(one)
     refitting.refit_options(one)
     feed_options(one)
@@ -85,6 +86,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
+    if options.target is not None and options.pack is None:
+        raise UsageError(f"--target must come with --pack, got --target {options.target} without it")
     if refitting.wanted(options):
         return refitting.refit(options)
     given: dict[str, Any] = _rule(options)
@@ -97,7 +100,7 @@ def _prune(options: argparse.Namespace) -> int:
     with metered(options) as meter:
         report = prune(
             options.model, options.out, watch=meter, feeds=options.feeds, seed=seed(options), in_place=options.in_place,
-            pack=options.pack, target=options.target, gzip=options.json or not options.quiet, **given,
+            pack=options.pack, target=target(options), gzip=options.json or not options.quiet, **given,
         )  # fmt: skip
     show(options, report.to_dict, lambda style: report_text(report, style))
     if options.verbose and not options.json:

@@ -22,7 +22,7 @@ from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
 from emp_onnx.runtime.memory import large_apart
-from emp_onnx.words import EFFORTS
+from emp_onnx.words import CRITERIA, EFFORTS
 
 if TYPE_CHECKING:
     from emp_onnx.budget.point import Budget
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     one.add_argument("--at", metavar="S,S,…", help="sparsities (default: 0.1,0.2,…,0.9)")
     _metric_option(one)
-    spread_options(one)
+    spread_options(one, [name for name in CRITERIA if name != "gradient"])  # there are no gradients here
     feed_options(one)
     choice_options(one)
     common_options(one, verbose=True)
@@ -83,7 +83,7 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
         "--gradients", metavar="GRADS.npz",
         help="of a loss, an array per weight by its name: |w·g| decides what stays (--criterion gradient)",
     )  # fmt: skip
-    spread_options(parser, group)
+    spread_options(parser, group=group)
     group.add_argument(
         "--effort", choices=EFFORTS,
         help="full (default), or quick: each layer solved by itself in a few steps, in a fraction of the time (then "
