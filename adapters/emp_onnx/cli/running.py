@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import io
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from emp_onnx.cli.options import (
     Commands,
@@ -25,7 +22,7 @@ from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.model_io import load
 from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import write_whole
-from emp_onnx.texts.running import bench_text, fused_text, run_text
+from emp_onnx.texts.running import Output, bench_text, fused_text, run_text
 
 __all__ = ["add"]
 
@@ -82,35 +79,38 @@ def _fuse(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from emp_onnx.fused.bench import feeds_for, inputs_of
     from emp_onnx.fused.engine import open_engine
+    from emp_onnx.runtime.collected import Collected
     from emp_onnx.runtime.feeds import check_feed, read_feeds
+    from emp_onnx.runtime.ort import first_line
 
     check_places(options, ("-o", options.output))
     engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
-    needed = [item.name for item in inputs_of(engine)]
-    feeds = read_feeds(options.feeds, needed) if options.feeds else iter([feeds_for(engine, 1, seed=seed(options))])
+    declared = inputs_of(engine)
+    given = read_feeds(options.feeds, [item.name for item in declared]) if options.feeds else None
     names = [item.name for item in engine.session.get_outputs()]
-    runs: list[tuple[float, dict[str, Any]]] = []
-    for i, feed in enumerate(feeds):
-        check_feed(feed, inputs_of(engine), i)
-        start = time.perf_counter()
-        try:
-            values = engine.session.run(None, feed)
-        except Exception as error:  # onnxruntime's own errors have no common base
-            raise ModelError(f"onnxruntime cannot run the model on feed {i}: {str(error).splitlines()[0]}") from error
-        runs.append((time.perf_counter() - start, dict(zip(names, values, strict=True))))
-    if options.output is not None:
-        stream = io.BytesIO()
-        many = len(runs) > 1
-        arrays = {n: np.stack([outputs[n] for _, outputs in runs]) if many else runs[0][1][n] for n in names}
-        np.savez(stream, allow_pickle=False, **arrays)
-        write_whole(options.output, stream.getvalue(), "-o")
+    runs: list[tuple[float, list[Output]]] = []
+    with Collected(options.output, "-o") if options.output is not None else nullcontext() as kept:
+        for i, feed in enumerate(given or [feeds_for(engine, 1, seed=seed(options))]):
+            check_feed(feed, declared, i)
+            start = time.perf_counter()
+            try:
+                values = engine.session.run(None, feed)
+            except Exception as error:  # onnxruntime's own errors have no common base
+                raise ModelError(f"onnxruntime cannot run the model on feed {i}: {first_line(error)}") from error
+            seconds = time.perf_counter() - start
+            outputs, figures = dict(zip(names, values, strict=True)), not (options.json or options.quiet)
+            runs.append((seconds, [Output.of(name, value, figures=figures) for name, value in outputs.items()]))
+            if kept is not None:
+                kept.add(outputs)
+        if kept is not None:
+            kept.save()
     show(
         options,
         lambda: {
             "path": engine.note, "kernels": engine.kernels, "seconds": [seconds for seconds, _ in runs],
-            "outputs": [{"name": n, "dtype": v.dtype.name, "shape": list(v.shape)} for n, v in runs[0][1].items()],
+            "outputs": [{"name": o.name, "dtype": o.dtype, "shape": list(o.shape)} for o in runs[0][1]],
         },
-        lambda style: "\n".join(run_text(engine, list(outputs.items()), seconds, style) for seconds, outputs in runs),
+        lambda style: "\n".join(run_text(engine.note, outputs, seconds, style) for seconds, outputs in runs),
     )  # fmt: skip
     return 0
 
