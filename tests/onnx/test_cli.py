@@ -181,12 +181,34 @@ def test_json_has_no_infinities(folder: Path, capsys: pytest.CaptureFixture[str]
     json.loads(capsys.readouterr().out, parse_constant=lambda text: pytest.fail(text))
 
 
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("emp ")
-    for command in ([], ["plan"], ["prune"], ["verify"], ["demo"]):
-        assert main([*command, "--help"]) == 0
-        assert "exit codes" in capsys.readouterr().out
+
+
+# of each command, whether both models are run on the feeds, and what --verbose adds
+COMMANDS = {
+    "plan": (False, "uses"), "prune": (True, "uses"), "verify": (True, ""), "demo": (False, ""),
+    "calibrate": (False, "seconds"), "sweep": (False, "seconds"), "compare": (False, "seconds"), "shrink": (False, ""),
+    "pack": (True, "seconds"), "unpack": (True, "seconds"), "fuse": (False, ""), "run": (False, ""),
+    "bench": (False, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "exit codes: 0 done" in text
+    assert "130 interrupted" in text
+    if not command:
+        assert set(COMMANDS) <= set(text.split())
+        return
+    compares, verbose = COMMANDS[command]
+    assert ("comparison of outputs" in text) == compares
+    assert ("--verbose" in text) == bool(verbose)
+    assert ("every use of each weight" in text) == (verbose == "uses")
+    assert ("the seconds that each part of the work took" in text) == bool(verbose)
 
 
 def test_an_interrupt_leaves_nothing(
@@ -203,16 +225,25 @@ def test_an_interrupt_leaves_nothing(
     assert names(folder) == before
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error", "m.onnx")])
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (MemoryError(), 3, "this model needs more memory than there is"),
+        (OSError(5, "Input/output error", "m.onnx"), 2, "Input/output error: 'm.onnx'"),
+        (OSError("broken"), 2, "broken: 'a file'"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "Broken pipe: 'a file'"),
+    ],
+)
 def test_the_machine_s_own_failures_are_sentences(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int,
+    sentence: str,
+) -> None:  # fmt: skip
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("emp_onnx.cli.pruning.prune", fails)
-    assert main(["prune", "m.onnx"]) in (2, 3)
-    assert capsys.readouterr().err.startswith("emp: ")
+    assert main(["prune", "m.onnx"]) == code
+    assert capsys.readouterr() == ("", f"emp: {sentence}\n")
 
 
 def run(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -13,14 +13,19 @@ from emp_onnx.packing.forms import TARGETS
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = [
-    "CODES", "Commands", "Parser", "choice", "choice_options", "common_options", "feed_options", "include_options",
-    "kernels_option", "model_option", "out_options", "rule_options", "spread_options", "target",
-    "target_option",
+    "CODES", "COMPARED", "SECONDS", "USES", "Commands", "Parser", "choice", "choice_options", "common_options",
+    "feed_options", "include_options", "kernels_option", "model_option", "out_options", "rule_options",
+    "spread_options", "target", "target_option",
 ]  # fmt: skip
 
 CODES = """exit codes:
   0  done    1  verification failed    2  usage    3  this model is not supported, or cannot be read
+  130  interrupted
 On failure nothing is written, and the input stays as it was."""
+
+COMPARED = "comparison of outputs"  # title of the feeds where both models are run on them
+SECONDS = "also, on standard error, the seconds that each part of the work took"
+USES = "also every use of each weight, and on standard error the seconds that each part of the work took"
 
 
 class Parser(argparse.ArgumentParser):
@@ -124,7 +129,7 @@ def kernels_option(parser: argparse.ArgumentParser, choices: Sequence[str], defa
     parser.add_argument("--kernels", choices=choices, default=default, help=text)
 
 
-def feed_options(parser: argparse.ArgumentParser, title: str = "comparison of outputs") -> None:
+def feed_options(parser: argparse.ArgumentParser, title: str) -> None:
     """--feeds, and --seed for the random ones without it."""
     group = parser.add_argument_group(title)
     group.add_argument(
@@ -136,16 +141,13 @@ def feed_options(parser: argparse.ArgumentParser, title: str = "comparison of ou
     group.add_argument("--seed", metavar="N", help="of the random feeds used without --feeds (default: 0)")
 
 
-def common_options(parser: argparse.ArgumentParser, *, threads: bool = True, verbose: bool = False) -> None:
-    """--json and --quiet; --threads and --verbose where they mean something."""
-    if threads:
-        parser.add_argument("--threads", metavar="N", help="how many to use; the result is the same (default: all)")
+def common_options(parser: argparse.ArgumentParser, *, threads: str | None = None, verbose: str | None = None) -> None:
+    """--json and --quiet; --threads and --verbose with what they mean here, where they mean something."""
+    if threads is not None:
+        parser.add_argument("--threads", metavar="N", help=threads)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
     )
     parser.add_argument("--quiet", action="store_true", help="print only errors")
-    if verbose:
-        parser.add_argument(
-            "--verbose", action="store_true",
-            help="also every use of each weight, and on standard error the seconds taken",
-        )  # fmt: skip
+    if verbose is not None:
+        parser.add_argument("--verbose", action="store_true", help=verbose)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from emp_onnx.cli.options import (
+    COMPARED,
+    SECONDS,
     Commands,
     common_options,
     feed_options,
@@ -23,6 +25,8 @@ from emp_onnx.texts.packing import packing_text
 
 __all__ = ["add"]
 
+THREADS = "of onnxruntime, when both files are run (default: all)"
+
 
 def add(commands: Commands) -> None:
     """Add the commands of this room."""
@@ -37,14 +41,14 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     one.add_argument("--values", choices=["float16"], help="LOSSY: round float32 values to float16")
     include_options(one)
-    feed_options(one)
-    common_options(one, verbose=True)
+    feed_options(one, COMPARED)
+    common_options(one, threads=THREADS, verbose=SECONDS)
 
     one = commands.add("unpack", _unpack, "store packed and sparse tensors as plain dense ones again")
     model_option(one, "a model that is packed, or has sparse tensors")
     out_options(one, "unpacked")
-    feed_options(one)
-    common_options(one, verbose=True)
+    feed_options(one, COMPARED)
+    common_options(one, threads=THREADS, verbose=SECONDS)
 
 
 def _pack(options: argparse.Namespace) -> int:

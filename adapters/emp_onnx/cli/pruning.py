@@ -8,6 +8,8 @@ from typing import Any
 
 from emp_onnx.cli import refitting
 from emp_onnx.cli.options import (
+    COMPARED,
+    USES,
     Commands,
     choice,
     common_options,
@@ -41,7 +43,7 @@ def add(commands: Commands) -> None:
     model_option(one)
     one.add_argument("-o", "--output", metavar="PLAN.json", help="also save the plan there (a file there is replaced)")
     rule_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads="how many to use; the result is the same (default: all)", verbose=USES)
 
     one = commands.add("prune", _prune, "prune a model, verify the result, and write it with its certificate")
     model_option(one)
@@ -51,20 +53,24 @@ def add(commands: Commands) -> None:
     target_option(one, "with --pack: ")
     rule_options(one)
     refitting.refit_options(one)
-    feed_options(one)
-    common_options(one, verbose=True)
+    feed_options(one, "comparison of outputs, and what a refit learns from")
+    common_options(
+        one,
+        threads="how many to use; the plain result is the same, a refit may differ in the last bits (default: all)",
+        verbose=USES,
+    )
 
     one = commands.add("verify", _verify, "check a pruned model by its certificate and, if given, against the original")
     one.add_argument("pruned", metavar="PRUNED.onnx", help="a model that `emp prune` wrote")
     one.add_argument("original", metavar="ORIGINAL.onnx", nargs="?", help="the model that it was made from")
-    feed_options(one)
-    common_options(one)
+    feed_options(one, COMPARED)
+    common_options(one, threads="how many to use (default: all)")
 
     one = commands.add(
         "demo", _demo, "prune a small network trained on real data, and show its accuracy before and after"
     )
     one.add_argument("--scope", choices=SCOPES, help="which weights compete (default: tensor)")
-    common_options(one)
+    common_options(one, threads="how many to use (default: all)")
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emp_onnx.cli.options import (
+    SECONDS,
     Commands,
     choice,
     choice_options,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "refit", "refit_options", "wanted"]
 
+BITS = "how many to use; the result may differ in the last bits (default: all)"
+
 
 def add(commands: Commands) -> None:
     """Add the commands of this room."""
@@ -41,9 +44,9 @@ def add(commands: Commands) -> None:
         "--merge", metavar="STATS.npz", action="append", default=[], help="add these, saved before, to them"
     )
     one.add_argument("--norms", action="store_true", help="only norms, no second moments: smaller, for Wanda")
-    feed_options(one)
+    feed_options(one, "what it is run on")
     choice_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads=BITS, verbose=SECONDS)
 
     one = commands.add("sweep", _sweep, "prune with refit at many amounts, and show what is left of the model at each")
     model_option(one)
@@ -54,9 +57,9 @@ def add(commands: Commands) -> None:
     one.add_argument("--at", metavar="S,S,…", help="sparsities (default: 0.1,0.2,…,0.9)")
     _metric_option(one)
     spread_options(one, [name for name in CRITERIA if name != "gradient"])  # there are no gradients here
-    feed_options(one)
+    feed_options(one, "feeds; three quarters are learnt from, the others measured on")
     choice_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads=BITS, verbose=SECONDS)
 
     one = commands.add(
         "compare", _compare, "prune by every rule to the same sparsity, and show what is left of the model"
@@ -64,9 +67,9 @@ def add(commands: Commands) -> None:
     model_option(one)
     one.add_argument("--sparsity", metavar="S", help="of all weights together (default: what β = 1 gives)")
     _metric_option(one)
-    feed_options(one)
+    feed_options(one, "feeds; three quarters are learnt from, the others measured on")
     choice_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads=BITS, verbose=SECONDS)
 
 
 def refit_options(parser: argparse.ArgumentParser) -> None:

@@ -35,14 +35,14 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--every", action="store_true", help="also weights for which dense kernels are expected to be faster"
     )
-    common_options(one, threads=False)
+    common_options(one)
 
     one = commands.add("run", _run, "run a model in onnxruntime, with the kernels where they are installed")
     one.add_argument("model", metavar="MODEL.onnx", help="the model, packed or not")
     one.add_argument("-o", "--output", metavar="OUT.npz", help="save the outputs there, by name")
     kernels_option(one, ("auto", "on", "off"), "auto", "auto: where they are installed and of use (default)")
-    feed_options(one)
-    common_options(one)
+    feed_options(one, "what it is run on")
+    common_options(one, threads="of onnxruntime (default: all)")
 
     one = commands.add("bench", _bench, "measure models side by side: latency, time to load, memory")
     one.add_argument(
@@ -52,8 +52,8 @@ def add(commands: Commands) -> None:
     one.add_argument("--threads", metavar="N,N…", help="numbers of threads (default: 1)")
     one.add_argument("--seconds", metavar="S", help="for each model, batch and number of threads (default: 1)")
     kernels_option(one, ("both", "auto", "on", "off"), "both", "both: each packed model with and without (default)")
-    feed_options(one)
-    common_options(one, threads=False)
+    feed_options(one, "what they are run on; of --feeds the first one")
+    common_options(one)
 
 
 def _fuse(options: argparse.Namespace) -> int:

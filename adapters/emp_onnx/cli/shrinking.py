@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--refit", action="store_true", help="refit consumers in closed form, from what is left to what they received"
     )
-    common_options(one)
+    common_options(one, threads="of onnxruntime, for statistics; latency is always that of one thread (default: 1)")
 
 
 def _shrink(options: argparse.Namespace) -> int:
