@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from emp_onnx.decide import decide, watched
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Rule
 from emp_onnx.files.again import load_again
+from emp_onnx.files.gzipped import gzipped
 from emp_onnx.files.model_io import Model, load, save
 from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import check_target, same_file
@@ -256,12 +256,4 @@ def _notes(source: Model, plan: Plan, target: Path, in_place: bool) -> tuple[str
 
 def _sizes(files: Sequence[Path], gzip: bool) -> Sizes:
     plain = sum(file.stat().st_size for file in files)
-    return Sizes(plain, sum(map(_gzipped, files)) if gzip and plain <= GZIPPED else None)
-
-
-def _gzipped(file: Path) -> int:
-    packer, size = zlib.compressobj(6, wbits=31), 0
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            size += len(packer.compress(chunk))
-    return size + len(packer.flush())
+    return Sizes(plain, sum(map(gzipped, files)) if gzip and plain <= GZIPPED else None)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink.axes.trace import Runner, first_line
+from emp_onnx.runtime.ort import first_line
+from emp_onnx.shrink.axes.trace import Runner
 from emp_onnx.shrink.cut import Masks, scatter
 from emp_onnx.shrink.fitting.distance import ancestors
 from emp_onnx.shrink.store import digest, read

@@ -12,6 +12,7 @@ from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import check_target, staged, write_whole
 from emp_onnx.files.writer import drop_sidecars, own_sidecars
+from emp_onnx.runtime.ort import first_line
 
 __all__ = ["digest", "read", "write"]
 
@@ -38,7 +39,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, Model]:
         proto = onnx.load_model_from_string(Path(path).read_bytes())
         onnx.external_data_helper.load_external_data_for_model(proto, str(Path(path).resolve().parent))
     except Exception as error:  # protobuf's and onnx's own errors have no common base
-        raise ModelError(f"model {quote(path)} could not be read: {str(error).splitlines()[0][:200]}") from error
+        raise ModelError(f"model {quote(path)} could not be read: {first_line(error)}") from error
     return proto, model
 
 
