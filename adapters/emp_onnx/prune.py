@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,9 @@ from emp_onnx.decide import decide, watched
 from emp_onnx.errors import ModelError, PlanError, UsageError, quote
 from emp_onnx.figures import Rule
 from emp_onnx.files.again import load_again
+from emp_onnx.files.gzipped import gzipped
 from emp_onnx.files.model_io import Model, load, save
+from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
@@ -32,7 +33,7 @@ from emp_onnx.weights.find import NOTHING, Refusal, find_weights
 
 GZIPPED = 1 << 26  # bytes up to which the size under gzip is measured: it takes longer than all else
 
-__all__ = ["Report", "Sizes", "default_out", "nothing_to_prune", "prune"]
+__all__ = ["Report", "Sizes", "nothing_to_prune", "prune"]
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,6 @@ class Report:
             "verification": self.verification.to_dict(),
             "plan": self.plan.to_dict(),
         }
-
-
-def default_out(source: Path) -> Path:
-    """Where the result goes when nothing is said: `IN.pruned.onnx` beside `IN.onnx`."""
-    stem = source.name[: -len(".onnx")] if source.name.lower().endswith(".onnx") else source.name
-    return source.with_name(f"{stem}.pruned.onnx")
 
 
 def prune(
@@ -235,7 +230,7 @@ def _target(source: Model, out: str | os.PathLike[str] | None, in_place: bool) -
         return source.path
     if out is None and source.path is None:
         raise UsageError("out must be given for a model that came from no file")
-    target = Path(out) if out is not None else default_out(source.path or Path())
+    target = Path(out) if out is not None else default_out(source.path or Path(), "pruned")
     if source.path is not None and same_file(target, source.path):
         raise UsageError(f"out must not be the input {quote(source.path)}; to replace that, ask for it with in_place")
     check_target(target, "out")
@@ -261,12 +256,4 @@ def _notes(source: Model, plan: Plan, target: Path, in_place: bool) -> tuple[str
 
 def _sizes(files: Sequence[Path], gzip: bool) -> Sizes:
     plain = sum(file.stat().st_size for file in files)
-    return Sizes(plain, sum(map(_gzipped, files)) if gzip and plain <= GZIPPED else None)
-
-
-def _gzipped(file: Path) -> int:
-    packer, size = zlib.compressobj(6, wbits=31), 0
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            size += len(packer.compress(chunk))
-    return size + len(packer.flush())
+    return Sizes(plain, sum(map(gzipped, files)) if gzip and plain <= GZIPPED else None)

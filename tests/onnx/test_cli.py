@@ -97,6 +97,10 @@ TABLE: list[tuple[str, int, str]] = [
     ("prune m.onnx --plan plan.json --beta 1", 2, "--plan must come without --beta"),
     ("prune m.onnx --plan plan.json --exclude a", 2, "--plan must come without --exclude"),
     ("prune m.onnx --plan plan.json --min-size 3", 2, "--plan must come without --min-size"),
+    ("prune m.onnx --target checker-strict", 2, "--target must come with --pack, got --target checker-strict without"),
+    ("prune m.onnx --target onnxruntime", 2, "--target must come with --pack"),
+    ("prune m.onnx --target checker-strict --refit --feeds good.npz", 2, "--target must come with --pack"),
+    ("sweep m.onnx --criterion gradient --feeds no.npz", 2, "invalid choice: 'gradient'"),
     ("plan m.onnx -o m.onnx", 2, "-o must not be a file of the model"),
     ("plan m.onnx -o no/plan.json", 2, "-o must be in a directory that exists"),
     ("verify m.onnx", 1, ""),
@@ -126,6 +130,7 @@ GOOD = [
     "prune m.onnx out.onnx --scope model --feeds good.npz",
     "prune m.onnx out.onnx --sparsity 0.5 --seed 3",
     "prune m.onnx out.onnx --plan plan.json",
+    "prune m.onnx out.onnx --pack auto --target checker-strict",
     "prune m.onnx --in-place --exclude first",
     "prune soft.onnx out.onnx",
 ]
@@ -176,12 +181,34 @@ def test_json_has_no_infinities(folder: Path, capsys: pytest.CaptureFixture[str]
     json.loads(capsys.readouterr().out, parse_constant=lambda text: pytest.fail(text))
 
 
-def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("emp ")
-    for command in ([], ["plan"], ["prune"], ["verify"], ["demo"]):
-        assert main([*command, "--help"]) == 0
-        assert "exit codes" in capsys.readouterr().out
+
+
+# of each command, whether both models are run on the feeds, and what --verbose adds
+COMMANDS = {
+    "plan": (False, "uses"), "prune": (True, "uses"), "verify": (True, ""), "demo": (False, ""),
+    "calibrate": (False, "seconds"), "sweep": (False, "seconds"), "compare": (False, "seconds"), "shrink": (False, ""),
+    "pack": (True, "seconds"), "unpack": (True, "seconds"), "fuse": (False, ""), "run": (False, ""),
+    "bench": (False, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "exit codes: 0 done" in text
+    assert "130 interrupted" in text
+    if not command:
+        assert set(COMMANDS) <= set(text.split())
+        return
+    compares, verbose = COMMANDS[command]
+    assert ("comparison of outputs" in text) == compares
+    assert ("--verbose" in text) == bool(verbose)
+    assert ("every use of each weight" in text) == (verbose == "uses")
+    assert ("the seconds that each part of the work took" in text) == bool(verbose)
 
 
 def test_an_interrupt_leaves_nothing(
@@ -198,16 +225,25 @@ def test_an_interrupt_leaves_nothing(
     assert names(folder) == before
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error", "m.onnx")])
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (MemoryError(), 3, "this model needs more memory than there is"),
+        (OSError(5, "Input/output error", "m.onnx"), 2, "Input/output error: 'm.onnx'"),
+        (OSError("broken"), 2, "broken: 'a file'"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "Broken pipe: 'a file'"),
+    ],
+)
 def test_the_machine_s_own_failures_are_sentences(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int,
+    sentence: str,
+) -> None:  # fmt: skip
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr("emp_onnx.cli.pruning.prune", fails)
-    assert main(["prune", "m.onnx"]) in (2, 3)
-    assert capsys.readouterr().err.startswith("emp: ")
+    assert main(["prune", "m.onnx"]) == code
+    assert capsys.readouterr() == ("", f"emp: {sentence}\n")
 
 
 def run(*arguments: str, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -231,6 +267,47 @@ def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:
         shell=True, executable="/bin/bash", cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("verify m.onnx", 1), ("verify m.onnx --json", 1), ("verify long.onnx m.onnx --json", 1), ("plan m.onnx", 0),
+        ("plan m.onnx --json", 0), ("plan m.onnx --verbose", 0), ("plan --help", 0), ("prune cut.onnx", 3),
+    ],
+)  # fmt: skip
+def test_a_reader_that_has_gone_changes_no_exit_code(folder: Path, line: str, code: int) -> None:
+    name = "n" * 20_000  # longer than what Python keeps back before it writes
+    long = gemm(np.random.default_rng(0)).model
+    long.graph.node[0].output[0] = long.graph.output[0].name = name
+    write(long, folder / "long.onnx")
+    ends = os.pipe()
+    os.close(ends[0])
+    try:
+        command = [sys.executable, "-m", "emp_onnx", *line.split()]
+        options: dict[str, Any] = {"cwd": folder, "env": ENVIRONMENT, "stdout": ends[1], "stderr": subprocess.PIPE}
+        done = subprocess.run(command, text=True, timeout=60, **options)
+    finally:
+        os.close(ends[1])
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_what_is_saved_is_saved_though_nobody_reads_the_seconds(folder: Path) -> None:
+    ends = os.pipe()
+    os.close(ends[0])
+    try:
+        asked = ["calibrate", "m.onnx", "--feeds", "good.npz", "-o", "s.npz", "--verbose"]
+        command = [sys.executable, "-m", "emp_onnx", *asked]
+        done = subprocess.run(
+            command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=ends[1], text=True, timeout=60
+        )
+    finally:
+        os.close(ends[1])
+    assert done.returncode == 0
+    assert "Wrote 's.npz'" in done.stdout
+    assert (folder / "s.npz").exists()
 
 
 def test_an_old_terminal_gets_ascii(folder: Path) -> None:

@@ -140,6 +140,12 @@ def test_sidecars_are_shared_so_both_files_are_in_one_folder(
     assert main(["fuse", str(tmp_path / "p.onnx"), str(tmp_path / "p.onnx")]) == 2
 
 
+def test_the_result_is_beside_the_input_however_the_ending_is_written(tmp_path: Path) -> None:
+    emp_onnx.pack(mlp(tmp_path / "m.onnx", 0.5), tmp_path / "P.ONNX")
+    assert main(["fuse", str(tmp_path / "P.ONNX"), "--every", "--quiet"]) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", "P.ONNX", "P.fused.onnx"}
+
+
 def test_a_fused_file_is_an_end_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     emp_onnx.pack(mlp(tmp_path / "m.onnx", 0.5), tmp_path / "p.onnx")
     fused = str(tmp_path / "f.onnx")

@@ -88,6 +88,26 @@ def test_only_the_command_line_prints_or_exits() -> None:
             assert "sys.exit" not in text
 
 
+def alike(files: list[Path]) -> list[str]:
+    """Functions of some length whose bodies are the same, by the files they are in."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                if sum(1 for line in body for _ in ast.walk(line)) >= 20:
+                    found.setdefault("".join(map(ast.dump, body)), []).append(f"{file.name}: {node.name}")
+    return [", ".join(names) for names in found.values() if len(names) > 1]
+
+
+def test_no_function_is_written_twice_and_this_test_can_fail(tmp_path: Path) -> None:
+    assert alike(sorted((ROOT / "adapters" / "emp_onnx").rglob("*.py"))) == []
+    text = "def {}(error):\n    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]\n"
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.py").write_text(text.format(name))
+    assert alike(sorted(tmp_path.iterdir())) == ["one.py: one, other.py: other"]
+
+
 def test_no_room_needs_protobufs_but_those_that_make_parts_of_a_graph_for_onnxruntime() -> None:
     for file in (ROOT / "adapters" / "emp_onnx").rglob("*.py"):
         text = file.read_text(encoding="utf-8")

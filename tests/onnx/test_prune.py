@@ -17,7 +17,7 @@ import emp_onnx
 from emp_onnx import Model, ModelError, PlanError, UsageError, VerifyError, load, plan, prune, verify
 from emp_onnx.certificates.rule import KEY
 from emp_onnx.figures import SCOPES
-from emp_onnx.prune import default_out
+from emp_onnx.files.names import default_out
 from tests.onnx.builders import (
     Case,
     cases,
@@ -204,9 +204,9 @@ def test_feeds_are_used_and_wrong_ones_write_nothing(path: Path, tmp_path: Path)
 
 
 def test_names_of_outputs() -> None:
-    assert default_out(Path("a/m.onnx")) == Path("a/m.pruned.onnx")
-    assert default_out(Path("a/m.ONNX")) == Path("a/m.pruned.onnx")
-    assert default_out(Path("a/model")) == Path("a/model.pruned.onnx")
+    assert default_out(Path("a/m.onnx"), "pruned") == Path("a/m.pruned.onnx")
+    assert default_out(Path("a/m.ONNX"), "fused") == Path("a/m.fused.onnx")
+    assert default_out(Path("a/model"), "pruned") == Path("a/model.pruned.onnx")
 
 
 def test_float_data_stays_float_data(tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def test_overridable_inputs_may_be_fed_or_left_out() -> None:
     case.model.graph.input.append(value("w", case.weights["w"].shape))
     session = Session(Model(case.model))
     x = np.ones((4, 5), np.float32)
-    compare(session, session, [{"x": x}, {"x": x, "w": case.weights["w"]}])
+    seen = compare(session, session, [{"x": x}, {"x": x, "w": case.weights["w"]}])
+    assert (seen.problems, seen.feeds) == ((), 2)
 
 
 def test_a_missing_runtime_says_how_to_add_it(monkeypatch: pytest.MonkeyPatch) -> None:

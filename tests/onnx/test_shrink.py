@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 import emp_onnx.shrink.run as run
+import emp_onnx.shrink.store as store
 from emp_onnx.cli import main
 from emp_onnx.errors import ModelError, UsageError
 from emp_onnx.shrink import shrink
@@ -191,6 +194,74 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
         t.data_location == onnx.TensorProto.EXTERNAL
         for t in onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
     )
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Path:
+    """A model with its values in a sidecar."""
+    file = tmp_path / "net.onnx"
+    onnx.save(network(width=64), file, save_as_external_data=True, location="net.data", size_threshold=0)
+    return file
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("options", [{}, {"round_to": 1}], ids=["the same again", "another"])
+def test_what_breaks_off_leaves_what_an_earlier_run_wrote(
+    beside: Path, monkeypatch: pytest.MonkeyPatch, options: dict
+) -> None:
+    out = beside.with_name("out.onnx")
+    shrink(beside, out, feeds=feeds())
+    before = contents(beside.parent)
+
+    @contextmanager
+    def broken(*_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(store, "staged", broken)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(beside, out, feeds=feeds(), **options)
+    assert contents(beside.parent) == before
+    onnx.load(out)
+
+
+def test_sidecars_of_what_is_replaced_go(beside: Path) -> None:
+    out = beside.with_name("out.onnx")
+    before = shrink(beside, out, feeds=feeds())
+    report = shrink(beside, out, feeds=feeds(), round_to=1)
+    assert before.sidecars != report.sidecars
+    assert set(contents(beside.parent)) == {"net.onnx", "net.data", "out.onnx", report.sidecars[0].name}
+    first = shrink(beside, in_place=True, feeds=feeds())
+    second = shrink(beside, in_place=True, feeds=feeds(), round_to=1)
+    assert first.sidecars != second.sidecars
+    assert not first.sidecars[0].exists()
+    assert (beside.parent / "net.data").exists()  # not one that was written here
+    onnx.load(beside)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_the_file_itself_is_verified_before_it_takes_its_place(
+    beside: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    out = beside.with_name("out.onnx")
+    if earlier:
+        shrink(beside, out, feeds=feeds(), round_to=1)
+    before = contents(beside.parent)
+    real = onnx.external_data_helper.set_external_data
+    monkeypatch.setattr(onnx.external_data_helper, "set_external_data", lambda t, name, _, size: real(t, name, 0, size))
+    with pytest.raises(VerifyError, match="nothing was written: the file that was written holds another model"):
+        shrink(beside, out, feeds=feeds())
+    assert contents(beside.parent) == before
+
+
+def test_a_sidecar_of_the_model_is_no_place_for_the_result(beside: Path) -> None:
+    before = contents(beside.parent)
+    with pytest.raises(UsageError, match="out must not be a file of the model"):
+        shrink(beside, beside.with_name("net.data"), feeds=feeds())
+    assert contents(beside.parent) == before
 
 
 def test_the_command_line(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

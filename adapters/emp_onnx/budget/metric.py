@@ -26,7 +26,8 @@ def read_metric(spec: str) -> Callable[[Path], float]:
 
     Raises:
         UsageError: no such file, or no such function in it.
-        MetricError: the script raised while it was read. The function raises the same when it does not give a number.
+        MetricError: the script raised, or ended itself, while it was read. The function raises the same when it does
+            not give a number.
     """
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name.isidentifier():
@@ -39,7 +40,7 @@ def read_metric(spec: str) -> Callable[[Path], float]:
     module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except Exception as error:  # whatever a user's script raises
+    except (Exception, SystemExit) as error:  # whatever a user's script raises; one that ends itself has failed too
         raise _failed(spec, error) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -48,7 +49,7 @@ def read_metric(spec: str) -> Callable[[Path], float]:
     def score(path: Path) -> float:
         try:
             value = float(function(str(path)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _failed(spec, error) from error
         if not math.isfinite(value):
             raise MetricError(f"metric {quote(spec)} must give a finite number, got {value}")
@@ -57,6 +58,6 @@ def read_metric(spec: str) -> Callable[[Path], float]:
     return score
 
 
-def _failed(spec: str, error: Exception) -> MetricError:
+def _failed(spec: str, error: BaseException) -> MetricError:
     shown = "".join(traceback.format_exception(error))
     return MetricError(f"metric {quote(spec)} must run, got {type(error).__name__}: {error}", shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from emp_onnx.budget.doubt import doubt
 from emp_onnx.calibration.outputs import agreement, moved, top1
 from emp_onnx.errors import UsageError, quote
+from emp_onnx.files.gzipped import gzipped
 from emp_onnx.files.model_io import save
 from emp_onnx.refit.fitting import Fitting, Thin
 
@@ -162,14 +162,6 @@ def measure(
             made = fitting.model.replaced(thin.changed, {} if seal is None else seal(thin))
             files = save(made, Path(folder) / "model.onnx")
             value = None if score is None else score(files[0])
-            nbytes = sum(_gzipped(file) for file in files) if size else None
+            nbytes = sum(gzipped(file) for file in files) if size else None
     says = fitting.both(thin)
     return point_of(thin.sparsity, *says, value, nbytes, handed=bool(fitting.answers.states))
-
-
-def _gzipped(file: Path) -> int:
-    packer, size = zlib.compressobj(6, wbits=31), 0
-    with open(file, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            size += len(packer.compress(chunk))
-    return size + len(packer.flush())

@@ -19,6 +19,7 @@ from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.sessions import open_session
 from emp_onnx.calibration.values import holds
 from emp_onnx.errors import ModelError, quote
+from emp_onnx.runtime.ort import first_line
 
 __all__ = ["Walk", "fixed_value", "in_step"]
 
@@ -162,8 +163,8 @@ class _Turns:
             except ModelError:
                 raise
             except Exception as error:  # onnxruntime's own errors have no common base
-                said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-                raise ModelError(f"onnxruntime cannot run iteration {i} of {self.step.node.label}: {said}") from error
+                what = f"onnxruntime cannot run iteration {i} of {self.step.node.label}"
+                raise ModelError(f"{what}: {first_line(error)}") from error
             for name, value in zip(chunk.gives, found, strict=True):
                 values[name] = _tensor(name, value)
         return get

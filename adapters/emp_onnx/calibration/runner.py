@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.chunks import Chunk
 from emp_onnx.calibration.program import Program
-from emp_onnx.calibration.sessions import first_line, open_session
+from emp_onnx.calibration.sessions import open_session
 from emp_onnx.calibration.values import ROOM, Values, holds
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.runtime.ort import first_line
 
 __all__ = ["Kept", "Runner"]
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.errors import MissingExtraError, ModelError
+from emp_onnx.runtime.ort import first_line
 
-__all__ = ["first_line", "open_session"]
+__all__ = ["open_session"]
 
 Array = NDArray[Any]
 
@@ -82,8 +83,3 @@ def _tensor(onnx: Any, name: str, tensor: Any, read: Any) -> Any:
     if tensor.dtype == "string":
         return onnx.helper.make_tensor(name, onnx.TensorProto.STRING, values.shape, values.reshape(-1).tolist())
     return onnx.numpy_helper.from_array(values, name)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

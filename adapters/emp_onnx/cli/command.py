@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from contextlib import contextmanager, suppress
 from emp_core import EmpError, __version__
 from emp_onnx.cli import packing, pruning, refitting, running, shrinking
 from emp_onnx.cli.options import CODES, Commands, Parser
-from emp_onnx.cli.show import complain
+from emp_onnx.cli.show import complain, say
 from emp_onnx.errors import OnnxError, quote
 from emp_onnx.interrupt import watched
 
@@ -33,18 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = argparse.Namespace()
     try:
-        options = _parser().parse_args(argv)
+        try:
+            options = _parser().parse_args(argv)
+        except SystemExit as error:  # --help and --version end so
+            say("")
+            return error.code if isinstance(error.code, int) else 0
         with watched(), _collecting_less():
             code: int = options.run(options)
-        sys.stdout.flush()
+        say("")  # what a metric of the user's has printed, say
         return code
-    except SystemExit as error:  # --help and --version end so
-        return error.code if isinstance(error.code, int) else 0
-    except BrokenPipeError:
-        # whoever read the output has gone; the work itself is done
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         # one that came inside an `eval` has marked the process to end by a signal; the next `eval` takes the mark away
         eval("None")
@@ -52,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except OnnxError as error:
         if shown := getattr(error, "shown", ""):
-            print(shown, file=sys.stderr, end="")
+            with suppress(OSError):
+                print(shown, file=sys.stderr, end="")
         complain(_in_options(str(error), options))
         return error.exit_code
     except EmpError as error:

@@ -1,4 +1,4 @@
-"""What several commands take, and what must hold between the files that they name."""
+"""What several commands take."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from emp_onnx.cli import values
-from emp_onnx.errors import UsageError, quote
+from emp_onnx.errors import UsageError
 from emp_onnx.figures import SCOPES
-from emp_onnx.files.model_io import Model
-from emp_onnx.files.whole import same_file
 from emp_onnx.packing.forms import TARGETS
 from emp_onnx.words import ALLOCATIONS, CRITERIA
 
 __all__ = [
-    "CODES", "Commands", "Parser", "check_out", "choice", "choice_options", "common_options", "feed_options",
-    "include_options", "kernels_option", "model_option", "not_the_model", "out_options", "rule_options",
-    "spread_options", "target_option",
+    "CODES", "COMPARED", "SECONDS", "USES", "Commands", "Parser", "choice", "choice_options", "common_options",
+    "feed_options", "include_options", "kernels_option", "model_option", "out_options", "rule_options",
+    "spread_options", "target", "target_option",
 ]  # fmt: skip
 
 CODES = """exit codes:
   0  done    1  verification failed    2  usage    3  this model is not supported, or cannot be read
+  130  interrupted
 On failure nothing is written, and the input stays as it was."""
+
+COMPARED = "comparison of outputs"  # title of the feeds where both models are run on them
+SECONDS = "also, on standard error, the seconds that each part of the work took"
+USES = "also every use of each weight, and on standard error the seconds that each part of the work took"
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,32 +67,14 @@ def out_options(parser: argparse.ArgumentParser, word: str, *, in_place: bool = 
         parser.add_argument("--in-place", action="store_true", help="replace the input")
 
 
-def check_out(options: argparse.Namespace, *read: str | None) -> None:
-    """OUT must be no file that is read: not the model (but for --in-place), nor `read`, nor the feeds."""
-    in_place = getattr(options, "in_place", False)
-    if in_place and options.out is not None:
-        raise UsageError(f"--in-place must come without OUT, got {quote(options.out)}")
-    if options.out is not None and same_file(options.out, options.model):
-        instead = "; to replace that, give --in-place instead" if hasattr(options, "in_place") else ""
-        raise UsageError(f"OUT must not be the input {quote(options.model)}{instead}")
-    target = options.model if in_place else options.out
-    for path in (*read, getattr(options, "feeds", None)):
-        if path is not None and target is not None and same_file(path, target):
-            raise UsageError(f"OUT must not be a file that is read, got {quote(path)}")
+def target_option(parser: argparse.ArgumentParser, before: str = "") -> None:
+    """--target: who must be able to read packed files; `before`: with which option it means something."""
+    parser.add_argument("--target", choices=TARGETS, help=f"{before}what must run the result (default: onnxruntime)")
 
 
-def not_the_model(path: str, model: Model, option: str) -> None:
-    """No output may replace a file of the model."""
-    for file in ([model.path] if model.path else []) + list(model.sidecars().values()):
-        if same_file(path, file):
-            raise UsageError(f"{option} must not be a file of the model, got {quote(path)}")
-
-
-def target_option(parser: argparse.ArgumentParser) -> None:
-    """--target: who must be able to read packed files."""
-    parser.add_argument(
-        "--target", choices=TARGETS, default="onnxruntime", help="what must run the result (default: onnxruntime)"
-    )
+def target(options: argparse.Namespace) -> str:
+    """`--target`, or who it is without."""
+    return options.target or TARGETS[0]
 
 
 def rule_options(parser: argparse.ArgumentParser) -> None:
@@ -107,13 +92,13 @@ def rule_options(parser: argparse.ArgumentParser) -> None:
     choice_options(parser)
 
 
-def spread_options(parser: argparse.ArgumentParser, group: Any = None) -> None:
-    """How a refit spreads an amount over layers, and which weights of a layer stay."""
+def spread_options(parser: argparse.ArgumentParser, criteria: Sequence[str] = CRITERIA, group: Any = None) -> None:
+    """How a refit spreads an amount over layers, and which weights of a layer stay, by one of `criteria`."""
     group = group or parser.add_argument_group("refit")
     group.add_argument(
         "--allocate", choices=ALLOCATIONS, help="how the amount is spread over the layers (default: error, as measured)"
     )
-    group.add_argument("--criterion", choices=CRITERIA, help="which weights stay within a layer (default: obs)")
+    group.add_argument("--criterion", choices=criteria, help="which weights stay within a layer (default: obs)")
 
 
 def choice_options(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +129,7 @@ def kernels_option(parser: argparse.ArgumentParser, choices: Sequence[str], defa
     parser.add_argument("--kernels", choices=choices, default=default, help=text)
 
 
-def feed_options(parser: argparse.ArgumentParser, title: str = "comparison of outputs") -> None:
+def feed_options(parser: argparse.ArgumentParser, title: str) -> None:
     """--feeds, and --seed for the random ones without it."""
     group = parser.add_argument_group(title)
     group.add_argument(
@@ -156,16 +141,13 @@ def feed_options(parser: argparse.ArgumentParser, title: str = "comparison of ou
     group.add_argument("--seed", metavar="N", help="of the random feeds used without --feeds (default: 0)")
 
 
-def common_options(parser: argparse.ArgumentParser, *, threads: bool = True, verbose: bool = False) -> None:
-    """--json and --quiet; --threads and --verbose where they mean something."""
-    if threads:
-        parser.add_argument("--threads", metavar="N", help="how many to use; the result is the same (default: all)")
+def common_options(parser: argparse.ArgumentParser, *, threads: str | None = None, verbose: str | None = None) -> None:
+    """--json and --quiet; --threads and --verbose with what they mean here, where they mean something."""
+    if threads is not None:
+        parser.add_argument("--threads", metavar="N", help=threads)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else, on standard output"
     )
     parser.add_argument("--quiet", action="store_true", help="print only errors")
-    if verbose:
-        parser.add_argument(
-            "--verbose", action="store_true",
-            help="also every use of each weight, and on standard error the seconds taken",
-        )  # fmt: skip
+    if verbose is not None:
+        parser.add_argument("--verbose", action="store_true", help=verbose)

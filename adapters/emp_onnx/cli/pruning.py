@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from emp_onnx.cli import refitting
 from emp_onnx.cli.options import (
+    COMPARED,
+    USES,
     Commands,
-    check_out,
     choice,
     common_options,
     feed_options,
     model_option,
-    not_the_model,
     out_options,
     rule_options,
+    target,
     target_option,
 )
-from emp_onnx.cli.show import complain, metered, show
+from emp_onnx.cli.places import check_out, check_places
+from emp_onnx.cli.show import complain, metered, say, show
 from emp_onnx.cli.values import number, positive, seed, sparsity, threads
 from emp_onnx.decide import plan
 from emp_onnx.errors import UsageError, quote
@@ -42,36 +43,39 @@ def add(commands: Commands) -> None:
     model_option(one)
     one.add_argument("-o", "--output", metavar="PLAN.json", help="also save the plan there (a file there is replaced)")
     rule_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads="how many to use; the result is the same (default: all)", verbose=USES)
 
     one = commands.add("prune", _prune, "prune a model, verify the result, and write it with its certificate")
     model_option(one)
     out_options(one, "pruned")
     one.add_argument("--plan", metavar="PLAN.json", help="do what a plan saved by `emp plan -o` says")
     one.add_argument("--pack", choices=FORMS, help="also store the result in the smallest forms, as `emp pack` does")
-    target_option(one)
+    target_option(one, "with --pack: ")
     rule_options(one)
     refitting.refit_options(one)
-    feed_options(one)
-    common_options(one, verbose=True)
+    feed_options(one, "comparison of outputs, and what a refit learns from")
+    common_options(
+        one,
+        threads="how many to use; the plain result is the same, a refit may differ in the last bits (default: all)",
+        verbose=USES,
+    )
 
     one = commands.add("verify", _verify, "check a pruned model by its certificate and, if given, against the original")
     one.add_argument("pruned", metavar="PRUNED.onnx", help="a model that `emp prune` wrote")
     one.add_argument("original", metavar="ORIGINAL.onnx", nargs="?", help="the model that it was made from")
-    feed_options(one)
-    common_options(one)
+    feed_options(one, COMPARED)
+    common_options(one, threads="how many to use (default: all)")
 
     one = commands.add(
         "demo", _demo, "prune a small network trained on real data, and show its accuracy before and after"
     )
     one.add_argument("--scope", choices=SCOPES, help="which weights compete (default: tensor)")
-    common_options(one)
+    common_options(one, threads="how many to use (default: all)")
 
 
 def _plan(options: argparse.Namespace) -> int:
     model = load(options.model)
-    if options.output is not None:
-        not_the_model(options.output, model, "-o")
+    check_places(options, ("-o", options.output), model=model)
     with metered(options) as meter:
         made = plan(model, watch=meter, **_rule(options))
     if not made.entries:
@@ -79,15 +83,17 @@ def _plan(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_whole(options.output, made.to_json().encode(), "-o")
     if options.json:
-        sys.stdout.write(made.to_json())  # the very bytes that -o saves
+        say(made.to_json())  # the very bytes that -o saves
         return 0
     show(options, dict, lambda style: plan_text(made, style))
     if options.verbose:
-        print(uses_text(made))
+        say(uses_text(made) + "\n")
     return 0
 
 
 def _prune(options: argparse.Namespace) -> int:
+    if options.target is not None and options.pack is None:
+        raise UsageError(f"--target must come with --pack, got --target {options.target} without it")
     if refitting.wanted(options):
         return refitting.refit(options)
     given: dict[str, Any] = _rule(options)
@@ -96,15 +102,15 @@ def _prune(options: argparse.Namespace) -> int:
             if getattr(options, name) not in (None, [], False):
                 raise UsageError(f"--plan must come without --{name.replace('_', '-')}, which the plan has settled")
         given = {"plan": _read_plan(options.plan), "threads": threads(options)}
-    check_out(options, options.plan)
+    check_out(options, "pruned")
     with metered(options) as meter:
         report = prune(
             options.model, options.out, watch=meter, feeds=options.feeds, seed=seed(options), in_place=options.in_place,
-            pack=options.pack, target=options.target, gzip=options.json or not options.quiet, **given,
+            pack=options.pack, target=target(options), gzip=options.json or not options.quiet, **given,
         )  # fmt: skip
     show(options, report.to_dict, lambda style: report_text(report, style))
     if options.verbose and not options.json:
-        print(uses_text(report.plan))
+        say(uses_text(report.plan) + "\n")
     return 0
 
 

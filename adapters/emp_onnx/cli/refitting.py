@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emp_onnx.cli.options import (
+    SECONDS,
     Commands,
-    check_out,
     choice,
     choice_options,
     common_options,
     feed_options,
     model_option,
-    not_the_model,
     spread_options,
 )
-from emp_onnx.cli.show import complain, metered, show
+from emp_onnx.cli.places import check_out, check_places
+from emp_onnx.cli.show import complain, metered, say, show
 from emp_onnx.cli.values import positive, seed, share, size, sparsity
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import write_whole
 from emp_onnx.runtime.memory import large_apart
-from emp_onnx.words import EFFORTS
+from emp_onnx.words import CRITERIA, EFFORTS
 
 if TYPE_CHECKING:
     from emp_onnx.budget.point import Budget
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from emp_onnx.refit.fitting import Fitting
 
 __all__ = ["add", "refit", "refit_options", "wanted"]
+
+BITS = "how many to use; the result may differ in the last bits (default: all)"
 
 
 def add(commands: Commands) -> None:
@@ -43,9 +44,9 @@ def add(commands: Commands) -> None:
         "--merge", metavar="STATS.npz", action="append", default=[], help="add these, saved before, to them"
     )
     one.add_argument("--norms", action="store_true", help="only norms, no second moments: smaller, for Wanda")
-    feed_options(one)
+    feed_options(one, "what it is run on")
     choice_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads=BITS, verbose=SECONDS)
 
     one = commands.add("sweep", _sweep, "prune with refit at many amounts, and show what is left of the model at each")
     model_option(one)
@@ -55,10 +56,10 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     one.add_argument("--at", metavar="S,S,…", help="sparsities (default: 0.1,0.2,…,0.9)")
     _metric_option(one)
-    spread_options(one)
-    feed_options(one)
+    spread_options(one, [name for name in CRITERIA if name != "gradient"])  # there are no gradients here
+    feed_options(one, "feeds; three quarters are learnt from, the others measured on")
     choice_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads=BITS, verbose=SECONDS)
 
     one = commands.add(
         "compare", _compare, "prune by every rule to the same sparsity, and show what is left of the model"
@@ -66,9 +67,9 @@ def add(commands: Commands) -> None:
     model_option(one)
     one.add_argument("--sparsity", metavar="S", help="of all weights together (default: what β = 1 gives)")
     _metric_option(one)
-    feed_options(one)
+    feed_options(one, "feeds; three quarters are learnt from, the others measured on")
     choice_options(one)
-    common_options(one, verbose=True)
+    common_options(one, threads=BITS, verbose=SECONDS)
 
 
 def refit_options(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +86,7 @@ def refit_options(parser: argparse.ArgumentParser) -> None:
         "--gradients", metavar="GRADS.npz",
         help="of a loss, an array per weight by its name: |w·g| decides what stays (--criterion gradient)",
     )  # fmt: skip
-    spread_options(parser, group)
+    spread_options(parser, group=group)
     group.add_argument(
         "--effort", choices=EFFORTS,
         help="full (default), or quick: each layer solved by itself in a few steps, in a fraction of the time (then "
@@ -125,7 +126,6 @@ def refit(options: argparse.Namespace) -> int:
     for name in ("plan", "order", "scope", "pack"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} must come without a refit, which settles that itself")
-    check_out(options, options.stats, options.gradients)
     if options.sparsity is not None and options.target_sparsity is not None:
         raise UsageError("--sparsity must come without --target-sparsity, which means the same here; got both")
     given = options.sparsity if options.target_sparsity is None else options.target_sparsity
@@ -137,6 +137,7 @@ def refit(options: argparse.Namespace) -> int:
     if sum(x is not None for x in amount.values()) > 1:
         raise UsageError("--beta, --sparsity and a budget must come one at a time, got more than one of them")
     model = load(options.model)
+    check_out(options, "pruned", model)
     large_apart()
     with metered(options) as meter:
         report = refit(
@@ -178,7 +179,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from emp_onnx.texts.refit import statistics_text
 
     model = load(options.model)
-    not_the_model(options.output, model, "-o")
+    check_places(options, ("-o", options.output), model=model)
     before = [Statistics.load(path) for path in options.merge]
     large_apart()
     with metered(options) as meter:
@@ -222,7 +223,7 @@ def _sweep(options: argparse.Namespace) -> int:
     for path in options.output:
         if Path(path).suffix not in writers:
             raise UsageError(f"-o must end in .csv, .json or .png, got {quote(path)}")
-        not_the_model(path, model, "-o")
+    check_places(options, *(("-o", path) for path in options.output), model=model)
     with metered(options) as meter:
         points = sweep(
             _fitting(options, model, meter), at, how=options.allocate or "error", criterion=options.criterion or "obs",
@@ -231,7 +232,7 @@ def _sweep(options: argparse.Namespace) -> int:
     for path in options.output:
         write_whole(path, writers[Path(path).suffix](points), "-o")
     if options.json:
-        sys.stdout.write(to_json(points))  # the very bytes that -o saves
+        say(to_json(points))  # the very bytes that -o saves
         return 0
     show(options, dict, lambda style: curve_text(points, style))
     return 0

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from emp_onnx.cli.options import (
     Commands,
-    check_out,
     common_options,
     feed_options,
     kernels_option,
     model_option,
     out_options,
 )
+from emp_onnx.cli.places import check_out, check_places
 from emp_onnx.cli.show import show
 from emp_onnx.cli.values import listed, positive, seed, threads
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.files.model_io import load
+from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import write_whole
-from emp_onnx.texts.running import bench_text, fused_text, run_text
+from emp_onnx.texts.running import Output, bench_text, fused_text, run_text
 
 if TYPE_CHECKING:
     from emp_onnx.fused.fuse import Fused
@@ -41,14 +40,14 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--every", action="store_true", help="also weights for which dense kernels are expected to be faster"
     )
-    common_options(one, threads=False)
+    common_options(one)
 
     one = commands.add("run", _run, "run a model in onnxruntime, with the kernels where they are installed")
     one.add_argument("model", metavar="MODEL.onnx", help="the model, packed or not")
     one.add_argument("-o", "--output", metavar="OUT.npz", help="save the outputs there, by name")
     kernels_option(one, ("auto", "on", "off"), "auto", "auto: where they are installed and of use (default)")
-    feed_options(one)
-    common_options(one)
+    feed_options(one, "what it is run on")
+    common_options(one, threads="of onnxruntime (default: all)")
 
     one = commands.add("bench", _bench, "measure models side by side: latency, time to load, memory")
     one.add_argument(
@@ -58,16 +57,16 @@ def add(commands: Commands) -> None:
     one.add_argument("--threads", metavar="N,N…", help="numbers of threads (default: 1)")
     one.add_argument("--seconds", metavar="S", help="for each model, batch and number of threads (default: 1)")
     kernels_option(one, ("both", "auto", "on", "off"), "both", "both: each packed model with and without (default)")
-    feed_options(one)
-    common_options(one, threads=False)
+    feed_options(one, "what they are run on; of --feeds the first one")
+    common_options(one)
 
 
 def _fuse(options: argparse.Namespace) -> int:
     from emp_onnx.fused.fuse import fused_model
 
-    check_out(options)
     source = load(options.model)
-    out = Path(options.out or f"{options.model.removesuffix('.onnx')}.fused.onnx")
+    check_out(options, "fused", source)
+    out = Path(options.out) if options.out is not None else default_out(Path(options.model), "fused")
     if source.sidecars() and out.resolve().parent != Path(options.model).resolve().parent:
         raise UsageError(f"OUT must be in the folder of the model, whose sidecars it shares, got {quote(out)}")
     model, fused = fused_model(options.model, every=options.every)
@@ -89,7 +88,7 @@ def _none_fused(fused: Sequence[Fused], model: str) -> str:
     reasons = "; ".join(f"{quote(item.weight)}: {item.reason}" for item in fused[:5])
     more = f"; and {len(fused) - 5} more" if len(fused) > 5 else ""
     return (
-        f"the model must have packed weights that are worth a kernel, got {quote(model)}, in which all stay as they are "
+        f"the model must have packed weights that are worth a kernel, got {quote(model)}, where all stay as they are "
         f"({reasons}{more}); --every takes those too where dense kernels are expected to be faster"
     )
 
@@ -97,34 +96,38 @@ def _none_fused(fused: Sequence[Fused], model: str) -> str:
 def _run(options: argparse.Namespace) -> int:
     from emp_onnx.fused.bench import feeds_for, inputs_of
     from emp_onnx.fused.engine import open_engine
+    from emp_onnx.runtime.collected import Collected
     from emp_onnx.runtime.feeds import check_feed, read_feeds
+    from emp_onnx.runtime.ort import first_line
 
+    check_places(options, ("-o", options.output))
     engine = open_engine(options.model, kernels=options.kernels, threads=threads(options))
-    needed = [item.name for item in inputs_of(engine)]
-    feeds = read_feeds(options.feeds, needed) if options.feeds else iter([feeds_for(engine, 1, seed=seed(options))])
+    declared = inputs_of(engine)
+    given = read_feeds(options.feeds, [item.name for item in declared]) if options.feeds else None
     names = [item.name for item in engine.session.get_outputs()]
-    runs: list[tuple[float, dict[str, Any]]] = []
-    for i, feed in enumerate(feeds):
-        check_feed(feed, inputs_of(engine), i)
-        start = time.perf_counter()
-        try:
-            values = engine.session.run(None, feed)
-        except Exception as error:  # onnxruntime's own errors have no common base
-            raise ModelError(f"onnxruntime cannot run the model on feed {i}: {str(error).splitlines()[0]}") from error
-        runs.append((time.perf_counter() - start, dict(zip(names, values, strict=True))))
-    if options.output is not None:
-        stream = io.BytesIO()
-        many = len(runs) > 1
-        arrays = {n: np.stack([outputs[n] for _, outputs in runs]) if many else runs[0][1][n] for n in names}
-        np.savez(stream, allow_pickle=False, **arrays)
-        write_whole(options.output, stream.getvalue(), "-o")
+    runs: list[tuple[float, list[Output]]] = []
+    with Collected(options.output, "-o") if options.output is not None else nullcontext() as kept:
+        for i, feed in enumerate(given or [feeds_for(engine, 1, seed=seed(options))]):
+            check_feed(feed, declared, i)
+            start = time.perf_counter()
+            try:
+                values = engine.session.run(None, feed)
+            except Exception as error:  # onnxruntime's own errors have no common base
+                raise ModelError(f"onnxruntime cannot run the model on feed {i}: {first_line(error)}") from error
+            seconds = time.perf_counter() - start
+            outputs, figures = dict(zip(names, values, strict=True)), not (options.json or options.quiet)
+            runs.append((seconds, [Output.of(name, value, figures=figures) for name, value in outputs.items()]))
+            if kept is not None:
+                kept.add(outputs)
+        if kept is not None:
+            kept.save()
     show(
         options,
         lambda: {
             "path": engine.note, "kernels": engine.kernels, "seconds": [seconds for seconds, _ in runs],
-            "outputs": [{"name": n, "dtype": v.dtype.name, "shape": list(v.shape)} for n, v in runs[0][1].items()],
+            "outputs": [{"name": o.name, "dtype": o.dtype, "shape": list(o.shape)} for o in runs[0][1]],
         },
-        lambda style: "\n".join(run_text(engine, list(outputs.items()), seconds, style) for seconds, outputs in runs),
+        lambda style: "\n".join(run_text(engine.note, outputs, seconds, style) for seconds, outputs in runs),
     )  # fmt: skip
     return 0
 

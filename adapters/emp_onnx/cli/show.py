@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,15 +14,25 @@ from emp_onnx.errors import UsageError, escape
 from emp_onnx.progress import Meter
 from emp_onnx.texts.style import Style
 
-__all__ = ["complain", "metered", "show"]
+__all__ = ["complain", "metered", "say", "show"]
 
 
 def show(options: argparse.Namespace, data: Callable[[], Any], text: Callable[[Style], str]) -> None:
     """A result as the options want it: one JSON object, text, or nothing with --quiet."""
     if options.json:
-        sys.stdout.write(json.dumps(_finite(data()), allow_nan=False) + "\n")
+        say(json.dumps(_finite(data()), allow_nan=False) + "\n")
     elif not options.quiet:
-        print(text(Style.of(sys.stdout)))
+        say(text(Style.of(sys.stdout)) + "\n")
+
+
+def say(text: str) -> None:
+    """Write to standard output, at once. Whoever read it may have gone, which changes nothing about the exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # what is still to be written, at the latest when Python ends, goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str) -> None:
@@ -42,8 +53,9 @@ def metered(options: argparse.Namespace) -> Iterator[Meter]:
     finally:
         meter.close()
     if options.verbose:
-        for name, seconds in meter.spent.items():
-            print(f"{name}: {seconds:.2f} s", file=sys.stderr)
+        with suppress(OSError):  # whoever read it has gone; the work goes on
+            for name, seconds in meter.spent.items():
+                print(f"{name}: {seconds:.2f} s", file=sys.stderr)
 
 
 def _finite(value: Any) -> Any:

@@ -7,13 +7,13 @@ from typing import Any
 
 from emp_onnx.cli.options import (
     Commands,
-    check_out,
     common_options,
     feed_options,
     include_options,
     model_option,
     out_options,
 )
+from emp_onnx.cli.places import check_out
 from emp_onnx.cli.show import show
 from emp_onnx.cli.values import number, positive, seed, share, threads, whole
 
@@ -54,14 +54,14 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--refit", action="store_true", help="refit consumers in closed form, from what is left to what they received"
     )
-    common_options(one)
+    common_options(one, threads="of onnxruntime, for statistics; latency is always that of one thread (default: 1)")
 
 
 def _shrink(options: argparse.Namespace) -> int:
     from emp_onnx.shrink import shrink
     from emp_onnx.shrink.text import shrink_text
 
-    check_out(options)
+    check_out(options, "shrunk")
     given: dict[str, Any] = {
         name: share(f"--{name.replace('_', '-')}", getattr(options, name))
         for name in ("max_drop", "max_error", "target_latency", "target_flops", "target_size")

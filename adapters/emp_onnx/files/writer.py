@@ -25,7 +25,7 @@ from emp_onnx.files.source import FileSource, Source
 from emp_onnx.files.whole import check_target, put, same_file, staged, sync_folder
 from emp_onnx.files.wire import Piece
 
-__all__ = ["feed", "save", "to_bytes"]
+__all__ = ["drop_sidecars", "feed", "own_sidecars", "save", "to_bytes"]
 
 
 def save(
@@ -41,7 +41,7 @@ def save(
         raise OutputError(f"output must not be a symbolic link when a model has sidecar files, got {quote(path)}")
     refuse_overlaps(model)
     made, names, hashes = list[Path](), dict[str, str](), dict[str, str]()
-    old = _own_sidecars(target)
+    old = own_sidecars(target)
     try:
         for location in sources:
             file, new = _copy_sidecar(model, location, target, hashes)
@@ -64,10 +64,7 @@ def save(
                 file.unlink()
         raise
     used = {target.with_name(name) for name in names.values()}
-    elsewhere = set() if model.path and same_file(model.path, target) else set(sources.values())
-    for file in old - used - elsewhere:
-        with suppress(OSError):
-            file.unlink()
+    drop_sidecars(old - used, model, target)
     return (target, *sorted(used))
 
 
@@ -122,7 +119,15 @@ def feed(digest: Any, source: Source, start: int, stop: int) -> None:
         start += len(part)
 
 
-def _own_sidecars(target: Path) -> set[Path]:
+def drop_sidecars(old: set[Path], model: Model, target: Path) -> None:
+    """Remove sidecars that nothing at `target` needs any more, but none of `model`, where that is another file."""
+    elsewhere = set() if model.path and same_file(model.path, target) else set(model.sidecars().values())
+    for file in old - elsewhere:
+        with suppress(OSError):
+            file.unlink()
+
+
+def own_sidecars(target: Path) -> set[Path]:
     """Sidecar files that an earlier `save` to the same place made and that the model there now refers to."""
     pattern = re.compile(re.escape(target.name) + r"\.[0-9a-f]{12}\.data")
     try:

@@ -18,6 +18,7 @@ import numpy as np
 from emp_onnx.errors import ModelError, UsageError, quote
 from emp_onnx.fused.engine import Engine, open_engine
 from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
+from emp_onnx.runtime.ort import first_line
 
 __all__ = ["Measured", "Timing", "bench", "feeds_for", "inputs_of"]
 
@@ -101,14 +102,14 @@ def feeds_for(engine: Engine, batch: int, /, *, seed: int = 0) -> dict[str, Any]
         for item in declared
     )
     attempts = random_feeds(fixed, seed=seed, count=1)
-    last: Exception | None = None
+    why = "no size that fits"
     for feed in chain.from_iterable(attempts):
         try:
             engine.session.run(None, feed)
             return feed
         except Exception as error:  # onnxruntime's own errors have no common base
-            last = error
-    raise UsageError(f"made-up feeds do not fit the model ({str(last).splitlines()[0][:200]}); give feeds")
+            why = first_line(error)
+    raise UsageError(f"made-up feeds do not fit the model ({why}); give feeds")
 
 
 def bench(
@@ -184,7 +185,7 @@ def _fed(
         try:
             engine.session.run(None, dict(fed))
         except Exception as error:  # as above
-            raise ModelError(f"onnxruntime cannot run {quote(model)}: {str(error).splitlines()[0][:300]}") from error
+            raise ModelError(f"onnxruntime cannot run {quote(model)}: {first_line(error)}") from error
     return fed
 
 

@@ -14,6 +14,7 @@ from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.fuse import Fused, fused_before, fused_model
 from emp_onnx.packing.choose import choose
 from emp_onnx.packing.rewrite import rewritten
+from emp_onnx.runtime.ort import first_line
 
 __all__ = ["KERNELS", "Engine", "open_engine"]
 
@@ -135,5 +136,4 @@ def _session(source: str | bytes, options: Any) -> Any:
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors have no common base
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"onnxruntime cannot load the model: {line[:300]}") from error
+        raise ModelError(f"onnxruntime cannot load the model: {first_line(error)}") from error

@@ -11,6 +11,7 @@ from typing import Any
 from emp_onnx.certificates.rule import KEY
 from emp_onnx.errors import UsageError, quote
 from emp_onnx.files.model_io import Model, load, save, unfused
+from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.check import Feeds, checked
 from emp_onnx.packing.choose import Row, choose
@@ -182,8 +183,7 @@ def _target(source: Model, out: str | os.PathLike[str] | None, in_place: bool, w
     if out is None:
         if source.path is None:
             raise UsageError("out must be given for a model that came from no file")
-        stem = source.path.name[: -len(".onnx")] if source.path.name.lower().endswith(".onnx") else source.path.name
-        out = source.path.with_name(f"{stem}.{word}.onnx")
+        out = default_out(source.path, word)
     target = Path(out)
     if source.path is not None and same_file(target, source.path):
         raise UsageError(f"out must not be the input {quote(source.path)}; to replace that, ask for it with in_place")

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emp_onnx.errors import UsageError, quote
+from emp_onnx.files.model_io import Model
+from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.runtime.feeds import Feed, read_feeds
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.search.amounts import SIGNALS
-from emp_onnx.shrink.store import default_out
 
 __all__ = ["check", "chosen", "feeds_of", "target_of"]
 
@@ -48,15 +49,18 @@ def check(given: Mapping[str, Any]) -> None:
         raise UsageError(f"order must be ≥ 0, got {given['order']}")
 
 
-def target_of(path: Path, out: str | os.PathLike[str] | None, in_place: bool) -> Path:
+def target_of(source: Model, out: str | os.PathLike[str] | None, in_place: bool) -> Path:
     """Where the result goes."""
+    path = source.path or Path()
     if in_place:
         if out is not None and not same_file(out, path):
             raise UsageError("in_place must come without another output")
         return path
-    target = default_out(path) if out is None else Path(out)
+    target = default_out(path, "shrunk") if out is None else Path(out)
     if same_file(target, path):
         raise UsageError(f"out must not be the input {quote(path)}; to replace that, ask for it with in_place")
+    if any(same_file(target, file) for file in source.sidecars().values()):
+        raise UsageError(f"out must not be a file of the model, got {quote(target)}")
     check_target(target, "out")
     return target
 

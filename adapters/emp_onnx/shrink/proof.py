@@ -1,13 +1,15 @@
 """The proof: the shrunk model says what the masked one says.
 
 The masked model is the model as it was, in its old shape, with the constants of the shrunk one put back in place and
-zeros where units went. Both run in onnxruntime on the same feeds; all outputs have to agree to float rounding.
+zeros where units went. Both run in onnxruntime on the same feeds; all outputs have to agree to float rounding. The file
+is then read again before it takes its place, and has to hold the model that was so proven.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,14 @@ from numpy.typing import NDArray
 
 from emp_onnx.errors import ModelError, quote
 from emp_onnx.runtime.feeds import Feed
-from emp_onnx.shrink.axes.trace import Runner, first_line
+from emp_onnx.runtime.ort import first_line
+from emp_onnx.shrink.axes.trace import Runner
 from emp_onnx.shrink.cut import Masks, scatter
 from emp_onnx.shrink.fitting.distance import ancestors
+from emp_onnx.shrink.store import digest, read
 from emp_onnx.shrink.view import View
 
-__all__ = ["Proof", "masked", "prove"]
+__all__ = ["Proof", "file_problem", "masked", "prove"]
 
 ROUNDING = {2: 2e-2, 4: 1e-4, 8: 1e-9}  # of the largest magnitude of an output, by bytes of its type
 HALF = 2.0  # how far beyond the noise between two ways of running one model
@@ -110,6 +114,16 @@ def prove(reference: Any, shrunk: Any, feeds: Iterable[Feed], *, random: bool = 
     if not count:
         return Proof(0, random, np.inf, 0.0, "no feeds were given")
     return Proof(count, random, worst, allowed)
+
+
+def file_problem(path: Path, shrunk: Any, threads: int = 1) -> str:
+    """Why a file is not the model that was proven, read as others will read it; empty if it is."""
+    try:
+        again, _ = read(path)
+        Runner(str(path), threads=threads)
+    except ModelError as error:
+        return f"the file that was written does not load: {error}"
+    return "" if digest(again) == digest(shrunk) else "the file that was written holds another model than was proven"
 
 
 def _gap(one: Any, other: Any) -> tuple[float, bool]:

@@ -23,7 +23,7 @@ from emp_onnx.shrink.fitting.readers import drop_zero_biases
 from emp_onnx.shrink.given import check, chosen, feeds_of, refuse_unless_defined, target_of
 from emp_onnx.shrink.latency import latencies
 from emp_onnx.shrink.problem import Problem
-from emp_onnx.shrink.proof import prove
+from emp_onnx.shrink.proof import file_problem, prove
 from emp_onnx.shrink.report import (
     GroupRow,
     ShrinkReport,
@@ -127,7 +127,7 @@ def shrink(
     check(locals())
     proto, source = read(model)
     path = Path(model)
-    target = target_of(path, out, in_place)
+    target = target_of(source, out, in_place)
     given = None if feeds is None else feeds_of(feeds, source.needed)
     samples = made_up(proto, seed=seed) if given is None else given
     signal = signal or ("norm" if given is None else "spectrum")
@@ -212,7 +212,12 @@ def shrink(
         "error": output_error(dense, judged, held[:64]) ** 0.5,
     }
     before = path.stat().st_size + sum(f.stat().st_size for f in source.sidecars().values())
-    files = write(shrunk, target, source)
+
+    def check_file(file: Path) -> None:
+        if problem := file_problem(file, shrunk, threads):
+            raise VerifyError(f"verification failed, nothing was written: {problem}")
+
+    files = write(shrunk, target, source, check=check_file)
     walls = walls_of(problem)
     return ShrinkReport(
         path, files[0], files[1:], tuple(rows), walls, proof, len(samples), given is None,

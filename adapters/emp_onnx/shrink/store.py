@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError, quote
 from emp_onnx.files.model_io import Model, load
 from emp_onnx.files.whole import check_target, staged, write_whole
+from emp_onnx.files.writer import drop_sidecars, own_sidecars
+from emp_onnx.runtime.ort import first_line
 
-__all__ = ["default_out", "read", "write"]
+__all__ = ["digest", "read", "write"]
 
 LARGEST = 2**31 - 1
-
-
-def default_out(source: Path) -> Path:
-    """Where the result goes when nothing is said: `IN.shrunk.onnx` beside `IN.onnx`."""
-    stem = source.name[: -len(".onnx")] if source.name.lower().endswith(".onnx") else source.name
-    return source.with_name(f"{stem}.shrunk.onnx")
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Any, Model]:
@@ -42,16 +39,24 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, Model]:
         proto = onnx.load_model_from_string(Path(path).read_bytes())
         onnx.external_data_helper.load_external_data_for_model(proto, str(Path(path).resolve().parent))
     except Exception as error:  # protobuf's and onnx's own errors have no common base
-        raise ModelError(f"model {quote(path)} could not be read: {str(error).splitlines()[0][:200]}") from error
+        raise ModelError(f"model {quote(path)} could not be read: {first_line(error)}") from error
     return proto, model
 
 
-def write(proto: Any, target: Path, source: Model) -> tuple[Path, ...]:
-    """Put the model in place; with a sidecar of its own, named after its contents, where the source has sidecars."""
+def write(
+    proto: Any, target: Path, source: Model, *, check: Callable[[Path], None] = lambda _: None
+) -> tuple[Path, ...]:
+    """Put the model in place; with a sidecar of its own, named after its contents, where the source has sidecars.
+
+    `check` sees the file before it takes its place. Sidecars of a model that is replaced go; whatever is raised, what
+    was there before stays as it was.
+    """
     import onnx
 
     target = check_target(target, "out")
+    old = own_sidecars(target)
     files: tuple[Path, ...] = ()
+    new = False
     if source.sidecars():
         copy = onnx.ModelProto()
         copy.CopyFrom(proto)
@@ -67,16 +72,27 @@ def write(proto: Any, target: Path, source: Model) -> tuple[Path, ...]:
         sidecar = target.with_name(f"{target.name}.{hashlib.sha256(data).hexdigest()[:12]}.data")
         if any(sidecar.resolve() == file.resolve() for file in source.sidecars().values()):
             raise UsageError(f"out must not be a file of the model, got {quote(sidecar)}")
-        write_whole(sidecar, data, "out")
         for tensor, start, length in places:
             onnx.external_data_helper.set_external_data(tensor, sidecar.name, start, length)
             tensor.ClearField("raw_data")
-        proto, files = copy, (sidecar,)
+        proto, files, new = copy, (sidecar,), not sidecar.exists()
     try:
-        with staged(target) as stage:
-            stage.path.write_bytes(proto.SerializeToString(deterministic=True))
-    except BaseException:
         for file in files:
-            file.unlink(missing_ok=True)
+            write_whole(file, data, "out")
+        with staged(target, source.path) as stage:
+            stage.path.write_bytes(proto.SerializeToString(deterministic=True))
+            check(stage.path)
+    except BaseException:
+        if new:
+            for file in files:
+                file.unlink(missing_ok=True)
         raise
+    drop_sidecars(old - set(files), source, target)
     return (target, *files)
+
+
+def digest(proto: Any) -> str:
+    """A hash of all that a model says, wherever its values were kept before they were read."""
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("data_location")  # the default, which reading values from a sidecar spells out
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,9 @@ from emp_onnx.texts.style import Style, finish, many, table
 
 if TYPE_CHECKING:
     from emp_onnx.fused.bench import Measured
-    from emp_onnx.fused.engine import Engine
     from emp_onnx.fused.fuse import Fused
 
-__all__ = ["bench_text", "fused_text", "run_text"]
+__all__ = ["Output", "bench_text", "fused_text", "run_text"]
 
 
 def fused_text(fused: Sequence[Fused], out: str | os.PathLike[str], style: Style | None = None) -> str:
@@ -56,15 +56,36 @@ def bench_text(measured: Sequence[Measured], style: Style | None = None) -> str:
     return finish(parts, style)
 
 
-def run_text(engine: Engine, outputs: Sequence[tuple[str, Any]], seconds: float, style: Style | None = None) -> str:
+@dataclass(frozen=True)
+class Output:
+    """What is shown of an output; its least, mean and largest number where they were asked for and there are any."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    figures: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, value: Any, *, figures: bool) -> Output:
+        """Of a value that onnxruntime gave: an array, or else a sequence or a map."""
+        if not isinstance(value, np.ndarray):
+            return cls(name, type(value).__name__, (len(value),) if isinstance(value, (list, dict)) else ())
+        numbers = figures and value.size and value.dtype.kind in "fiub"
+        found = tuple(float(f(value)) for f in (np.min, np.mean, np.max)) if numbers else ()
+        return cls(name, value.dtype.name, value.shape, found)
+
+
+def run_text(note: str, outputs: Sequence[Output], seconds: float, style: Style | None = None) -> str:
     """Which path was taken, and what came out."""
     style = style or Style()
-    lines = []
-    for name, value in outputs:
-        numbers = value.size and value.dtype.kind in "fiub"
-        figures = [f"{float(f(value)):.6g}" for f in (np.min, np.mean, np.max)] if numbers else ["-"] * 3
-        lines.append([escape(name), value.dtype.name, "×".join(map(str, value.shape)) or "scalar", *figures])
-    parts = [f"Path: {escape(engine.note)}."]
+    lines = [
+        [
+            escape(item.name), item.dtype, "×".join(map(str, item.shape)) or "scalar",
+            *([f"{figure:.6g}" for figure in item.figures] or ["-"] * 3),
+        ]
+        for item in outputs
+    ]  # fmt: skip
+    parts = [f"Path: {escape(note)}."]
     parts.append(table(["output", "dtype", "shape", "least", "mean", "largest"], lines, None, 3, style))
     parts.append(f"Ran in {seconds * 1e3:.3f} ms.")
     return finish(parts, style)

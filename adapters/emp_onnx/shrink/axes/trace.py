@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from emp_onnx.errors import MissingExtraError, ModelError, UsageError
 from emp_onnx.runtime.feeds import Feed, Input, check_feed, random_feeds
 from emp_onnx.runtime.lengthen import open_axes
+from emp_onnx.runtime.ort import first_line
 from emp_onnx.shrink.view import View
 
 __all__ = ["Runner", "Trace", "made_up", "trace"]
@@ -76,11 +77,6 @@ class Runner:
         """Outputs by name."""
         names = self.names if names is None else list(names)
         return dict(zip(names, self.session.run(names, dict(feed)), strict=True))
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what onnxruntime says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def made_up(model: Any, *, seed: int, count: int = 4) -> list[dict[str, Array]]:
