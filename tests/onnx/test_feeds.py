@@ -173,3 +173,9 @@ def test_npy_files_that_do_not_fit_together(tmp_path: Path) -> None:
     (tmp_path / "y.npy").write_bytes(b"junk")
     with pytest.raises(UsageError, match=r"feeds must be .npy files of plain arrays, got .*y.npy"):
         read_feeds(tmp_path)
+
+
+def test_samples_of_inputs_without_an_axis_are_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", x=np.zeros((2, 3), np.float32), n=np.arange(2))
+    for feed in read_feeds(tmp_path / "f.npz", ["x", "n"]):
+        assert all(isinstance(value, np.ndarray) for value in feed.values())

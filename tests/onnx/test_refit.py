@@ -423,3 +423,15 @@ def test_a_model_that_crashes_onnxruntime_is_refused_before_the_work(
     some = half_product(tmp_path / "in.onnx")
     with pytest.raises(ModelError, match="must be one that onnxruntime runs: onnxruntime crashed"):
         refitting.refit(tmp_path / "in.onnx", feeds=some, sparsity=0.5)
+
+
+@pytest.mark.parametrize("effort", ["full", "quick"])
+def test_a_weight_that_is_not_finite_is_named(path: Path, tmp_path: Path, effort: str) -> None:
+    model = onnx.load(path)
+    (tensor,) = (item for item in model.graph.initializer if item.name == "w1")
+    broken = numpy_helper.to_array(tensor).copy()
+    broken.flat[3] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(broken, "w1"))
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="weight 'w1' must hold finite numbers, got 1 that are NaN or infinite"):
+        refit(path, tmp_path / "a.onnx", feeds=feeds(), effort=effort)

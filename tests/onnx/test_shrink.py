@@ -242,6 +242,17 @@ def test_sidecars_of_what_is_replaced_go(beside: Path) -> None:
     onnx.load(beside)
 
 
+def test_a_sidecar_that_another_model_names_stays(beside: Path) -> None:
+    """As one does that `emp fuse` wrote."""
+    out = beside.with_name("out.onnx")
+    before = shrink(beside, out, feeds=feeds())
+    other = beside.with_name("other.onnx")
+    other.write_bytes(out.read_bytes())
+    shrink(beside, out, feeds=feeds(), round_to=1)
+    assert before.sidecars[0].exists()
+    onnx.load(other)
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_the_file_itself_is_verified_before_it_takes_its_place(
     beside: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
@@ -319,3 +330,16 @@ def test_a_fit_of_what_is_there_changes_nothing() -> None:
     new, shift = solve(x.T @ x / 200, wanted(x.T @ x / 200, m), m, bias=True)
     np.testing.assert_allclose(new, m, atol=1e-9)
     np.testing.assert_allclose(shift, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_feeds_of_which_the_model_makes_nan_or_nothing_are_refused(path: Path, tmp_path: Path, refit: bool) -> None:
+    """One NaN among many is enough to spoil what is learned from all."""
+    given = feeds(20)
+    given[7]["x"].flat[5] = np.nan
+    with pytest.raises(UsageError, match="outputs are numbers, got NaN on feed 7"):
+        shrink(path, tmp_path / "a.onnx", feeds=given, refit=refit, target_flops=0.7)
+    empty = [{"x": feed["x"][:0]} for feed in feeds(4)]
+    with pytest.raises(UsageError, match="got nothing on feed 0"):
+        shrink(path, tmp_path / "a.onnx", feeds=empty, refit=refit, target_flops=0.7)
+    assert not (tmp_path / "a.onnx").exists()

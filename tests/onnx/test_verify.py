@@ -14,7 +14,9 @@ import onnx
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
+import emp_onnx
 from emp_onnx import Model, ModelError, UsageError, apply, load, plan, read_certificate, save, verify
 from emp_onnx.certificates.rule import KEY
 from emp_onnx.figures import SCOPES
@@ -309,3 +311,24 @@ def test_values_changed_after_the_certificate_was_made_do_not_change_it() -> Non
     changed = pruned.replaced({"a": pruned.values("a") * 2}, {})
     assert changed.metadata[KEY] == text
     assert "other kept values" in " ".join(verify(changed).faults)
+
+
+def test_packed_weights_must_be_unpacked_by_our_own_functions(tmp_path: Path) -> None:
+    """Whoever changes a constant in there changes what onnxruntime computes; another order of fields does not."""
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    proto = model(nodes, [value("x", ["n", 64])], [value("y", ["n", 64])], [tensor("w", weight)])
+    emp_onnx.prune(write(proto, tmp_path / "a.onnx"), tmp_path / "p.onnx", pack="mask")
+    packed = onnx.load(tmp_path / "p.onnx")
+    onnx.save(packed, tmp_path / "again.onnx")
+    assert verify(tmp_path / "again.onnx").ok
+    (function,) = (item for item in packed.functions if item.name == "UnpackMask")
+    (table,) = (a.t for a in function.node[0].attribute if a.name == "value")
+    changed = onnx.numpy_helper.to_array(table).copy()
+    changed.flat[changed.size // 2] += 1
+    table.CopyFrom(onnx.numpy_helper.from_array(changed))
+    onnx.save(packed, tmp_path / "t.onnx")
+    told = verify(tmp_path / "t.onnx")
+    assert not told.ok
+    assert told.faults == ("function 'UnpackMask' is not what emp pack writes",)
+    assert not verify(tmp_path / "t.onnx", tmp_path / "a.onnx").ok

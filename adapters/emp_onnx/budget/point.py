@@ -50,6 +50,8 @@ class Budget:
             raise UsageError(f"budget must be one of max_drop, max_error and target_size, got {len(given)} of them")
         if given[0] < 0:
             raise UsageError(f"budget must be ≥ 0, got {given[0]}")
+        if self.drop is not None and self.drop >= 1 and self.score is None:
+            raise UsageError(f"max_drop must be < 1, as 0.01 or 1%, got {self.drop}")
         if self.drop_in not in (None, "accuracy", "agreement"):
             raise UsageError(f"drop_in must be accuracy or agreement, got {quote(self.drop_in)}")
         if self.drop_in is not None and (self.drop is None or self.score is not None):

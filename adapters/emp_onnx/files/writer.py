@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,22 @@ def feed(digest: Any, source: Source, start: int, stop: int) -> None:
 
 
 def drop_sidecars(old: set[Path], model: Model, target: Path) -> None:
-    """Remove sidecars that nothing at `target` needs any more, but none of `model`, where that is another file."""
+    """Remove sidecars that nothing needs any more: not `model`, if that is another file, and no model beside it."""
     elsewhere = set() if model.path and same_file(model.path, target) else set(model.sidecars().values())
     for file in old - elsewhere:
         with suppress(OSError):
-            file.unlink()
+            if not _named_by_others(file, target):
+                file.unlink()
+
+
+def _named_by_others(file: Path, target: Path) -> bool:
+    """Whether a model beside `target` holds the name of this file, as one does that `emp fuse` wrote."""
+    for other in target.parent.glob("*.onnx"):
+        if not same_file(other, target) and other.stat().st_size:
+            with open(other, "rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+                if content.find(file.name.encode()) >= 0:
+                    return True
+    return False
 
 
 def own_sidecars(target: Path) -> set[Path]:

@@ -63,7 +63,8 @@ def open_engine(
     if kernels not in KERNELS:
         raise UsageError(f"kernels must be one of {', '.join(KERNELS)}, got {kernels!r}")
     if not Path(path).is_file():
-        raise ModelError(f"model must be an ONNX file, got {quote(str(path))}, which does not exist")
+        found = "is no file" if Path(path).exists() else "does not exist"
+        raise ModelError(f"model must be an ONNX file, got {quote(str(path))}, which {found}")
     if kernels == "off":
         return Engine(_session(str(path), _options(threads)), "", (), "onnxruntime alone")
     why = ""
