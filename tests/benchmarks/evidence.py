@@ -3,8 +3,7 @@
     python -m tests.benchmarks.evidence [TASK ...] [--write docs/evidence.md]
 
 Models, data and scores come from `../shared/eval/tasks.py`, which is no part of this repository. Everything is done
-through `emp_onnx`'s public functions. Each cell is `score @ sparsity`; the second table compares with what a prototype
-gave (`../shared/design/evidence.md`): the same sparsity to 0.1 points, the same score to 0.5 points.
+through `emp_onnx`'s public functions. Each cell is `score @ sparsity`.
 """
 
 from __future__ import annotations
@@ -13,15 +12,11 @@ import argparse
 import importlib.util
 import os
 import platform
-import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import emp_onnx
 
@@ -45,33 +40,6 @@ def load_tasks() -> dict[str, Any]:
     return tasks
 
 
-def prototype() -> dict[str, tuple[float, dict[str, Cell]]]:
-    """The prototype's figures by task: dense, and (score, sparsity in percent) by scope."""
-    out: dict[str, tuple[float, dict[str, Cell]]] = {}
-    for line in (SHARED / "design" / "evidence.md").read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        pairs = [re.match(r"\*{0,2}(\.\d+) @ ([\d.]+) %", cell) for cell in cells[2:5]]
-        if len(cells) >= 5 and all(pairs):
-            figures = {s: (float(m[1]), float(m[2])) for s, m in zip(SCOPES, pairs, strict=True) if m}
-            out[cells[0].split(" ")[0]] = (float(cells[1]), figures)
-    return out
-
-
-@contextmanager
-def last_axis() -> Iterator[None]:
-    """Recurrent weights divided along their last axis, as the prototype did; only to show that nothing else differs."""
-    room = sys.modules["emp_onnx.weights.steps"]
-    ours = room.layout_of
-
-    def theirs(op: str, slot: int, shape: Any, attributes: Any, domain: str = "") -> Any:
-        if op in ("LSTM", "GRU", "RNN"):
-            return emp_onnx.Layout(tuple(shape), (len(shape) - 1,))
-        return ours(op, slot, shape, attributes, domain)
-
-    with mock.patch.object(room, "layout_of", theirs):
-        yield
-
-
 def measure(task: Any, scopes: tuple[str, ...] = SCOPES) -> tuple[float, dict[str, Cell | str]]:
     """The dense score, and (score, sparsity in percent) by scope, or the reason why nothing was pruned."""
     cells: dict[str, Cell | str] = {}
@@ -93,34 +61,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="which tasks (default: all)")
     parser.add_argument("--write", metavar="FILE", type=Path, help="also write the tables there")
     options = parser.parse_args(argv)
-    tasks, before = load_tasks(), prototype()
+    tasks = load_tasks()
     if unknown := set(options.tasks) - set(tasks):
         parser.error(f"TASK must be one of {', '.join(tasks)}, got {', '.join(sorted(unknown))}")
     rows = ["| task | what | dense | scope tensor | scope row | scope model |", "|---|---|---|---|---|---|"]
-    compared = ["| task | scope | sparsity here, prototype | score here, prototype | within |", "|---|---|---|---|---|"]
     for name in options.tasks or tasks:
         start = time.perf_counter()
         dense, cells = measure(tasks[name])
         texts = [c if isinstance(c, str) else f"{c[0]:.3f} @ {c[1]:.1f} %" for c in cells.values()]
         rows.append(f"| {name} | {tasks[name].what} | {dense:.3f} | {' | '.join(texts)} |")
-        for scope, cell in cells.items():
-            if name in before and not isinstance(cell, str):
-                score, sparsity = before[name][1][scope]
-                same = abs(cell[1] - sparsity) <= 0.1 + 1e-9
-                near = abs(cell[0] - score) <= 0.005 + 5e-4
-                shown = scope
-                if scope == "row" and not same:
-                    with last_axis():
-                        cell = measure(tasks[name], ("row",))[1]["row"]
-                    assert not isinstance(cell, str)
-                    same, near = abs(cell[1] - sparsity) <= 0.1 + 1e-9, abs(cell[0] - score) <= 0.005 + 5e-4
-                    shown = "row, divided along the prototype's axis"
-                verdict = "yes" if same and near else "NO"
-                compared.append(
-                    f"| {name} | {shown} | {cell[1]:.2f} %, {sparsity:.1f} % | {cell[0]:.4f}, {score:.3f} | {verdict} |"
-                )
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    text = "\n".join([*INTRODUCTION, *rows, "", *BETWEEN, *compared, "", footer(), ""])
+    text = "\n".join([*INTRODUCTION, *rows, "", footer(), ""])
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
@@ -134,13 +85,6 @@ INTRODUCTION = [
     "Made by `python -m tests.benchmarks.evidence`.",
     "",
 ]
-BETWEEN = [
-    "Against the prototype that the design was based on: the same sparsity to 0.1 points, the same score to 0.5. A "
-    "row of a recurrent weight is a gate unit here, and was an input there: such lines are measured along that axis, "
-    "to show that nothing else differs.",
-    "",
-]
-
 
 def footer() -> str:
     """Versions and the kind of machine."""

@@ -1,6 +1,6 @@
 """How well models are told apart by few rows, by the part of the error over which an answer counts as missed.
 
-    python -m tests.benchmarks.misses [--write docs/shrinking.md]
+    python -m tests.benchmarks.misses [--write docs/notes/shrinking.md]
 
 Scores and errors are drawn: two models, of which one changes at least a tenth fewer answers than the other among all
 rows, are compared by 200 rows of them. Errors of one kind are those of two cuts alike, errors of two kinds those of,

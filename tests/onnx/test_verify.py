@@ -324,7 +324,8 @@ def test_packed_weights_must_be_unpacked_by_our_own_functions(tmp_path: Path) ->
     onnx.save(packed, tmp_path / "again.onnx")
     assert verify(tmp_path / "again.onnx").ok
     function = next(item for item in packed.functions if item.domain == DOMAIN)
-    table = next(a.t for node in function.node for a in node.attribute if a.name == "value" and a.t.ByteSize() > 100)
+    tables = [a.t for node in function.node for a in node.attribute if a.name == "value"]
+    table = max(tables, key=lambda item: item.ByteSize())
     changed = onnx.numpy_helper.to_array(table).copy()
     changed.flat[changed.size // 2] += 1
     table.CopyFrom(onnx.numpy_helper.from_array(changed))
