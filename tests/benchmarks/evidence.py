@@ -81,10 +81,13 @@ def main(argv: list[str] | None = None) -> int:
 INTRODUCTION = [
     "# What the plain rule does to real models",
     "",
-    "β = 1, magnitude, nothing else: no retraining, no refit, no layer left out. Each cell is `score @ sparsity`. "
-    "Made by `python -m tests.benchmarks.evidence`.",
+    "β = 1, magnitude, nothing else: no retraining, no refit, no layer left out. Each cell is `score @ sparsity`: the "
+    "score named under",
+    '"what", on data with labels, and the share of weights that became zero. Where much is lost, '
+    "[a refit from your inputs](accuracy.md) keeps most of it. Made by `python -m tests.benchmarks.evidence`.",
     "",
 ]
+
 
 def footer() -> str:
     """Versions and the kind of machine."""
