@@ -178,7 +178,8 @@ def betas(scores: Any = None, /, *, max_value: float = 4.0) -> SearchStrategy[fl
         return math.nextafter(nearest, nearest * side) if side != 1 else nearest
 
     boundary: SearchStrategy[float] = st.builds(beside, st.integers(1, most), st.sampled_from([1.0, 0.0, math.inf]))
-    return st.one_of(boundary, strategy)
+    both: SearchStrategy[float] = st.one_of(boundary, strategy)
+    return both
 
 
 def _shape(draw: Any, st: Any, size: int, dims: int) -> tuple[int, ...]:
