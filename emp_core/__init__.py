@@ -9,7 +9,7 @@ from . import criteria
 from ._bound import lower_witness, mass_lower_bound, mass_upper_bound, upper_witness
 from ._cut import Cut, select_stream
 from ._effective import effective_size, keep_count
-from ._errors import ArgumentError, EmpError, MissingExtraError, PoolError
+from ._errors import ArgumentError, EmpError, MissingExtraError, PoolError, VerifyError
 from ._hill import hill_number
 from ._many import select_each
 from ._mask import retained_mass, top_mask
@@ -37,6 +37,7 @@ __all__ = [
     "Rows",
     "Scope",
     "Selection",
+    "VerifyError",
     "Whole",
     "beta_schedule",
     "criteria",

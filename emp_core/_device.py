@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ._bracket import RUN, bracket_of
 from ._errors import PoolError
-from ._exact import CHUNK, UNIT, Sums, exact_rows, units
-from ._namespace import Given, is_narrow, to_host
+from ._exact import CHUNK, UNIT, WHOLE, Sums, exact_rows, refuse_rounded, units
+from ._namespace import Given, is_long, is_narrow, to_host
 from ._rows import parts as folded
 
 PIECE = 1 << 22  # scores that are taken at once: 32 MB in float64
@@ -124,12 +124,16 @@ class DeviceStream:
         return self.source.back(np.ascontiguousarray(a))
 
     def refuse_not_finite(self) -> None:
-        """An error that names the part; looked for once."""
+        """An error that names the part, also for integers that float64 would round; looked for once."""
         xp = self.xp
         if self._finite:
             return
         for part, at in self.pieces():
-            if not bool(xp.all(xp.isfinite(self.magnitude(part, at)))):
+            a = self.magnitude(part, at)
+            if is_long(xp, self.parts[part].dtype):
+                if bool(xp.any(a >= WHOLE)):
+                    refuse_rounded(to_host(self.parts[part][at])[to_host(a) >= 0], self.names[part])
+            elif not bool(xp.all(xp.isfinite(a))):
                 raise PoolError(f"{self.names[part]} must be finite, got NaN or an infinity")
         self._finite = True
 

@@ -21,7 +21,8 @@ def effective_size(scores: Any, /, *, axis: Axis = None, keepdims: bool = False,
     """Effective size ``N_eff = (Σ|s|)² / Σs²``: how many equal scores would be as concentrated as these.
 
     Args:
-        scores: real numbers of any library, any shape; only magnitudes matter.
+        scores: real numbers of any library, any shape; only magnitudes matter. Integers must lie within ±2**53, up to
+            which float64 holds all of them.
         axis: axes along which scores form a pool; None: all are one pool.
         keepdims: keep the reduced axes with length 1.
         where: boolean array that broadcasts to ``scores``; False means not in the pool.
@@ -33,7 +34,7 @@ def effective_size(scores: Any, /, *, axis: Axis = None, keepdims: bool = False,
 
     Raises:
         PoolError: a pool is empty or holds NaN or ±inf.
-        ArgumentError: ``scores`` are not real numbers, or ``axis`` does not exist.
+        ArgumentError: ``scores`` are not real numbers, or integers beyond ±2**53, or ``axis`` does not exist.
 
     Also known as the inverse Simpson index, Kish's effective sample size, and the participation ratio of |s|
     (arXiv 2509.25606).
@@ -56,7 +57,8 @@ def keep_count(scores: Any, /, *, beta: float = 1.0, axis: Axis = None, where: A
     the library; it is computed from the scores, never from a rounded ``N_eff``.
 
     Args:
-        scores: real numbers of any library, any shape; only magnitudes matter.
+        scores: real numbers of any library, any shape; only magnitudes matter. Integers must lie within ±2**53, up to
+            which float64 holds all of them.
         beta: multiplier of the effective size, > 0, taken as the double that it is.
         axis: axes along which scores form a pool; None: all are one pool.
         where: boolean array that broadcasts to ``scores``; False means not in the pool.
@@ -66,7 +68,8 @@ def keep_count(scores: Any, /, *, beta: float = 1.0, axis: Axis = None, where: A
 
     Raises:
         PoolError: a pool is empty or holds NaN or ±inf.
-        ArgumentError: ``beta`` is not a finite number > 0, or ``axis`` does not exist.
+        ArgumentError: ``beta`` is not a finite number > 0, integer scores lie beyond ±2**53, or ``axis`` does not
+            exist.
 
     >>> keep_count([0.1] * 10)  # in floats, (Σ|s|)²/Σs² is 9.999999999999998
     10

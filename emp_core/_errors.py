@@ -3,7 +3,8 @@
     EmpError                  everything below; catch this one to catch all
     ├── ArgumentError         a parameter is outside what it allows        (also a ValueError)
     ├── MissingExtraError     an adapter's framework is not installed       (also an ImportError)
-    └── PoolError             the scores of a pool cannot be counted       (also a ValueError)
+    ├── PoolError             the scores of a pool cannot be counted       (also a ValueError)
+    └── VerifyError           what an adapter did is not what it promised
 
 A message is one sentence: the parameter, what is allowed, what came.
 """
@@ -21,6 +22,10 @@ class ArgumentError(EmpError, ValueError):
 
 class PoolError(EmpError, ValueError):
     """A pool is empty, or holds NaN or ±inf; the message names the pool."""
+
+
+class VerifyError(EmpError):
+    """A pruned model is not what was promised; the message says in what. What was to be written was not."""
 
 
 class MissingExtraError(EmpError, ImportError):

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._errors import ArgumentError
 from ._namespace import to_host
 
 WIDTH = 16  # log2 of the most addends that one fold may take
@@ -32,7 +33,23 @@ GRID = 53 - WIDTH  # bits that one fold takes off: |rest| ≤ top·2**-GRID
 UNIT = 1200  # below 2**-1074, with room for the tails of products
 BAND = 400  # exponents that one exact pass covers: squares of scaled values stay far above underflow
 
+WHOLE = 1 << 53  # up to here float64 holds every integer
+
 Rows = NDArray[np.float64]
+
+
+def refuse_rounded(scores: NDArray[Any], name: str) -> None:
+    """An error where integers are so large that float64 would round some. The next one after 2**53 rounds to it, so
+    this looks at the integers themselves; callers look for rounded magnitudes of 2**53 first.
+
+    Raises:
+        ArgumentError: there is one; the message names the scores.
+    """
+    if scores.dtype.kind in "iu" and scores.size:
+        least, most = int(scores.min()), int(scores.max())
+        worst = most if most >= -least else least
+        if abs(worst) > WHOLE:
+            raise ArgumentError(f"integer {name} must be within ±2**53, got {worst}")
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ class ModelPools:
         """The pool on a device in one piece, for what needs all of it at once."""
         assert self.device is not None
         held = self.device
+        held.refuse_not_finite()
         xp = held.xp
         where = None
         if any(w is not None for w in held.where):

@@ -144,6 +144,12 @@ def is_narrow(xp: Any, dtype: Any) -> bool:
     return any(kind is not None and dtype == kind for kind in kinds)  # NumPy's float64 equals None
 
 
+def is_long(xp: Any, dtype: Any) -> bool:
+    """Whether this dtype has integers that float64 does not hold."""
+    kinds = (getattr(xp, name, None) for name in ("int64", "uint64"))
+    return any(kind is not None and dtype == kind for kind in kinds)
+
+
 def is_traced(array: Any) -> bool:
     """True for a value under ``jax.jit``: shape known, content not."""
     jax = sys.modules.get("jax")

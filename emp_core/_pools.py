@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from . import _top
 from ._chunks import fits_float32
 from ._errors import ArgumentError, PoolError
-from ._exact import CHUNK
-from ._namespace import Given, as_mask, given, is_narrow, to_host, wide
+from ._exact import CHUNK, WHOLE, refuse_rounded
+from ._namespace import Given, as_mask, given, is_long, is_narrow, to_host, wide
 from ._rows import Counted, count_rows, mask_rows, parts
 from ._stream import Stream
 
@@ -149,7 +149,8 @@ class DevicePools:
         return self.source.back(np.ascontiguousarray(a))
 
     def magnitude(self, rows: slice, columns: slice = slice(None)) -> Any:
-        """Float64 magnitudes of some scores, 0 outside the pool."""
+        """Float64 magnitudes of some scores, 0 outside the pool; what is not finite, or would be rounded, is an error
+        that names the pool."""
         xp = self.xp
         a = xp.abs(xp.astype(self.matrix[rows, columns], xp.float64))
         if self.where is not None:
@@ -157,6 +158,12 @@ class DevicePools:
         if not bool(xp.all(xp.isfinite(a))):
             bad = to_host(xp.any(~xp.isfinite(a), axis=1))
             raise PoolError(f"{self.name(rows.start + int(np.argmax(bad)))} must be finite, got NaN or an infinity")
+        if is_long(xp, self.matrix.dtype) and bool(xp.any(a >= WHOLE)):
+            held = to_host(self.matrix[rows, columns])
+            if self.where is not None:
+                held = np.where(to_host(self.where[rows, columns]), held, np.zeros_like(held))
+            for i, row in enumerate(held, rows.start):
+                refuse_rounded(row, self.name(i))
         return a
 
     def alone(self, i: int) -> DeviceStream:

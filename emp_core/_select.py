@@ -73,8 +73,8 @@ def select(
     """Keep the ``⌊β·N_eff⌋`` largest scores of every pool, and say what that holds.
 
     Args:
-        scores: real numbers of any library, any shape; only magnitudes matter. With scope "model" a mapping of names
-            to arrays.
+        scores: real numbers of any library, any shape; only magnitudes matter. Integers must lie within ±2**53, up to
+            which float64 holds all of them. With scope "model" a mapping of names to arrays.
         beta: multiplier of the effective size, > 0.
         order: Hill number that gives the count, ≥ 0; 2 is the effective size. Counts of orders other than 0 and 2
             are taken in float64, and rounded up where its error bound leaves a doubt: never one component fewer than

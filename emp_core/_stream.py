@@ -31,8 +31,8 @@ from ._chunks import (
     share_of,
     total_of,
 )  # fmt: skip
-from ._errors import ArgumentError, PoolError
-from ._exact import CHUNK, UNIT, Sums, exact_rows, units
+from ._errors import PoolError
+from ._exact import CHUNK, UNIT, WHOLE, Sums, exact_rows, refuse_rounded, units
 from ._namespace import BFLOAT16
 from ._rows import parts
 
@@ -115,11 +115,11 @@ class Stream:
         else:
             np.copyto(out, source, casting="unsafe")
             np.abs(out, out=out)
-            if source.dtype.kind in "iu" and source.dtype.itemsize == 8 and out.size and out.max() > 2.0**53:
-                raise ArgumentError(f"integer {self.names[chunk.part]} must be within ±2**53, got {out.max():.17g}")
         where = self.where[chunk.part]
         if where is not None:
             np.copyto(out, -1, where=~where[chunk.start : chunk.stop])
+        if source.dtype.kind in "iu" and source.dtype.itemsize == 8 and out.size and out.max() >= WHOLE:
+            refuse_rounded(source if where is None else source[out >= 0], self.names[chunk.part])
         return out
 
     def run(self, work: Callable[[Chunk, Buffers], T], *, batch: int = BATCH) -> list[tuple[Chunk, T]]:

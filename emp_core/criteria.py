@@ -1,17 +1,22 @@
 """Criteria: weights and statistics in, scores out. Plain functions on arrays of any library.
 
 A score says how much a component matters; how many components stay is the rule's part (:func:`emp_core.select`).
-Computed in the dtype and on the device of the arguments.
+Computed on the device of the arguments, in float32 or wider, so that nothing wraps or overflows that the arguments
+hold: numbers of 16 bits and less in float32, integers and booleans in float64, all others in their own dtype.
+Magnitudes of 16 bits stay what they are. Where there is no float64 (JAX without 64 bits, Apple's GPUs), integers are
+taken in float32, which holds those up to 2**24; elsewhere integers must lie within ±2**53.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from ._errors import ArgumentError
-from ._namespace import is_standard, is_tensorflow, namespace, to_host
+from ._exact import WHOLE, refuse_rounded
+from ._namespace import BFLOAT16, cast, is_standard, is_tensorflow, is_traced, namespace, to_host
 
 __all__ = [
     "combined",
@@ -35,7 +40,7 @@ def magnitude(weights: Any, /) -> Any:
     >>> magnitude([1.0, -2.0]).tolist()
     [1.0, 2.0]
     """
-    _, w = _arrays(weights=weights)
+    _, w = _arrays(least=16, weights=weights)
     return abs(w)
 
 
@@ -172,7 +177,7 @@ def f_statistic(activations: Any, labels: Any, /) -> Any:
     >>> f_statistic([[0.0, 1.0], [1.0, 1.0], [4.0, 1.0], [5.0, 1.0]], [0, 0, 1, 1]).tolist()
     [32.0, 0.0]
     """
-    a = np.asarray(to_host(activations), np.float64)
+    a = np.asarray(_decoded(to_host(activations)), np.float64)
     named, inverse = np.unique(to_host(labels), return_inverse=True)
     n, classes = a.shape[0] if a.ndim else 0, len(named)
     if a.ndim < 1 or inverse.shape != (n,):
@@ -279,8 +284,8 @@ def _along(xp: Any, w: Any, x: Any, axis: int, name: str) -> Any:
     return xp.reshape(x, tuple(shape))
 
 
-def _arrays(**arrays: Any) -> tuple[Any, ...]:
-    """The namespace and the arrays; lists become NumPy arrays."""
+def _arrays(*, least: int = 32, **arrays: Any) -> tuple[Any, ...]:
+    """The namespace and the arrays as floats of at least so many bits; lists become NumPy arrays."""
     found = []
     for name, a in arrays.items():
         if not (is_tensorflow(a) or is_standard(a)):
@@ -289,8 +294,53 @@ def _arrays(**arrays: Any) -> tuple[Any, ...]:
             except (TypeError, ValueError):
                 raise ArgumentError(f"{name} must be an array of real numbers, got {type(a).__name__}") from None
         if isinstance(a, (np.ndarray, np.generic)):
-            a = np.asarray(a)
-            if a.dtype.kind not in "fiubV":
+            a = _decoded(np.asarray(a))
+            if a.dtype.kind not in "fiub" and not _kind(a)[0]:
                 raise ArgumentError(f"{name} must be an array of real numbers, got dtype {a.dtype}")
         found.append(a)
-    return namespace(*found), *found
+    xp = namespace(*found)
+    return xp, *(_floats(xp, a, name, least) for name, a in zip(arrays, found, strict=True))
+
+
+def _floats(xp: Any, a: Any, name: str, least: int) -> Any:
+    """An array as floats that hold its numbers, of at least so many bits."""
+    kind, bits = _kind(a)
+    if "float" in kind:
+        return a if bits >= least else _cast(xp, a, xp.float32)
+    if not kind:
+        return a
+    wide = _cast(xp, a, _widest(xp, a))
+    if bits == 64 and not is_traced(a) and _any_at_least(xp, wide, WHOLE):
+        refuse_rounded(to_host(a), name)
+    return wide
+
+
+def _kind(a: Any) -> tuple[str, int]:
+    """What an array of any library holds, by the name of its dtype, and in how many bits; else nothing."""
+    name = getattr(a.dtype, "name", None) or str(a.dtype)
+    known = re.search(r"(?<![a-z])(bfloat|float|uint|int|bool)(\d*)", str(name))
+    return (known[1], int(known[2] or 8)) if known else ("", 0)
+
+
+def _widest(xp: Any, a: Any) -> Any:
+    """The widest floats that there are where an array lies."""
+    if xp.__name__.startswith("jax"):
+        return xp.result_type(float)  # float64 where 64 bits are switched on
+    return xp.float32 if getattr(getattr(a, "device", None), "type", None) == "mps" else xp.float64
+
+
+def _any_at_least(xp: Any, a: Any, limit: int) -> bool:
+    some = abs(a) >= limit
+    return bool(np.asarray(some).any()) if is_tensorflow(a) else bool(xp.any(some))
+
+
+def _cast(xp: Any, a: Any, dtype: Any) -> Any:
+    return xp.cast(a, dtype) if is_tensorflow(a) else cast(xp, a, dtype)
+
+
+def _decoded(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """bfloat16 that came as bits under its name, as numbers."""
+    if a.dtype != BFLOAT16:
+        return a
+    wide: np.ndarray[Any, Any] = (a.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return wide

@@ -141,15 +141,45 @@ def weight_tensors(*, max_side: int = 8, dtype: Any = None) -> SearchStrategy[ND
     return strategy
 
 
-def betas(*, max_value: float = 4.0) -> SearchStrategy[float]:
-    """Multipliers of the effective size: ordinary ones, and ones that make ``β·N_eff`` fall on or beside an integer."""
+def betas(scores: Any = None, /, *, max_value: float = 4.0) -> SearchStrategy[float]:
+    """Multipliers of the effective size: ordinary ones, 1 and its neighbours; and of given scores those for which
+    ``β·N_eff`` falls on an integer or beside it, as near as a double can be.
+
+    Args:
+        scores: one pool, finite, whose counts are to be tested. Without it nothing is known of ``N_eff``, and a
+            ``β·N_eff`` beside an integer comes about where scores are equal, and hardly anywhere else.
+        max_value: the largest that is drawn, but for a few ordinary ones up to 1.25.
+
+    >>> from hypothesis import given, settings
+    >>> from hypothesis import strategies as st
+    >>> from emp_core import keep_count
+    >>> from emp_core.testing import assert_keep_count, betas, scores
+    >>> @settings(max_examples=20, database=None)
+    ... @given(scores().flatmap(lambda s: st.tuples(st.just(s), betas(s))))
+    ... def test_my_count(case):
+    ...     s, beta = case
+    ...     assert_keep_count(s, keep_count(s, beta=beta), beta=beta)
+    >>> test_my_count()
+    """
     st = _strategies()
     strategy: SearchStrategy[float] = st.one_of(
         st.just(1.0),
         st.sampled_from([0.5, 0.75, 1.25, 1 / 3, math.nextafter(1.0, 0), math.nextafter(1.0, 2)]),
-        st.floats(1e-6, max_value),
+        st.floats(min(1e-6, max_value), max_value),
     )
-    return strategy
+    size = Fraction(0) if scores is None else exact_effective_size(scores)
+    most = math.floor(Fraction(max_value) * size)
+    if most < 1:
+        return strategy
+
+    def beside(integer: int, side: float) -> float:
+        on = integer / size  # rounded: β·N_eff is just above or just below, or on it
+        nearest = on.numerator / on.denominator
+        return math.nextafter(nearest, nearest * side) if side != 1 else nearest
+
+    boundary: SearchStrategy[float] = st.builds(beside, st.integers(1, most), st.sampled_from([1.0, 0.0, math.inf]))
+    both: SearchStrategy[float] = st.one_of(boundary, strategy)
+    return both
 
 
 def _shape(draw: Any, st: Any, size: int, dims: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emp_core import ArgumentError
+from emp_core import ArgumentError, VerifyError
 from emp_core.certificates import Certificate, Seen, certify, contradictions
 from emp_core.certificates import read as read_certificate
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
@@ -134,6 +134,10 @@ def verify(params: Tree, certificate: str | Certificate, /) -> tuple[str, ...]:
 def prune(params: Tree, /, **options: Any) -> Pruned:
     """All of it: plan (with its options), apply, verify.
 
+    Raises:
+        ArgumentError: an option out of range, or no weight.
+        VerifyError: the result is not as its certificate says.
+
     >>> import jax.numpy as jnp
     >>> params, plan, certificate = prune({"w": jnp.array([[4.0, -3.0], [0.5, 0.5]])})
     >>> plan.total.k, verify(params, certificate)
@@ -142,7 +146,8 @@ def prune(params: Tree, /, **options: Any) -> Pruned:
     made = plan(params, **options)
     pruned, certificate = apply(params, made)
     faults = verify(pruned, certificate)
-    assert not faults, faults
+    if faults:
+        raise VerifyError(f"params must be as their certificate says, got some in which {'; '.join(faults[:3])}")
     return Pruned(pruned, made, certificate)
 
 

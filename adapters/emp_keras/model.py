@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_core import ArgumentError
+from emp_core import ArgumentError, VerifyError
 from emp_core.certificates import KEY, Certificate, Seen, certify, contradictions
 from emp_core.certificates import read as read_certificate
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
@@ -142,11 +142,17 @@ def verify(model: Any, /) -> tuple[str, ...]:
 
 
 def prune(model: Any, /, **options: Any) -> Plan:
-    """All of it, in place: plan, apply, verify; returns the plan."""
+    """All of it, in place: plan, apply, verify; returns the plan.
+
+    Raises:
+        ArgumentError: an option out of range, or nothing to prune.
+        VerifyError: the result is not as its certificate says.
+    """
     made = plan(model, **options)
     apply(model, made)
     faults = verify(model)
-    assert not faults, faults
+    if faults:
+        raise VerifyError(f"model must be as its certificate says, got one in which {'; '.join(faults[:3])}")
     return made
 
 

@@ -8,7 +8,8 @@ emp_core.EmpError
     │   ├── OutputError    2  the output cannot be written where it was asked for
     │   └── MissingExtraError   2  a package of the extra `onnx` is not installed
     ├── ModelError         3  the model is not supported, or cannot be read
-    └── VerifyError        1  the result is not what was promised; nothing was written (in `verification.outcome`)
+    └── VerifyError        1  the result is not what was promised; nothing was written (in `verification.outcome`; also
+                              the VerifyError of emp_core)
 ```
 
 Every message is a sentence that names the parameter or the weight, what is allowed, and what came.

@@ -4,23 +4,19 @@
 emp_core.EmpError
 ├── ArgumentError       2  what was asked for makes no sense, or does not fit the checkpoint
 ├── CheckpointError     3  the checkpoint is damaged, or not supported
-└── VerifyError         1  the result is not what was promised; nothing was written
+└── VerifyError         1  (of the core) the result is not what was promised; nothing was written
 ```
 """
 
 from __future__ import annotations
 
-from emp_core import EmpError
+from emp_core import EmpError, VerifyError
 
 __all__ = ["CheckpointError", "VerifyError", "quote"]
 
 
 class CheckpointError(EmpError):
     """The checkpoint is damaged, or not supported."""
-
-
-class VerifyError(EmpError):
-    """The result is not what was promised, so nothing was written."""
 
 
 def quote(text: object) -> str:

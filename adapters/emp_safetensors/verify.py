@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from emp_core import ArgumentError
+from emp_core import ArgumentError, EmpError
 from emp_core.certificates import KEY, Certificate, Seen, contradictions, read
 from emp_safetensors.checkpoint import Checkpoint, Stored, load
 from emp_safetensors.errors import quote
 from emp_safetensors.kept import Kept
 from emp_safetensors.plan import decide, dtype_of
+from emp_safetensors.weights import FLOATS, cannot_be_pruned
 
 __all__ = ["certificates", "verify"]
 
@@ -41,7 +42,7 @@ def verify(
             if tensor is None:
                 faults.append(f"{quote(name)} is certified, but the checkpoint does not hold it")
                 continue
-            if tensor.place.dtype not in ("F64", "F32", "F16", "BF16"):
+            if tensor.place.dtype not in FLOATS:
                 faults.append(f"{quote(name)} holds {tensor.place.dtype}, certified {certificate.weights[name].dtype}")
                 continue
             seen = Seen.of(stored for _, stored in tensor.pieces())
@@ -75,15 +76,21 @@ def compare(pruned: Checkpoint, original: Checkpoint, threads: int | None) -> It
         yield "the certificates of its files give different rules"
         return
     weights = [original.tensors[name] for name in original.tensors if name in set(names)]
+    for weight in weights:
+        if reason := cannot_be_pruned(weight):
+            yield f"its original cannot be counted again: in it {quote(weight.name)} {reason}"
+            return
     try:
         plan = decide(weights, rule, (), threads, hashed=False)
-    except Exception as error:
+    except (EmpError, OSError) as error:  # no other: those are not the checkpoint's faults
         yield f"its original cannot be counted again: {error}"
         return
     counted = {e.name: e.k for e in plan.entries}
     said = {name: c.weights[name] for c in found for name in c.weights}
     for name in names:
-        if counted[name] != said[name].k:
+        if name not in counted:
+            yield f"{quote(name)} holds nothing but zeros in the original, and {said[name].k} are certified to be kept"
+        elif counted[name] != said[name].k:
             yield f"{quote(name)} must keep {counted[name]} by its rule, certified {said[name].k}"
     if list(pruned.tensors) != list(original.tensors):
         yield "it must hold the tensors of its original, in the same order, got others"

@@ -62,22 +62,27 @@ def find_weights(
     return Found(tuple(weights), tuple(refusals))
 
 
+def cannot_be_pruned(tensor: Stored) -> str | None:
+    """Why a tensor can be pruned under no options, as a sentence without a subject."""
+    if tensor.place.dtype not in FLOATS:
+        return f"holds {tensor.place.dtype}, which is not pruned here"
+    if len(tensor.shape) < 2:
+        return "has fewer than two axes"
+    return None if tensor.size else "is empty"
+
+
 def _reason(
     tensor: Stored, include: Sequence[str], exclude: Sequence[str], min_size: int, embeddings: bool
 ) -> str | None:
-    name, place = tensor.name, tensor.place
+    name, size = tensor.name, tensor.size
     if include and not any(fnmatchcase(name, pattern) for pattern in include):
         return "include leaves it out"
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return "exclude leaves it out"
-    if place.dtype not in FLOATS:
-        return f"it holds {place.dtype}, which is not pruned here"
-    if len(place.shape) < 2:
-        return "it has fewer than two axes"
-    if not place.size:
-        return "it is empty"
-    if place.size < min_size:
-        return f"it has {place.size} elements, fewer than min_size"
+    if reason := cannot_be_pruned(tensor):
+        return f"it {reason}"
+    if size < min_size:
+        return f"it has {size} elements, fewer than min_size"
     if not embeddings and TABLE.search(name):
         return "it is a table of embeddings by its name; ask for those with embeddings"
     return None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emp_core import ArgumentError
+from emp_core import ArgumentError, VerifyError
 from emp_core.certificates import Certificate, Seen, certify, contradictions, read
 from emp_core.plans import Plan, Rule, decide, hash_values
 
@@ -85,9 +85,15 @@ def verify(model: Any, certificate: Certificate | None = None, /) -> tuple[str, 
 
 
 def prune(model: Any, /, **options: Any) -> Plan:
-    """All of it, in place: plan, apply, verify; returns the plan."""
+    """All of it, in place: plan, apply, verify; returns the plan.
+
+    Raises:
+        ArgumentError: an option out of range, or nothing to prune.
+        VerifyError: the result is not as its certificate says.
+    """
     made = plan(model, **options)
     apply(model, made)
     faults = verify(model)
-    assert not faults, faults
+    if faults:
+        raise VerifyError(f"model must be as its certificate says, got one in which {'; '.join(faults[:3])}")
     return made

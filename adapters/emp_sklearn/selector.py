@@ -11,6 +11,7 @@ from sklearn.feature_selection import SelectorMixin, f_classif
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from emp_core import ArgumentError, select
+from emp_sklearn.columns import norms, variances
 
 __all__ = ["EffectiveSelector"]
 
@@ -90,11 +91,4 @@ def _of_x(x: Any, name: str) -> NDArray[np.float64]:
     """Scores of features without a target."""
     if name not in ("variance", "norm"):
         raise ArgumentError(f"score_func must be a function, or variance or norm, got {name!r}")
-    squares = x.multiply(x) if hasattr(x, "multiply") else np.square(x, dtype=np.float64)
-    mean_square = np.asarray(squares.mean(axis=0), np.float64).reshape(-1)
-    if name == "norm":
-        norms: NDArray[np.float64] = np.sqrt(mean_square * x.shape[0])
-        return norms
-    mean = np.asarray(x.mean(axis=0), np.float64).reshape(-1)
-    spread: NDArray[np.float64] = np.maximum(mean_square - mean**2, 0.0)
-    return spread
+    return variances(x) if name == "variance" else norms(x)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from emp_core import ArgumentError
+from emp_core import ArgumentError, VerifyError
 from emp_core.certificates import Certificate, Seen, certify, contradictions, read
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
 from emp_torch.plan import plan as make_plan
@@ -87,6 +87,10 @@ def prune(model: nn.Module, /, *, plan: Plan | None = None, **options: Any) -> P
     Returns:
         The plan.
 
+    Raises:
+        ArgumentError: an option out of range, nothing to prune, or a plan for other weights.
+        VerifyError: the result is not as its certificate says.
+
     >>> print(prune(nn.Linear(20, 10), sparsity=0.5).total.k)
     100
     """
@@ -95,7 +99,8 @@ def prune(model: nn.Module, /, *, plan: Plan | None = None, **options: Any) -> P
     made = make_plan(model, **options) if plan is None else plan
     apply(model, made)
     faults = verify(model)
-    assert not faults, faults
+    if faults:
+        raise VerifyError(f"model must be as its certificate says, got one in which {'; '.join(faults[:3])}")
     return made
 
 

@@ -18,30 +18,30 @@ __all__ = ["CRITERIA", "Statistics", "calibrate", "scores", "unit_f_statistics"]
 
 Sums = TypeVar("Sums")
 
-CRITERIA = ("magnitude", "wanda", "saliency", "taylor", "activation", "f_statistic")
+CRITERIA = ("magnitude", "wanda", "sensitivity", "taylor", "activation", "f_statistic")
 
 
 @dataclass
 class Statistics:
-    """Sums over batches, by name of weight; float64 on the weight's device.
+    """Sums over batches, by name of weight, on the weight's device.
 
     Attributes:
-        inputs: Σx² of each input feature of linear, convolutional and attention modules.
-        outputs: Σy² of each output unit.
-        gradients: Σ|g| over batches, in the weight's dtype.
-        taylor: Σ|w·g| over batches.
-        classes: input features by class, where labels were given.
-        unit_classes: output units by class.
-        samples: number of batches seen.
+        inputs: Σx² of each input feature of linear and convolutional modules, float64.
+        outputs: Σy² of each output unit, float64.
+        gradients: Σg over batches, where a loss was given; in the weight's dtype, float32 at least.
+        sensitivities: Σ|g| over batches, alike.
+        classes: input features by class, where labels were given, float64.
+        unit_classes: output units by class, float64.
+        batches: number of batches seen.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    taylor: dict[str, Tensor] = field(default_factory=dict)
+    sensitivities: dict[str, Tensor] = field(default_factory=dict)
     classes: dict[str, ClassSums] = field(default_factory=dict)
     unit_classes: dict[str, ClassSums] = field(default_factory=dict)
-    samples: int = 0
+    batches: int = 0
 
 
 def calibrate(
@@ -58,7 +58,7 @@ def calibrate(
     Args:
         model: any module; run in evaluation mode.
         batches: whatever ``loss`` or ``forward`` takes.
-        loss: ``loss(model, batch)`` gives a number to differentiate; needed for `saliency` and `taylor`.
+        loss: ``loss(model, batch)`` gives a number to differentiate; needed for `sensitivity` and `taylor`.
         forward: ``forward(model, batch)`` runs the model where there is no loss; ``model(batch)`` if not given.
         labels: ``labels(batch)`` gives one class per sample, integers; needed for `f_statistic`. Samples lie along the
             first axis of what goes into a module.
@@ -78,7 +78,7 @@ def calibrate(
         model.eval()
         try:
             for batch in batches:
-                statistics.samples += 1
+                statistics.batches += 1
                 now.labels = None if labels is None else torch.as_tensor(labels(batch)).reshape(-1)
                 if loss is None:
                     with torch.no_grad():
@@ -90,14 +90,15 @@ def calibrate(
                     grads = torch.autograd.grad(value, [w.parameter for w in held], allow_unused=True)
                 for weight, grad in zip(held, grads, strict=True):
                     if grad is not None:
-                        _add(statistics.gradients, weight.name, grad.abs())
-                        _add(statistics.taylor, weight.name, (grad * weight.parameter.detach()).abs())
+                        grad = grad.to(_at_least_float32(grad))  # sums of 16 bits soon stand still
+                        _add(statistics.gradients, weight.name, grad)
+                        _add(statistics.sensitivities, weight.name, grad.abs())
         finally:
             for module, mode in modes.items():
                 module.training = mode
             for weight in found:
                 weight.parameter.grad = before[weight.name]
-    if not statistics.samples:
+    if not statistics.batches:
         raise ArgumentError("batches must hold at least one batch, got none")
     return statistics
 
@@ -105,14 +106,15 @@ def calibrate(
 def scores(
     weights: Iterable[Weight], criterion: str = "magnitude", /, *, statistics: Statistics | None = None
 ) -> dict[str, Tensor]:
-    """Scores of each weight, of its shape, by name.
+    """Scores of each weight, of its shape, by name; but for `magnitude` float32 at least.
 
     Args:
         weights: from `find_weights`.
-        criterion: `magnitude` |w|; `wanda` |w|·‖x‖; `saliency` Σ|g|; `taylor` Σ|w·g|; `activation` the norm of the
-            output that the weight contributes to, times |w|; `f_statistic` |w| and the F-statistic over classes of the
-            feature that it reads, in equal shares (see `emp_core.criteria.combined`: all weights of one feature have
-            one F, so only with their magnitudes do they differ).
+        criterion: `magnitude` |w|; `wanda` |w|·‖x‖; `sensitivity` Σ|g| over batches; `taylor` |w·Σg|, the first-order
+            change of the loss of all batches together when the weight is removed (see `emp_core.criteria.taylor`);
+            `activation` the norm of the output that the weight contributes to, times |w|; `f_statistic` |w| and the
+            F-statistic over classes of the feature that it reads, in equal shares (see `emp_core.criteria.combined`:
+            all weights of one feature have one F, so only with their magnitudes do they differ).
         statistics: from `calibrate`, for all but `magnitude`.
 
     Raises:
@@ -128,16 +130,19 @@ def scores(
             continue
         if statistics is None:
             raise ArgumentError(f"criterion {criterion} needs statistics from calibrate, got none")
-        if criterion in ("saliency", "taylor"):
-            out[weight.name] = _of(statistics.gradients if criterion == "saliency" else statistics.taylor, weight)
+        dtype = _at_least_float32(value)
+        if criterion == "sensitivity":
+            out[weight.name] = _of(statistics.sensitivities, weight)
+        elif criterion == "taylor":
+            out[weight.name] = criteria.taylor(value, _of(statistics.gradients, weight))
         elif criterion == "f_statistic":
             f = _of(statistics.classes, weight).f_statistic()
-            out[weight.name] = criteria.combined(value.double(), _by_input(weight, value, f)).to(value.dtype)
+            out[weight.name] = criteria.combined(value.double(), _by_input(weight, value, f)).to(dtype)
         elif criterion == "wanda":
             norms = _of(statistics.inputs, weight).sqrt()
             out[weight.name] = _wanda(weight, value, norms)
         else:
-            norms = _of(statistics.outputs, weight).sqrt().to(value.dtype)
+            norms = _of(statistics.outputs, weight).sqrt().to(dtype)
             out[weight.name] = criteria.wanda(value, norms, axis=weight.axis)
     return out
 
@@ -156,7 +161,7 @@ def unit_f_statistics(weights: Iterable[Weight], statistics: Statistics, /) -> d
 
 
 def _wanda(weight: Weight, value: Tensor, norms: Tensor) -> Tensor:
-    return value.abs() * _by_input(weight, value, norms).to(value.dtype)
+    return value.abs() * _by_input(weight, value, norms).to(_at_least_float32(value))
 
 
 def _by_input(weight: Weight, value: Tensor, inputs: Tensor) -> Tensor:
@@ -211,6 +216,11 @@ class _Hook:
 
 def _is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _at_least_float32(value: Tensor) -> torch.dtype:
+    """The dtype of a tensor, or float32 where that is wider."""
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -5,10 +5,13 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import emp_core
 from emp_core import Blocks, Groups, Labels, Moments, PoolError, Rows, criteria
 from emp_core._namespace import Given, keep_subnormals
+from emp_core.testing import exact_keep_count, exact_top_mask
 
 
 def torch_cpu(a):
@@ -208,6 +211,52 @@ def test_the_road_for_devices_is_exact_too(make):
     assert int(host(emp_core.keep_count(make(flat)))) == 200_000
 
 
+EDGE = 1 << 53  # the last integer before which float64 has them all
+LONG = [np.asarray, strict_array, strict_elsewhere, numpy_as_a_device, lambda a: on_device(torch_cpu(a))]
+
+
+@pytest.mark.parametrize("make", LONG, ids=["numpy", "strict", "elsewhere", "numpy as a device", "torch as a device"])
+@given(data=st.data())
+def test_large_integers_are_counted_exactly_or_refused(make, data):
+    """Never rounded on the way: of 2**53 and 2**53 + 1 one stays, and not two."""
+    kind = data.draw(st.sampled_from([np.int64, np.uint64] if make is not LONG[-1] else [np.int64]))
+    info = np.iinfo(kind)
+    near = st.integers(EDGE - 2, EDGE + 2)
+    if info.min:
+        near = st.one_of(near, near.map(lambda v: -v))
+    value = st.one_of(near, st.integers(0, 3), st.sampled_from([info.min, info.max, EDGE // 3]))
+    pool = data.draw(st.lists(value, min_size=2, max_size=8))
+    a, where = np.array(pool, kind), np.array([v in range(-EDGE, EDGE + 1) for v in pool])
+    if where.all():
+        assert int(host(emp_core.keep_count(make(a)))) == exact_keep_count(a)
+        assert np.array_equal(host(emp_core.select(make(a)).mask), exact_top_mask(a, exact_keep_count(a)))
+        return
+    refused = [
+        lambda: emp_core.keep_count(make(a)),
+        lambda: emp_core.effective_size(make(a)),
+        lambda: emp_core.hill_number(make(a), order=1),
+        lambda: emp_core.top_mask(make(a), 1),
+        lambda: Moments.of(make(a)),
+        lambda: emp_core.select(make(np.stack([np.ones_like(a), a])), scope="rows"),
+        lambda: emp_core.select({"scores": make(a), "b": make(a[:1])}, scope="model"),
+    ]
+    for call in refused:
+        with pytest.raises(emp_core.ArgumentError, match=r"integer .*scores must be within ±2\*\*53, got -?\d+$"):
+            call()
+    if where.any():  # what is not in the pool is not looked at
+        assert int(host(emp_core.keep_count(make(a), where=where))) == exact_keep_count(a[where])
+
+
+@pytest.mark.parametrize("make", LONG[:2], ids=["numpy", "strict"])
+def test_large_integers_in_long_pools(make):
+    a = np.full(100_000, EDGE)
+    assert int(host(emp_core.keep_count(make(a)))) == a.size
+    a[77_777] += 1
+    for call in (emp_core.keep_count, Moments.of, lambda x: emp_core.select(x, sparsity=0.5)):
+        with pytest.raises(emp_core.ArgumentError, match=r"within ±2\*\*53, got 9007199254740993$"):
+            call(make(a))
+
+
 def test_bfloat16_everywhere():
     a = np.random.default_rng(0).standard_normal(5000).astype(ml_dtypes.bfloat16)
     expected = emp_core.select(a.astype(np.float32))
@@ -386,13 +435,13 @@ def test_a_model_on_a_device(make):
     if make is jax_array:
         named = {n: a.astype(np.float32) for n, a in named.items()}
     where = {"a": named["a"] > -1}
-    for given, order in ((None, 2), (where, 2), (where, 1)):
-        expected = emp_core.select(named, scope="model", order=order, where=given)
+    for inside, order in ((None, 2), (where, 2), (where, 1)):
+        expected = emp_core.select(named, scope="model", order=order, where=inside)
         found = emp_core.select(
             {n: on_device(make(a)) for n, a in named.items()},
             scope="model",
             order=order,
-            where=None if given is None else {n: make(w) for n, w in given.items()},
+            where=None if inside is None else {n: make(w) for n, w in inside.items()},
         )
         assert int(found.k) == expected.k
         assert all(np.array_equal(host(found.mask[n]), expected.mask[n]) for n in named)

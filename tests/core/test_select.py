@@ -14,17 +14,18 @@ from emp_core import ArgumentError, Blocks, Groups, Labels, PoolError, Rows, hil
 from emp_core.testing import assert_selection, betas, exact_keep_count, exact_top_mask, scores, weight_tensors
 
 
-@given(scores(max_dims=3), betas())
-def test_one_pool(s, beta):
+@given(scores(max_dims=3), st.data())
+def test_one_pool(s, data):
+    beta = data.draw(betas(s))
     chosen = select(s, beta=beta)
     assert_selection(chosen, s)
     assert chosen.density + chosen.sparsity == pytest.approx(1)
     assert (type(chosen.n), type(chosen.k), type(chosen.n_eff), type(chosen.mass)) == (int, int, float, float)
 
 
-@given(weight_tensors(), betas())
-def test_layouts(w, beta):
-    assert_selection(select(w, beta=beta), w)
+@given(weight_tensors(), st.data())
+def test_layouts(w, data):
+    assert_selection(select(w, beta=data.draw(betas(w))), w)
 
 
 def pools_of(shape, scope):
@@ -69,12 +70,13 @@ def scoped(draw):
 
 
 @settings(max_examples=300)
-@given(scoped(), betas())
-def test_every_scope_is_each_pool_by_itself(case, beta):
+@given(scoped(), st.data())
+def test_every_scope_is_each_pool_by_itself(case, data):
     w, scope = case
+    pools, flat = pools_of(w.shape, scope), w.reshape(-1)
+    beta = data.draw(betas(flat[data.draw(st.sampled_from(pools))]))
     chosen = select(w, beta=beta, scope=scope)
-    flat, mask = w.reshape(-1), chosen.mask.reshape(-1)
-    pools = pools_of(w.shape, scope)
+    mask = chosen.mask.reshape(-1)
     figures = {f: np.reshape(getattr(chosen, f), -1) for f in ("n", "n_eff", "k", "mass", "mass_lower", "mass_upper")}
     assert all(len(v) == len(pools) for v in figures.values())
     for i, pool in enumerate(pools):
@@ -96,11 +98,12 @@ def test_n_of_m(w, m, data):
         assert chosen.mask.reshape(-1)[pool].sum() == min(keep, len(pool))
 
 
-@given(st.lists(scores(max_size=12, max_dims=2), min_size=1, max_size=4), betas())
-def test_model_is_one_pool_over_all(arrays, beta):
+@given(st.lists(scores(max_size=12, max_dims=2), min_size=1, max_size=4), st.data())
+def test_model_is_one_pool_over_all(arrays, data):
     named = {f"w{i}": a for i, a in enumerate(arrays)}
-    chosen = select(named, beta=beta, scope="model")
     flat = np.concatenate([a.reshape(-1).astype(np.float64) for a in arrays])
+    beta = data.draw(betas(flat))
+    chosen = select(named, beta=beta, scope="model")
     mask = np.concatenate([chosen.mask[name].reshape(-1) for name in named])
     k = exact_keep_count(flat, beta)
     assert chosen.k == k
@@ -119,10 +122,11 @@ def test_model_of_long_arrays():
     assert np.array_equal(np.concatenate([m.reshape(-1) for m in chosen.mask.values()]), whole.mask)
 
 
-@given(scores(min_size=2), betas(), st.data())
-def test_where(s, beta, data):
+@given(scores(min_size=2), st.data())
+def test_where(s, data):
     where = np.array(data.draw(st.lists(st.booleans(), min_size=s.size, max_size=s.size)))
     if where.any():
+        beta = data.draw(betas(s[where]))
         chosen = select(s, beta=beta, where=where)
         assert chosen.n == where.sum()
         assert not chosen.mask[~where].any()

@@ -126,6 +126,64 @@ def test_names_and_examples(adapter):
             assert not re.search(rf"(from|import) {other}\.", text), f"{item.name} imports what is {other}'s own"
 
 
+def pruned_by(adapter):
+    """Prune something small in memory."""
+    a = np.arange(12, dtype=np.float32).reshape(3, 4)
+    if adapter == "emp_torch":
+        import torch
+
+        import emp_torch
+
+        emp_torch.prune(torch.nn.Linear(4, 3))
+    elif adapter == "emp_jax":
+        import jax.numpy as jnp
+
+        import emp_jax
+
+        emp_jax.prune({"w": jnp.asarray(a)})
+    elif adapter == "emp_keras":
+        os.environ.setdefault("KERAS_BACKEND", backend())
+        import keras
+
+        import emp_keras
+
+        emp_keras.prune(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]))
+    else:
+        import emp_sklearn
+
+        class Fitted:
+            coefs_ = [a]  # noqa: RUF012
+
+        emp_sklearn.prune(Fitted())
+
+
+ROOMS = {"emp_torch": "apply", "emp_jax": "trees", "emp_keras": "model", "emp_sklearn": "perceptron"}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras with PyTorch
+@pytest.mark.parametrize(("adapter", "room"), ROOMS.items())
+def test_what_fails_verification_ends_in_an_error_of_ours(adapter, room, monkeypatch):
+    """Not in an `assert`, which `python -O` leaves out."""
+    if not present(adapter):
+        pytest.skip(f"the framework of {adapter} is not installed")
+    if adapter == "emp_keras":
+        os.environ.setdefault("KERAS_BACKEND", backend())
+    pruned_by(adapter)
+    module = importlib.import_module(f"{adapter}.{room}")
+    monkeypatch.setattr(module, "verify", lambda *_: ("w has other zeros", "v too"))
+    with pytest.raises(emp_core.VerifyError, match=r"must be as .* certificate says, got .* w has other zeros"):
+        pruned_by(adapter)
+
+
+def test_errors_of_verification_are_one_family():
+    import emp_onnx
+    import emp_safetensors
+
+    assert emp_safetensors.VerifyError is emp_core.VerifyError
+    assert issubclass(emp_onnx.VerifyError, emp_core.VerifyError)
+    assert issubclass(emp_core.VerifyError, emp_core.EmpError)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras with PyTorch
 @pytest.mark.parametrize("scope", ["tensor", "row", "model"])
 def test_the_same_scores_give_the_same_masks_everywhere(tmp_path, scope):

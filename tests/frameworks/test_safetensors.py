@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -453,3 +454,94 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         most.append(int(done.stdout) / 1024)
     assert most[1] < 150
     assert most[1] - most[0] < 8
+
+
+FAILURES = [
+    (MemoryError(), 3, "more memory than there is"),
+    (OSError(5, "Input/output error", "in.safetensors"), 2, "Input/output error: 'in.safetensors'"),
+    (KeyboardInterrupt(), 130, "interrupted; no half-written file is left behind"),
+    (VerifyError("it reads back otherwise"), 1, "it reads back otherwise"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "says"), FAILURES, ids=lambda x: type(x).__name__)
+def test_the_command_ends_every_failure_in_a_sentence(tmp_path, monkeypatch, capsys, error, code, says):
+    """A traceback would exit with 1, which says that verification failed."""
+    from emp_safetensors import cli
+
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "prune", fails)
+    assert cli.main(["prune", "in.safetensors", str(tmp_path / "out.safetensors")]) == code
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert said.startswith("error: ")
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["plan", "in.safetensors"], 0), (["verify", "out.safetensors", "other.safetensors"], 1)]
+)
+def test_a_reader_that_leaves_is_no_error_of_the_command(tmp_path, words, code):
+    (tmp_path / "in.safetensors").write_bytes(dump(tensors()))
+    (tmp_path / "other.safetensors").write_bytes(dump(tensors(1)))
+    emp_safetensors.prune(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "emp_safetensors", *words], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}"}, timeout=60,
+    )  # fmt: skip
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
+def test_an_old_terminal_gets_ascii(tmp_path):
+    (tmp_path / "in.safetensors").write_bytes(dump({"wéight": tensors()["a.weight"]}))
+    done = subprocess.run(
+        [sys.executable, "-m", "emp_safetensors", "plan", "in.safetensors"], cwd=tmp_path, capture_output=True,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"w\\xe9ight" in done.stdout
+
+
+def test_errors_of_programming_are_no_faults_of_a_checkpoint(tmp_path, monkeypatch):
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    source.write_bytes(dump(tensors()))
+    emp_safetensors.prune(source, out)
+
+    def fails(error):
+        def decide(*_, **__):
+            raise error
+
+        monkeypatch.setattr(importlib.import_module("emp_safetensors.verify"), "decide", decide)
+
+    for error in (CheckpointError("tensor 'a' holds NaN"), OSError(5, "Input/output error")):
+        fails(error)
+        assert emp_safetensors.verify(out, source) == (f"its original cannot be counted again: {error}",)
+    for error in (TypeError("a bug"), MemoryError()):
+        fails(error)
+        with pytest.raises(type(error)):
+            emp_safetensors.verify(out, source)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "row", "model"])
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (np.arange(1200).reshape(30, 40), "'a.weight' holds I64"),
+        (np.zeros((0, 40), np.float32), "'a.weight' is empty"),
+        (np.float32(3), "'a.weight' has fewer than two axes"),
+        (np.full((30, 40), np.nan, np.float32), "must be finite"),
+        (np.zeros((30, 40), np.float32), "'a.weight' holds nothing but zeros in the original"),
+    ],
+    ids=["integers", "empty", "scalar", "nan", "zeros"],
+)
+def test_an_original_of_another_kind_is_named(tmp_path, scope, other, says):
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    source.write_bytes(dump(tensors()))
+    emp_safetensors.prune(source, out, scope=scope)
+    source.write_bytes(dump({**tensors(), "a.weight": np.asarray(other)}))
+    assert says in " ".join(emp_safetensors.verify(out, source))

@@ -142,7 +142,7 @@ def test_verbs(device, scope, dtype, tmp_path):
     assert emp_torch.verify(there) == ()
 
 
-@pytest.mark.parametrize("criterion", ["wanda", "saliency", "taylor", "activation", "f_statistic"])
+@pytest.mark.parametrize("criterion", ["wanda", "sensitivity", "taylor", "activation", "f_statistic"])
 def test_criteria_are_as_on_the_host(device, criterion):
     x, y = torch.randn(30, 3, 8, 8), torch.arange(30) % 3
     found = []

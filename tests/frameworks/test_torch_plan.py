@@ -156,7 +156,7 @@ def test_criteria_against_worked_numbers():
     wanda = emp_torch.scores(weights, "wanda", statistics=statistics)["0.weight"]
     torch.testing.assert_close(wanda, model[0].weight.detach().abs() * torch.tensor([5.0, 2.0**0.5]))
     gradient = torch.tensor([[7.0, 2.0], [7.0, 2.0]])  # Σx over both batches, all positive
-    torch.testing.assert_close(emp_torch.scores(weights, "saliency", statistics=statistics)["0.weight"], gradient)
+    torch.testing.assert_close(emp_torch.scores(weights, "sensitivity", statistics=statistics)["0.weight"], gradient)
     torch.testing.assert_close(
         emp_torch.scores(weights, "taylor", statistics=statistics)["0.weight"],
         gradient * model[0].weight.detach().abs(),
@@ -169,6 +169,49 @@ def test_criteria_against_worked_numbers():
     made = emp_torch.prune(model, criterion="wanda", statistics=statistics, scope="row")
     assert made.criterion == "wanda"
     assert emp_torch.verify(model) == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_taylor_is_the_core_s_and_sums_are_wide(dtype):
+    """Of 300 small gradients after a large one, sums in bfloat16 would keep none."""
+    r = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(3, 2, bias=False)).to(dtype)
+    batches = [torch.full((1, 3), 64.0, dtype=dtype)]
+    batches += [torch.tensor(r.choice([0.125, -0.0625], (4, 3))).to(dtype) for _ in range(300)]
+    statistics = emp_torch.calibrate(model, batches, loss=lambda m, x: m(x).sum())
+    assert statistics.batches == 301
+    each = np.stack([x.double().sum(0).numpy() for x in batches])  # the gradient of every row of the weight
+    weights, value = emp_torch.find_weights(model).weights, model[0].weight.detach().double().numpy()
+    found = {c: emp_torch.scores(weights, c, statistics=statistics)["0.weight"] for c in ("taylor", "sensitivity")}
+    assert all(f.dtype == torch.promote_types(dtype, torch.float32) for f in found.values())
+    total = np.broadcast_to(each.sum(0), value.shape)
+    np.testing.assert_allclose(found["taylor"].numpy(), emp_core.criteria.taylor(value, total), rtol=1e-6)
+    np.testing.assert_allclose(found["sensitivity"].numpy(), np.broadcast_to(abs(each).sum(0), value.shape), rtol=1e-6)
+    assert emp_torch.plan(model, criterion="taylor", statistics=statistics).criterion == "taylor"
+
+
+def test_what_pulls_a_weight_both_ways_cancels_in_taylor_and_adds_up_in_sensitivity():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False))
+    model[0].weight.data[...] = -2.0
+    x = [torch.tensor([[3.0]]), torch.tensor([[-1.0]])]
+    statistics = emp_torch.calibrate(model, x, loss=lambda m, x: m(x).sum())
+    weights = emp_torch.find_weights(model).weights
+    assert emp_torch.scores(weights, "taylor", statistics=statistics)["0.weight"].item() == 4  # |−2·(3 − 1)|
+    assert emp_torch.scores(weights, "sensitivity", statistics=statistics)["0.weight"].item() == 4  # 3 + 1
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "activation", "f_statistic"])
+def test_scores_of_float16_neither_overflow_nor_vanish(criterion):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 900))
+    model[0].weight.data.uniform_(0.5, 1)
+    model.half()
+    batches = [1000 + 100 * torch.randn(64, 40).half() for _ in range(2)]
+    statistics = emp_torch.calibrate(model, batches, labels=lambda x: torch.arange(len(x)) % 4)
+    found = emp_torch.scores(emp_torch.find_weights(model).weights, criterion, statistics=statistics)["0.weight"]
+    assert found.isfinite().all()
+    assert (found > 0).all()
+    assert len(found.unique()) > 2000
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

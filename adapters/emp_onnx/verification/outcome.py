@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import emp_core
 from emp_onnx.errors import OnnxError
 from emp_onnx.runtime.compare import Behaviour
 
@@ -52,7 +53,7 @@ class Verification:
         return {"ok": self.ok, **asdict(self)}
 
 
-class VerifyError(OnnxError):
+class VerifyError(OnnxError, emp_core.VerifyError):
     """The result is not what was promised, so nothing was written; `verification` holds every check."""
 
     exit_code = 1
