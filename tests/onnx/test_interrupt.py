@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import emp_onnx.__main__ as entry
 from emp_onnx import interrupt
 from emp_onnx.cli import command, main
 from emp_onnx.files import whole
@@ -114,3 +115,18 @@ def test_the_command_line_watches(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(command, "_parser", Parser)
     assert main([]) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_may_come_while_modules_are_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Pressed:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "emp_onnx.cli":
+                raise KeyboardInterrupt
+
+    for name in [name for name in sys.modules if name.startswith("emp_onnx.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
+    assert entry.main() == 130
+    assert capsys.readouterr().err == "emp: interrupted; no half-written file is left behind\n"
