@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,9 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
             self._aside.clear()
 
     def _hold(self, optimizer: Any) -> None:
+        like = defaultdict[str, list[int]](list)  # variables of one path, in the order in which the optimiser has them
+        for trained in self.model.trainable_variables:
+            like[trained.path].append(id(trained))
         for path, variable in self._weights.items():
             mask = self.masks[path]
             if mask.all():
@@ -103,6 +107,14 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
             on = keras.ops.convert_to_tensor(mask.astype(np.float32), dtype=variable.dtype)
             variable.assign(variable * on)
             prefix = variable.path.replace("/", "_") + "_"
+            named = defaultdict[str, list[Any]](list)
             for state in getattr(optimizer, "variables", ()):
-                if state.name.startswith(prefix) and tuple(state.shape) == mask.shape:
-                    state.assign(state * keras.ops.cast(on, state.dtype))
+                if state.name.startswith(prefix):
+                    named[state.name].append(state)
+            same = like[variable.path]
+            if id(variable) not in same:  # frozen: what has its name is another's
+                continue
+            for states in named.values():
+                for state in [states[same.index(id(variable))]] if len(states) == len(same) else states:
+                    if tuple(state.shape) == mask.shape:
+                        state.assign(state * keras.ops.cast(on, state.dtype))

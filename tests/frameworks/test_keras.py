@@ -85,6 +85,75 @@ def test_files(tmp_path):
         emp_keras.save(model, tmp_path / "m.keras")
 
 
+@keras.saving.register_keras_serializable("emp_tests")
+class Block(keras.layers.Layer):
+    """Layers of one name and shape, and two that Keras names."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = [keras.layers.Dense(4, name=name) for name in ("b", "b", None, None)]
+
+    def get_config(self):
+        return {"name": self.name}
+
+    def build(self, shape):
+        for layer in self.inner:
+            layer.build(shape)
+        super().build(shape)
+
+    def call(self, x):
+        for layer in self.inner:
+            x = layer(x)
+        return x
+
+
+def layers_in_layers():
+    layers = keras.layers
+    return {
+        "Bidirectional": (layers.Bidirectional(layers.GRU(3, name="gru"), name="both"), (5, 4), [
+            f"both/{way}_gru/gru_cell/{kernel}" for way in ("forward", "backward")
+            for kernel in ("kernel", "recurrent_kernel")
+        ]),
+        "TimeDistributed": (layers.TimeDistributed(layers.Dense(3, name="d"), name="each"), (5, 4), ["each/d/kernel"]),
+        "Sequential": (keras.Sequential([layers.Dense(4, name="d")], name="s"), (4,), ["s/d/kernel"]),
+        "SpectralNormalization": (layers.SpectralNormalization(layers.Dense(4, name="d"), name="n"), (4,), [
+            "n/d/kernel"
+        ]),
+        "Block": (Block(name="own"), (4,), [
+            "own/b/kernel", "own/b/kernel_1", "own/dense/kernel", "own/dense_1/kernel"
+        ]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(layers_in_layers()))
+def test_files_of_layers_in_layers(tmp_path, kind):
+    layer, shape, paths = layers_in_layers()[kind]
+    model = keras.Sequential([keras.Input(shape), layer])
+    assert list(emp_keras.find_weights(model)) == paths
+    emp_keras.prune(model)
+    again = emp_keras.load(emp_keras.save(model, tmp_path / "m.keras"))
+    assert emp_keras.verify(again) == ()
+    assert list(emp_keras.find_weights(again)) == paths
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    assert np.array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_states_of_variables_of_one_path():
+    model = keras.Sequential([keras.Input((4,)), Block()])
+    model.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
+    pruning = emp_keras.GradualPruning(sparsity=0.5, begin=1, steps=1, every=1)
+    x = np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32)
+    model.fit(x, x, batch_size=8, epochs=2, verbose=0, callbacks=[pruning])
+    first, second = (v for v in model.trainable_variables if v.path.endswith("/b/kernel"))
+    assert first.path == second.path
+    masks = [mask for path, mask in pruning.masks.items() if "/b/kernel" in path]
+    assert not np.array_equal(*masks)
+    states = [v for v in model.optimizer.variables if v.name.startswith(first.path.replace("/", "_") + "_")]
+    assert len(states) == 4
+    for i, state in enumerate(states):
+        assert np.array_equal(keras.ops.convert_to_numpy(state) != 0, masks[i // 2])  # two of each, one after the other
+
+
 @pytest.mark.parametrize("sparsity", [0.8, None])
 def test_gradual(sparsity):
     model = network()
