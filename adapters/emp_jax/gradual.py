@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from emp_core import beta_schedule, cubic_schedule, keep_count, top_mask
-from emp_jax.trees import Choice, Tree, held, is_weight, name_of, only
+from emp_jax.trees import Choice, Tree, held, is_array, is_weight, name_of, only
 
 __all__ = ["GradualState", "gradual", "sparsity_of"]
 
@@ -58,7 +58,7 @@ def gradual(
 
     def chosen(params: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: bool(hasattr(leaf, "dtype") and choose(name_of(path), leaf)), params
+            lambda path, leaf: bool(is_array(leaf) and choose(name_of(path), leaf)), params
         )
 
     def init(params: Tree) -> GradualState:

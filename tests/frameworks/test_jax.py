@@ -54,6 +54,37 @@ def test_what_is_kept_is_what_the_core_selects(scope):
         emp_jax.plan({"b": jnp.ones(3)})
 
 
+def test_leaves_of_numpy_stay_what_they_are():
+    r = np.random.default_rng(0)
+    params = {
+        "w": r.standard_normal((8, 4)), "half": r.standard_normal((8, 4)).astype(jnp.bfloat16),
+        "device": jax.random.normal(jax.random.key(0), (8, 4)), "steps": np.array([2**40, 5]),
+        "bias": np.array([1 / 3]), "rate": 0.1, "act": jax.nn.relu, "name": "relu", "key": jax.random.key(0),
+        "type": jnp.float32,
+    }  # fmt: skip
+    pruned, made, certificate = emp_jax.prune(params)
+    assert [e.name for e in made.entries] == ["device", "half", "w"]
+    for name in made.masks:
+        assert type(pruned[name]) is type(params[name])
+        assert pruned[name].dtype == params[name].dtype
+        assert np.array_equal(pruned[name], np.where(np.asarray(made.masks[name]), params[name], 0))
+    assert all(pruned[name] is leaf for name, leaf in params.items() if name not in made.masks)
+    assert emp_jax.verify(pruned, certificate) == ()
+    kept = emp_jax.masks(params, made)
+    assert jax.tree.structure(kept) == jax.tree.structure(params)
+    assert all(leaf.dtype == bool for leaf in jax.tree.leaves(kept))
+
+
+@pytest.mark.parametrize("other", [(8, 4), (4,)])
+def test_weights_of_one_name_are_refused(other):
+    w = jax.random.normal(jax.random.key(0), (8, 4))
+    made = emp_jax.plan({"a.b": w})
+    params = {"a.b": w, "a": {"b": jnp.ones(other)}}
+    for f in (emp_jax.prune, emp_jax.find_weights, lambda p: emp_jax.masks(p, made), lambda p: emp_jax.apply(p, made)):
+        with pytest.raises(emp_core.ArgumentError, match=r"names of their own, got 2 leaves a\.b"):
+            f(params)
+
+
 def loss(params, x):
     h = jnp.tanh(x @ params["dense"]["kernel"] + params["dense"]["bias"])
     return jnp.mean((h @ params["out"][0]["kernel"]) ** 2)
