@@ -21,6 +21,9 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
     After each batch masked weights are zero, and so is the optimiser's state of them. What a weight was when it was
     masked is kept aside until masks are final, and competes with that value when they are refreshed.
 
+    Batches are counted on from one ``fit`` of a model to the next, and anew for another model. Where Keras runs several
+    before it calls back (``steps_per_execution``), masks change at its next call.
+
     Args:
         sparsity: to reach by a cubic ramp from `initial`; None: EMP's own 1 − ⌊β·N_eff⌋/n of the weights as they are.
         beta: multiplier of the effective size, where no sparsity is given.
@@ -51,7 +54,9 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
         ramp = cubic_schedule(0.0, 0.5, begin=begin, steps=steps, every=every)
         self.share: Callable[[int], float] = lambda step: 2 * ramp(step)
         self.masks: dict[str, Any] = {}
+        self._weights: dict[str, Any] = {}
         self._aside: dict[str, Any] = {}
+        self._seen = 0
 
     @property
     def sparsity(self) -> float:
@@ -60,18 +65,27 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
         return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / n if n else 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Take hold of the weights."""
-        if not self.masks:
-            self._weights = find_weights(self.model, **self.options)
-            self.masks = {path: np.ones(tuple(v.shape), bool) for path, v in self._weights.items()}
+        """Take hold of the weights; those of another model than before begin anew."""
+        weights = find_weights(self.model, **self.options)
+        if {path: id(v) for path, v in weights.items()} != {path: id(v) for path, v in self._weights.items()}:
+            self._weights, self.done = weights, 0
+            self.masks = {path: np.ones(tuple(v.shape), bool) for path, v in weights.items()}
+            self._aside.clear()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Keras counts the batches of each epoch from 0."""
+        self._seen = 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Count the batch, refresh the masks when it is time, keep masked weights zero."""
-        self.done += 1
+        """Count the batches since the last call, refresh the masks when it is time, keep masked weights zero."""
+        # where the last batches of an epoch are fewer than Keras runs together, it says a number beyond the end
+        seen = min(batch + 1, (self.params or {}).get("steps") or batch + 1)
+        before, self.done = self.done, self.done + seen - min(self._seen, seen - 1)
+        self._seen = seen
         optimizer = (
             self.model.optimizer
         )  # asking for the model brings its state back where JAX holds it (in Keras itself)
-        if self.begin <= self.done <= self.last and (self.done - self.begin) % self.every == 0:
+        if self._changes(before) < self._changes(self.done):
             self.refresh()
         self._hold(optimizer)
 
@@ -93,8 +107,12 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
             if (mask & ~old).any():
                 variable.assign(np.where(mask, dense, 0).astype(dense.dtype))
             self.masks[path], self._aside[path] = mask, dense
-        if self.done == self.last:
+        if self.done >= self.last:
             self._aside.clear()
+
+    def _changes(self, done: int) -> int:
+        """How often the masks are to have been decided after so many batches."""
+        return max((min(done, self.last) - self.begin) // self.every + 1, 0)
 
     def _hold(self, optimizer: Any) -> None:
         like = defaultdict[str, list[int]](list)  # variables of one path, in the order in which the optimiser has them

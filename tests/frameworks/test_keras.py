@@ -185,6 +185,52 @@ def test_gradual(sparsity):
         assert 0.1 < seen[-1] < 0.6
 
 
+def dense():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(5)])
+    model.build((None, 8))
+    return model
+
+
+def zeros(model):
+    return float((keras.ops.convert_to_numpy(model.layers[0].kernel) == 0).mean())
+
+
+def fit(model, pruning, epochs=1):
+    x = np.random.default_rng(0).standard_normal((56, 8)).astype(np.float32)
+    model.fit(x, x[:, :5], batch_size=8, epochs=epochs, verbose=0, callbacks=[pruning])
+
+
+@pytest.mark.parametrize("together", [1, 2, 4, 7])
+def test_gradual_counts_batches_and_not_calls(together):
+    model = dense()
+    by_hand = together > 1 and keras.backend.backend() == "torch"  # where Keras refuses the option
+    model.compile("sgd", "mse", **({} if by_hand else {"steps_per_execution": together}))
+    pruning = emp_keras.GradualPruning(sparsity=0.75, begin=3, steps=4, every=2)
+    seen = []
+    for _ in range(2):
+        if by_hand:
+            pruning.set_params({"steps": 7})
+            pruning.set_model(model)
+            pruning.on_train_begin()
+            pruning.on_epoch_begin(0)
+            for batch in range(0, 7, together):
+                pruning.on_train_batch_end(batch + together - 1)
+        else:
+            fit(model, pruning)
+        seen.append((pruning.done, zeros(model)))
+    wanted = emp_core.cubic_schedule(0.0, 0.75, begin=3, steps=4, every=2)
+    assert seen == [(7, round(40 * wanted(7)) / 40), (14, 0.75)]
+
+
+def test_gradual_begins_anew_with_another_model():
+    pruning = emp_keras.GradualPruning(sparsity=0.5, begin=1, steps=1, every=1)
+    for _ in range(2):
+        model = dense()
+        model.compile("sgd", "mse")
+        fit(model, pruning)
+        assert (pruning.done, zeros(model)) == (7, 0.5)
+
+
 def test_wrong_arguments():
     with pytest.raises(emp_core.ArgumentError, match="must be a sparsity"):
         emp_keras.GradualPruning(sparsity=1.0)
