@@ -41,6 +41,7 @@ def gradual(
     At step ``begin`` and every ``every`` steps, ``steps`` times, masks are decided anew along the cubic ramp from
     `initial` to `sparsity`, or to EMP's own 1 − ⌊β·N_eff⌋/n of the weights as they are. Masked weights are zero; their
     gradient and their state are zero. What they were is kept aside until masks are final, and competes at each refresh.
+    With ``begin=0`` `init` decides the first masks, and the first update makes the weights zero.
 
     Args:
         inner: any optax optimiser.
@@ -63,7 +64,12 @@ def gradual(
 
     def init(params: Tree) -> GradualState:
         ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
-        return GradualState(jnp.zeros((), jnp.int32), ones, jax.tree.map(jnp.zeros_like, params), inner.init(params))
+        count, aside = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params)
+        state = GradualState(count, ones, aside, inner.init(params))
+        if begin or not initial:
+            return state
+        new, aside = _refreshed(params, state, count, chosen(params))
+        return GradualState(count, new, aside, state.inner)
 
     def update(updates: Tree, state: GradualState, params: Tree | None = None) -> tuple[Tree, GradualState]:
         if params is None:

@@ -22,13 +22,14 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
     masked is kept aside until masks are final, and competes with that value when they are refreshed.
 
     Batches are counted on from one ``fit`` of a model to the next, and anew for another model. Where Keras runs several
-    before it calls back (``steps_per_execution``), masks change at its next call.
+    before it calls back (``steps_per_execution``), masks change at its next call. Give it to ``fit`` in a list: a
+    callback alone Keras may run in another thread, beside the training itself.
 
     Args:
         sparsity: to reach by a cubic ramp from `initial`; None: EMP's own 1 − ⌊β·N_eff⌋/n of the weights as they are.
         beta: multiplier of the effective size, where no sparsity is given.
         begin, steps, every: batches before the ramp, changes of the masks, batches between them.
-        initial: sparsity before the ramp.
+        initial: sparsity at which the ramp begins; with ``begin=0`` weights are masked before the first batch.
         options: of `find_weights`.
 
     Raises:
@@ -71,6 +72,9 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
             self._weights, self.done = weights, 0
             self.masks = {path: np.ones(tuple(v.shape), bool) for path, v in weights.items()}
             self._aside.clear()
+            if self.begin == 0 and self.initial > 0:
+                self.refresh()
+                self._hold(self.model.optimizer)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Keras counts the batches of each epoch from 0."""

@@ -147,6 +147,24 @@ def test_gradual_follows_the_ramp(sparsity):
     assert 0.1 < emp_jax.sparsity_of(state) < 0.85
 
 
+@pytest.mark.parametrize(("begin", "wanted"), [(0, [0.3] * 4), (2, [0, 0.3, 0.3, 0.3])])
+@pytest.mark.parametrize("sparsity", [0.8, None])
+def test_gradual_masks_at_its_beginning(begin, wanted, sparsity):
+    start = params = {"dense": {"kernel": tree()["dense"]["kernel"]}}
+    optimizer = emp_jax.gradual(optax.adam(1e-2), sparsity=sparsity, begin=begin, steps=2, every=5, initial=0.3)
+    state, seen = jax.jit(optimizer.init)(params), []
+    for _ in wanted:
+        updates, state = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(float((params["dense"]["kernel"] == 0).mean()))
+    assert np.allclose(seen, wanted)
+    if begin == 0:
+        first = emp_core.select(np.asarray(start["dense"]["kernel"]), sparsity=0.3).mask
+        assert np.array_equal(state.masks["dense"]["kernel"], first)
+        assert np.array_equal(state.aside["dense"]["kernel"], np.where(first, 0, start["dense"]["kernel"]))
+        assert not np.asarray(state.inner[0].mu["dense"]["kernel"])[~np.asarray(first)].any()
+
+
 def test_emps_own_sparsity_is_exact_at_the_end():
     params = small()
     optimizer = emp_jax.gradual(optax.sgd(0.0), begin=0, steps=1, every=1)

@@ -195,9 +195,9 @@ def zeros(model):
     return float((keras.ops.convert_to_numpy(model.layers[0].kernel) == 0).mean())
 
 
-def fit(model, pruning, epochs=1):
+def fit(model, *callbacks):
     x = np.random.default_rng(0).standard_normal((56, 8)).astype(np.float32)
-    model.fit(x, x[:, :5], batch_size=8, epochs=epochs, verbose=0, callbacks=[pruning])
+    model.fit(x, x[:, :5], batch_size=8, verbose=0, callbacks=list(callbacks))
 
 
 @pytest.mark.parametrize("together", [1, 2, 4, 7])
@@ -220,6 +220,21 @@ def test_gradual_counts_batches_and_not_calls(together):
         seen.append((pruning.done, zeros(model)))
     wanted = emp_core.cubic_schedule(0.0, 0.75, begin=3, steps=4, every=2)
     assert seen == [(7, round(40 * wanted(7)) / 40), (14, 0.75)]
+
+
+@pytest.mark.parametrize(("begin", "wanted"), [(0, [0.3] * 4), (2, [0, 0.3, 0.3, 0.3])])
+@pytest.mark.parametrize("sparsity", [0.8, None])
+def test_gradual_masks_at_its_beginning(begin, wanted, sparsity):
+    pruning, seen = emp_keras.GradualPruning(sparsity=sparsity, begin=begin, steps=2, every=5, initial=0.3), []
+    look = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(pruning.sparsity))
+    model = dense()
+    model.compile("sgd", "mse")
+    pruning.set_model(model)
+    pruning.on_train_begin()
+    assert zeros(model) == (0.3 if begin == 0 else 0)
+    fit(model, pruning, look)
+    assert np.allclose(seen[:4], wanted)
+    assert zeros(model) == round(40 * pruning.sparsity) / 40
 
 
 def test_gradual_begins_anew_with_another_model():
