@@ -246,8 +246,23 @@ def test_gradual_begins_anew_with_another_model():
         assert (pruning.done, zeros(model)) == (7, 0.5)
 
 
+@pytest.mark.parametrize(("options", "what"), [
+    ({"sparsity": 1.2}, r"^sparsity must be in \[0, 1\), or None, got 1\.2$"),
+    ({"sparsity": "a"}, r"^sparsity must be in \[0, 1\), or None, got 'a'$"),
+    ({"beta": -1}, r"^beta must be a finite number > 0, got -1$"),
+    ({"beta": 10**400}, r"^beta must be a finite number > 0, got 1000"),
+    ({"initial": 1.0}, r"^initial must be a sparsity"),
+    ({"begin": None}, r"^begin must be an integer ≥ 0, got None$"),
+    ({"every": 0}, r"^every must be an integer ≥ 1, got 0$"),
+    ({"steps": 0, "sparsity": 0.5}, r"^steps must be an integer ≥ 1, got 0$"),
+])  # fmt: skip
+def test_gradual_names_the_option_that_is_wrong(options, what):
+    with pytest.raises(emp_core.ArgumentError, match=what):
+        emp_keras.GradualPruning(**options)
+
+
 def test_wrong_arguments():
-    with pytest.raises(emp_core.ArgumentError, match="must be a sparsity"):
+    with pytest.raises(emp_core.ArgumentError, match="sparsity must be in"):
         emp_keras.GradualPruning(sparsity=1.0)
     with pytest.raises(emp_core.ArgumentError, match="include must match"):
         emp_keras.plan(network(), include=["zzz"])
