@@ -214,6 +214,50 @@ def test_files(tmp_path, dtype):
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
 
 
+def test_files_of_leaves_of_every_kind(tmp_path):
+    w = jax.random.normal(jax.random.key(0), (8, 4))
+    params = {
+        "file": w, "allow_pickle": w + 1, "self": w + 2, "x": w + 3, "x.npy": w + 4, "a/b": jnp.ones(3),
+        "é ": jnp.zeros(()),
+        "small": w.astype(jnp.float8_e4m3fn), "int4": jnp.ones(3, jnp.int4), "wide": np.full((8, 4), 1 / 3),
+        "steps": np.array([2**40, 5]), "scalar": np.float64(1 / 3), "half": np.ones(3, jnp.bfloat16),
+        "rate": 0.1, "big": 2**40, "on": True, "z": 1j, "empty": np.ones((0, 3)), "fortran": np.ones((2, 3)).T,
+    }  # fmt: skip
+    pruned, _, certificate = emp_jax.prune(params)
+    path = emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+    again, said = emp_jax.load(params, path)
+    assert said == certificate
+    for name, leaf in pruned.items():
+        found = again[name]
+        assert isinstance(found, np.ndarray if isinstance(leaf, np.generic) else type(leaf)), name
+        assert (np.shape(found), np.asarray(found).dtype) == (np.shape(leaf), np.asarray(leaf).dtype)
+        assert np.asarray(found).tobytes() == np.asarray(leaf).tobytes(), name
+    with np.load(path) as held:
+        assert np.array_equal(held["file"], pruned["file"])
+    second = emp_jax.save(pruned, certificate, tmp_path / "q.npz")
+    for other, what in ((1, "int64"), ("relu", "None")):
+        with pytest.raises(emp_core.ArgumentError, match=rf"of shape \(\) and type float64, got \(\) and {what}"):
+            emp_jax.load({**params, "rate": other}, second)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_files_of_names_that_an_archive_would_change_are_refused(tmp_path, name):
+    pruned, _, certificate = emp_jax.prune({name: jnp.eye(3)})
+    with pytest.raises(emp_core.ArgumentError, match="text without NUL, got"):
+        emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize(("leaf", "what"), [
+    (jax.nn.relu, "a custom_jvp"), ("relu", "a str"), (np.array([None]), "a ndarray"), (2**100, "a int"),
+    (jax.random.key(0), "a key<fry>"),
+])  # fmt: skip
+def test_files_of_leaves_that_are_no_numbers_are_refused(tmp_path, leaf, what):
+    pruned, _, certificate = emp_jax.prune({"w": jax.random.normal(jax.random.key(0), (8, 4)), "other": leaf})
+    with pytest.raises(emp_core.ArgumentError, match=f"arrays of numbers, or numbers, got other, {what}"):
+        emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_of_something_else_are_refused(tmp_path):
     params = tree()
     pruned, certificate = emp_jax.apply(params, emp_jax.plan(params))
