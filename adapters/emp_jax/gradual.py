@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from emp_core import beta_schedule, cubic_schedule, keep_count, top_mask
-from emp_jax.trees import Choice, Tree, held, is_weight, name_of, only
+from emp_core import ArgumentError, cubic_schedule, keep_count, top_mask
+from emp_jax.trees import Choice, Tree, held, is_array, is_weight, name_of, only
 
 __all__ = ["GradualState", "gradual", "sparsity_of"]
 
@@ -41,6 +42,7 @@ def gradual(
     At step ``begin`` and every ``every`` steps, ``steps`` times, masks are decided anew along the cubic ramp from
     `initial` to `sparsity`, or to EMP's own 1 − ⌊β·N_eff⌋/n of the weights as they are. Masked weights are zero; their
     gradient and their state are zero. What they were is kept aside until masks are final, and competes at each refresh.
+    With ``begin=0`` `init` decides the first masks, and the first update makes the weights zero.
 
     Args:
         inner: any optax optimiser.
@@ -52,18 +54,26 @@ def gradual(
     Raises:
         ArgumentError: an option out of range.
     """
-    cubic_schedule(initial, sparsity or 0.0, begin=begin, steps=steps, every=every)
-    beta_schedule(beta, beta, begin=begin, steps=steps, every=every)
+    cubic_schedule(initial, 0.0, begin=begin, steps=steps, every=every)  # refuses what is out of range
+    if sparsity is not None and not (isinstance(sparsity, (int, float)) and 0 <= sparsity < 1):
+        raise ArgumentError(f"sparsity must be in [0, 1), or None, got {sparsity!r}")
+    if not (isinstance(beta, (int, float)) and 0 < beta <= sys.float_info.max):
+        raise ArgumentError(f"beta must be a finite number > 0, got {beta!r}")
     last = begin + steps * every
 
     def chosen(params: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: bool(hasattr(leaf, "dtype") and choose(name_of(path), leaf)), params
+            lambda path, leaf: bool(is_array(leaf) and choose(name_of(path), leaf)), params
         )
 
     def init(params: Tree) -> GradualState:
         ones = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
-        return GradualState(jnp.zeros((), jnp.int32), ones, jax.tree.map(jnp.zeros_like, params), inner.init(params))
+        count, aside = jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params)
+        state = GradualState(count, ones, aside, inner.init(params))
+        if begin or not initial:
+            return state
+        new, aside = _refreshed(params, state, count, chosen(params))
+        return GradualState(count, new, aside, state.inner)
 
     def update(updates: Tree, state: GradualState, params: Tree | None = None) -> tuple[Tree, GradualState]:
         if params is None:

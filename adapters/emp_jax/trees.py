@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,11 @@ def name_of(path: Any) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
 
 
+def is_array(leaf: Any) -> bool:
+    """Arrays of JAX and of NumPy; no plain numbers, functions, texts."""
+    return isinstance(leaf, (np.ndarray, np.generic)) or all(hasattr(leaf, a) for a in ("dtype", "shape", "ndim"))
+
+
 def is_weight(name: str, leaf: Any) -> bool:
     """Floating-point leaves of two axes or more, but for tables of embeddings by their name."""
     return leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating) and "embed" not in name.lower()
@@ -46,9 +52,18 @@ def find_weights(params: Tree, /, choose: Choice = is_weight) -> dict[str, Any]:
     Args:
         params: a tree of arrays, of Flax, Equinox, Haiku, or plain dictionaries.
         choose: function of name and leaf; by default floating-point leaves of two axes or more.
+
+    Raises:
+        ArgumentError: one of them has the name of another leaf.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {name_of(path): leaf for path, leaf in leaves if hasattr(leaf, "dtype") and choose(name_of(path), leaf)}
+    named = [(name_of(path), leaf) for path, leaf in leaves]
+    times = Counter(name for name, _ in named)
+    found = {name: leaf for name, leaf in named if is_array(leaf) and choose(name, leaf)}
+    for name in found:
+        if times[name] > 1:  # masks are laid on by name
+            raise ArgumentError(f"params must have weights of names of their own, got {times[name]} leaves {name}")
+    return found
 
 
 def plan(
@@ -90,17 +105,25 @@ def plan(
 
 
 def masks(params: Tree, plan: Plan, /) -> Tree:
-    """The plan's masks as a tree like ``params``, all True where there is no weight."""
+    """The plan's masks as a tree like ``params``, all True where there is no weight.
+
+    Raises:
+        ArgumentError: a weight has the name of another leaf.
+    """
+    find_weights(params, lambda name, _: name in plan.masks)
 
     def mask(path: Any, leaf: Any) -> Any:
         found = plan.masks.get(name_of(path))
-        return jnp.ones(jnp.shape(leaf), bool) if found is None else jnp.asarray(found)
+        return jnp.ones(getattr(leaf, "shape", ()), bool) if found is None else jnp.asarray(found)
 
     return jax.tree_util.tree_map_with_path(mask, params)
 
 
 def apply(params: Tree, plan: Plan, /) -> tuple[Tree, str]:
     """New parameters without what the plan removes, and their certificate as text.
+
+    Leaves that the plan does not name stay the very objects they are. A weight that is an array of NumPy stays one,
+    of its type.
 
     Raises:
         ArgumentError: the plan was made for other parameters.
@@ -109,7 +132,16 @@ def apply(params: Tree, plan: Plan, /) -> tuple[Tree, str]:
     for e in plan.entries:
         if e.name not in weights or hash_values(host_values(weights[e.name])) != e.sha256:
             raise ArgumentError(f"plan must be made for these parameters, got one made from other values of {e.name}")
-    pruned = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks(params, plan))
+
+    def without(path: Any, leaf: Any) -> Any:
+        mask = plan.masks.get(name_of(path))
+        if mask is None:
+            return leaf
+        if not isinstance(leaf, (np.ndarray, np.generic)):
+            return jnp.where(jnp.asarray(mask), leaf, jnp.zeros_like(leaf))
+        return np.where(np.asarray(mask), leaf, np.zeros((), leaf.dtype))  # JAX would make float64 float32
+
+    pruned = jax.tree_util.tree_map_with_path(without, params)
     left = find_weights(pruned, lambda name, _: name in plan.masks)
     return pruned, certify(plan, {e.name: Seen.whole(left[e.name]).kept for e in plan.entries})
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,6 +33,10 @@ def find_weights(
 ) -> dict[str, Any]:
     """The kernels of a built model (dense, convolutional, recurrent, attention), by path; each once, also if shared.
 
+    A path is the names of the layers that hold the kernel, from the model's own on, and its name there. Names that
+    Keras made up within a layer of your own are counted anew there (``block/dense``, ``block/dense_1``), since Keras
+    makes up others when it reads the file. Where two paths are alike, the second ends in ``_1``, and so on.
+
     Args:
         model: a Keras model.
         include, exclude: patterns of paths (``*`` and ``?``); each must match something.
@@ -42,15 +48,11 @@ def find_weights(
     if not getattr(model, "built", False):
         raise ArgumentError(f"model must be built, got {type(model).__name__}, which has no weights yet")
     wanted = KERNELS + (TABLES if embeddings else ())
-    found, seen = dict[str, Any](), set[int]()
-    for variable in model.weights:
-        name = variable.name.split("/")[-1].removeprefix("cell_")
-        if name in wanted and keras.backend.is_float_dtype(variable.dtype) and id(variable) not in seen:
-            seen.add(id(variable))
-            path = variable.path.removeprefix(f"{model.name}/")  # which counts up with every model of a process
-            if path in found:
-                raise ArgumentError(f"model must have weights of different paths, got {path} twice")
-            found[path] = variable
+    found = {
+        path: variable
+        for path, variable in _paths(model).items()
+        if variable.name.split("/")[-1].removeprefix("cell_") in wanted and keras.backend.is_float_dtype(variable.dtype)
+    }
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(fnmatchcase(path, pattern) for path in found):
@@ -61,6 +63,41 @@ def find_weights(
         if (not include or any(fnmatchcase(path, p) for p in include))
         and not any(fnmatchcase(path, p) for p in exclude)
     }
+
+
+def _paths(model: Any) -> dict[str, Any]:
+    """Every variable of a model once, by the chain of layers that hold it.
+
+    Not by ``variable.path``: that is where the layer was when it was built, and a layer that is built by itself, as
+    those within others are when Keras reads a file, has lost what stood around it.
+    """
+    owners = dict[int, str]()
+
+    def walk(layer: Any, prefix: str, listed: bool) -> None:
+        # what a graph or a sequence of layers is made of is named in its file; what other layers make is made anew
+        listed = listed and (isinstance(layer, keras.Sequential) or hasattr(layer, "operations"))
+        counts = Counter[str]()
+        for inner in layer._flatten_layers(include_self=False, recursive=False):
+            name = plain = re.sub(r"_\d+$", "", inner.name)
+            if listed or plain.replace("_", "") != type(inner).__name__.replace("_", "").lower():
+                name = inner.name
+            elif counts[plain]:
+                name = f"{plain}_{counts[plain]}"
+            counts[plain] += 1
+            walk(inner, f"{prefix}{name}/", listed)
+        for variable in layer.weights:
+            owners.setdefault(id(variable), prefix + variable.name)
+
+    walk(model, "", True)  # without the model's own name, which counts up with every model of a process
+    found = dict[str, Any]()
+    for variable in {id(v): v for v in model.weights}.values():
+        path = plain = owners.get(id(variable), variable.path)
+        times = 0
+        while path in found:
+            times += 1
+            path = f"{plain}_{times}"
+        found[path] = variable
+    return found
 
 
 def values_of(variable: Any) -> NDArray[Any]:

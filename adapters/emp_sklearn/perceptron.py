@@ -44,7 +44,10 @@ def plan(
 
 
 def apply(model: Any, plan: Plan, /) -> Any:
-    """Set what the plan removes to zero, in place, and leave the certificate with the model.
+    """Set what the plan removes to zero, and leave the certificate with the model.
+
+    The model gets new arrays in ``coefs_``: those it had stay as they were, and may be read-only, as ``joblib.load``
+    maps them from a file.
 
     Training further (``partial_fit``, ``warm_start``) fills zeros again.
 
@@ -55,9 +58,12 @@ def apply(model: Any, plan: Plan, /) -> Any:
     for e in plan.entries:
         if e.name not in weights or hash_values(weights[e.name]) != e.sha256:
             raise ArgumentError(f"plan must be made for this model, got one made from other values of {e.name}")
+    pruned = {name: np.array(c) for name, c in weights.items()}
     for e in plan.entries:
-        weights[e.name][~np.asarray(plan.masks[e.name])] = 0
-    setattr(model, ATTRIBUTE, certify(plan, {e.name: Seen.whole(weights[e.name]).kept for e in plan.entries}))
+        pruned[e.name][~np.asarray(plan.masks[e.name])] = 0
+    certificate = certify(plan, {e.name: Seen.whole(pruned[e.name]).kept for e in plan.entries})
+    model.coefs_ = list(pruned.values())  # only now, when nothing can fail any more
+    setattr(model, ATTRIBUTE, certificate)
     return model
 
 
@@ -85,7 +91,7 @@ def verify(model: Any, certificate: Certificate | None = None, /) -> tuple[str, 
 
 
 def prune(model: Any, /, **options: Any) -> Plan:
-    """All of it, in place: plan, apply, verify; returns the plan.
+    """All of it, on the model itself: plan, apply, verify; returns the plan.
 
     Raises:
         ArgumentError: an option out of range, or nothing to prune.

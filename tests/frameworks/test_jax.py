@@ -54,6 +54,37 @@ def test_what_is_kept_is_what_the_core_selects(scope):
         emp_jax.plan({"b": jnp.ones(3)})
 
 
+def test_leaves_of_numpy_stay_what_they_are():
+    r = np.random.default_rng(0)
+    params = {
+        "w": r.standard_normal((8, 4)), "half": r.standard_normal((8, 4)).astype(jnp.bfloat16),
+        "device": jax.random.normal(jax.random.key(0), (8, 4)), "steps": np.array([2**40, 5]),
+        "bias": np.array([1 / 3]), "rate": 0.1, "act": jax.nn.relu, "name": "relu", "key": jax.random.key(0),
+        "type": jnp.float32,
+    }  # fmt: skip
+    pruned, made, certificate = emp_jax.prune(params)
+    assert [e.name for e in made.entries] == ["device", "half", "w"]
+    for name in made.masks:
+        assert type(pruned[name]) is type(params[name])
+        assert pruned[name].dtype == params[name].dtype
+        assert np.array_equal(pruned[name], np.where(np.asarray(made.masks[name]), params[name], 0))
+    assert all(pruned[name] is leaf for name, leaf in params.items() if name not in made.masks)
+    assert emp_jax.verify(pruned, certificate) == ()
+    kept = emp_jax.masks(params, made)
+    assert jax.tree.structure(kept) == jax.tree.structure(params)
+    assert all(leaf.dtype == bool for leaf in jax.tree.leaves(kept))
+
+
+@pytest.mark.parametrize("other", [(8, 4), (4,)])
+def test_weights_of_one_name_are_refused(other):
+    w = jax.random.normal(jax.random.key(0), (8, 4))
+    made = emp_jax.plan({"a.b": w})
+    params = {"a.b": w, "a": {"b": jnp.ones(other)}}
+    for f in (emp_jax.prune, emp_jax.find_weights, lambda p: emp_jax.masks(p, made), lambda p: emp_jax.apply(p, made)):
+        with pytest.raises(emp_core.ArgumentError, match=r"names of their own, got 2 leaves a\.b"):
+            f(params)
+
+
 def loss(params, x):
     h = jnp.tanh(x @ params["dense"]["kernel"] + params["dense"]["bias"])
     return jnp.mean((h @ params["out"][0]["kernel"]) ** 2)
@@ -116,6 +147,24 @@ def test_gradual_follows_the_ramp(sparsity):
     assert 0.1 < emp_jax.sparsity_of(state) < 0.85
 
 
+@pytest.mark.parametrize(("begin", "wanted"), [(0, [0.3] * 4), (2, [0, 0.3, 0.3, 0.3])])
+@pytest.mark.parametrize("sparsity", [0.8, None])
+def test_gradual_masks_at_its_beginning(begin, wanted, sparsity):
+    start = params = {"dense": {"kernel": tree()["dense"]["kernel"]}}
+    optimizer = emp_jax.gradual(optax.adam(1e-2), sparsity=sparsity, begin=begin, steps=2, every=5, initial=0.3)
+    state, seen = jax.jit(optimizer.init)(params), []
+    for _ in wanted:
+        updates, state = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(float((params["dense"]["kernel"] == 0).mean()))
+    assert np.allclose(seen, wanted)
+    if begin == 0:
+        first = emp_core.select(np.asarray(start["dense"]["kernel"]), sparsity=0.3).mask
+        assert np.array_equal(state.masks["dense"]["kernel"], first)
+        assert np.array_equal(state.aside["dense"]["kernel"], np.where(first, 0, start["dense"]["kernel"]))
+        assert not np.asarray(state.inner[0].mu["dense"]["kernel"])[~np.asarray(first)].any()
+
+
 def test_emps_own_sparsity_is_exact_at_the_end():
     params = small()
     optimizer = emp_jax.gradual(optax.sgd(0.0), begin=0, steps=1, every=1)
@@ -126,8 +175,23 @@ def test_emps_own_sparsity_is_exact_at_the_end():
         assert np.array_equal(np.asarray(emp_jax.find_weights(params2)[name]), np.where(mask, a, 0))
 
 
+@pytest.mark.parametrize(("options", "what"), [
+    ({"sparsity": 1.2}, r"^sparsity must be in \[0, 1\), or None, got 1\.2$"),
+    ({"sparsity": "a"}, r"^sparsity must be in \[0, 1\), or None, got 'a'$"),
+    ({"beta": -1}, r"^beta must be a finite number > 0, got -1$"),
+    ({"beta": 10**400}, r"^beta must be a finite number > 0, got 1000"),
+    ({"initial": 1.0}, r"^initial must be a sparsity"),
+    ({"begin": None}, r"^begin must be an integer ≥ 0, got None$"),
+    ({"every": 0}, r"^every must be an integer ≥ 1, got 0$"),
+    ({"steps": 0, "sparsity": 0.5}, r"^steps must be an integer ≥ 1, got 0$"),
+])  # fmt: skip
+def test_gradual_names_the_option_that_is_wrong(options, what):
+    with pytest.raises(emp_core.ArgumentError, match=what):
+        emp_jax.gradual(optax.sgd(1.0), **options)
+
+
 def test_wrong_options():
-    for options, what in (({"sparsity": 1.0}, "must be a sparsity"), ({"beta": 0}, "must be a finite number"),
+    for options, what in (({"sparsity": 1.0}, "sparsity must be in"), ({"beta": 0}, "must be a finite number"),
                           ({"steps": 0}, "steps must be"), ({"initial": -1}, "must be a sparsity")):  # fmt: skip
         with pytest.raises(emp_core.ArgumentError, match=what):
             emp_jax.gradual(optax.sgd(1.0), **options)
@@ -148,6 +212,50 @@ def test_files(tmp_path, dtype):
         assert one.dtype == other.dtype
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
     assert [p.name for p in tmp_path.iterdir()] == ["p.npz"]
+
+
+def test_files_of_leaves_of_every_kind(tmp_path):
+    w = jax.random.normal(jax.random.key(0), (8, 4))
+    params = {
+        "file": w, "allow_pickle": w + 1, "self": w + 2, "x": w + 3, "x.npy": w + 4, "a/b": jnp.ones(3),
+        "é ": jnp.zeros(()),
+        "small": w.astype(jnp.float8_e4m3fn), "int4": jnp.ones(3, jnp.int4), "wide": np.full((8, 4), 1 / 3),
+        "steps": np.array([2**40, 5]), "scalar": np.float64(1 / 3), "half": np.ones(3, jnp.bfloat16),
+        "rate": 0.1, "big": 2**40, "on": True, "z": 1j, "empty": np.ones((0, 3)), "fortran": np.ones((2, 3)).T,
+    }  # fmt: skip
+    pruned, _, certificate = emp_jax.prune(params)
+    path = emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+    again, said = emp_jax.load(params, path)
+    assert said == certificate
+    for name, leaf in pruned.items():
+        found = again[name]
+        assert isinstance(found, np.ndarray if isinstance(leaf, np.generic) else type(leaf)), name
+        assert (np.shape(found), np.asarray(found).dtype) == (np.shape(leaf), np.asarray(leaf).dtype)
+        assert np.asarray(found).tobytes() == np.asarray(leaf).tobytes(), name
+    with np.load(path) as held:
+        assert np.array_equal(held["file"], pruned["file"])
+    second = emp_jax.save(pruned, certificate, tmp_path / "q.npz")
+    for other, what in ((1, "int64"), ("relu", "None")):
+        with pytest.raises(emp_core.ArgumentError, match=rf"of shape \(\) and type float64, got \(\) and {what}"):
+            emp_jax.load({**params, "rate": other}, second)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_files_of_names_that_an_archive_would_change_are_refused(tmp_path, name):
+    pruned, _, certificate = emp_jax.prune({name: jnp.eye(3)})
+    with pytest.raises(emp_core.ArgumentError, match="text without NUL, got"):
+        emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+
+
+@pytest.mark.parametrize(("leaf", "what"), [
+    (jax.nn.relu, "a custom_jvp"), ("relu", "a str"), (np.array([None]), "a ndarray"), (2**100, "a int"),
+    (jax.random.key(0), "a key<fry>"),
+])  # fmt: skip
+def test_files_of_leaves_that_are_no_numbers_are_refused(tmp_path, leaf, what):
+    pruned, _, certificate = emp_jax.prune({"w": jax.random.normal(jax.random.key(0), (8, 4)), "other": leaf})
+    with pytest.raises(emp_core.ArgumentError, match=f"arrays of numbers, or numbers, got other, {what}"):
+        emp_jax.save(pruned, certificate, tmp_path / "p.npz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_of_something_else_are_refused(tmp_path):

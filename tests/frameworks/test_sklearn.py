@@ -176,3 +176,18 @@ def test_perceptrons(kind, scope):
         emp_sklearn.plan(kind())
     with pytest.raises(emp_core.ArgumentError, match="got one without"):
         emp_sklearn.verify(kind(max_iter=1).fit(x, y))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_perceptrons_whose_arrays_are_read_only():
+    x, y = load_digits(return_X_y=True)
+    model = MLPClassifier((12,), max_iter=3, random_state=0).fit(x, y)
+    held, before = model.coefs_, [c.copy() for c in model.coefs_]
+    for c in held[1:]:
+        c.flags.writeable = False
+    made = emp_sklearn.prune(model)
+    assert emp_sklearn.verify(model) == ()
+    for old, was, new, mask in zip(held, before, model.coefs_, made.masks.values(), strict=True):
+        assert np.array_equal(old, was)
+        assert np.array_equal(new, np.where(mask, was, 0))
+    model.partial_fit(x, y)
