@@ -103,13 +103,15 @@ def recertify(model: nn.Module, /) -> Certificate:
     """Certify the zeros that a model has now: for weights that were trained on after they were pruned.
 
     The certificate says that of all weights together the largest are kept, as many as are not zero; every figure in it
-    is of the weights as they are.
+    is of the weights as they are. A weight of nothing but zeros is left out: nothing tells one of them from another.
 
     Returns:
         The certificate, which is left with the model as well.
     """
     found = find_weights(model, embeddings=True).weights
-    values = {w.name: w.value.detach() for w in found if w.parameter.is_floating_point() and w.value.numel()}
+    values = {w.name: w.value.detach() for w in found}
+    # `decide` drops what holds only zeros (as it drops what is empty), so their zeros must not be counted either
+    values = {name: value for name, value in values.items() if bool((value != 0).any())}
     zeros = {name: int((value == 0).sum()) for name, value in values.items()}
     certified = {name: value for name, value in values.items() if zeros[name]} or values
     n = sum(value.numel() for value in certified.values())

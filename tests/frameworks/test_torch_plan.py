@@ -233,3 +233,19 @@ def test_no_warnings_of_ours():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         emp_torch.prune(network(), scope="row")
+
+
+def test_zeros_of_a_whole_layer_are_not_counted_when_certified_anew(tmp_path):
+    """As zero-initialised layers have them, or the second factor of LoRA."""
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    nn.init.zeros_(model[1].weight)
+    assert set(emp_torch.recertify(model).weights) == {"0.weight"}  # whose weights are all kept
+    assert emp_torch.verify(model) == ()
+    pruner = emp_torch.GradualPruner(model, sparsity=0.5, steps=1, every=1)
+    pruner.step()
+    pruner.finish()
+    assert emp_torch.certificate_of(model).weights["0.weight"].k == 50
+    assert emp_torch.verify(model) == ()
+    emp_torch.save(model, tmp_path / "m.pt")
+    nn.init.zeros_(model[0].weight)
+    assert not emp_torch.recertify(model).weights
