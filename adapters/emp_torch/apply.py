@@ -43,8 +43,8 @@ def apply(model: nn.Module, plan: Plan, /) -> nn.Module:
         for entry in plan.entries:
             weight = held[entry.name]
             mask = torch.as_tensor(plan.masks[entry.name], device=weight.parameter.device)
-            for tensor in {id(t): t for t in (weight.parameter, weight.value)}.values():
-                tensor.masked_fill_(~mask, 0)
+            weight.parameter.masked_fill_(~mask, 0)
+            weight.refresh()
             left[entry.name] = Seen.whole(weight.value).kept
     setattr(model, ATTRIBUTE, certify(plan, left))
     return model

@@ -14,6 +14,7 @@ from emp_core import ArgumentError
 from emp_core.certificates import KEY, read
 from emp_core.whole import whole
 from emp_torch.apply import ATTRIBUTE, certificate_of, verify
+from emp_torch.weights import find_weights
 
 __all__ = ["load", "save"]
 
@@ -56,6 +57,8 @@ def load(model: nn.Module, path: str | os.PathLike[str], /, *, strict: bool = Tr
         model.load_state_dict(state, strict=strict)
     except RuntimeError as error:
         raise ArgumentError(f"model must be the one that {str(path)!r} was saved from, got another: {error}") from error
+    for weight in find_weights(model, embeddings=True).weights:
+        weight.refresh()
     setattr(model, ATTRIBUTE, text)
     faults = verify(model, certificate)
     if faults:

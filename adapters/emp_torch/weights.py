@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -34,9 +35,13 @@ class Weight:
 
     @property
     def value(self) -> Tensor:
-        """The tensor that the module computes with."""
-        tensor: Tensor = getattr(self.module, self.attribute)
-        return tensor
+        """The tensor that the module computes with.
+
+        Where ``torch.nn.utils.prune`` put a mask before it, the product of both: the module's attribute is that only
+        until an optimizer steps or a state dict is loaded, and again after the next forward pass.
+        """
+        mask = self._mask
+        return self.parameter if mask is None else self.parameter * mask
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -46,6 +51,16 @@ class Weight:
             found = self.module._parameters[f"{self.attribute}_orig"]
         assert found is not None
         return found
+
+    @property
+    def _mask(self) -> Tensor | None:
+        return None if self.attribute in self.module._parameters else self.module._buffers[f"{self.attribute}_mask"]
+
+    def refresh(self) -> None:
+        """After a change of the parameter: the attribute of a masked module follows, without a forward pass."""
+        if self._mask is not None:
+            with torch.enable_grad():  # as the forward pass makes it
+                setattr(self.module, self.attribute, self.value)
 
 
 @dataclass(frozen=True)
