@@ -249,3 +249,22 @@ def test_zeros_of_a_whole_layer_are_not_counted_when_certified_anew(tmp_path):
     emp_torch.save(model, tmp_path / "m.pt")
     nn.init.zeros_(model[0].weight)
     assert not emp_torch.recertify(model).weights
+
+
+def test_a_file_that_is_refused_leaves_the_model_as_it_was(tmp_path):
+    model, other = network(), network(1)
+    emp_torch.prune(model)
+    emp_torch.prune(other)
+    before, said = {n: t.clone() for n, t in other.state_dict().items()}, emp_torch.certificate_of(other)
+    body = torch.load(emp_torch.save(model, tmp_path / "m.pt"))
+    for name, value, what in (
+        ("0.weight", body["state_dict"]["0.weight"] + 1, "as its certificate says"),
+        ("4.weight", torch.ones(2, 2), "must be the one"),  # torch has filled in the others when it refuses this
+    ):
+        torch.save({**body, "state_dict": {**body["state_dict"], name: value}}, tmp_path / "bad.pt")
+        with pytest.raises(emp_core.ArgumentError, match=what):
+            emp_torch.load(other, tmp_path / "bad.pt")
+        assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
+        assert emp_torch.certificate_of(other) == said
+    with pytest.raises(emp_core.ArgumentError, match="must be the one"):
+        emp_torch.load(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), tmp_path / "m.pt")
