@@ -55,3 +55,45 @@ def test_the_flat_weights_of_a_masked_recurrent_module_follow():
     emp_torch.prune(model)
     assert any(w is model.weight_hh_l0 for w in model._flat_weights)
     assert emp_torch.verify(model) == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_what_a_weight_is_computed_from_is_not_pruned_and_said():
+    parametrizations, utils = nn.utils.parametrizations, nn.utils
+    model = nn.ModuleDict({
+        "lstm": utils.weight_norm(nn.LSTM(4, 6), "weight_hh_l0"),
+        "cell": utils.weight_norm(nn.GRUCell(4, 6), "weight_ih"),
+        "linear": parametrizations.weight_norm(nn.Linear(4, 3)), "conv": utils.spectral_norm(nn.Conv1d(4, 3, 2)),
+        "attention": parametrizations.orthogonal(nn.MultiheadAttention(4, 2), "in_proj_weight"),
+    })  # fmt: skip
+    found = emp_torch.find_weights(model)
+    assert [w.name for w in found.weights] == [
+        "lstm.weight_ih_l0", "cell.weight_hh", "attention.out_proj.weight",
+    ]  # fmt: skip
+    assert dict(found.refusals) == {
+        "lstm.weight_hh_l0": "it is computed from weight_hh_l0_g, weight_hh_l0_v, which is not pruned",
+        "cell.weight_ih": "it is computed from weight_ih_g, weight_ih_v, which is not pruned",
+        "linear.weight": "it is computed from parametrizations.weight.original0, parametrizations.weight.original1, "
+        "which is not pruned",
+        "conv.weight": "it is computed from weight_orig, which is not pruned",
+        "attention.in_proj_weight": "it is computed from parametrizations.in_proj_weight.original, which is not pruned",
+    }
+    left = emp_torch.find_weights(model, exclude=["linear.*"], include=["l*", "conv.*"])
+    assert dict(left.refusals)["linear.weight"] == "exclude leaves it out"
+    emp_torch.prune(model)
+    assert bool((model["lstm"].weight_hh_l0_g != 0).all())
+    with pytest.raises(emp_core.ArgumentError, match="got weight: it is computed from"):
+        emp_torch.plan(model["linear"])
+
+
+@pytest.mark.parametrize("first", ["head", "table"])
+def test_what_shares_its_parameter_with_a_table_is_one_in_either_order(first):
+    table, head = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
+    head.weight = table.weight
+    parts = {"table": table, "head": head}
+    model = nn.ModuleDict({first: parts.pop(first), **parts, "body": nn.Linear(4, 4)})
+    found = emp_torch.find_weights(model)
+    assert [w.name for w in found.weights] == ["body.weight"]
+    assert found.refusals == ((f"{first}.weight", "it is a table of embeddings; ask for those with embeddings"),)
+    everything = emp_torch.find_weights(model, embeddings=True).weights
+    assert [w.name for w in everything] == [f"{first}.weight", "body.weight"]
