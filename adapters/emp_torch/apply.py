@@ -11,7 +11,7 @@ from emp_core import ArgumentError
 from emp_core.certificates import Certificate, Seen, certify, contradictions, read
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
 from emp_torch.plan import plan as make_plan
-from emp_torch.weights import find_weights
+from emp_torch.weights import find_weights, refuse_sums
 
 __all__ = ["apply", "certificate_of", "prune", "recertify", "verify"]
 
@@ -29,7 +29,7 @@ def apply(model: nn.Module, plan: Plan, /) -> nn.Module:
         The same model.
 
     Raises:
-        ArgumentError: the plan was made for other weights; nothing was changed then.
+        ArgumentError: the plan was made for other weights, or cannot be certified; nothing was changed then.
     """
     held = {w.name: w for w in find_weights(model, embeddings=True).weights}
     for entry in plan.entries:
@@ -38,6 +38,11 @@ def apply(model: nn.Module, plan: Plan, /) -> nn.Module:
             raise ArgumentError(f"plan must be made for this model, got one with {entry.name}, which it does not have")
         if hash_values(host_values(weight.value)) != entry.sha256 or tuple(weight.value.shape) != entry.shape:
             raise ArgumentError(f"plan must be made for this model, got one made from other values of {entry.name}")
+    refuse_sums((entry.name, held[entry.name].value) for entry in plan.entries)
+    try:
+        certify(plan, {entry.name: "" for entry in plan.entries})
+    except ValueError as error:  # text has no infinities
+        raise ArgumentError(f"plan must hold finite figures to be certified, got others: {error}") from error
     left = {}
     with torch.no_grad():
         for entry in plan.entries:
@@ -110,6 +115,7 @@ def recertify(model: nn.Module, /) -> Certificate:
     """
     found = find_weights(model, embeddings=True).weights
     values = {w.name: w.value.detach() for w in found}
+    refuse_sums(values.items())
     # `decide` drops what holds only zeros (as it drops what is empty), so their zeros must not be counted either
     values = {name: value for name, value in values.items() if bool((value != 0).any())}
     zeros = {name: int((value == 0).sum()) for name, value in values.items()}

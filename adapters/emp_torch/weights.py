@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -12,9 +14,10 @@ from torch.nn.parameter import UninitializedParameter
 
 from emp_core import ArgumentError
 
-__all__ = ["Found", "Weight", "find_weights"]
+__all__ = ["Found", "Weight", "find_weights", "refuse_sums"]
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
+LARGEST = math.sqrt(sys.float_info.max)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # others cannot be masked, counted and hashed
 
 
@@ -154,6 +157,22 @@ def _refusal(parameter: nn.Parameter, min_size: int, table: bool) -> str | None:
     if table:
         return "it is a table of embeddings; ask for those with embeddings"
     return None
+
+
+def refuse_sums(values: Iterable[tuple[str, Tensor]], what: str = "weights") -> None:
+    """Refuse tensors, given by name, whose sums no certificate can hold, before anything is changed.
+
+    Raises:
+        ArgumentError: (Σ|w|)² is beyond the numbers; only float64 reaches that.
+    """
+    for name, value in values:
+        if value.dtype != torch.float64 or not value.numel():
+            continue
+        size = value.detach().abs()
+        if bool(size.isfinite().all()) and not float(size.sum()) <= LARGEST:  # NaN and inf are named by the plan
+            raise ArgumentError(
+                f"{what} must have a sum of magnitudes ≤ {LARGEST:.3g}, got {float(size.sum()):.3g} in {name}"
+            )
 
 
 def _candidates(model: nn.Module) -> Iterator[Weight | Computed]:
