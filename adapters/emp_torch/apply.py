@@ -11,7 +11,7 @@ from emp_core import ArgumentError
 from emp_core.certificates import Certificate, Seen, certify, contradictions, read
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
 from emp_torch.plan import plan as make_plan
-from emp_torch.weights import find_weights, refuse_sums
+from emp_torch.weights import find_weights, refuse_sums, unwrapped
 
 __all__ = ["apply", "certificate_of", "prune", "recertify", "verify"]
 
@@ -51,7 +51,7 @@ def apply(model: nn.Module, plan: Plan, /) -> nn.Module:
             weight.parameter.masked_fill_(~mask, 0)
             weight.refresh()
             left[entry.name] = Seen.whole(weight.value).kept
-    setattr(model, ATTRIBUTE, certify(plan, left))
+    setattr(unwrapped(model), ATTRIBUTE, certify(plan, left))
     return model
 
 
@@ -61,7 +61,7 @@ def certificate_of(model: nn.Module, /) -> Certificate:
     Raises:
         ArgumentError: there is none, or it was edited.
     """
-    text = getattr(model, ATTRIBUTE, None)
+    text = getattr(unwrapped(model), ATTRIBUTE, None)
     if text is None:
         raise ArgumentError("model must carry a certificate, as `apply` leaves it, got one without")
     return read(text)
@@ -122,5 +122,6 @@ def recertify(model: nn.Module, /) -> Certificate:
     certified = {name: value for name, value in values.items() if zeros[name]} or values
     n = sum(value.numel() for value in certified.values())
     made = decide(certified, Rule(sparsity=sum(zeros[name] for name in certified) / n if n else 0.0, scope="model"))
-    setattr(model, ATTRIBUTE, certify(made, {name: Seen.whole(value).kept for name, value in certified.items()}))
+    left = {name: Seen.whole(value).kept for name, value in certified.items()}
+    setattr(unwrapped(model), ATTRIBUTE, certify(made, left))
     return certificate_of(model)

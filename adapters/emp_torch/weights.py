@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from emp_core import ArgumentError
 
-__all__ = ["Found", "Weight", "find_weights", "refuse_sums"]
+__all__ = ["Found", "Weight", "find_weights", "refuse_sums", "unwrapped"]
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 LARGEST = math.sqrt(sys.float_info.max)
@@ -26,7 +26,8 @@ class Weight:
     """A parameter that may be pruned.
 
     Attributes:
-        name: as ``model.named_parameters()`` has it (the first one, where several modules share it).
+        name: as ``model.named_parameters()`` has it (the first one, where several modules share it), without what
+            ``torch.compile`` and ``DataParallel`` put before it.
         module: that holds it.
         attribute: its name there.
         axis: of its output units.
@@ -176,7 +177,7 @@ def refuse_sums(values: Iterable[tuple[str, Tensor]], what: str = "weights") -> 
 
 
 def _candidates(model: nn.Module) -> Iterator[Weight | Computed]:
-    for prefix, module in model.named_modules():
+    for prefix, module in _named(model):
         for attribute, axis in _axes(module):
             name = f"{prefix}.{attribute}" if prefix else attribute
             masked = f"{attribute}_orig" in module._parameters and f"{attribute}_mask" in module._buffers
@@ -184,6 +185,32 @@ def _candidates(model: nn.Module) -> Iterator[Weight | Computed]:
                 yield Weight(name, module, attribute, axis, type(module).__name__)
             elif sources := _sources(module, attribute):
                 yield Computed(name, sources)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model within ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``."""
+    while inner := _wrapped(model):
+        model = model._modules[inner] or model
+    return model
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, by the name that it has where nothing is wrapped."""
+    names = {"": ""}
+    owners = dict(model.named_modules())
+    for path, module in owners.items():
+        if path:
+            parent, _, last = path.rpartition(".")
+            outer = names[parent]
+            names[path] = outer if _wrapped(owners[parent]) == last else f"{outer}.{last}" if outer else last
+        yield names[path], module
+
+
+def _wrapped(module: nn.Module) -> str:
+    """The name under which a wrapper holds the module; empty where it is none."""
+    if "_orig_mod" in module._modules:  # of torch.compile; its class is not imported, which takes seconds
+        return "_orig_mod"
+    return "module" if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else ""
 
 
 def _axes(module: nn.Module) -> Iterator[tuple[str, int]]:

@@ -97,3 +97,23 @@ def test_what_shares_its_parameter_with_a_table_is_one_in_either_order(first):
     assert found.refusals == ((f"{first}.weight", "it is a table of embeddings; ask for those with embeddings"),)
     everything = emp_torch.find_weights(model, embeddings=True).weights
     assert [w.name for w in everything] == [f"{first}.weight", "body.weight"]
+
+
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
+def test_certificates_hold_within_and_without_a_wrapper(wrap, tmp_path):
+    def made(seed=0):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+
+    model, other, nested = made(), made(), made()
+    outer = wrap(model)
+    assert emp_torch.prune(outer).to_json() == emp_torch.prune(other).to_json()
+    assert emp_torch.verify(model) == ()
+    assert emp_torch.verify(wrap(other)) == ()
+    place = emp_torch.save(outer, tmp_path / "m.pt")
+    assert emp_torch.verify(emp_torch.load(made(1), place)) == ()
+    assert emp_torch.verify(emp_torch.load(wrap(made(1)), place)) == ()
+    nested[0] = wrap(nested[0])
+    assert [w.name for w in emp_torch.find_weights(nested).weights] == ["0.weight", "1.weight"]
+    emp_torch.prune(nested)
+    assert emp_torch.verify(model, emp_torch.certificate_of(nested)) == ()
