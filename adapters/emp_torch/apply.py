@@ -11,7 +11,7 @@ from emp_core import ArgumentError, VerifyError
 from emp_core.certificates import Certificate, Seen, certify, contradictions, read
 from emp_core.plans import Plan, Rule, decide, dtype_name, hash_values, host_values
 from emp_torch.plan import plan as make_plan
-from emp_torch.weights import find_weights
+from emp_torch.weights import find_weights, refuse_sums, unwrapped
 
 __all__ = ["apply", "certificate_of", "prune", "recertify", "verify"]
 
@@ -29,7 +29,7 @@ def apply(model: nn.Module, plan: Plan, /) -> nn.Module:
         The same model.
 
     Raises:
-        ArgumentError: the plan was made for other weights; nothing was changed then.
+        ArgumentError: the plan was made for other weights, or cannot be certified; nothing was changed then.
     """
     held = {w.name: w for w in find_weights(model, embeddings=True).weights}
     for entry in plan.entries:
@@ -38,15 +38,20 @@ def apply(model: nn.Module, plan: Plan, /) -> nn.Module:
             raise ArgumentError(f"plan must be made for this model, got one with {entry.name}, which it does not have")
         if hash_values(host_values(weight.value)) != entry.sha256 or tuple(weight.value.shape) != entry.shape:
             raise ArgumentError(f"plan must be made for this model, got one made from other values of {entry.name}")
+    refuse_sums((entry.name, held[entry.name].value) for entry in plan.entries)
+    try:
+        certify(plan, {entry.name: "" for entry in plan.entries})
+    except ValueError as error:  # text has no infinities
+        raise ArgumentError(f"plan must hold finite figures to be certified, got others: {error}") from error
     left = {}
     with torch.no_grad():
         for entry in plan.entries:
             weight = held[entry.name]
             mask = torch.as_tensor(plan.masks[entry.name], device=weight.parameter.device)
-            for tensor in {id(t): t for t in (weight.parameter, weight.value)}.values():
-                tensor.masked_fill_(~mask, 0)
+            weight.parameter.masked_fill_(~mask, 0)
+            weight.refresh()
             left[entry.name] = Seen.whole(weight.value).kept
-    setattr(model, ATTRIBUTE, certify(plan, left))
+    setattr(unwrapped(model), ATTRIBUTE, certify(plan, left))
     return model
 
 
@@ -56,7 +61,7 @@ def certificate_of(model: nn.Module, /) -> Certificate:
     Raises:
         ArgumentError: there is none, or it was edited.
     """
-    text = getattr(model, ATTRIBUTE, None)
+    text = getattr(unwrapped(model), ATTRIBUTE, None)
     if text is None:
         raise ArgumentError("model must carry a certificate, as `apply` leaves it, got one without")
     return read(text)
@@ -108,16 +113,20 @@ def recertify(model: nn.Module, /) -> Certificate:
     """Certify the zeros that a model has now: for weights that were trained on after they were pruned.
 
     The certificate says that of all weights together the largest are kept, as many as are not zero; every figure in it
-    is of the weights as they are.
+    is of the weights as they are. A weight of nothing but zeros is left out: nothing tells one of them from another.
 
     Returns:
         The certificate, which is left with the model as well.
     """
     found = find_weights(model, embeddings=True).weights
-    values = {w.name: w.value.detach() for w in found if w.parameter.is_floating_point() and w.value.numel()}
+    values = {w.name: w.value.detach() for w in found}
+    refuse_sums(values.items())
+    # `decide` drops what holds only zeros (as it drops what is empty), so their zeros must not be counted either
+    values = {name: value for name, value in values.items() if bool((value != 0).any())}
     zeros = {name: int((value == 0).sum()) for name, value in values.items()}
     certified = {name: value for name, value in values.items() if zeros[name]} or values
     n = sum(value.numel() for value in certified.values())
     made = decide(certified, Rule(sparsity=sum(zeros[name] for name in certified) / n if n else 0.0, scope="model"))
-    setattr(model, ATTRIBUTE, certify(made, {name: Seen.whole(value).kept for name, value in certified.items()}))
+    left = {name: Seen.whole(value).kept for name, value in certified.items()}
+    setattr(unwrapped(model), ATTRIBUTE, certify(made, left))
     return certificate_of(model)

@@ -47,18 +47,25 @@ class SmallerAttention(nn.Module):
             if whole._qkv_same_embed_dim
             else (whole.q_proj_weight, whole.k_proj_weight, whole.v_proj_weight)
         )
+        trained = (
+            (whole.in_proj_weight.requires_grad,) * 3
+            if whole._qkv_same_embed_dim
+            else tuple(weight.requires_grad for weight in weights)
+        )
         biases = whole.in_proj_bias.chunk(3) if whole.in_proj_bias is not None else (None,) * 3
         sizes = (whole.embed_dim, whole.kdim, whole.vdim, whole.embed_dim)
         smaller = cls(int(keep.sum()), width, sizes, bias=whole.in_proj_bias is not None, dropout=whole.dropout)
         smaller.to(whole.out_proj.weight)
         smaller.batch_first, smaller.training = whole.batch_first, whole.training
-        for layer, weight, bias in zip((smaller.q_proj, smaller.k_proj, smaller.v_proj), weights, biases, strict=True):
-            layer.weight.copy_(weight[index])
+        layers = (smaller.q_proj, smaller.k_proj, smaller.v_proj)
+        for layer, weight, bias, train in zip(layers, weights, biases, trained, strict=True):
+            layer.weight.copy_(weight[index]).requires_grad_(train)
             if bias is not None:
-                layer.bias.copy_(bias[index])
-        smaller.out_proj.weight.copy_(whole.out_proj.weight[:, index])
-        if whole.out_proj.bias is not None:
-            smaller.out_proj.bias.copy_(whole.out_proj.bias)
+                layer.bias.copy_(bias[index]).requires_grad_(whole.in_proj_bias.requires_grad)
+        out = whole.out_proj
+        smaller.out_proj.weight.copy_(out.weight[:, index]).requires_grad_(out.weight.requires_grad)
+        if out.bias is not None:
+            smaller.out_proj.bias.copy_(out.bias).requires_grad_(out.bias.requires_grad)
         return smaller
 
     def forward(

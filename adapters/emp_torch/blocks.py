@@ -14,6 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from emp_core import ArgumentError
+from emp_torch.weights import Weight
+
 __all__ = ["COUNTS", "KV_COUNTS", "Heads", "Part", "find_heads"]
 
 NAMES = (
@@ -47,10 +50,42 @@ class Part:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter."""
-        found = self.module._parameters[self.attribute]
-        assert found is not None
-        return found
+        """The parameter, also where ``torch.nn.utils.prune`` put a mask before it."""
+        self.refuse_computed()
+        return self._weight(self.attribute).parameter
+
+    @property
+    def value(self) -> Tensor:
+        """What the block computes with: the parameter, times its mask where it has one."""
+        self.refuse_computed()
+        return self._weight(self.attribute).value
+
+    @property
+    def masked(self) -> bool:
+        """Whether ``torch.nn.utils.prune`` put a mask before the parameter or before the bias."""
+        return any(f"{name}_mask" in self.module._buffers for name in (self.attribute, self._bias_name))
+
+    def refuse_computed(self, *, masked: bool = False) -> None:
+        """Refuse what is computed from other parameters, and if asked for, what is masked.
+
+        Raises:
+            ArgumentError: the parameter is no plain one.
+        """
+        where = f"{self.attribute} of {type(self.module).__name__}"
+        said = f"heads must be of a block whose weights are parameters, got one in which {where} is"
+        if masked and self.masked:
+            raise ArgumentError(f"{said} masked; torch.nn.utils.prune.remove makes masks permanent")
+        if self.module._parameters.get(self.attribute) is None and f"{self.attribute}_mask" not in self.module._buffers:
+            raise ArgumentError(f"{said} computed from others")
+
+    def refresh(self) -> None:
+        """After a change of the parameter or the bias: what is masked follows."""
+        for name in (self.attribute, self._bias_name):
+            if f"{name}_mask" in self.module._buffers:
+                self._weight(name).refresh()
+
+    def _weight(self, attribute: str) -> Weight:
+        return Weight(attribute, self.module, attribute, 0, type(self.module).__name__)
 
     def units(self, tensor: Tensor) -> Tensor:
         """A view of the parameter's weight, gradient or bias with the units that heads divide first."""
@@ -61,9 +96,13 @@ class Part:
     @property
     def bias(self) -> Tensor | None:
         """The bias of queries, keys or values."""
-        name = "in_proj_bias" if self.attribute.endswith("proj_weight") else "bias"
-        found: Tensor | None = self.module._parameters.get(name)
+        held, name = self.module._parameters, self._bias_name
+        found: Tensor | None = held.get(f"{name}_orig" if f"{name}_mask" in self.module._buffers else name)
         return found
+
+    @property
+    def _bias_name(self) -> str:
+        return "in_proj_bias" if self.attribute.endswith("proj_weight") else "bias"
 
 
 @dataclass(frozen=True)
@@ -87,7 +126,7 @@ class Heads:
     def slices(self, part: str, tensor: Tensor | None = None) -> Tensor:
         """What each head owns of a weight (or of ``tensor``, of the weight's shape): (heads, numbers)."""
         held = self.parts[part]
-        units = held.units(held.parameter.detach() if tensor is None else tensor)
+        units = held.units(held.value.detach() if tensor is None else tensor)
         return units.reshape(self.count if part in "qo" else self.kv_count, -1)
 
 

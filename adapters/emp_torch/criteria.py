@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -71,10 +71,9 @@ def calibrate(
     before = {w.name: w.parameter.grad for w in found}
     now = _Now()
     with ExitStack() as stack:
-        for weight in found:
-            if isinstance(weight.module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_conv1d(weight.module):
-                hook = _Hook(weight, statistics, now)
-                stack.callback(weight.module.register_forward_hook(hook).remove)
+        for weight, module in _users(model, found):
+            hook = _Hook(weight, statistics, now)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         model.eval()
         try:
             for batch in batches:
@@ -143,7 +142,7 @@ def scores(
             out[weight.name] = _wanda(weight, value, norms)
         else:
             norms = _of(statistics.outputs, weight).sqrt().to(dtype)
-            out[weight.name] = criteria.wanda(value, norms, axis=weight.axis)
+            out[weight.name] = _activation(weight, value, norms)
     return out
 
 
@@ -162,6 +161,15 @@ def unit_f_statistics(weights: Iterable[Weight], statistics: Statistics, /) -> d
 
 def _wanda(weight: Weight, value: Tensor, norms: Tensor) -> Tensor:
     return value.abs() * _by_input(weight, value, norms).to(_at_least_float32(value))
+
+
+def _activation(weight: Weight, value: Tensor, norms: Tensor) -> Tensor:
+    groups = _groups(weight.module)
+    if groups == 1 or weight.axis == 0:
+        return criteria.wanda(value, norms, axis=weight.axis)
+    # grouped and transposed: the first axis has the inputs of each group in turn, the second the outputs of one group
+    per_input = norms.reshape(groups, -1).repeat_interleave(value.shape[0] // groups, 0)
+    return value.abs() * per_input.reshape(*per_input.shape, *[1] * (value.dim() - 2))
 
 
 def _by_input(weight: Weight, value: Tensor, inputs: Tensor) -> Tensor:
@@ -187,7 +195,8 @@ class _Hook:
         self.weight, self.statistics, self.now = weight, statistics, now
         self.channel = 1 if isinstance(weight.module, nn.modules.conv._ConvNd) else -1
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        inputs = args or tuple(named.values())
         _add(self.statistics.inputs, self.weight.name, self._squares(inputs[0]))
         _add(self.statistics.outputs, self.weight.name, self._squares(output))
         if self.now.labels is not None:
@@ -212,6 +221,23 @@ class _Hook:
             axis = 0
         others = [d for d in range(value.dim()) if d != axis % value.dim()]
         return value.detach().double().square().sum(others) if others else value.detach().double().square()
+
+
+def _users(model: nn.Module, found: Iterable[Weight]) -> Iterator[tuple[Weight, nn.Module]]:
+    """Every weight with each module that can be watched using it: more than one where it is shared."""
+    held = {id(weight.parameter): weight for weight in found}
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_conv1d(module):
+            name = "weight_orig" if "weight_mask" in module._buffers else "weight"
+            weight = held.get(id(module._parameters.get(name)))
+            axis = 1 if _is_conv1d(module) or getattr(module, "transposed", False) else 0
+            # one that uses it the other way round has other inputs than those counted
+            if weight is not None and axis == weight.axis and _groups(module) == _groups(weight.module):
+                yield weight, module
+
+
+def _groups(module: nn.Module) -> int:
+    return int(getattr(module, "groups", 1))
 
 
 def _is_conv1d(module: nn.Module) -> bool:

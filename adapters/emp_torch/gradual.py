@@ -7,13 +7,14 @@ with that value when they are refreshed, so that a weight masked too early comes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from emp_core import ArgumentError, Rows, beta_schedule, cubic_schedule, select
+from emp_core import ArgumentError, Rows, cubic_schedule, select
 from emp_core.plans import SCOPES
 from emp_torch.apply import recertify
 from emp_torch.weights import Weight, find_weights
@@ -46,7 +47,7 @@ class GradualPruner:
         scope: which weights compete: those of one `tensor`, of one `row`, or of the whole `model`.
         criterion: function weight → scores of its shape, at each refresh; magnitudes if None. Values kept aside
             compete by magnitude, so for other criteria a masked weight does not come back.
-        weights: from `find_weights`; all of the model's by default.
+        weights: from `find_weights`; all of the model's by default, frozen ones too.
 
     Raises:
         ArgumentError: an option out of its range.
@@ -72,6 +73,16 @@ class GradualPruner:
         if sparsity is not None and beta is not None:
             raise ArgumentError("sparsity fixes the count, so beta must be left alone, got both")
         self.model, self.optimizer, self.scope, self.criterion = model, optimizer, scope, criterion
+        for name, value in (("sparsity", sparsity), ("initial", initial)):
+            if name == "sparsity" and (value is None or callable(value)):
+                continue
+            if not (isinstance(value, (int, float)) and 0 <= value < 1):
+                raise ArgumentError(f"{name} must be a sparsity in [0, 1), got {value!r}")
+        given = beta is not None and not callable(beta)
+        if given and not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
+            raise ArgumentError(f"beta must be a finite number > 0, got {beta!r}")
+        # how much of the way is gone, 0 to 0.5; also where it is not used, it refuses what is no begin, steps or every
+        ramp = cubic_schedule(0.0, 0.5, begin=begin, steps=steps, every=every)
         self.begin, self.every, self.last = begin, every, begin + steps * every
         self._beta: Schedule | None = None
         self._share: Schedule | None = None
@@ -80,16 +91,11 @@ class GradualPruner:
             self._beta = beta
         elif sparsity is None:
             self._final = 1.0 if beta is None else beta
-            beta_schedule(self._final, self._final, begin=begin, steps=steps, every=every)  # refuses what is no β
-            # how much of the way to the final sparsity is gone: 0 to 1, along the same cubic
-            ramp = cubic_schedule(0.0, 0.5, begin=begin, steps=steps, every=every)
-            self._share = lambda step: 2 * ramp(step)
+            self._share = lambda step: 2 * ramp(step)  # of the way to the final sparsity
         elif callable(sparsity):
             self._sparsity = sparsity
         else:
             self._sparsity = cubic_schedule(initial, sparsity, begin=begin, steps=steps, every=every)
-        if not 0 <= initial < 1:
-            raise ArgumentError(f"initial must be a sparsity in [0, 1), got {initial!r}")
         self.initial = initial
         self.weights = tuple(find_weights(model).weights if weights is None else weights)
         if not self.weights:
@@ -97,7 +103,11 @@ class GradualPruner:
         self.masks = {w.name: torch.ones_like(w.parameter, dtype=torch.bool) for w in self.weights}
         self._aside = dict[str, Tensor]()
         self.steps_done, self.finished = 0, False
-        self._hooks = [w.parameter.register_post_accumulate_grad_hook(self._grad_hook(w.name)) for w in self.weights]
+        self._hooks = [
+            w.parameter.register_post_accumulate_grad_hook(self._grad_hook(w.name))
+            for w in self.weights
+            if w.parameter.requires_grad  # one that is frozen has no gradient to be masked
+        ]
         if optimizer is not None:
             self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._hold()))
         if begin == 0:

@@ -71,6 +71,7 @@ def zero_heads(heads: Heads, keep: Any, /) -> None:
         units[~each] = 0
         if name != "o" and part.bias is not None:
             part.units(part.bias.data)[~each] = 0
+        part.refresh()
 
 
 def remove_heads(model: nn.Module, heads: Heads, keep: Any, /) -> nn.Module:
@@ -80,7 +81,8 @@ def remove_heads(model: nn.Module, heads: Heads, keep: Any, /) -> nn.Module:
     than its model, is replaced by a `SmallerAttention` of the same call.
 
     Args:
-        model: that holds the block; changed in place.
+        model: that holds the block; changed in place. Where the block is in an ``nn.TransformerEncoder``, that or what
+            holds it: the encoder must not make nested tensors any more, which only ``nn.MultiheadAttention`` takes.
         heads: of the block, from `find_heads`.
         keep: booleans, one per head; where several heads share keys and values, all of such a group or none.
 
@@ -89,9 +91,11 @@ def remove_heads(model: nn.Module, heads: Heads, keep: Any, /) -> nn.Module:
 
     Raises:
         ArgumentError: keep does not fit, keeps no head, or divides a group; or the block's positions have a bias for
-            every head that other blocks share (T5), so that only `zero_heads` can be done.
+            every head that other blocks share (T5), so that only `zero_heads` can be done; or its weights are masked.
     """
     kept, kv = _kept(heads, keep, shared=True)
+    for part in heads.parts.values():  # before any of them is changed
+        part.refuse_computed(masked=True)
     if hasattr(heads.module, "has_relative_attention_bias") and not bool(kept.all()):
         raise ArgumentError(
             f"heads must be of a block that can lose them, got {heads.name}, whose bias of positions is by head "
@@ -99,6 +103,9 @@ def remove_heads(model: nn.Module, heads: Heads, keep: Any, /) -> nn.Module:
         )
     if isinstance(heads.module, nn.MultiheadAttention):
         smaller = SmallerAttention.of(heads.module, kept)
+        for outer in model.modules():
+            if isinstance(outer, nn.TransformerEncoder) and any(m is heads.module for m in outer.modules()):
+                outer.use_nested_tensor = outer.enable_nested_tensor = False
         if heads.name:
             parent, _, last = heads.name.rpartition(".")
             setattr(model.get_submodule(parent), last, smaller)
@@ -141,7 +148,9 @@ def _shrink(part: Part, each: Tensor, *, with_bias: bool) -> None:
         part.parameter.index_select(axis, index), requires_grad=part.parameter.requires_grad
     )
     if with_bias and part.bias is not None:
-        module._parameters["bias"] = nn.Parameter(part.bias.index_select(0, index))
+        module._parameters["bias"] = nn.Parameter(
+            part.bias.index_select(0, index), requires_grad=part.bias.requires_grad
+        )
     size = int(index.numel())
     for name in ("out_features", "nf") if with_bias else ("in_features", "nx"):
         if hasattr(module, name):

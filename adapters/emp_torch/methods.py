@@ -206,6 +206,9 @@ def effective_global(
     Returns:
         The figures of the common pool (`emp_core.Selection`), its masks by the place of the pair.
 
+    Raises:
+        ArgumentError: a pair that names no parameter, or an option out of its range; nothing was masked then.
+
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
     >>> chosen = effective_global([(model[0], "weight"), (model[1], "weight")])
     >>> int(sum(layer.weight_mask.sum() for layer in model)) == int(chosen.k)
@@ -222,6 +225,11 @@ def effective_global(
         weight = getattr(module, f"{name}_orig" if _pruned(module, name) else name, None)
         if not isinstance(weight, Tensor):
             raise ArgumentError(f"parameters must name tensors, got {name!r} of {type(module).__name__}")
+        if module._parameters.get(name) is None and not _pruned(module, name):  # `attach` would find that too late
+            raise ArgumentError(
+                f"parameters must name parameters, got {name!r} of {type(module).__name__}, which is a buffer or is "
+                "computed from parameters"
+            )
         score = given.get((module, name), weight)
         if score.shape != weight.shape:
             raise ArgumentError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from emp_core import ArgumentError
 from emp_core.plans import Plan, Rule, decide
 from emp_torch.criteria import Statistics, scores
-from emp_torch.weights import find_weights
+from emp_torch.weights import find_weights, refuse_sums
 
 __all__ = ["plan"]
 
@@ -58,10 +58,15 @@ def plan(
     if not found.weights:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.refusals[:4])
         raise ArgumentError(f"model must have something to prune, got {reasons or 'no weight that is known here'}")
+    values = {w.name: w.value.detach() for w in found.weights}
+    refuse_sums(values.items())
+    given = scores(found.weights, criterion, statistics=statistics) if isinstance(criterion, str) else criterion
+    if criterion != "magnitude":
+        refuse_sums(((name, given[name]) for name in values if isinstance(given.get(name), Tensor)), "scores")
     return decide(
-        {w.name: w.value.detach() for w in found.weights},
+        values,
         Rule(1.0 if beta is None and sparsity is None else beta, order, sparsity, scope),
-        scores=scores(found.weights, criterion, statistics=statistics) if isinstance(criterion, str) else criterion,
+        scores=given,
         criterion=criterion if isinstance(criterion, str) else "given",
         axes={w.name: w.axis for w in found.weights},
         refusals=found.refusals,

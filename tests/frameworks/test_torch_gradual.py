@@ -181,13 +181,29 @@ def test_tied_and_attention_and_recurrent_weights():
         ({"sparsity": 1.0}, "must be a sparsity"), ({"beta": 0.0}, "must be a finite number > 0"),
         ({"sparsity": 0.5, "beta": 1.0}, "got both"), ({"scope": "column"}, "scope must be one of"),
         ({"steps": 0}, "steps must be"), ({"every": 0}, "every must be"), ({"begin": -1}, "begin must be"),
-        ({"initial": 1.0, "sparsity": 0.5}, "must be a sparsity"), ({"weights": ()}, "must have something to prune"),
+        ({"initial": 1.0, "sparsity": 0.5}, "initial must be a sparsity"),
+        ({"sparsity": 1.2}, "sparsity must be a sparsity in .*, got 1.2"), ({"beta": -1}, "beta must be .*, got -1"),
+        ({"sparsity": lambda step: 0.5, "every": 0}, "every must be"), ({"begin": None}, "begin must be"),
+        ({"beta": lambda step: 1.0, "steps": -1}, "steps must be"), ({"initial": None}, "initial must be"),
+        ({"sparsity": "half"}, "sparsity must be a sparsity"),
+        ({"weights": ()}, "must have something to prune"),
     ],
 )  # fmt: skip
 def test_wrong_options(options, what):
     model, optimizer = parts()
     with pytest.raises(emp_core.ArgumentError, match=what):
         GradualPruner(model, optimizer, **options)
+
+
+def test_frozen_weights_are_pruned_too():
+    model, optimizer = parts()
+    model[0].requires_grad_(False)
+    pruner = GradualPruner(model, optimizer, sparsity=0.5, begin=0, steps=2, every=2)
+    for _ in train(model, optimizer, pruner, 6):
+        pass
+    pruner.finish()
+    assert [int((w.parameter == 0).sum()) for w in pruner.weights] == [80, 24]
+    assert emp_torch.verify(model) == ()
 
 
 class Trainer:

@@ -283,3 +283,58 @@ def test_blocks_that_are_not_known_are_named_with_the_reason():
     assert "two has layers of names that are not known: in_q, in_k, in_v, out" in said
     assert "three does not say how many heads it has" in said
     assert "four" not in said
+
+
+@pytest.mark.parametrize("name", ["plain", "bert", "gpt2"])
+def test_what_was_frozen_stays_frozen(name):
+    model = made(name)
+    (heads,) = emp_torch.find_heads(model)
+    for part in "qvo":
+        heads.parts[part].parameter.requires_grad_(False)
+        if heads.parts[part].bias is not None:
+            heads.parts[part].bias.requires_grad_(False)
+    frozen = {p: heads.parts[p].parameter.requires_grad for p in "qkvo"}
+    block = emp_torch.remove_heads(model, heads, half(heads))
+    if name == "plain":
+        layers = {"q": block.q_proj, "k": block.k_proj, "v": block.v_proj, "o": block.out_proj}
+        assert {p: layer.weight.requires_grad for p, layer in layers.items()} == frozen
+        assert not any(layer.bias is not None and layer.bias.requires_grad for layer in layers.values())
+        return
+    assert {p: heads.parts[p].parameter.requires_grad for p in "qkvo"} == frozen
+    assert not any(heads.parts[p].bias is not None and heads.parts[p].bias.requires_grad for p in "qvo")
+
+
+def test_a_stock_encoder_takes_padding_without_some_heads():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 16, batch_first=True), 2).eval()
+    whole, keep = copy.deepcopy(model), torch.tensor([True, False, True, True])
+    padded = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    whole.use_nested_tensor = False  # only because torch warns of nested tensors
+    for ours, theirs in zip(emp_torch.find_heads(model), emp_torch.find_heads(whole), strict=True):
+        emp_torch.remove_heads(model, ours, keep)
+        emp_torch.zero_heads(theirs, keep)
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        out, expected = (m(x, src_key_padding_mask=padded) for m in (model, whole))
+    torch.testing.assert_close(out[~padded], expected[~padded])
+
+
+def test_masked_blocks():
+    layer = nn.TransformerEncoderLayer(8, 4, 16)
+    attention, keep = layer.self_attn, torch.tensor([True, False, True, True])
+    emp_torch.effective_unstructured(attention, "in_proj_weight")
+    (heads,) = emp_torch.find_heads(layer)
+    plain = nn.TransformerEncoderLayer(8, 4, 16)
+    plain.self_attn.in_proj_weight.data = attention.in_proj_weight.detach().clone()
+    plain.self_attn.out_proj.load_state_dict(attention.out_proj.state_dict())
+    expected = emp_torch.head_scores(emp_torch.find_heads(plain))
+    torch.testing.assert_close(emp_torch.head_scores([heads]), expected)
+    with pytest.raises(ArgumentError, match=r"in_proj_weight of MultiheadAttention is masked; torch\.nn\.utils\.prune"):
+        emp_torch.remove_heads(layer, heads, keep)
+    emp_torch.zero_heads(heads, keep)
+    assert bool((attention.in_proj_weight[2:4] == 0).all())
+    normed = nn.TransformerEncoderLayer(8, 4, 16)
+    nn.utils.parametrizations.weight_norm(normed.self_attn, "in_proj_weight")
+    for call in (lambda h: emp_torch.head_scores([h]), lambda h: emp_torch.remove_heads(normed, h, keep)):
+        with pytest.raises(ArgumentError, match="in_proj_weight of ParametrizedMultiheadAttention is computed from"):
+            call(emp_torch.find_heads(normed)[0])

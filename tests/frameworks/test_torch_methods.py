@@ -180,3 +180,14 @@ def test_on_a_gpu():
     emp_torch.effective_global(pairs(device))
     for (a, _), (b, _) in zip(pairs(host), pairs(device), strict=True):
         assert torch.equal(a.weight_mask, b.weight_mask.cpu())
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), "weight"), (nn.BatchNorm1d(3), "running_mean")],
+)
+def test_global_refuses_what_cannot_be_masked_before_it_masks_others(module, name):
+    layer = linear()
+    with pytest.raises(emp_core.ArgumentError, match=rf"must name parameters, got '{name}' of"):
+        emp_torch.effective_global([(layer, "weight"), (module, name)])
+    assert isinstance(layer.weight, nn.Parameter)

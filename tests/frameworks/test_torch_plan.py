@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -276,3 +277,66 @@ def test_no_warnings_of_ours():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         emp_torch.prune(network(), scope="row")
+
+
+def test_zeros_of_a_whole_layer_are_not_counted_when_certified_anew(tmp_path):
+    """As zero-initialised layers have them, or the second factor of LoRA."""
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+    nn.init.zeros_(model[1].weight)
+    assert set(emp_torch.recertify(model).weights) == {"0.weight"}  # whose weights are all kept
+    assert emp_torch.verify(model) == ()
+    pruner = emp_torch.GradualPruner(model, sparsity=0.5, steps=1, every=1)
+    pruner.step()
+    pruner.finish()
+    assert emp_torch.certificate_of(model).weights["0.weight"].k == 50
+    assert emp_torch.verify(model) == ()
+    emp_torch.save(model, tmp_path / "m.pt")
+    nn.init.zeros_(model[0].weight)
+    assert not emp_torch.recertify(model).weights
+
+
+def test_a_file_that_is_refused_leaves_the_model_as_it_was(tmp_path):
+    model, other = network(), network(1)
+    emp_torch.prune(model)
+    emp_torch.prune(other)
+    before, said = {n: t.clone() for n, t in other.state_dict().items()}, emp_torch.certificate_of(other)
+    body = torch.load(emp_torch.save(model, tmp_path / "m.pt"))
+    for name, value, what in (
+        ("0.weight", body["state_dict"]["0.weight"] + 1, "as its certificate says"),
+        ("4.weight", torch.ones(2, 2), "must be the one"),  # torch has filled in the others when it refuses this
+    ):
+        torch.save({**body, "state_dict": {**body["state_dict"], name: value}}, tmp_path / "bad.pt")
+        with pytest.raises(emp_core.ArgumentError, match=what):
+            emp_torch.load(other, tmp_path / "bad.pt")
+        assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
+        assert emp_torch.certificate_of(other) == said
+    with pytest.raises(emp_core.ArgumentError, match="must be the one"):
+        emp_torch.load(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), tmp_path / "m.pt")
+
+
+def test_what_cannot_be_certified_is_refused_before_anything_changes():
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4).double())
+    for fill in (1e200, 1e308):
+        nn.init.constant_(model[1].weight, fill)
+        before = {n: p.clone() for n, p in model.named_parameters()}
+        for refused in (emp_torch.prune, emp_torch.recertify):
+            with pytest.raises(emp_core.ArgumentError, match=r"sum of magnitudes ≤ 1.34e\+154, got .* in 1.weight"):
+                refused(model)
+        made = emp_torch.plan(model, include=["0.*"])
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+        emp_torch.apply(model, made)
+    nn.init.ones_(model[1].weight)
+    given = {"0.weight": torch.ones(4, 8), "1.weight": torch.full((4, 4), 1e308, dtype=torch.float64)}
+    with pytest.raises(emp_core.ArgumentError, match=r"scores must have a sum of magnitudes .* in 1.weight"):
+        emp_torch.plan(model, criterion=given)
+    made, before = emp_torch.plan(model), {n: p.clone() for n, p in model.named_parameters()}
+    endless = replace(made, entries=tuple(replace(e, l1=float("inf")) for e in made.entries))
+    with pytest.raises(emp_core.ArgumentError, match="plan must hold finite figures"):
+        emp_torch.apply(model, endless)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_eight_bits_are_left_alone():
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4).to(torch.float8_e4m3fn))
+    assert [name for name, _ in emp_torch.prune(model).refusals] == ["1.weight"]
+    assert emp_torch.verify(model) == ()

@@ -70,3 +70,32 @@ def test_what_is_refused():
         emp_torch.plan(model, criterion="f_statistic", statistics=one)
     with pytest.raises(emp_core.ArgumentError, match="or there were no labels"):
         emp_torch.plan(model, criterion="f_statistic", statistics=emp_torch.calibrate(model, [x]))
+
+
+def test_inputs_by_name_and_every_use_of_a_tied_weight_are_counted():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(self.first(input=x).tanh())
+
+    torch.manual_seed(0)
+    model, x = Named(), torch.randn(3, 4)
+    y = model.first(x).tanh()
+    statistics = emp_torch.calibrate(model, [x])
+    expected = sum(v.detach().double().square().sum(0) for v in (x, y))
+    torch.testing.assert_close(statistics.inputs["first.weight"], expected)
+
+
+def test_activation_of_a_grouped_transposed_convolution_is_that_of_its_output_channels():
+    torch.manual_seed(0)
+    model, x = nn.ConvTranspose2d(4, 6, 3, groups=2), torch.randn(2, 4, 5, 5)
+    statistics = emp_torch.calibrate(model, [x])
+    found = emp_torch.scores(emp_torch.find_weights(model).weights, "activation", statistics=statistics)["weight"]
+    norms, weight = model(x).detach().square().sum((0, 2, 3)).sqrt(), model.weight.detach().abs()
+    for i in range(4):
+        for j in range(3):
+            torch.testing.assert_close(found[i, j], weight[i, j] * norms[3 * (i // 2) + j])
