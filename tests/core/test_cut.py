@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import emp_core
 from emp_core import PoolError, select, select_stream
+from emp_core.certificates import BFLOAT16
 
 KINDS = ("normal", "tied", "wide", "spiky", "zeros", "equal", "tiny")
 
@@ -102,6 +103,19 @@ def test_parts_of_two_types() -> None:
     chosen = select({"a": parts[0], "b": parts[1]}, scope="model", sparsity=0.25)
     assert np.array_equal(cut.mask(parts[0]), chosen.mask["a"])
     assert np.array_equal(cut.mask(parts[1], 50_000), chosen.mask["b"])
+
+
+@pytest.mark.parametrize("n", [5, 70_000, 300_000])
+def test_masks_of_bfloat16_bits(n: int) -> None:
+    """In that form values lie in safetensors files."""
+    wide = scores("tied" if n == 5 else "normal", n, 1)
+    bits = (wide.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
+    values = (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    expected = select(values, sparsity=0.4)
+    for cut in (select_stream([bits], sparsity=0.4), emp_core.select_each([bits], sparsity=0.4)[0]):
+        assert cut.k == expected.k
+        assert np.array_equal(cut.mask(bits), expected.mask)
+        assert np.array_equal(cut.mask(bits[::2]), select_stream([bits], sparsity=0.4).mask(values[::2]))
 
 
 def test_pools_that_cannot_be_counted() -> None:
