@@ -221,10 +221,10 @@ class Model(Scope):
             raise ArgumentError(
                 f"scores must be a mapping of names to arrays with scope model, got {type(scores).__name__}"
             )
-        sources = {str(name): given(a, str(name)) for name, a in scores.items()}
-        if where is not None and (not isinstance(where, Mapping) or set(map(str, where)) - set(sources)):
+        sources = {name: given(a, str(name)) for name, a in scores.items()}
+        if where is not None and (not isinstance(where, Mapping) or set(where) - set(sources)):
             raise ArgumentError("where must be a mapping with names of scores in scope model")
-        chosen = {str(name): as_mask(w, f"where of {name}") for name, w in (where or {}).items()}
+        chosen = {name: as_mask(w, f"where of {name}") for name, w in (where or {}).items()}
         for name, w in chosen.items():
             if w.shape != sources[name].shape:
                 raise ArgumentError(f"where of {name} must have shape {sources[name].shape}, got {w.shape}")
