@@ -18,6 +18,7 @@ from ._mask import mask_back, retained_mass, top_mask
 from ._namespace import Given, given
 from ._rows import Counted
 from ._scope import Model, Scope, scope_of
+from ._traced import traced_remaining
 
 ROUNDING = 2.0**-44  # what retained mass and bounds may be off by, relative
 
@@ -146,7 +147,7 @@ def _select_traced(
     n = inside.sum(axis=axis)
     n_eff = effective_size(source, axis=axis, where=where)
     if share is not None:
-        k = jnp.maximum(n - jnp.round(float(share) * n).astype(n.dtype), 1)
+        k = traced_remaining(source, share, axis, where)
     elif order == 2:
         k = keep_count(source, beta=beta, axis=axis, where=where)
     else:
