@@ -82,7 +82,8 @@ def weights_of(logits: Any, /) -> Any:
     >>> weights_of([[0.0, float("-inf")], [float("-inf"), float("-inf")]]).tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
-    array = given(logits, "logits").array
+    source = given(logits, "logits")
+    array = logits if hasattr(logits, "dtype") else source.array  # as it came: with its gradient
     xp = namespace(array)
     peak = xp.max(array, axis=-1, keepdims=True)
     peak = xp.where(xp.isfinite(peak), peak, xp.zeros_like(peak))

@@ -193,6 +193,17 @@ def test_masked_keys_are_never_kept():
         attention.edges([[np.nan, 0.5, 0.5]])
 
 
+def test_weights_keep_their_gradient():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    logits = torch.tensor([[0.3, -1.0, -math.inf, 2.0], [-math.inf] * 4], dtype=torch.float64)
+    ours, theirs = logits.clone().requires_grad_(), logits[:1].clone().requires_grad_()
+    wanted = torch.tensor([3.0, -1.0, 5.0, 2.0], dtype=torch.float64)
+    (attention.weights_of(ours) * wanted).sum().backward()
+    (theirs.softmax(-1) * wanted).sum().backward()
+    assert torch.allclose(ours.grad[:1], theirs.grad)
+    assert not ours.grad[1].any()
+
+
 def test_attention_in_torch_and_under_jit():
     logits = np.random.default_rng(0).standard_normal((2, 3, 5, 7)).astype(np.float32)
     expected = attention.prune_weights(attention.weights_of(logits), beta=0.8)
