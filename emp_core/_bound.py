@@ -139,6 +139,11 @@ def _edge(xp: Any, v: Any, k: Any, i: Any, j: Any) -> Any:
 
 def _next(xp: Any, v: Any, direction: int) -> Any:
     """The next float above or below; where the library lacks nextafter, at least that far."""
+    if is_traced(v):  # a step that is added, since JAX has no gradient of nextafter
+        import jax
+
+        at = jax.lax.stop_gradient(v)
+        return v + (xp.nextafter(at, xp.full_like(at, math.inf if direction > 0 else 0.0)) - at)
     if hasattr(xp, "nextafter"):
         return xp.nextafter(v, xp.full_like(v, math.inf if direction > 0 else 0.0))
     return v * (1 + direction * 2 * xp.finfo(v.dtype).eps)

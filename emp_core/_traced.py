@@ -65,7 +65,10 @@ def traced_effective_size(source: Given, axis: Any, keepdims: bool, where: Any) 
 
 
 def traced_count(source: Given, count: Callable[[Any, Any], Any], axis: Any, where: Any) -> Any:
-    """``count(scores, where)``, computed by the host on NumPy arrays when the compiled function runs."""
+    """``count(scores, where)``, computed by the host on NumPy arrays when the compiled function runs.
+
+    A count does not change by small steps: no gradient passes through it, and none is asked of the host.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -77,7 +80,7 @@ def traced_count(source: Given, count: Callable[[Any, Any], Any], axis: Any, whe
     def host(x: Any, w: Any) -> Any:
         return np.asarray(count(np.asarray(x), np.asarray(w)), kind)
 
-    return jax.pure_callback(host, answer, source.array, inside, vmap_method="sequential")
+    return jax.pure_callback(host, answer, jax.lax.stop_gradient(source.array), inside, vmap_method="sequential")
 
 
 def traced_remaining(source: Given, share: Fraction, axis: Any, where: Any) -> Any:

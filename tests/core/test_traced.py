@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emp_core import select, top_mask
+from emp_core import attention, select, top_mask
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 jnp = jax.numpy
@@ -57,3 +57,38 @@ def test_integers_beyond_float32():
     x = jnp.array([2**24, 2**24 + 1, -(2**24) - 2])
     for k in (1, 2):
         assert np.array_equal(jax.jit(lambda a, k=k: top_mask(a, k))(x), top_mask(x, k))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_pass_around_the_count(compiled):
+    def through(f):
+        g = jax.grad(f)
+        return jax.jit(g) if compiled else g
+
+    x = jnp.array([[3.0, 1.0, 0.1], [2.0, 2.0, 0.5]])
+    for rule in ({}, {"scope": "rows"}, {"order": 1.0}, {"sparsity": 0.5}):
+        mask = select(x, **rule).mask
+        found = through(lambda a, rule=rule: jnp.where(select(a, **rule).mask, a, 0).sum())(x)
+        assert np.array_equal(found, mask)
+        mass = through(lambda a, rule=rule: select(a, **rule).mass.sum())(x)
+        assert np.isfinite(mass).all()
+    for renormalise in (True, False):
+        given_weights = jax.nn.softmax(x)
+        kept = attention.edges(given_weights).mask
+
+        def by_hand(a, kept=kept, renormalise=renormalise):
+            held = jnp.where(kept, jax.nn.softmax(a), 0)
+            return ((held / held.sum(axis=-1, keepdims=True) if renormalise else held) ** 2).sum()
+
+        found = through(
+            lambda a, r=renormalise: (attention.prune_weights(jax.nn.softmax(a), renormalise=r) ** 2).sum()
+        )(x)
+        np.testing.assert_allclose(found, jax.grad(by_hand)(x), rtol=1e-5, atol=1e-7)
+
+
+def test_rows_in_which_everything_is_masked():
+    w = jax.nn.softmax(jnp.array([[-jnp.inf] * 2, [0.0, 5.0]]))
+    expected = attention.prune_weights(w)
+    assert np.isnan(expected[0]).all()
+    np.testing.assert_array_equal(jax.jit(attention.prune_weights)(w), expected)
+    np.testing.assert_array_equal(jax.jit(lambda a: attention.edges(a).mask)(w), attention.edges(w).mask)
