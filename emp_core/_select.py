@@ -113,6 +113,11 @@ def select(
         return _select_traced(given(scores), float(multiplier), q, share, layout, where)
     laid = layout.lay(scores, where, threads)
     fixed = layout.limit(laid.pools.n)
+    if fixed is not None and (share is not None or multiplier != 1 or q != 2):
+        raise ArgumentError(
+            f"keep of {layout} fixes the count, so beta, order and sparsity must be left alone, "
+            f"got beta={beta}, order={order}, sparsity={sparsity}"
+        )
     if share is not None:
         fixed = np.array([max(1, n - round(share * n)) for n in laid.pools.n.tolist()], np.int64)
     if fixed is None and q != 2:

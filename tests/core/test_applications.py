@@ -111,6 +111,10 @@ def test_kan_in_any_layout():
     a, b = kan.remove_nodes({"w": edges}, {"v": after, "bias": np.ones(3)}, nodes > nodes.min(), axes={"w": 0, "v": 1})
     assert a["w"].shape == (3, 7)
     assert (b["v"].shape, b["bias"].shape) == ((3, 3), (3,))
+    a, b = kan.remove_nodes({"w": edges, "bias": base}, {"v": after, "bias": base}, nodes > 0, axes={"w": 0, "v": 1})
+    assert a["bias"] is b["bias"] is base  # what has no axis may be called alike
+    with pytest.raises(ArgumentError, match="axes must name an array of one layer, got 'w', which both layers have"):
+        kan.remove_nodes({"w": edges}, {"w": after}, nodes > 0, axes={"w": 0})
     for keep, what in ((np.zeros(4, bool), "at least one"), (np.ones(5, bool), "must have 5 nodes")):
         with pytest.raises(ArgumentError, match=what):
             kan.remove_nodes({"w": edges}, {"v": after}, keep, axes={"w": 0, "v": 1})

@@ -261,3 +261,12 @@ def test_names_of_a_model_stay_what_they_are():
         select(scores, scope="model", where={"2": where[1]})
     with pytest.raises(PoolError, match="1 must be finite, got NaN at flat index 0"):
         select({1: np.array([math.nan])}, scope="model")
+
+
+@pytest.mark.parametrize("rule", [{"sparsity": 0.75}, {"beta": 9.0}, {"order": 1}], ids=str)
+def test_groups_that_keep_so_many_take_no_other_rule(rule):
+    with pytest.raises(
+        ArgumentError, match=r"keep of Groups\(m=4, keep=2\) fixes the count, so beta, order and sparsity"
+    ):
+        select(np.arange(12.0).reshape(3, 4), scope=Groups(4, keep=2), **rule)
+    assert select(np.arange(12.0).reshape(3, 4), scope=Groups(4), **rule).k.shape == (3, 1)
