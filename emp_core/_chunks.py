@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._errors import ArgumentError
-from ._namespace import BFLOAT16, refuse_unreal
+from ._namespace import BFLOAT16, refuse_masked, refuse_unreal
 
 Mask = NDArray[np.bool_]
 PIECE = 4096  # scores summed in one go
@@ -48,6 +48,7 @@ def refuse_unreadable(part: Any, name: str) -> None:
     if ndim != 1:
         raise ArgumentError(f"{name} must be flat, with one axis, got {ndim} axes")
     refuse_unreal(dtype, name)
+    refuse_masked(part, name)
 
 
 class Chunk(NamedTuple):

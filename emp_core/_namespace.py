@@ -204,7 +204,14 @@ def refuse_unreal(dtype: np.dtype[Any], name: str) -> None:
         raise ArgumentError(f"{name} must be real numbers of at most 64 bits, got dtype {dtype}")
 
 
+def refuse_masked(array: Any, name: str) -> None:
+    """An ArgumentError for a masked array, whose masked entries would count as if they were not."""
+    if _of("numpy.ma", "MaskedArray", array):
+        raise ArgumentError(f"{name} must be a plain array, with where for what is left out, got a masked array")
+
+
 def _numpy(array: Any, name: str) -> Given:
+    refuse_masked(array, name)
     try:
         a = np.asarray(array)
     except (TypeError, ValueError) as e:
@@ -219,8 +226,10 @@ def _torch(tensor: Any, name: str) -> Given:
         raise ArgumentError(f"{name} must be a dense tensor, got layout {tensor.layout}")
     if tensor.is_complex():
         raise ArgumentError(f"{name} must be real numbers, got dtype {tensor.dtype}")
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_neg()  # a view that negates has no memory of its own
     device = tensor.device
+    if device.type == "meta":
+        raise ArgumentError(f"{name} must hold values, got a tensor on the device meta, which has none")
     if device.type == "cpu":
         if tensor.dtype is torch.bfloat16:
             host: HostArray = tensor.view(torch.int16).numpy().view(BFLOAT16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ def checked_sparsity(sparsity: float | None) -> Fraction | None:
         return None
     try:
         value = float(sparsity)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"sparsity must be in [0, 1), got {sparsity!r}") from None
     if not 0 <= value < 1:
         raise ArgumentError(f"sparsity must be in [0, 1), got {sparsity!r}")
@@ -189,5 +190,5 @@ def checked_sparsity(sparsity: float | None) -> Fraction | None:
 
 def checked_threads(threads: int | None) -> None:
     """None, or an integer ≥ 1."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1):
         raise ArgumentError(f"threads must be an integer ≥ 1 or None, got {threads!r}")

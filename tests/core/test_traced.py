@@ -17,10 +17,10 @@ jnp = jax.numpy
 
 @pytest.mark.parametrize("where", ["none", "known", "traced"])
 @pytest.mark.parametrize("scope", ["whole", "rows", "columns"])
-@pytest.mark.parametrize("sparsity", [0.35, 0.5, 0.1, 0.7, 0.999])
+@pytest.mark.parametrize("sparsity", [0.35, 0.7])
 def test_the_count_for_a_sparsity(sparsity, scope, where):
     """.35·10 is 3 in rational numbers, since the double lies below .35; 4 in float32."""
-    for shape in ((10,), (3, 10), (20, 7)):
+    for shape in ((10,), (20, 10)):
         x = jnp.arange(1.0, math.prod(shape) + 1).reshape(shape)
         inside = jnp.asarray(np.random.default_rng(1).random(shape) < 0.8).at[..., :2].set(True)
         inside = inside if len(shape) < 2 else inside.at[:2].set(True)
