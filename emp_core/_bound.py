@@ -83,8 +83,8 @@ def lower_witness(n_eff: float, /, *, n: int, k: int) -> NDArray[np.float64]:
     >>> bool(abs(w[:2].sum() - mass_lower_bound(2.5, n=4, k=2)) < 1e-12)
     True
     """
-    _checked(n_eff, n, k)
-    v = min(math.nextafter(float(n_eff), math.inf), float(n))
+    n_eff, n, k = _single(n_eff, n, k)
+    v = min(math.nextafter(n_eff, math.inf), float(n))
     if k >= n:
         edges = [(math.floor(v), math.ceil(v))]
     else:
@@ -105,8 +105,8 @@ def upper_witness(n_eff: float, /, *, n: int, k: int) -> NDArray[np.float64]:
     >>> float(upper_witness(4.0, n=4, k=3)[:3].sum())
     0.75
     """
-    _checked(n_eff, n, k)
-    v = float(n_eff) if n_eff >= n else max(math.nextafter(float(n_eff), 0.0), 1.0)
+    n_eff, n, k = _single(n_eff, n, k)
+    v = n_eff if n_eff >= n else max(math.nextafter(n_eff, 0.0), 1.0)
     mass = float(mass_upper_bound(n_eff, n=n, k=k))
     witness = np.zeros(n)
     if mass < 1:
@@ -139,6 +139,11 @@ def _edge(xp: Any, v: Any, k: Any, i: Any, j: Any) -> Any:
 
 def _next(xp: Any, v: Any, direction: int) -> Any:
     """The next float above or below; where the library lacks nextafter, at least that far."""
+    if is_traced(v):  # a step that is added, since JAX has no gradient of nextafter
+        import jax
+
+        at = jax.lax.stop_gradient(v)
+        return v + (xp.nextafter(at, xp.full_like(at, math.inf if direction > 0 else 0.0)) - at)
     if hasattr(xp, "nextafter"):
         return xp.nextafter(v, xp.full_like(v, math.inf if direction > 0 else 0.0))
     return v * (1 + direction * 2 * xp.finfo(v.dtype).eps)
@@ -147,6 +152,10 @@ def _next(xp: Any, v: Any, direction: int) -> Any:
 def _checked(n_eff: Any, n: Any, k: Any) -> tuple[Any, Any, Any, Any]:
     """The namespace and the three as floating arrays of it; out of range is an ArgumentError."""
     arrays = [a for a in (n_eff, n, k) if not isinstance(a, (int, float, np.generic)) and is_standard(a)]
+    kinds = {type(a).__module__.split(".")[0].removesuffix("lib") for a in arrays}  # jaxlib's arrays are jax's
+    if len(kinds) > 1:
+        came = " and ".join(sorted(kinds))
+        raise ArgumentError(f"n_eff, n and k must be numbers or arrays of one library, got arrays of {came}")
     xp = namespace(*arrays)
     if xp is np:
         v, size, kept = np.broadcast_arrays(*(np.asarray(a, np.float64) for a in (n_eff, n, k)))
@@ -163,13 +172,22 @@ def _checked(n_eff: Any, n: Any, k: Any) -> tuple[Any, Any, Any, Any]:
         )
     if not any(map(is_traced, (v, size, kept))):
         for name, came, bad, allowed in (
-            ("n", n, size < 1, "≥ 1"),
-            ("k", k, (kept < 1) | (kept > size), "between 1 and n"),
+            ("n", n, ~((size >= 1) & (size < math.inf) & (xp.floor(size) == size)), "an integer ≥ 1"),
+            ("k", k, ~((kept >= 1) & (kept <= size) & (xp.floor(kept) == kept)), "an integer between 1 and n"),
             ("n_eff", n_eff, ~((v >= 1 - 1e-9) & (v <= size * (1 + 1e-9))), "between 1 and n"),
         ):
             if bool(xp.any(bad)):
                 raise ArgumentError(f"{name} must be {allowed}, got {came}" + (f" with n = {n}" if name != "n" else ""))
     return xp, xp.minimum(xp.maximum(v, xp.ones_like(v)), size), size, kept
+
+
+def _single(n_eff: Any, n: Any, k: Any) -> tuple[float, int, int]:
+    """The three as plain numbers, for a single vector."""
+    for name, value in (("n_eff", n_eff), ("n", n), ("k", k)):
+        if getattr(value, "shape", ()) or isinstance(value, (list, tuple)):
+            raise ArgumentError(f"{name} must be one number for a witness, got {value}")
+    _checked(n_eff, n, k)
+    return float(n_eff), int(n), int(k)
 
 
 def _out(xp: Any, value: Any, n_eff: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ._namespace import BFLOAT16
+from ._errors import ArgumentError
+from ._namespace import BFLOAT16, refuse_masked, refuse_unreal
 
 Mask = NDArray[np.bool_]
 PIECE = 4096  # scores summed in one go
@@ -24,6 +25,30 @@ class Part(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
     def __getitem__(self, stretch: slice, /) -> NDArray[Any]: ...
+
+
+def named_parts(parts: Sequence[Part], names: Sequence[str] | None, what: str) -> list[str]:
+    """How errors call these parts; an ArgumentError where one cannot be read as flat real numbers."""
+    called = [f"{what} {i}" for i in range(len(parts))] if names is None else list(names)
+    if len(called) != len(parts):
+        raise ArgumentError(f"names must be one for each {what}, {len(parts)}, got {len(called)}")
+    for part, name in zip(parts, called, strict=True):
+        refuse_unreadable(part, name)
+    return called
+
+
+def refuse_unreadable(part: Any, name: str) -> None:
+    """An ArgumentError for what is no flat array of real numbers, and cannot be read like one either."""
+    dtype, ndim = getattr(part, "dtype", None), getattr(part, "ndim", 1)
+    if not isinstance(dtype, np.dtype) or not isinstance(getattr(part, "size", None), (int, np.integer)):
+        raise ArgumentError(
+            f"{name} must be a flat NumPy array, or have a size, a dtype and slices as one has, "
+            f"got {type(part).__name__}"
+        )
+    if ndim != 1:
+        raise ArgumentError(f"{name} must be flat, with one axis, got {ndim} axes")
+    refuse_unreal(dtype, name)
+    refuse_masked(part, name)
 
 
 class Chunk(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _top
-from ._chunks import Part
+from ._chunks import Part, named_parts
 from ._each import SHORT, sums_each
 from ._effective import checked_beta
 from ._errors import ArgumentError, PoolError
@@ -25,6 +25,7 @@ from ._exact import CHUNK
 from ._found import Found, Kept, Mask, float_of, magnitudes, mask_of
 from ._hill import checked_order, hill_of_stream
 from ._large import large
+from ._namespace import refuse_unreal
 from ._patterns import Kind, kind_of
 from ._patterns import cut as cut_patterns
 from ._rows import Counted
@@ -90,6 +91,7 @@ class Cut:
         >>> cut.mask(np.array([-1.0, 1.0]), 1).tolist()
         [True, False]
         """
+        refuse_unreal(piece.dtype, "piece")
         return mask_of(magnitudes(piece), start, self.threshold, self.last)
 
 
@@ -127,8 +129,7 @@ def select_stream(
     """
     rule = rule_of(beta, order, sparsity)
     checked_threads(threads)
-    called = list(names) if names is not None else [f"part {i}" for i in range(len(parts))]
-    stream = Stream(parts, [None] * len(parts), called, threads)
+    stream = Stream(parts, [None] * len(parts), named_parts(parts, names, "part"), threads)
     if not stream.n:
         raise PoolError("scores must hold at least one score, got an empty pool")
     fixed = None

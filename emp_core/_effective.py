@@ -93,7 +93,7 @@ def checked_beta(beta: float) -> Fraction:
     """β as the rational number that the double is."""
     try:
         value = float(beta)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"beta must be a finite number > 0, got {beta!r}") from None
     if not (math.isfinite(value) and value > 0):
         raise ArgumentError(f"beta must be a finite number > 0, got {beta!r}")

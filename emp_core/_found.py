@@ -79,7 +79,9 @@ def mask_of(size: NDArray[Any], start: int, threshold: float, last: int) -> Mask
 
 def magnitudes(piece: NDArray[Any]) -> NDArray[Any]:
     """|s| in a type that orders as the pool does."""
-    if piece.dtype == BFLOAT16 or piece.dtype == np.float16:
+    if piece.dtype == BFLOAT16:  # its bits are the upper half of a float32's; a cast would take them for whole numbers
+        piece = (piece["bfloat16"].astype(np.uint32) << 16).view(np.float32)
+    elif piece.dtype == np.float16:
         piece = piece.astype(np.float32)
     elif piece.dtype.kind != "f":
         piece = piece.astype(np.float64)

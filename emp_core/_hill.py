@@ -150,7 +150,7 @@ def checked_order(order: float) -> float:
     """q as a float."""
     try:
         value = float(order)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"order must be a number ≥ 0, got {order!r}") from None
     if not value >= 0:
         raise ArgumentError(f"order must be a number ≥ 0, got {order!r}")

@@ -25,7 +25,7 @@ Mask = NDArray[np.bool_]
 class ModelPools:
     """Many arrays as one pool, without a copy where the host can read them."""
 
-    def __init__(self, sources: Mapping[str, Given], where: Mapping[str, Given], threads: int | None) -> None:
+    def __init__(self, sources: Mapping[Any, Given], where: Mapping[Any, Given], threads: int | None) -> None:
         self.sources = sources
         self.matrix = None
         self.stream: Stream | None = None
@@ -34,7 +34,7 @@ class ModelPools:
             self.stream = Stream(
                 [s.host.reshape(-1) for s in sources.values() if s.host is not None],
                 [to_host(where[name].host).reshape(-1) if name in where else None for name in sources],
-                list(sources),
+                list(map(str, sources)),
                 threads,
             )
             self.n = np.array([self.stream.n])
@@ -53,7 +53,7 @@ class ModelPools:
                     first,
                     [xp.reshape(s.array, (-1,)) for s in sources.values()],
                     [_beside(where[name], first) if name in where else None for name in sources],
-                    list(sources),
+                    list(map(str, sources)),
                 )
             self.n = np.array([self.device.n])
             refuse_empty(self.n, lambda _: "the model")
@@ -71,7 +71,7 @@ class ModelPools:
         flat = xp.concat([xp.astype(p, xp.float64) for p in held.parts])[None, :]
         return DevicePools(held.source, flat, where, lambda _: "the model")
 
-    def _named(self, masks: list[Mask]) -> dict[str, Any]:
+    def _named(self, masks: list[Mask]) -> dict[Any, Any]:
         return {name: s.back(m.reshape(s.shape)) for (name, s), m in zip(self.sources.items(), masks, strict=True)}
 
     def count(self, beta: Fraction) -> Counted:
@@ -82,7 +82,7 @@ class ModelPools:
         assert self.stream is not None
         return Counted.of([self.stream.count(beta)[0]], beta)
 
-    def mask(self, k: NDArray[np.int64]) -> dict[str, Any]:
+    def mask(self, k: NDArray[np.int64]) -> dict[Any, Any]:
         """A mask per name."""
         if self.device is not None:
             with wide(self.device.source):
@@ -91,7 +91,7 @@ class ModelPools:
         assert self.stream is not None
         return self._named(_top.top_mask(self.stream, int(k[0])))
 
-    def share(self, mask: dict[str, Any]) -> NDArray[np.float64]:
+    def share(self, mask: dict[Any, Any]) -> NDArray[np.float64]:
         """Retained mass of the pool."""
         if self.device is not None:
             xp = self.device.xp

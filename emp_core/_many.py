@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._chunks import named_parts
 from ._cut import Cut, rule_of, select_stream
 from ._each import SHORT, Rows, laid, totals
 from ._errors import PoolError
@@ -45,7 +46,7 @@ def select_each(
     [2, 3]
     """
     rule = rule_of(beta, order, sparsity)
-    called = list(names) if names is not None else [f"pool {i}" for i in range(len(pools))]
+    called = named_parts(pools, names, "pool")
     for pool, name in zip(pools, called, strict=True):
         if not pool.size:
             raise PoolError(f"{name} must hold at least one score, got an empty pool")

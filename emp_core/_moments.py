@@ -11,6 +11,8 @@ from ._effective import checked_beta
 from ._errors import PoolError
 from ._exact import UNIT, Sums
 from ._namespace import as_mask, given, to_host, wide
+from ._pools import _broadcast
+from ._select import checked_threads
 from ._stream import Stream
 
 
@@ -42,9 +44,11 @@ class Moments:
 
         Raises:
             PoolError: NaN or ±inf among the scores.
+            ArgumentError: ``where`` does not broadcast to the scores, or ``threads`` is no integer ≥ 1.
         """
         source = given(scores)
-        mask = None if where is None else np.broadcast_to(to_host(as_mask(where, "where").array), source.shape)
+        checked_threads(threads)
+        mask = None if where is None else _broadcast(to_host(as_mask(where, "where").array), source.shape)
         if source.host is not None:
             stream = Stream(
                 [source.host.reshape(-1)], [None if mask is None else mask.reshape(-1)], ["scores"], threads

@@ -194,18 +194,30 @@ def _plain(a: HostArray) -> HostArray:
 
 
 def _real(a: HostArray, name: str) -> HostArray:
+    refuse_unreal(a.dtype, name)
     if a.dtype == BFLOAT16:  # bits under their name, from here or from a file
         return a
     if a.dtype.name == "bfloat16":
         return a.view(BFLOAT16)
-    if a.dtype.kind not in "fiub" or a.dtype.itemsize > 8:
-        if a.dtype.name.startswith("float") and a.dtype.kind == "V":  # ml_dtypes: float8 and smaller
-            return a.astype(np.float32)
-        raise ArgumentError(f"{name} must be real numbers of at most 64 bits, got dtype {a.dtype}")
-    return a
+    return a.astype(np.float32) if a.dtype.kind == "V" else a
+
+
+def refuse_unreal(dtype: np.dtype[Any], name: str) -> None:
+    """An ArgumentError for what NumPy would cast to real numbers, and lose something by it."""
+    plain = dtype.kind in "fiub" and dtype.itemsize <= 8
+    narrow = dtype.kind == "V" and dtype.name.startswith(("float", "bfloat"))  # ml_dtypes: bfloat16, float8 and smaller
+    if not (plain or narrow or dtype == BFLOAT16):
+        raise ArgumentError(f"{name} must be real numbers of at most 64 bits, got dtype {dtype}")
+
+
+def refuse_masked(array: Any, name: str) -> None:
+    """An ArgumentError for a masked array, whose masked entries would count as if they were not."""
+    if _of("numpy.ma", "MaskedArray", array):
+        raise ArgumentError(f"{name} must be a plain array, with where for what is left out, got a masked array")
 
 
 def _numpy(array: Any, name: str) -> Given:
+    refuse_masked(array, name)
     try:
         a = np.asarray(array)
     except (TypeError, ValueError) as e:
@@ -220,8 +232,10 @@ def _torch(tensor: Any, name: str) -> Given:
         raise ArgumentError(f"{name} must be a dense tensor, got layout {tensor.layout}")
     if tensor.is_complex():
         raise ArgumentError(f"{name} must be real numbers, got dtype {tensor.dtype}")
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_neg()  # a view that negates has no memory of its own
     device = tensor.device
+    if device.type == "meta":
+        raise ArgumentError(f"{name} must hold values, got a tensor on the device meta, which has none")
     if device.type == "cpu":
         if tensor.dtype is torch.bfloat16:
             host: HostArray = tensor.view(torch.int16).numpy().view(BFLOAT16)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._chunks import PIECE, Part, dots
+from ._chunks import PIECE, Part, dots, refuse_unreadable
 from ._cut import RuleOf, rule_of, select_stream
 from ._errors import ArgumentError, PoolError
 from ._exact import CHUNK
@@ -23,7 +23,7 @@ from ._hill import order_count
 from ._namespace import BFLOAT16
 from ._pools import HostPools, share_rows
 from ._rows import Counted, count_rows, parts
-from ._select import bounds
+from ._select import bounds, checked_threads
 from ._stream import Stream
 
 SLAB = 1 << 17  # scores taken together: of fewer, beginning each step takes longer than the step
@@ -88,8 +88,10 @@ def select_rows(
     ([2, 3], [3.0, 1.0])
     """
     rule = rule_of(beta, order, sparsity)
-    if length < 1 or scores.size % length:
-        raise ArgumentError(f"length must divide the {scores.size} scores, got {length}")
+    checked_threads(threads)
+    refuse_unreadable(scores, name)
+    if not isinstance(length, (int, np.integer)) or length < 1 or scores.size % length:
+        raise ArgumentError(f"length must divide the {scores.size} scores, got {length!r}")
     rows = scores.size // length
     if length > CHUNK:
         return _long(scores, rows, length, name, threads, beta=beta, order=order, sparsity=sparsity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 
 from ._errors import ArgumentError
 
@@ -29,7 +30,7 @@ def cubic_schedule(initial: float, final: float, *, begin: int, steps: int, ever
     [0.0, 0.0, 0.0, 0.4625, 0.8, 0.8]
     """
     for name, value in (("initial", initial), ("final", final)):
-        if not (isinstance(value, (int, float)) and 0 <= value < 1):
+        if not (isinstance(value, Real) and 0 <= value < 1):
             raise ArgumentError(f"{name} must be a sparsity in [0, 1), got {value!r}")
     return _ramp(float(initial), float(final), begin, steps, every)
 
@@ -42,15 +43,17 @@ def beta_schedule(initial: float, final: float, *, begin: int, steps: int, every
     (2.0, 1.125, 1.0)
     """
     for name, value in (("initial", initial), ("final", final)):
-        if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
             raise ArgumentError(f"{name} must be a finite number > 0, got {value!r}")
     return _ramp(float(initial), float(final), begin, steps, every)
 
 
 def _ramp(initial: float, final: float, begin: int, steps: int, every: int) -> Callable[[int], float]:
     for name, value, least in (("begin", begin, 0), ("steps", steps, 1), ("every", every, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise ArgumentError(f"{name} must be an integer ≥ {least}, got {value!r}")
+
+    begin, steps, every = int(begin), int(steps), int(every)
 
     def at(step: int) -> float:
         done = min(max((step - begin) // every, 0), steps)

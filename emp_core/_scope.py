@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,8 +96,10 @@ class Blocks(Scope):
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.shape or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in self.shape):
-            raise ArgumentError(f"shape of Blocks must be integers ≥ 1, got {self.shape}")
+        sides = self.shape if isinstance(self.shape, (tuple, list)) else ()
+        if not sides or any(isinstance(b, bool) or not isinstance(b, Integral) or b < 1 for b in sides):
+            raise ArgumentError(f"shape of Blocks must be a tuple of integers ≥ 1, got {self.shape}")
+        object.__setattr__(self, "shape", tuple(int(b) for b in sides))
 
     def lay(self, scores: Any, where: Any, threads: int | None) -> Laid:
         """Lay ``scores`` out, one pool per block; figures have one value per block."""
@@ -167,10 +170,10 @@ class Groups(Scope):
     keep: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.m, bool) or not isinstance(self.m, int) or self.m < 1:
+        if isinstance(self.m, bool) or not isinstance(self.m, Integral) or self.m < 1:
             raise ArgumentError(f"m of Groups must be an integer ≥ 1, got {self.m!r}")
         if self.keep is not None and (
-            isinstance(self.keep, bool) or not isinstance(self.keep, int) or not 1 <= self.keep <= self.m
+            isinstance(self.keep, bool) or not isinstance(self.keep, Integral) or not 1 <= self.keep <= self.m
         ):
             raise ArgumentError(f"keep of Groups must be an integer between 1 and m = {self.m}, got {self.keep!r}")
 
@@ -201,7 +204,10 @@ class Labels(Scope):
             raise ArgumentError(
                 f"labels must broadcast to the shape of the scores {source.shape}, got {np.shape(self.labels)}"
             ) from None
-        names, inverse = np.unique(labels, return_inverse=True)
+        try:
+            names, inverse = np.unique(labels, return_inverse=True)
+        except TypeError:  # of objects that have no order
+            raise ArgumentError(f"labels must be integers or strings, got dtype {labels.dtype}") from None
         pools = LabelPools(source, inverse.reshape(-1), [f"group {n!s} of scores" for n in names], where, threads)
         return Laid(
             source,
@@ -221,10 +227,12 @@ class Model(Scope):
             raise ArgumentError(
                 f"scores must be a mapping of names to arrays with scope model, got {type(scores).__name__}"
             )
-        sources = {str(name): given(a, str(name)) for name, a in scores.items()}
-        if where is not None and (not isinstance(where, Mapping) or set(map(str, where)) - set(sources)):
+        sources = {name: given(a, str(name)) for name, a in scores.items()}
+        if any(source.traced for source in sources.values()):
+            self.within(0)
+        if where is not None and (not isinstance(where, Mapping) or set(where) - set(sources)):
             raise ArgumentError("where must be a mapping with names of scores in scope model")
-        chosen = {str(name): as_mask(w, f"where of {name}") for name, w in (where or {}).items()}
+        chosen = {name: as_mask(w, f"where of {name}") for name, w in (where or {}).items()}
         for name, w in chosen.items():
             if w.shape != sources[name].shape:
                 raise ArgumentError(f"where of {name} must have shape {sources[name].shape}, got {w.shape}")

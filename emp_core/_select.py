@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ._mask import mask_back, retained_mass, top_mask
 from ._namespace import Given, given
 from ._rows import Counted
 from ._scope import Model, Scope, scope_of
+from ._traced import traced_remaining
 
 ROUNDING = 2.0**-44  # what retained mass and bounds may be off by, relative
 
@@ -112,6 +114,11 @@ def select(
         return _select_traced(given(scores), float(multiplier), q, share, layout, where)
     laid = layout.lay(scores, where, threads)
     fixed = layout.limit(laid.pools.n)
+    if fixed is not None and (share is not None or multiplier != 1 or q != 2):
+        raise ArgumentError(
+            f"keep of {layout} fixes the count, so beta, order and sparsity must be left alone, "
+            f"got beta={beta}, order={order}, sparsity={sparsity}"
+        )
     if share is not None:
         fixed = np.array([max(1, n - round(share * n)) for n in laid.pools.n.tolist()], np.int64)
     if fixed is None and q != 2:
@@ -146,7 +153,7 @@ def _select_traced(
     n = inside.sum(axis=axis)
     n_eff = effective_size(source, axis=axis, where=where)
     if share is not None:
-        k = jnp.maximum(n - jnp.round(float(share) * n).astype(n.dtype), 1)
+        k = traced_remaining(source, share, axis, where)
     elif order == 2:
         k = keep_count(source, beta=beta, axis=axis, where=where)
     else:
@@ -174,7 +181,7 @@ def checked_sparsity(sparsity: float | None) -> Fraction | None:
         return None
     try:
         value = float(sparsity)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ArgumentError(f"sparsity must be in [0, 1), got {sparsity!r}") from None
     if not 0 <= value < 1:
         raise ArgumentError(f"sparsity must be in [0, 1), got {sparsity!r}")
@@ -183,5 +190,5 @@ def checked_sparsity(sparsity: float | None) -> Fraction | None:
 
 def checked_threads(threads: int | None) -> None:
     """None, or an integer ≥ 1."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1):
         raise ArgumentError(f"threads must be an integer ≥ 1 or None, got {threads!r}")

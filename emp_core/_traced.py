@@ -8,16 +8,22 @@ subnormals for zeros.
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from ._namespace import Given
+from ._namespace import Given, is_traced, to_host
 from ._rows import mask_rows
 
 
-def _pools(source: Given, axis: Any, where: Any) -> tuple[Any, Any, tuple[int, ...], tuple[int, ...], Any]:
-    """Magnitudes (pools, length) with 0 outside the pool, sizes, figure shapes, and the way back for masks."""
+def _pools(
+    source: Given, axis: Any, where: Any, exact: bool = False
+) -> tuple[Any, Any, tuple[int, ...], tuple[int, ...], Any]:
+    """Magnitudes (pools, length), what is inside, figure shapes, and the way back for masks.
+
+    ``exact`` keeps integers, as unsigned ones that hold every magnitude; elsewhere they are numbers as others.
+    """
     import jax.numpy as jnp
 
     from ._pools import normal_axes
@@ -29,8 +35,12 @@ def _pools(source: Given, axis: Any, where: Any) -> tuple[Any, Any, tuple[int, .
     outer = tuple(x.shape[d] for d in rest)
     kept = tuple(1 if d in axes else x.shape[d] for d in range(x.ndim))
     rows, length = int(np.prod(outer, dtype=int)), int(np.prod([x.shape[d] for d in axes], dtype=int))
-    kind = jnp.result_type(x.dtype, jnp.float32)
-    a = jnp.abs(x.astype(kind)).transpose(order).reshape(rows, length)
+    if exact and not jnp.issubdtype(x.dtype, jnp.floating):
+        kind = jnp.dtype(f"u{x.dtype.itemsize}")
+        magnitude = x.astype(kind) if x.dtype == bool else jnp.abs(x).astype(kind)  # |−2³¹| is right as unsigned
+    else:
+        magnitude = jnp.abs(x.astype(jnp.result_type(x.dtype, jnp.float32)))
+    a = magnitude.transpose(order).reshape(rows, length)
     inside = jnp.ones((rows, length), bool)
     if where is not None:
         inside = jnp.broadcast_to(jnp.asarray(where), x.shape).transpose(order).reshape(rows, length)
@@ -55,7 +65,10 @@ def traced_effective_size(source: Given, axis: Any, keepdims: bool, where: Any) 
 
 
 def traced_count(source: Given, count: Callable[[Any, Any], Any], axis: Any, where: Any) -> Any:
-    """``count(scores, where)``, computed by the host on NumPy arrays when the compiled function runs."""
+    """``count(scores, where)``, computed by the host on NumPy arrays when the compiled function runs.
+
+    A count does not change by small steps: no gradient passes through it, and none is asked of the host.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -67,7 +80,27 @@ def traced_count(source: Given, count: Callable[[Any, Any], Any], axis: Any, whe
     def host(x: Any, w: Any) -> Any:
         return np.asarray(count(np.asarray(x), np.asarray(w)), kind)
 
-    return jax.pure_callback(host, answer, source.array, inside, vmap_method="sequential")
+    return jax.pure_callback(host, answer, jax.lax.stop_gradient(source.array), inside, vmap_method="sequential")
+
+
+def traced_remaining(source: Given, share: Fraction, axis: Any, where: Any) -> Any:
+    """How many stay in each pool for a sparsity: counted in rational numbers, since a product of float32 rounds to
+    another count."""
+    import jax
+    import jax.numpy as jnp
+
+    kind, shape = jnp.asarray(0).dtype, source.array.shape
+
+    def remaining(n: Any) -> Any:
+        counts = [max(1, int(m) - round(share * int(m))) for m in np.asarray(n).reshape(-1)]
+        return np.array(counts, kind).reshape(np.shape(n))
+
+    if where is not None and is_traced(where):
+        n = jnp.broadcast_to(where, shape).sum(axis=axis)
+        answer: Any = jax.ShapeDtypeStruct(n.shape, kind)  # type: ignore[no-untyped-call,unused-ignore]
+        return jax.pure_callback(remaining, answer, n, vmap_method="sequential")
+    inside = np.broadcast_to(True if where is None else to_host(where), shape)
+    return jnp.asarray(remaining(np.count_nonzero(inside, axis=axis)))
 
 
 def traced_rows(source: Given, figure: Callable[[Any, Any], Any], axis: Any, keepdims: bool, where: Any) -> Any:
@@ -83,9 +116,12 @@ def traced_mask(source: Given, k: Any, axis: Any, where: Any) -> Any:
     """`top_mask`; ``k`` may be traced too."""
     import jax.numpy as jnp
 
-    a, inside, outer, _, restore = _pools(source, axis, where)
+    a, inside, outer, _, restore = _pools(source, axis, where, exact=True)
     count = jnp.broadcast_to(jnp.asarray(k), outer).reshape(-1, 1)
-    return restore(mask_rows(jnp, jnp.where(inside, a, -1), count))
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        return restore(mask_rows(jnp, jnp.where(inside, a, -1), count))
+    order = jnp.lexsort((~a, ~inside), axis=-1)  # the largest inside first, ties as they come; −1 has no place here
+    return restore(jnp.argsort(order, axis=-1) < count)
 
 
 def traced_mass(source: Given, mask: Any, axis: Any, keepdims: bool) -> Any:

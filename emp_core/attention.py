@@ -11,7 +11,7 @@ from typing import Any
 from ._effective import keep_count
 from ._errors import ArgumentError
 from ._mask import top_mask
-from ._namespace import given, namespace
+from ._namespace import Given, given, namespace
 from ._scope import Rows
 from ._select import Selection, select
 
@@ -38,6 +38,11 @@ def edges(weights: Any, /, *, beta: float = 1.0, order: float = 2) -> Selection:
     source = given(weights, "weights")
     if len(source.shape) < 1:
         raise ArgumentError("weights must have an axis of keys, got a single number")
+    return select(_counted(source), beta=beta, order=order, scope=Rows(tuple(range(len(source.shape) - 1))))
+
+
+def _counted(source: Given) -> Any:
+    """The weights as they are counted: of a row that is all NaN, zeros, of which all are kept."""
     if source.host is not None:
         array: Any = source.host if source.host.dtype.names is None else source.array
     else:
@@ -45,9 +50,7 @@ def edges(weights: Any, /, *, beta: float = 1.0, order: float = 2) -> Selection:
     xp = namespace(array)
     dead = xp.all(xp.isnan(array), axis=-1, keepdims=True)  # softmax over nothing but −∞
     finite = xp.where(dead, xp.zeros_like(array), array)
-    if array is source.host:
-        finite = source.back(finite)
-    return select(finite, beta=beta, order=order, scope=Rows(tuple(range(len(source.shape) - 1))))
+    return source.back(finite) if array is source.host else finite
 
 
 def prune_weights(weights: Any, /, *, beta: float = 1.0, renormalise: bool = True) -> Any:
@@ -64,7 +67,8 @@ def prune_weights(weights: Any, /, *, beta: float = 1.0, renormalise: bool = Tru
     source = given(weights, "weights")
     if source.traced:
         xp, array = source.xp, source.array
-        mask = top_mask(array, keep_count(array, beta=beta, axis=-1), axis=-1)
+        counted = _counted(source)
+        mask = top_mask(counted, keep_count(counted, beta=beta, axis=-1), axis=-1)
     else:
         mask = edges(weights, beta=beta).mask
         array = weights if hasattr(weights, "dtype") else source.array  # as it came: with its gradient
@@ -82,7 +86,8 @@ def weights_of(logits: Any, /) -> Any:
     >>> weights_of([[0.0, float("-inf")], [float("-inf"), float("-inf")]]).tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
-    array = given(logits, "logits").array
+    source = given(logits, "logits")
+    array = logits if hasattr(logits, "dtype") else source.array  # as it came: with its gradient
     xp = namespace(array)
     peak = xp.max(array, axis=-1, keepdims=True)
     peak = xp.where(xp.isfinite(peak), peak, xp.zeros_like(peak))

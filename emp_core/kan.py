@@ -30,7 +30,7 @@ def remove_nodes(
         The smaller arrays of both layers, in their library.
 
     Raises:
-        ArgumentError: an array has another number of nodes, or no node is kept.
+        ArgumentError: an array has another number of nodes, no node is kept, or a name of ``axes`` is in both layers.
 
     >>> import numpy as np
     >>> before, after = {"base": np.ones((3, 5))}, {"out": np.ones((2, 3))}
@@ -41,10 +41,11 @@ def remove_nodes(
     mask = to_host(given(keep, "keep").array).reshape(-1)
     if mask.dtype != bool or not mask.any():
         raise ArgumentError("keep must be booleans, at least one of them True, got none or something else")
-    names = [*incoming, *outgoing]
     for name in axes:
-        if name not in names:
+        if name not in incoming and name not in outgoing:
             raise ArgumentError(f"axes must be of given arrays, got {name!r}")
+        if name in incoming and name in outgoing:  # nodes lie along different axes of the two layers
+            raise ArgumentError(f"axes must name an array of one layer, got {name!r}, which both layers have")
 
     def smaller(arrays: Mapping[str, Any]) -> dict[str, Any]:
         out = dict(arrays)

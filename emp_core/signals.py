@@ -41,6 +41,8 @@ def pixels(
     a = np.asarray(image)
     if a.ndim != (2 if channel_axis is None else 3):
         raise ArgumentError(f"image must have {2 if channel_axis is None else 3} axes, got shape {a.shape}")
+    if patch is not None and (not isinstance(patch, (tuple, list)) or len(patch) != 2):
+        raise ArgumentError(f"patch must be (height, width), got {patch}")
     if channel_axis is None:
         chosen = select(a, beta=beta, scope="whole" if patch is None else Blocks(patch))
         return np.where(chosen.mask, a, 0).astype(a.dtype), chosen

@@ -19,6 +19,7 @@ magnitudes whose squares overflow. The assertions compare with rational arithmet
 
 from __future__ import annotations
 
+import decimal
 import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._bound import mass_lower_bound, mass_upper_bound
-from ._errors import EmpError
+from ._errors import ArgumentError, EmpError
 from ._namespace import BFLOAT16, given, to_host
 from ._select import Selection
 
@@ -68,14 +69,21 @@ def scores(
         min_size: fewest scores, ≥ 0.
         max_size: most scores.
         dtype: float16, float32 or float64; None draws one.
-        min_dims: fewest axes, ≥ 0 (an array without axes is one score).
+        min_dims: fewest axes, ≥ 0 (an array without axes is one score, so none is drawn where one is too few or too
+            many).
         max_dims: most axes.
+
+    Raises:
+        ArgumentError: only arrays without axes are asked for, and not of one score.
     """
     st = _strategies()
+    fewest = min_dims if min_size <= 1 <= max_size else max(min_dims, 1)
+    if fewest > max_dims:
+        raise ArgumentError(f"max_dims must be ≥ {fewest} for {min_size} to {max_size} scores, got {max_dims}")
 
     def build(draw: Any) -> NDArray[Any]:
         kind = np.dtype(draw(st.sampled_from(["float16", "float32", "float64"])) if dtype is None else dtype)
-        dims = draw(st.integers(min_dims, max_dims))
+        dims = draw(st.integers(fewest, max_dims))
         size = draw(st.integers(min_size, max_size))
         shape = _shape(draw, st, size, dims)
         n = math.prod(shape)
@@ -197,9 +205,12 @@ def _shape(draw: Any, st: Any, size: int, dims: int) -> tuple[int, ...]:
 def _magnitudes(values: Any) -> list[Fraction]:
     source = given(values)
     host = source.host if source.host is not None else to_host(source.array)
-    if host.dtype == BFLOAT16:
-        host = (host.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return [abs(Fraction(x)) for x in host.reshape(-1).tolist()]
+    return [abs(Fraction(x)) for x in _numbers(host).reshape(-1).tolist()]
+
+
+def _numbers(host: NDArray[Any]) -> NDArray[Any]:
+    """The same, but bfloat16 bits as the numbers that they stand for."""
+    return (host["bfloat16"].astype(np.uint32) << 16).view(np.float32) if host.dtype == BFLOAT16 else host
 
 
 def exact_effective_size(values: Any) -> Fraction:
@@ -228,68 +239,158 @@ def exact_top_mask(values: Any, k: int) -> NDArray[np.bool_]:
 def assert_keep_count(values: Any, k: Any, *, beta: float = 1.0) -> None:
     """``k`` is the exact keep count of ``values`` taken as one pool."""
     expected = exact_keep_count(values, beta)
-    assert int(k) == expected, f"keep count is {int(k)}, ⌊{beta}·N_eff⌋ is {expected}"
+    found = _whole(k, "keep count")
+    assert found == expected, f"keep count is {found}, ⌊{beta}·N_eff⌋ is {expected}"
 
 
 def assert_top_mask(values: Any, mask: Any, k: Any) -> None:
     """``mask`` keeps exactly the ``k`` largest magnitudes, ties to the lower index."""
-    found, expected = to_host(mask), exact_top_mask(values, int(k))
-    assert found.dtype == np.bool_, f"a mask is boolean, got {found.dtype}"
+    count = _whole(k, "k")
+    found, expected = _mask(mask), exact_top_mask(values, count)
     assert found.shape == expected.shape, f"mask has shape {found.shape}, scores {expected.shape}"
-    assert int(found.sum()) == int(k), f"mask keeps {int(found.sum())}, not {int(k)}"
+    assert int(found.sum()) == count, f"mask keeps {int(found.sum())}, not {count}"
     wrong = np.flatnonzero(found.reshape(-1) != expected.reshape(-1))
-    assert not wrong.size, f"mask differs from the {int(k)} largest at flat indices {wrong[:8].tolist()}"
+    assert not wrong.size, f"mask differs from the {count} largest at flat indices {wrong[:8].tolist()}"
 
 
 def assert_mass_within_bounds(values: Any, mask: Any) -> None:
     """The mass that ``mask`` retains lies within the tight bounds for its count: true of every mask of the k
     largest."""
-    a = _magnitudes(values)
-    kept = to_host(mask).reshape(-1).tolist()
-    total, n, k = sum(a), len(a), sum(map(bool, kept))
-    mass = float(sum(x for x, keep in zip(a, kept, strict=True) if keep) / total) if total else 1.0
+    a, kept = _magnitudes(values), _mask(mask).reshape(-1).tolist()
+    n, k, mass = len(a), sum(kept), _mass(a, kept)
+    assert k, "mask keeps nothing, and a pool keeps at least one"
     size = float(exact_effective_size(values))
     lower, upper = mass_lower_bound(size, n=n, k=k), mass_upper_bound(size, n=n, k=k)
     assert lower <= mass + 1e-12, f"retained mass {mass} is below its bound {lower}: these are not the {k} largest"
     assert mass <= upper + 1e-12, f"retained mass {mass} is above its bound {upper}"
 
 
-def assert_selection(selection: Selection, values: Any) -> None:
-    """Every figure of a one-pool selection agrees with rational arithmetic."""
-    a = _magnitudes(values)
-    mask = to_host(selection.mask)
-    k = int(selection.k)
-    assert int(selection.n) == len(a), f"n is {selection.n}, there are {len(a)} scores"
-    size = float(exact_effective_size(values))
-    assert math.isclose(float(selection.n_eff), size, rel_tol=1e-6), f"n_eff is {selection.n_eff}, not {size}"
-    if selection.beta is not None and selection.order == 2:
+def assert_selection(selection: Selection, values: Any, *, sparsity: float | None = None) -> None:
+    """Every figure of a one-pool selection agrees with rational arithmetic, to 1e-6 where figures are float32.
+
+    Args:
+        selection: what is tested.
+        values: the scores it was made from.
+        sparsity: the share that was asked for. A selection by sparsity does not hold it, so its count cannot be
+            checked without.
+    """
+    a, mask = _magnitudes(values), _mask(selection.mask)
+    n, k = _whole(selection.n, "n"), _whole(selection.k, "k")
+    assert n == len(a), f"n is {n}, there are {len(a)} scores"
+    near = 1e-6 if to_host(selection.n_eff).dtype == np.float32 else 1e-9
+    exact = exact_effective_size(values)
+    size = float(selection.n_eff)
+    assert math.isclose(size, float(exact), rel_tol=near), f"n_eff is {size}, not {float(exact)}"
+    if selection.beta is None:
+        if sparsity is None:
+            raise ArgumentError("sparsity must be given for a selection by sparsity, got None")
+        expected = max(1, n - round(Fraction(sparsity) * n))
+        assert k == expected, f"k is {k}, and {expected} of {n} stay for a sparsity of {sparsity}"
+    elif selection.order == 2:
         assert_keep_count(values, k, beta=selection.beta)
+    else:
+        least, most = _order_counts(a, selection.beta, selection.order)
+        assert least <= k <= most, f"k is {k}, ⌊{selection.beta}·D⌋ of order {selection.order} is {least}"
     assert_top_mask(values, mask, k)
-    total = sum(a)
-    mass = float(sum(x for x, keep in zip(a, mask.reshape(-1).tolist(), strict=True) if keep) / total) if total else 1.0
-    assert abs(float(selection.mass) - mass) <= 1e-6, f"mass is {selection.mass}, not {mass}"
+    mass = _mass(a, mask.reshape(-1).tolist())
+    assert abs(float(selection.mass) - mass) <= near, f"mass is {selection.mass}, not {mass}"
     lower, upper = float(selection.mass_lower), float(selection.mass_upper)
-    assert lower <= float(selection.mass) <= upper, f"mass {selection.mass} lies outside [{lower}, {upper}]"
+    ends = [min(max(float(exact) * (1 + e), 1.0), float(n)) for e in (near, -near)]  # bounds fall as n_eff grows
+    for name, found, bound in (("mass_lower", lower, mass_lower_bound), ("mass_upper", upper, mass_upper_bound)):
+        low, high = (bound(end, n=n, k=k) for end in ends)
+        assert low - near <= found <= high + near, f"{name} is {found}, the bound is {bound(float(exact), n=n, k=k)}"
+    if not any(a):  # of nothing all is retained, whatever is kept
+        return
+    room = near if near > 1e-9 else 0.0
+    assert lower - room <= float(selection.mass) <= upper + room, (
+        f"mass {selection.mass} lies outside [{lower}, {upper}]"
+    )
 
 
 def assert_scale_invariant(count: Any, values: NDArray[Any], factor: float) -> None:
-    """``count(values)`` does not change when all scores are multiplied by a power of two."""
+    """``count(values)`` does not change when all scores are multiplied by a power of two.
+
+    Where ``factor`` would take a score out of the range of float64, the law is tested with ``1/factor``; and where
+    that would too, nothing is compared: such scores cannot be scaled.
+    """
     assert abs(math.frexp(factor)[0]) == 0.5, "factor must be a power of two, so that scaling is exact"
-    wide = np.asarray(values, np.float64)
-    a, b = count(wide), count(wide * factor)
-    assert np.array_equal(to_host(a), to_host(b)), f"changed from {a} to {b} under scaling by {factor}"
+    plain = np.asarray(values, np.float64)
+    for power in (factor, 1 / factor):
+        with np.errstate(all="ignore"):
+            scaled = plain * power
+            back = scaled / power
+        if np.isfinite(scaled).all() and np.array_equal(back, plain):
+            a, b = count(plain), count(scaled)
+            assert np.array_equal(to_host(a), to_host(b)), f"changed from {a} to {b} under scaling by {power}"
+            return
 
 
 def assert_permutation_invariant(count: Any, values: NDArray[Any], order: Any) -> None:
     """``count(values)`` does not change when the scores are reordered."""
-    a, b = count(values), count(np.asarray(values).reshape(-1)[np.asarray(order)])
+    flat, places = np.asarray(values).reshape(-1), np.asarray(order).reshape(-1)
+    assert sorted(places.tolist()) == list(range(flat.size)), f"order must name each of {flat.size} scores once"
+    a, b = count(values), count(flat[places.astype(np.intp)])
     assert np.array_equal(to_host(a), to_host(b)), f"changed from {a} to {b} under permutation"
 
 
 def assert_kept_unchanged(before: Any, after: Any, mask: Any) -> None:
-    """Pruning did only what it says: kept weights are the same bits, pruned ones are zero."""
-    a, b, keep = to_host(before), to_host(after), to_host(mask)
+    """Pruning did only what it says: kept weights are the same bits, pruned ones are zero, of either sign."""
+    a, b, keep = to_host(before), to_host(after), _mask(mask)
     assert a.shape == b.shape == keep.shape, f"shapes differ: {a.shape}, {b.shape}, mask {keep.shape}"
     assert a.dtype == b.dtype, f"dtype changed from {a.dtype} to {b.dtype}"
     assert a[keep].tobytes() == b[keep].tobytes(), "a kept weight changed"
-    assert not np.any(b[~keep]), "a pruned weight is not zero"
+    assert not np.any(_numbers(b[~keep])), "a pruned weight is not zero"
+
+
+def _whole(number: Any, name: str) -> int:
+    """One whole number, of whatever library or type; what is none fails, and is not cut to one."""
+    found = to_host(number)
+    assert found.size == 1, f"{name} must be one number, got {number!r}"
+    assert found.dtype.kind in "iuf", f"{name} must be a whole number, got dtype {found.dtype}"
+    value = found.reshape(-1)[0].item()
+    assert float(value).is_integer(), f"{name} must be a whole number, got {value}"
+    return int(value)
+
+
+def _mask(mask: Any) -> NDArray[np.bool_]:
+    """Booleans: 0 and 1 as integers would be taken for places."""
+    found = to_host(mask)
+    assert found.dtype == np.bool_, f"a mask is boolean, got {found.dtype}"
+    return found
+
+
+def _mass(a: list[Fraction], kept: list[bool]) -> float:
+    """The share of Σ|s| that is kept; 1 where all are zero."""
+    assert len(kept) == len(a), f"mask has {len(kept)} places, there are {len(a)} scores"
+    total = sum(a)
+    return float(sum(x for x, keep in zip(a, kept, strict=True) if keep) / total) if total else 1.0
+
+
+def _order_counts(a: list[Fraction], beta: float, order: float) -> tuple[int, int]:
+    """``⌊β·D⌋`` clamped to [1, n], and what a float32 that is rounded up may make of it."""
+    if not any(a):
+        return len(a), len(a)
+    size = Fraction(beta) * _hill(a, order)
+    least, most = (min(max(math.floor(size * scale), 1), len(a)) for scale in (1, 1 + Fraction(1, 1 << 18)))
+    return least, least if order == 0 else most
+
+
+def _hill(a: list[Fraction], order: float) -> Fraction:
+    """The Hill number of any order but 2, in rational arithmetic or, where there are logarithms, to forty digits."""
+    some, peak = [x for x in a if x], max(a)
+    if order == 0:
+        return Fraction(len(some))
+    if math.isinf(order):
+        return sum(some) / peak
+    with decimal.localcontext() as context:
+        context.prec, context.Emin, context.Emax = 80, decimal.MIN_EMIN, decimal.MAX_EMAX
+        q = decimal.Decimal(order)
+        shares = [decimal.Decimal(x.numerator) / decimal.Decimal(x.denominator) for x in (x / peak for x in some)]
+        total = sum(shares, start=decimal.Decimal(0))
+        if order == 1:
+            size = (total.ln() - sum((x * x.ln() for x in shares), start=decimal.Decimal(0)) / total).exp()
+        else:
+            terms = sum(((q * x.ln()).exp() for x in shares), start=decimal.Decimal(0))
+            size = ((q * total.ln() - terms.ln()) / (q - 1)).exp()
+        context.prec = 40  # what cancelled is cut off: equal scores give their number
+        return Fraction(+size)

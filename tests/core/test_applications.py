@@ -111,6 +111,10 @@ def test_kan_in_any_layout():
     a, b = kan.remove_nodes({"w": edges}, {"v": after, "bias": np.ones(3)}, nodes > nodes.min(), axes={"w": 0, "v": 1})
     assert a["w"].shape == (3, 7)
     assert (b["v"].shape, b["bias"].shape) == ((3, 3), (3,))
+    a, b = kan.remove_nodes({"w": edges, "bias": base}, {"v": after, "bias": base}, nodes > 0, axes={"w": 0, "v": 1})
+    assert a["bias"] is b["bias"] is base  # what has no axis may be called alike
+    with pytest.raises(ArgumentError, match="axes must name an array of one layer, got 'w', which both layers have"):
+        kan.remove_nodes({"w": edges}, {"w": after}, nodes > 0, axes={"w": 0})
     for keep, what in ((np.zeros(4, bool), "at least one"), (np.ones(5, bool), "must have 5 nodes")):
         with pytest.raises(ArgumentError, match=what):
             kan.remove_nodes({"w": edges}, {"v": after}, keep, axes={"w": 0, "v": 1})
@@ -191,6 +195,17 @@ def test_masked_keys_are_never_kept():
     assert attention.edges(raw).mask[1].all()
     with pytest.raises(emp_core.PoolError):
         attention.edges([[np.nan, 0.5, 0.5]])
+
+
+def test_weights_keep_their_gradient():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    logits = torch.tensor([[0.3, -1.0, -math.inf, 2.0], [-math.inf] * 4], dtype=torch.float64)
+    ours, theirs = logits.clone().requires_grad_(), logits[:1].clone().requires_grad_()
+    wanted = torch.tensor([3.0, -1.0, 5.0, 2.0], dtype=torch.float64)
+    (attention.weights_of(ours) * wanted).sum().backward()
+    (theirs.softmax(-1) * wanted).sum().backward()
+    assert torch.allclose(ours.grad[:1], theirs.grad)
+    assert not ours.grad[1].any()
 
 
 def test_attention_in_torch_and_under_jit():

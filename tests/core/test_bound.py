@@ -146,9 +146,9 @@ def test_arrays_broadcast():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"n_eff": 2.0, "n": 0, "k": 1}, "n must be ≥ 1, got 0"),
-        ({"n_eff": 2.0, "n": 4, "k": 0}, "k must be between 1 and n, got 0 with n = 4"),
-        ({"n_eff": 2.0, "n": 4, "k": 5}, "k must be between 1 and n, got 5"),
+        ({"n_eff": 2.0, "n": 0, "k": 1}, "n must be an integer ≥ 1, got 0"),
+        ({"n_eff": 2.0, "n": 4, "k": 0}, "k must be an integer between 1 and n, got 0 with n = 4"),
+        ({"n_eff": 2.0, "n": 4, "k": 5}, "k must be an integer between 1 and n, got 5"),
         ({"n_eff": 0.5, "n": 4, "k": 1}, "n_eff must be between 1 and n, got 0.5"),
         ({"n_eff": 5.0, "n": 4, "k": 1}, "n_eff must be between 1 and n, got 5.0"),
         ({"n_eff": math.nan, "n": 4, "k": 1}, "n_eff must be between 1 and n, got nan"),
@@ -159,3 +159,39 @@ def test_out_of_range(kwargs, message):
     for f in (mass_lower_bound, mass_upper_bound, lower_witness, upper_witness):
         with pytest.raises(ArgumentError, match=message):
             f(v, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"k": math.nan}, "k must be an integer between 1 and n, got nan with n = 4"),
+        ({"k": 2.5}, "k must be an integer between 1 and n, got 2.5 with n = 4"),
+        ({"n": math.nan}, "n must be an integer ≥ 1, got nan"),
+        ({"n": 4.5}, "n must be an integer ≥ 1, got 4.5"),
+        ({"n": math.inf}, "n must be an integer ≥ 1, got inf"),
+        ({"n_eff": math.nan}, "n_eff must be between 1 and n, got nan with n = 4"),
+    ],
+    ids=str,
+)
+def test_counts_that_are_none(given, message):
+    values = {"n_eff": 2.0, "n": 4, "k": 2} | given
+    for f in (mass_lower_bound, mass_upper_bound, lower_witness, upper_witness):
+        with pytest.raises(ArgumentError, match=message):
+            f(values["n_eff"], n=values["n"], k=values["k"])
+    with pytest.raises(ArgumentError, match=message.split(", got")[0]):
+        mass_lower_bound(np.array([values["n_eff"]] * 2), n=values["n"], k=np.array([1, values["k"]]))
+
+
+def test_witnesses_are_of_single_numbers():
+    for f in (lower_witness, upper_witness):
+        assert np.array_equal(f(2.5, n=4.0, k=np.float64(2)), f(2.5, n=4, k=2))
+        with pytest.raises(ArgumentError, match=r"n_eff must be one number for a witness, got \[2\. 3\.\]"):
+            f(np.array([2.0, 3.0]), n=4, k=2)
+        with pytest.raises(ArgumentError, match=r"k must be one number for a witness, got \[2\]"):
+            f(2.0, n=4, k=[2])
+
+
+def test_bounds_of_two_libraries():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    with pytest.raises(ArgumentError, match="must be numbers or arrays of one library, got arrays of numpy and torch"):
+        mass_lower_bound(torch.tensor([2.0]), n=4, k=np.array([1]))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import emp_core
 from emp_core import PoolError, select, select_stream
+from emp_core.certificates import BFLOAT16
 
 KINDS = ("normal", "tied", "wide", "spiky", "zeros", "equal", "tiny")
 
@@ -104,6 +105,19 @@ def test_parts_of_two_types() -> None:
     assert np.array_equal(cut.mask(parts[1], 50_000), chosen.mask["b"])
 
 
+@pytest.mark.parametrize("n", [5, 70_000, 300_000])
+def test_masks_of_bfloat16_bits(n: int) -> None:
+    """In that form values lie in safetensors files."""
+    wide = scores("tied" if n == 5 else "normal", n, 1)
+    bits = (wide.view(np.uint32) >> 16).astype(np.uint16).view(BFLOAT16)
+    values = (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    expected = select(values, sparsity=0.4)
+    for cut in (select_stream([bits], sparsity=0.4), emp_core.select_each([bits], sparsity=0.4)[0]):
+        assert cut.k == expected.k
+        assert np.array_equal(cut.mask(bits), expected.mask)
+        assert np.array_equal(cut.mask(bits[::2]), select_stream([bits], sparsity=0.4).mask(values[::2]))
+
+
 def test_pools_that_cannot_be_counted() -> None:
     with pytest.raises(PoolError, match="empty pool"):
         select_stream([np.empty(0)])
@@ -140,3 +154,37 @@ def test_ties_throughout_take_no_memory() -> None:
         l1, squares = int(n @ np.arange(7)), int(n @ np.arange(7) ** 2)
         assert (cut.k, cut.threshold) == (l1 * l1 // squares, 2.0)
     assert peaks[1] < peaks[0] + (16 << 20)
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        (np.array([30j, 1, 1, 1]), "must be real numbers of at most 64 bits, got dtype complex128"),
+        (np.ones(3, np.longdouble), "must be real numbers of at most 64 bits, got dtype"),
+        (np.array(["a"]), "must be real numbers of at most 64 bits, got dtype <U1"),
+        (np.ones((3, 4)), "must be flat, with one axis, got 2 axes"),
+        (np.float64(1), "must be flat, with one axis, got 0 axes"),
+        ([1.0, 2.0], "must be a flat NumPy array, or have a size, a dtype and slices as one has, got list"),
+    ],
+    ids=lambda x: str(x)[:12],
+)
+def test_parts_that_are_no_flat_real_numbers(part: Any, what: str) -> None:
+    """`select` refuses such numbers too; nothing of them is lost without a word."""
+    with pytest.raises(emp_core.ArgumentError, match=f"part 1 {what}"):
+        select_stream([np.ones(2), part])
+    with pytest.raises(emp_core.ArgumentError, match=f"b {what}"):
+        emp_core.select_each([np.ones(2), part], names=["a", "b"])
+    with pytest.raises(emp_core.ArgumentError, match=f"w {what}"):
+        emp_core.select_rows(part, 2, name="w")
+    if getattr(part, "ndim", 0) == 1:
+        with pytest.raises(emp_core.ArgumentError, match=f"piece {what}"):
+            select_stream([np.ones(2)]).mask(part)
+
+
+def test_a_name_for_each_part() -> None:
+    for call, what in ((select_stream, "part"), (emp_core.select_each, "pool")):
+        with pytest.raises(emp_core.ArgumentError, match=f"names must be one for each {what}, 2, got 1"):
+            call([np.ones(2), np.ones(2)], names=["a"])
+    for length in (2.0, None, 0):
+        with pytest.raises(emp_core.ArgumentError, match=f"length must divide the 2 scores, got {length}"):
+            emp_core.select_rows(np.ones(2), length)  # type: ignore[arg-type]

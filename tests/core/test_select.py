@@ -248,3 +248,29 @@ def test_errors_name_the_tensor():
         select({"fc1": np.ones(3), "fc2": np.array([1.0, np.inf])}, scope="model")
     with pytest.raises(PoolError, match="the model must hold at least one score"):
         select({}, scope="model")
+
+
+def test_names_of_a_model_stay_what_they_are():
+    """1 and "1" are two names, and masks are found under those that were given."""
+    scores = {1: np.array([3.0, 1, 2]), "1": np.array([5.0, 5]), ("a", 0): np.array([1.0, 4])}
+    where = {1: np.array([True, False, True])}
+    plain = [{str(i): v for i, v in enumerate(m.values())} for m in (scores, where)]
+    for kwargs, others in (({}, {}), ({"where": where}, {"where": plain[1]})):
+        found, expected = select(scores, scope="model", **kwargs), select(plain[0], scope="model", **others)
+        assert list(found.mask) == list(scores)
+        assert (found.n, found.k, found.n_eff) == (expected.n, expected.k, expected.n_eff)
+        for ours, theirs in zip(found.mask.values(), expected.mask.values(), strict=True):
+            assert np.array_equal(ours, theirs)
+    with pytest.raises(ArgumentError, match="where must be a mapping with names of scores"):
+        select(scores, scope="model", where={"2": where[1]})
+    with pytest.raises(PoolError, match="1 must be finite, got NaN at flat index 0"):
+        select({1: np.array([math.nan])}, scope="model")
+
+
+@pytest.mark.parametrize("rule", [{"sparsity": 0.75}, {"beta": 9.0}, {"order": 1}], ids=str)
+def test_groups_that_keep_so_many_take_no_other_rule(rule):
+    with pytest.raises(
+        ArgumentError, match=r"keep of Groups\(m=4, keep=2\) fixes the count, so beta, order and sparsity"
+    ):
+        select(np.arange(12.0).reshape(3, 4), scope=Groups(4, keep=2), **rule)
+    assert select(np.arange(12.0).reshape(3, 4), scope=Groups(4), **rule).k.shape == (3, 1)
