@@ -168,7 +168,7 @@ def prune(params: Tree, /, **options: Any) -> Pruned:
 
     Raises:
         ArgumentError: an option out of range, or no weight.
-        VerifyError: the result is not as its certificate says.
+        emp_core.VerifyError: the result is not as its certificate says.
 
     >>> import jax.numpy as jnp
     >>> params, plan, certificate = prune({"w": jnp.array([[4.0, -3.0], [0.5, 0.5]])})

@@ -183,7 +183,7 @@ def prune(model: Any, /, **options: Any) -> Plan:
 
     Raises:
         ArgumentError: an option out of range, or nothing to prune.
-        VerifyError: the result is not as its certificate says.
+        emp_core.VerifyError: the result is not as its certificate says.
     """
     made = plan(model, **options)
     apply(model, made)

@@ -69,7 +69,7 @@ def prune(
         options: of `find_weights`.
 
     Raises:
-        ArgumentError, CheckpointError, VerifyError: as the tree in `errors` says; nothing is left behind.
+        ArgumentError, CheckpointError, emp_core.VerifyError: as the tree in `errors` says; nothing is left behind.
     """
     checkpoint = source if isinstance(source, Checkpoint) else load(source)
     if plan is None:

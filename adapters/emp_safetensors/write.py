@@ -45,7 +45,7 @@ def save(pruned: Pruned, path: str | os.PathLike[str], /) -> tuple[Path, ...]:
 
     Raises:
         ArgumentError: the place cannot take them, or is the input.
-        VerifyError: what was written reads back otherwise.
+        emp_core.VerifyError: what was written reads back otherwise.
     """
     source, target = pruned.checkpoint, Path(path)
     if source.index is not None or source.path.is_dir():

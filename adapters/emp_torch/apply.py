@@ -94,7 +94,7 @@ def prune(model: nn.Module, /, *, plan: Plan | None = None, **options: Any) -> P
 
     Raises:
         ArgumentError: an option out of range, nothing to prune, or a plan for other weights.
-        VerifyError: the result is not as its certificate says.
+        emp_core.VerifyError: the result is not as its certificate says.
 
     >>> print(prune(nn.Linear(20, 10), sparsity=0.5).total.k)
     100

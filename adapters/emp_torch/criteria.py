@@ -109,8 +109,9 @@ def scores(
 
     Args:
         weights: from `find_weights`.
-        criterion: `magnitude` |w|; `wanda` |w|·‖x‖; `sensitivity` Σ|g| over batches; `taylor` |w·Σg|, the first-order
-            change of the loss of all batches together when the weight is removed (see `emp_core.criteria.taylor`);
+        criterion: `magnitude` |w|; `wanda` |w|·‖x‖; `sensitivity` Σ|g| over batches; `taylor` ``|w·Σg|``, the
+            first-order change of the loss of all batches together when the weight is removed (see
+            `emp_core.criteria.taylor`);
             `activation` the norm of the output that the weight contributes to, times |w|; `f_statistic` |w| and the
             F-statistic over classes of the feature that it reads, in equal shares (see `emp_core.criteria.combined`:
             all weights of one feature have one F, so only with their magnitudes do they differ).

@@ -135,11 +135,14 @@ def test_scaling_beside_the_ends_of_float64():
             testing.assert_scale_invariant(lambda x: x.sum(), np.array(values), factor)
 
 
+FEW = settings(max_examples=300)
+
+
 def test_no_more_and_no_fewer_scores_than_asked_for():
     with pytest.raises(NoSuchExample):
-        find(testing.scores(min_size=3, min_dims=0, max_dims=1), lambda s: s.size < 3)
+        find(testing.scores(min_size=3, min_dims=0, max_dims=1), lambda s: s.size < 3, settings=FEW)
     with pytest.raises(NoSuchExample):
-        find(testing.scores(min_size=0, max_size=0, min_dims=0), lambda s: s.size > 0)
+        find(testing.scores(min_size=0, max_size=0, min_dims=0), lambda s: s.size > 0, settings=FEW)
     assert find(testing.scores(min_dims=0), lambda s: s.ndim == 0).size == 1
     with pytest.raises(ArgumentError, match="max_dims must be ≥ 1 for 2 to 64 scores, got 0"):
         testing.scores(min_size=2, min_dims=0, max_dims=0)

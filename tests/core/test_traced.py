@@ -38,7 +38,7 @@ def test_the_count_for_a_sparsity(sparsity, scope, where):
         assert np.array_equal(found, expected.k)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), st.sampled_from(["int8", "uint8", "int16", "int32", "uint32", "bool"]))
 def test_the_order_of_integers(data, dtype):
     lowest, highest = (0, 1) if dtype == "bool" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
