@@ -69,7 +69,7 @@ def scoped(draw):
     return w, draw(st.one_of(choices))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(scoped(), st.data())
 def test_every_scope_is_each_pool_by_itself(case, data):
     w, scope = case

@@ -163,7 +163,7 @@ def check(case: Blocked, folder: Path, scope: str, beta: float, storage: str) ->
     return np.where(masks["w"], case.dense, 0.0)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+@settings(max_examples=18, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
           deadline=None)  # fmt: skip
 @given(blocked(), st.sampled_from(["tensor", "row", "model"]), st.sampled_from([0.5, 1.0, 1.6]),
        st.sampled_from(["raw", "external", "typed"]))  # fmt: skip

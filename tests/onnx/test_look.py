@@ -43,7 +43,7 @@ def test_together_as_one_by_one(case: Case, scope: str, rule: dict[str, float]) 
         assert seen.squares == pytest.approx(alone.squares, rel=1e-12)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(cases(), st.data())
 def test_a_bit_that_differs_is_left_to_a_closer_look_and_found(case: Case, data: st.DataObject) -> None:
     source, written, decision = pruned(case, Rule())

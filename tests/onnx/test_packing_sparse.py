@@ -41,7 +41,7 @@ def some(tmp_path: Path, density: float, index: type = np.int64, columns: bool =
     return write(proto, tmp_path / f"{density}.onnx"), dense
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(sparses(), st.sampled_from(FORMS), st.booleans(), st.booleans())
 def test_any_sparse_weight_keeps_its_bits_in_any_form(
     tmp_path_factory: pytest.TempPathFactory, case: Any, form: str, compact: bool, web: bool

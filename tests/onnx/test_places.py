@@ -63,7 +63,7 @@ def check(place: Place, scope: str, beta: float) -> str:
     return before
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=35, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(places(), st.sampled_from(SCOPES), st.sampled_from([0.5, 1.0, 1.5]))
 def test_any_place(place: Place, scope: str, beta: float) -> None:
     check(place, scope, beta)

@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
     return write(two_layers(np.random.default_rng(0), 6).model, tmp_path / "m.onnx")
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(cases(), st.sampled_from(SCOPES), st.booleans())
 def test_files_of_every_kind(tmp_path_factory: pytest.TempPathFactory, case: Case, scope: str, external: bool) -> None:
     folder = tmp_path_factory.mktemp("m")

@@ -70,7 +70,7 @@ def sparses(draw: st.DrawFn) -> tuple[onnx.ModelProto, Array]:
     return wrapped(sparse, draw(st.sampled_from(["initializer", "constant"]))), dense_of(sparse)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(sparses(), st.sampled_from(["tensor", "row", "model"]), st.sampled_from([0.5, 1.0, 1.7]))
 def test_any_sparse_weight(case: tuple[onnx.ModelProto, Array], scope: str, beta: float) -> None:
     proto, dense = case

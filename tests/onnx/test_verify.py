@@ -33,7 +33,7 @@ def pair(scope: str = "tensor", **options: Any) -> tuple[Model, Model]:
     return apply(source, plan(source, scope=scope, **options)), source
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(cases(), scopes, st.sampled_from([0.5, 1.0, 3.0]))
 def test_what_was_pruned_here_passes(case: Case, scope: str, beta: float) -> None:
     source = Model(case.model)
@@ -57,7 +57,7 @@ def test_every_rule_passes(scope: str, options: dict[str, float]) -> None:
     assert done.behaviour.random
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(cases(), scopes, st.data())
 def test_any_changed_bit_of_any_weight_is_found(case: Case, scope: str, data: st.DataObject) -> None:
     source = Model(case.model)
