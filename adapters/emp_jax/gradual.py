@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from emp_core import ArgumentError, cubic_schedule, keep_count, top_mask
+from emp_core import keep_count, top_mask
+from emp_core.ramp import refuse_wrong_ramp
 from emp_jax.trees import Choice, Tree, held, is_array, is_weight, name_of, only
 
 __all__ = ["GradualState", "gradual", "sparsity_of"]
@@ -54,11 +54,7 @@ def gradual(
     Raises:
         ArgumentError: an option out of range.
     """
-    cubic_schedule(initial, 0.0, begin=begin, steps=steps, every=every)  # refuses what is out of range
-    if sparsity is not None and not (isinstance(sparsity, (int, float)) and 0 <= sparsity < 1):
-        raise ArgumentError(f"sparsity must be in [0, 1), or None, got {sparsity!r}")
-    if not (isinstance(beta, (int, float)) and 0 < beta <= sys.float_info.max):
-        raise ArgumentError(f"beta must be a finite number > 0, got {beta!r}")
+    refuse_wrong_ramp(sparsity=sparsity, beta=beta, initial=initial, begin=begin, steps=steps, every=every)
     last = begin + steps * every
 
     def chosen(params: Tree) -> Tree:

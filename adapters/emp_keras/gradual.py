@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from emp_core import ArgumentError, cubic_schedule, select
+from emp_core import cubic_schedule, select
+from emp_core.ramp import refuse_wrong_ramp
 from emp_keras.model import find_weights
 
 __all__ = ["GradualPruning"]
@@ -49,11 +49,7 @@ class GradualPruning(keras.callbacks.Callback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
-        cubic_schedule(initial, 0.0, begin=begin, steps=steps, every=every)  # refuses what is out of range
-        if sparsity is not None and not (isinstance(sparsity, (int, float)) and 0 <= sparsity < 1):
-            raise ArgumentError(f"sparsity must be in [0, 1), or None, got {sparsity!r}")
-        if not (isinstance(beta, (int, float)) and 0 < beta <= sys.float_info.max):
-            raise ArgumentError(f"beta must be a finite number > 0, got {beta!r}")
+        refuse_wrong_ramp(sparsity=sparsity, beta=beta, initial=initial, begin=begin, steps=steps, every=every)
         self.target, self.beta, self.initial, self.options = sparsity, beta, initial, options
         self.begin, self.every, self.last, self.done = begin, every, begin + steps * every, 0
         ramp = cubic_schedule(0.0, 0.5, begin=begin, steps=steps, every=every)

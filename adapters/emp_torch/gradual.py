@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -76,10 +77,10 @@ class GradualPruner:
         for name, value in (("sparsity", sparsity), ("initial", initial)):
             if name == "sparsity" and (value is None or callable(value)):
                 continue
-            if not (isinstance(value, (int, float)) and 0 <= value < 1):
+            if not (isinstance(value, Real) and 0 <= value < 1):
                 raise ArgumentError(f"{name} must be a sparsity in [0, 1), got {value!r}")
         given = beta is not None and not callable(beta)
-        if given and not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
+        if given and not (isinstance(beta, Real) and math.isfinite(beta) and beta > 0):
             raise ArgumentError(f"beta must be a finite number > 0, got {beta!r}")
         # how much of the way is gone, 0 to 0.5; also where it is not used, it refuses what is no begin, steps or every
         ramp = cubic_schedule(0.0, 0.5, begin=begin, steps=steps, every=every)

@@ -11,7 +11,9 @@ import pytest
 import emp_core
 
 # rooms that are imported by their own names
-APART = ("attention", "certificates", "checksum", "direct", "figures", "kan", "plans", "quick", "signals", "whole")
+APART = (
+    "attention", "certificates", "checksum", "direct", "figures", "kan", "plans", "quick", "ramp", "signals", "whole",
+)  # fmt: skip
 HEAVY = ["scipy", "onnx", "onnxruntime", "torch", "jax", "hypothesis", "emp_onnx"]
 
 

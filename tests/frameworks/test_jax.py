@@ -12,6 +12,7 @@ import jax.numpy as jnp  # noqa: E402
 
 import emp_core  # noqa: E402
 import emp_jax  # noqa: E402
+from tests.frameworks.wrong_ramps import WRONG  # noqa: E402
 
 
 def tree(seed=0):
@@ -175,16 +176,11 @@ def test_emps_own_sparsity_is_exact_at_the_end():
         assert np.array_equal(np.asarray(emp_jax.find_weights(params2)[name]), np.where(mask, a, 0))
 
 
-@pytest.mark.parametrize(("options", "what"), [
-    ({"sparsity": 1.2}, r"^sparsity must be in \[0, 1\), or None, got 1\.2$"),
-    ({"sparsity": "a"}, r"^sparsity must be in \[0, 1\), or None, got 'a'$"),
-    ({"beta": -1}, r"^beta must be a finite number > 0, got -1$"),
-    ({"beta": 10**400}, r"^beta must be a finite number > 0, got 1000"),
-    ({"initial": 1.0}, r"^initial must be a sparsity"),
-    ({"begin": None}, r"^begin must be an integer ≥ 0, got None$"),
-    ({"every": 0}, r"^every must be an integer ≥ 1, got 0$"),
-    ({"steps": 0, "sparsity": 0.5}, r"^steps must be an integer ≥ 1, got 0$"),
-])  # fmt: skip
+def test_gradual_takes_numbers_of_numpy():
+    emp_jax.gradual(optax.sgd(1.0), sparsity=np.float32(0.5), steps=np.int64(2), initial=np.float32(0.1))
+
+
+@pytest.mark.parametrize(("options", "what"), WRONG)
 def test_gradual_names_the_option_that_is_wrong(options, what):
     with pytest.raises(emp_core.ArgumentError, match=what):
         emp_jax.gradual(optax.sgd(1.0), **options)

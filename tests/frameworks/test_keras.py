@@ -19,6 +19,7 @@ keras = pytest.importorskip("keras", reason="Keras is not installed")
 
 import emp_core  # noqa: E402
 import emp_keras  # noqa: E402
+from tests.frameworks.wrong_ramps import WRONG  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Keras about its backends
 
@@ -246,16 +247,11 @@ def test_gradual_begins_anew_with_another_model():
         assert (pruning.done, zeros(model)) == (7, 0.5)
 
 
-@pytest.mark.parametrize(("options", "what"), [
-    ({"sparsity": 1.2}, r"^sparsity must be in \[0, 1\), or None, got 1\.2$"),
-    ({"sparsity": "a"}, r"^sparsity must be in \[0, 1\), or None, got 'a'$"),
-    ({"beta": -1}, r"^beta must be a finite number > 0, got -1$"),
-    ({"beta": 10**400}, r"^beta must be a finite number > 0, got 1000"),
-    ({"initial": 1.0}, r"^initial must be a sparsity"),
-    ({"begin": None}, r"^begin must be an integer ≥ 0, got None$"),
-    ({"every": 0}, r"^every must be an integer ≥ 1, got 0$"),
-    ({"steps": 0, "sparsity": 0.5}, r"^steps must be an integer ≥ 1, got 0$"),
-])  # fmt: skip
+def test_gradual_takes_numbers_of_numpy():
+    emp_keras.GradualPruning(sparsity=np.float32(0.5), steps=np.int64(2), initial=np.float32(0.1))
+
+
+@pytest.mark.parametrize(("options", "what"), WRONG)
 def test_gradual_names_the_option_that_is_wrong(options, what):
     with pytest.raises(emp_core.ArgumentError, match=what):
         emp_keras.GradualPruning(**options)

@@ -195,6 +195,11 @@ def test_wrong_options(options, what):
         GradualPruner(model, optimizer, **options)
 
 
+def test_numbers_of_numpy_are_numbers():
+    model, optimizer = parts()
+    GradualPruner(model, optimizer, sparsity=np.float32(0.5), initial=np.float32(0.1), steps=np.int64(2))
+
+
 def test_frozen_weights_are_pruned_too():
     model, optimizer = parts()
     model[0].requires_grad_(False)

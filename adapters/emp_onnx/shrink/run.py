@@ -139,7 +139,7 @@ def shrink(
     held = samples[-max(len(samples) // 5, 1) :]
     fit = samples[: len(samples) - len(held)] or samples
     runner = Runner(proto, threads=threads)
-    refuse_unless_defined(samples if given is not None else (), runner)
+    refuse_unless_defined(() if given is None or dead_only else given, runner)
     joined = [lengthened(runner.inputs, runner, part, apart=APART) for part in (fit, held)]
     further = [continued(runner, part) for part in (fit, held)]
     short = bool(joined[0]) and not further[0]
