@@ -237,6 +237,16 @@ class Conv:
         if not self._handle:
             raise ValueError(message.value.decode())
 
+    def by_winograd(self, x: Floats, isa: str = "", *, wherever: bool = False) -> bool:
+        """Whether Winograd's method does it; `wherever` it can be done so, from now on."""
+        images, _, height, width = x.shape
+        return bool(
+            library().emp_conv_by_winograd(
+                ctypes.c_void_p(self._handle), isa.encode(), ctypes.c_int64(images), ctypes.c_int64(height),
+                ctypes.c_int64(width), int(wherever),
+            )
+        )  # fmt: skip
+
     def out_size(self, axis: int, size: int) -> int:
         reach = size + self.pads[axis] + self.pads[axis + 2] - self.dilation[axis] * (self.kernel[axis] - 1) - 1
         return reach // self.stride[axis] + 1

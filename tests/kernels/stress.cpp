@@ -207,6 +207,10 @@ void conv_round() {
     ConvShape& s = conv.shape;
     s.group = 1 + below(2), s.outputs = s.group * (1 + below(140)), s.channels = 1 + below(8);
     any_axes(s);
+    if (below(3) == 0) {
+        for (int i = 0; i < 2; i++) s.kernel[i] = 3, s.stride[i] = s.dilation[i] = 1;
+        conv.winograd_wherever_it_can = true;
+    }
     const int64_t columns = s.channels * s.kernel[0] * s.kernel[1], height = 1 + below(20), width = 1 + below(20);
     if (s.out(0, height) < 0 || s.out(1, width) < 0) return;
     Exact<uint8_t> mask(size_t(s.outputs * columns + 7) / 8);

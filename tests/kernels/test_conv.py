@@ -34,6 +34,15 @@ def convolve(x: Any, weight: Any, group: int, stride: Any, dilation: Any, pads: 
     return y
 
 
+def around(x: Any, pads: Any) -> Any:
+    """Of a padded image the greatest that stands within three pixels: what a tile of 4 x 4 may hold beside a pixel."""
+    x = np.pad(np.where(np.isfinite(x), np.abs(x), 0), ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    for axis in (2, 3):
+        wide = np.pad(x, [(3, 3) if i == axis else (0, 0) for i in range(4)])
+        x = np.lib.stride_tricks.sliding_window_view(wide, 7, axis=axis).max(axis=-1, initial=0)
+    return x
+
+
 def ended(x: Any, kind: str, low: Any, high: float) -> Any:
     """What follows, by definition; NaN stays NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -77,6 +86,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
 def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
     x, weight, bias, geometry = (problem[name] for name in ("x", "weight", "bias", "geometry"))
     kernel = Conv(weight, **geometry)
+    by_winograd = kernel.by_winograd(x, isa, wherever="wherever" in problem)
     shape = (len(x), kernel.outputs, kernel.out_size(0, x.shape[2]), kernel.out_size(1, x.shape[3]))
     added = np.random.default_rng(1).standard_normal(shape).astype(np.float32) if problem["added"] else None
     ending = problem.get("ending")
@@ -86,7 +96,9 @@ def check(problem: dict[str, Any], isa: str, threads: int = 1) -> None:
     offset = 0.0 if bias is None else bias[:, None, None].astype(np.float64)
     with np.errstate(invalid="ignore"):
         exact = convolve(x.astype(np.float64), weight.astype(np.float64), **geometry) + offset
-        scale = convolve(np.abs(x).astype(np.float64), np.abs(weight).astype(np.float64), **geometry) + np.abs(offset)
+        read, pads = (around(x, geometry["pads"]), (0,) * 4) if by_winograd else (np.abs(x), geometry["pads"])
+        scale = convolve(read.astype(np.float64), np.abs(weight).astype(np.float64), **{**geometry, "pads": pads})
+        scale = scale + np.abs(offset)
     if added is not None:
         exact, scale = exact + added, scale + np.abs(added)
     if ending is not None:
@@ -213,3 +225,69 @@ def test_images_larger_than_a_cache_are_done_band_by_band(isa: str, group: int, 
     problem = {"x": x, "weight": weight, "bias": None, "relu": True, "added": True, "geometry": geometry}
     for threads in (1, 3):
         check(problem, isa, threads)
+
+
+@st.composite
+def threes(draw: st.DrawFn) -> dict[str, Any]:
+    """What Winograd's method can do."""
+    problem = draw(problems())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    group, channels, rows = draw(st.sampled_from([1, 1, 2])), draw(st.integers(1, 20)), draw(st.integers(1, 70))
+    size = [draw(st.integers(3, 40)) for _ in range(2)]
+    weight = rng.standard_normal((group * rows, channels, 3, 3)).astype(np.float32)
+    weight[rng.random(weight.shape) >= draw(st.sampled_from([0.0, 0.3, 0.6, 1.0]))] = 0
+    bias = rng.standard_normal(group * rows).astype(np.float32) if draw(st.booleans()) else None
+    geometry = {**problem["geometry"], "group": group, "stride": (1, 1), "dilation": (1, 1)}
+    x = rng.standard_normal((draw(st.integers(0, 3)), group * channels, *size)).astype(np.float32)
+    return {**problem, "x": x, "weight": weight, "bias": bias, "geometry": geometry, "wherever": True}
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@settings(max_examples=60, deadline=None)
+@given(problem=threes(), threads=st.integers(1, 8))
+def test_winograd_is_equal_to_the_dense_convolution(isa: str, problem: dict[str, Any], threads: int) -> None:
+    check(problem, isa, threads)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@settings(max_examples=30, deadline=None)
+@given(problem=threes(), seed=st.integers(0, 2**32), value=st.sampled_from([np.nan, np.inf, -np.inf, 3e38]))
+def test_winograd_spreads_what_is_not_finite_as_the_dense_convolution_does(
+    isa: str, problem: dict[str, Any], seed: int, value: float
+) -> None:
+    """And what overflows only on its way does not."""
+    x: Floats = problem["x"]
+    x[np.random.default_rng(seed).random(x.shape) < 0.003] = value
+    if value == 3e38:  # the sum of two is more than float32 holds; no result is
+        problem["weight"] = np.clip(problem["weight"] * 1e-3, -1e-3, 1e-3)
+        problem["ending"], problem["relu"] = None, False
+    check(problem, isa)
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "images"),
+    [(64, 64, 33, 1), (40, 96, 7, 5), (33, 65, 14, 2), (48, 40, 60, 1), (700, 40, 10, 6), (520, 1300, 7, 16)],
+)
+def test_winograd_with_weights_of_real_sizes(isa: str, channels: int, outputs: int, size: int, images: int) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((outputs, channels, 3, 3)).astype(np.float32)
+    weight[rng.random(weight.shape) < 0.3] = 0
+    x = rng.standard_normal((images, channels, size, size)).astype(np.float32)
+    kernel = Conv(weight, pads=(1, 1, 1, 1))
+    assert kernel.by_winograd(x, isa, wherever=True)
+    some = [0, outputs // 2, outputs - 1]
+    got = kernel(x, isa=isa, threads=2)[:, some]
+    exact = convolve(x.astype(np.float64), weight[some].astype(np.float64), 1, (1, 1), (1, 1), (1,) * 4)
+    assert np.abs(got - exact).max() <= 2e-6 * np.abs(exact).max()
+
+
+def test_few_weights_are_skipped_rather_than_transformed() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32)
+    x = np.ones((1, 64, 56, 56), np.float32)
+    for density, wanted in ((0.1, False), (0.2, False), (0.6, True), (1.0, True)):
+        kept = np.where(np.random.default_rng(1).random(weight.shape) < density, weight, np.float32(0))
+        assert Conv(kept, pads=(1,) * 4).by_winograd(x) is wanted
+    for other in ({"stride": (2, 2)}, {"dilation": (2, 2)}):
+        assert not Conv(weight, **other).by_winograd(x)  # type: ignore[arg-type]
+    assert not Conv(np.ones((64, 64, 1, 3), np.float32)).by_winograd(x)

@@ -40,9 +40,10 @@ struct F8 {
     // p[0], p[2], ..., `count` of them.
     static F8 load_even(const float* p, int count) {
         const __m256 a = load_part(p, 2 * count - 1).v, b = load_part(p + (count > 4 ? 8 : 0), count > 4 ? 2 * count - 9 : 0).v;
-        const __m256 mixed = _mm256_shuffle_ps(a, b, 0x88);  // a0 a2 b0 b2 a4 a6 b4 b6
-        return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8))};
+        return in_order(_mm256_shuffle_ps(a, b, 0x88));
     }
+    // Of a0 a2 b0 b2 a4 a6 b4 b6, the quarters of a before those of b.
+    static F8 in_order(__m256 mixed) { return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8))}; }
     // p[lane] in the lanes whose bits are set, `other` elsewhere; nothing else is read.
     static F8 load_over(const float* p, unsigned lanes, F8 other) {
         const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -56,9 +57,8 @@ struct F8 {
     }
     // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
     static void load_apart(const float* p, uint32_t chosen, F8& even, F8& odd) {
-        alignas(64) float lane[2][8];
-        for (int i = 0; i < 16; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
-        even = load(lane[0]), odd = load(lane[1]);
+        const __m256 low = load_over(p, chosen & 255, zero()).v, high = load_over(p + 8, chosen >> 8, zero()).v;
+        even = in_order(_mm256_shuffle_ps(low, high, 0x88)), odd = in_order(_mm256_shuffle_ps(low, high, 0xdd));
     }
     static F8 decode(unsigned bits, const float* packed) {
         // the sign bit of an index says whether the lane is set; the permutation looks at its three lowest bits only
@@ -74,6 +74,7 @@ struct F8 {
 };
 inline F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F8 add(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F8 subtract(F8 a, F8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F8 multiply(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline F8 divide(F8 a, F8 b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F8 maximum(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }
@@ -118,7 +119,8 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 extern const Kernels kAvx2;
 const Kernels kAvx2 = {"avx2", avx2::kMaxGroups,        avx2::supported, 0.33, avx2::no_pick, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
-                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::pool, avx2::lines, avx2::slide, avx2::finite,
+                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::pool, avx2::lines, avx2::slide,
+                         avx2::kMostTiles, avx2::winograd_weights, avx2::winograd_pixels, avx2::winograd_tiles, avx2::finite,
                        {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::gelu, avx2::gelu_tanh, avx2::rnn}};
 
 }  // namespace emp

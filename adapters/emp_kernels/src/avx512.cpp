@@ -68,6 +68,7 @@ struct F {
 };
 inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline F add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F subtract(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F multiply(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 // By a reciprocal to 14 bits and one step of Newton's, in half the time; within 3 units of the last place.
 inline F divide(F a, F b) {
@@ -134,7 +135,8 @@ bool supported() {
 
 extern const Kernels kAvx512;
 const Kernels kAvx512 = {"avx512", avx512::kMaxGroups,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
-                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool, avx512::lines, avx512::slide, avx512::finite,
+                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool, avx512::lines, avx512::slide,
+                         avx512::kMostTiles, avx512::winograd_weights, avx512::winograd_pixels, avx512::winograd_tiles, avx512::finite,
                          {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::gelu_tanh, avx512::rnn}};
 
 }  // namespace emp

@@ -118,6 +118,13 @@ EMP_PUBLIC emp::Conv* emp_conv_new(const int64_t* geometry, const uint8_t* mask,
 
 EMP_PUBLIC void emp_conv_free(emp::Conv* conv) { delete conv; }
 
+// Whether it is done by Winograd's method, for an image of this size; `wherever` it can be, from now on.
+EMP_PUBLIC int emp_conv_by_winograd(emp::Conv* conv, const char* isa, int64_t images, int64_t height, int64_t width, int wherever) {
+    const emp::Kernels* kernels = named(isa);
+    conv->winograd_wherever_it_can = wherever;
+    return kernels && conv->by_winograd(*kernels, emp::Layout(conv->shape, height, width), images);
+}
+
 // `activation`: its place in the list of kernels.hpp; its numbers are those of an `Ending`.
 EMP_PUBLIC int emp_conv_run(const emp::Conv* conv, const char* isa, int threads, const float* x, int64_t images, int64_t height,
                             int64_t width, const float* bias, const float* added, int activation, float low, float high,

@@ -8,8 +8,23 @@ void Conv::run(const Kernels& kernels, const float* x, int64_t images, int64_t h
     const Layout at(shape, height, width);
     if (images == 0 || at.out_h <= 0 || at.out_w <= 0 || shape.outputs == 0) return;
     const Given given = {kernels, at, x, images, bias, added, ending, y, threads};
+    if (by_winograd(kernels, at, images) && run_winograd(given)) return;
     if (can_slide(at)) return run_slides(given);
     in_strips(at, x) ? run_strips(given) : run_tiles(given);
+}
+
+// The unit is one product of a weight that is there; measured: docs/kernels.md.
+bool Conv::by_winograd(const Kernels& kernels, const Layout& at, int64_t images) const {
+    for (int i = 0; i < 2; i++)
+        if (shape.kernel[i] != 3 || shape.stride[i] != 1 || shape.dilation[i] != 1) return false;
+    if (weight.view().columns == 0) return false;
+    if (winograd_wherever_it_can) return true;
+    const double tiles = double((at.out_h + 1) / 2 * ((at.out_w + 1) / 2) * images), channels = double(shape.channels);
+    const double rows = double(shape.outputs / shape.group), filled = double((shape.outputs / shape.group + kWinogradRows - 1) / kWinogradRows * kWinogradRows);
+    const double lanes = std::max(0.7, Sliding(shape, at, false).efficiency(at));  // the share of them that are outputs, where weights are skipped
+    const double skipping = double(images * at.out_h * at.out_w) * rows * (9 * channels * weight.density() / lanes + 60);
+    const double products = 13.8 * tiles * channels * filled, weights = 100 * channels * filled, pixels = 200 * tiles * channels, outputs = 180 * tiles * filled;
+    return (products + weights + pixels + outputs) * (kernels.winograd_most > 8 ? 1 : 1.25) < skipping;
 }
 
 bool Conv::can_slide(const Layout& at) const {

@@ -5,6 +5,7 @@
 #include "pool.hpp"
 #include "sweeps.hpp"
 #include "tiles.hpp"
+#include "winograd.hpp"
 
 namespace emp {
 
@@ -18,6 +19,9 @@ class Conv {
     ConvShape shape;
     Matrix weight;  // outputs rows, channels * kernel[0] * kernel[1] columns
 
+    // For tests: without asking whether it is faster.
+    bool winograd_wherever_it_can = false;
+
     // x[images, group * channels, height, width] -> y[images, outputs, ...]; what is `added` before the activation is as large as y, or null.
     // The same promise as Linear::run.
     void run(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const float* added, const Ending&,
@@ -25,6 +29,9 @@ class Conv {
     // The same with a pool behind it: y[images, outputs, rows and pixels of the pool]. What the pool makes of NaN is NaN.
     void run_pooled(const Kernels&, const float* x, int64_t images, int64_t height, int64_t width, const float* bias, const Ending&, const PoolShape&,
                     float* y, const Threads&) const;
+
+    // Whether a run transforms tiles of the image (conv_winograd.cpp) rather than skip weights.
+    bool by_winograd(const Kernels&, const Layout&, int64_t images) const;
 
   private:
     // What a run was given.
@@ -49,13 +56,16 @@ class Conv {
     bool run_bands(const Given&, const PoolShape&, const float* in, float* y) const;
     void run_strips(const Given&) const;
     void run_tiles(const Given&) const;
+    // Whether all outputs are finite, or else nothing is said of y.
+    bool run_winograd(const Given&) const;
     // 0 * inf is NaN, as in the dense convolution: the outputs that read what is not finite, with a pruned weight.
     void spread_non_finite(const Given&, const float* in, float* y) const;
 
-    mutable std::once_flag once_, strips_once_, sweeps_once_;
+    mutable std::once_flag once_, strips_once_, sweeps_once_, winograd_once_;
     mutable Tiles tiles_;
     mutable Strips strips_;
     mutable Sweeps sweeps_;
+    mutable Winograd winograd_;
     mutable bool shifted_ = false;  // how they were arranged
 };
 

@@ -53,8 +53,19 @@ struct Landing {
     Line line[2][8];
 };
 
+// Columns of 2 × 2 outputs, for Winograd's convolutions: bundles of `count` columns and `high` rows, one below the other.
+struct TileColumns {
+    int64_t top, left;    // the first pixel, which may lie before the image: what lies around that is 0
+    int64_t rows, begun;  // of tiles; of them before this in the first bundle
+    int64_t high, bundle; // rows of a bundle; floats from one to the next
+    int count;
+};
+
 constexpr int kLanes = 16;     // columns of a tile come in groups of 16, whatever the width of the registers
 constexpr double kPickFrom = 0.11, kPickBelow = 0.21;  // densities; measured: docs/kernels.md
+constexpr int kWinogradRows = 32;  // outputs whose weights are transformed together
+// Floats from one of 16 places to the next: an odd number of cache lines, so that no two places want the same ones of the first level.
+inline int64_t winograd_place(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 constexpr int kMaxItems = 8;   // items that `dot` takes at once
 
 // One item: y[row] of rows [row, end); x begins on a cache line, and is zero from `columns` up to the next multiple of 64.
@@ -99,6 +110,16 @@ struct Kernels {
     // A block of channels, multiplied with a tile of `lines` lines of sums, at most 8, whose bands have 16 lanes or 8; x begins with 8 lines of zeros.
     // sums[row] holds `lines` lines: what other blocks gave, or it is the `first`. They stay there, or go where `landing` says.
     void (*slide)(const Sweep&, const float* x, float* sums, bool first, int lines, int band, const Landing*);
+    // Winograd's F(2 × 2, 3 × 3), of tiles of 2 × 2 outputs, 4 × 4 pixels, 16 places. At most `winograd_most` tiles go at once, as a bundle.
+    int winograd_most;
+    // Weights of kWinogradRows outputs: of each channel and tap a mask of these outputs, and the values that it has. out[place, channel, output].
+    void (*winograd_weights)(const uint32_t* mask, const float* value, int64_t channels, float* out);
+    // Some columns of tiles of a channel of an image; out[place, channel, winograd_room() tiles] of each bundle, of which one channel is written.
+    void (*winograd_pixels)(const float* in, int64_t height, int64_t width, const TileColumns&, int64_t channels, float* out);
+    // Outputs of a bundle, out[2 rows, kWinogradRows outputs, 2 * kLanes pixels], from weights and pixels as they are above; whether all are finite. There
+    // is room for 16 * tiles * kWinogradRows floats and as many as `out` has.
+    bool (*winograd_tiles)(const float* weights, const float* pixels, int64_t channels, int tiles, float* room, float* out);
+    int winograd_room() const { return winograd_most > 8 ? 16 : 8; }
     // Whether all are finite: `count` of each row.
     bool (*finite)(const float* x, int64_t count, int64_t rows, int64_t stride);
     Cells cells;

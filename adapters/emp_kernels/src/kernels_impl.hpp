@@ -1,7 +1,8 @@
 // The kernels, written once over vector types that each instruction set brings:
 //   D: kStep floats; zero, load, fma, add, sum, decode(as many bits of a mask, packed values)
 //   Q: 4 floats; zero, load, fma, add, sum, gather(x, four columns of 16 bits)
-//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, multiply, divide, maximum, minimum, relu
+//   F:  as many floats as a register holds (kWidth, which divides 16); zero, load, store, broadcast, fma, add, subtract, multiply, divide, maximum, minimum, relu,
+//      decode(as many bits of a mask, packed values)
 //      move_down<band>(line): the lanes of each band of a line of 16 one down, the first one behind the last
 //   kMaxGroups: registers of 16 columns, or lines, that a tile has at most
 //   Four: 4 floats; load, lane<i>() that is one of them in all places of an F
@@ -41,3 +42,4 @@ inline F activate(F value, Activation activation) { return activation == Activat
 #include "lanes_impl.hpp"
 #include "images_impl.hpp"
 #include "slide_impl.hpp"
+#include "winograd_impl.hpp"

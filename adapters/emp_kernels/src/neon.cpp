@@ -71,6 +71,7 @@ struct F {
     static F zero() { return {vdupq_n_f32(0)}; }
     static F load(const float* p) { return {vld1q_f32(p)}; }
     static F load_once(const float* p) { return load(p); }
+    static F decode(unsigned mask, const float* packed) { return {decode4(mask, packed)}; }
     static F broadcast(float x) { return {vdupq_n_f32(x)}; }
     static F broadcast_once(const float* p) { return broadcast(*p); }
     void store(float* p) const { vst1q_f32(p, v); }
@@ -78,6 +79,7 @@ struct F {
 };
 inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 inline F add(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
+inline F subtract(F a, F b) { return {vsubq_f32(a.v, b.v)}; }
 inline F multiply(F a, F b) { return {vmulq_f32(a.v, b.v)}; }
 inline F divide(F a, F b) { return {vdivq_f32(a.v, b.v)}; }
 inline F maximum(F a, F b) { return {vmaxq_f32(a.v, b.v)}; }
@@ -127,7 +129,8 @@ bool supported() { return true; }
 
 extern const Kernels kNeon;
 const Kernels kNeon = {"neon", neon::kMaxGroups,        neon::supported, 0.33, neon::no_pick, neon::dot,    neon::gather, neon::tile, neon::strip,
-                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::pool, neon::lines, neon::slide, neon::finite,
+                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::pool, neon::lines, neon::slide,
+                         neon::kMostTiles, neon::winograd_weights, neon::winograd_pixels, neon::winograd_tiles, neon::finite,
                        {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::gelu, neon::gelu_tanh, neon::rnn}};
 
 }  // namespace emp

@@ -36,6 +36,9 @@ void store_over(float* p, unsigned lanes) const {
 // p[2 * lane] and p[2 * lane + 1] where the bit of that number is set, 0 elsewhere; nothing else is read.
 static void load_apart(const float* p, uint32_t chosen, Self& even, Self& odd) {
     alignas(64) float lane[2][kOwn];
-    for (int i = 0; i < 2 * kOwn; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
+    if (chosen == uint32_t((uint64_t(1) << 2 * kOwn) - 1))
+        for (int i = 0; i < kOwn; i++) lane[0][i] = p[2 * i], lane[1][i] = p[2 * i + 1];
+    else
+        for (int i = 0; i < 2 * kOwn; i++) lane[i % 2][i / 2] = chosen >> i & 1 ? p[i] : 0.0f;
     even = load(lane[0]), odd = load(lane[1]);
 }

@@ -29,6 +29,10 @@ inline F8 add(F8 a, F8 b) {
     for (int i = 0; i < 8; i++) a.v[i] += b.v[i];
     return a;
 }
+inline F8 subtract(F8 a, F8 b) {
+    for (int i = 0; i < 8; i++) a.v[i] -= b.v[i];
+    return a;
+}
 inline F8 multiply(F8 a, F8 b) {
     for (int i = 0; i < 8; i++) a.v[i] *= b.v[i];
     return a;
