@@ -6,8 +6,8 @@
 
 namespace emp {
 
-// Where values are stored: one bit for each element, or for each stored element a code that counts the elements skipped before it.
-enum class Form { mask, gaps4, gaps6, gaps8 };
+// Where values are stored: one bit for each element, filled up to whole groups of 64 bytes in what opsets before 11 have (`early`), or for each stored element a code that counts the elements skipped before it.
+enum class Form { mask, early, gaps4, gaps6, gaps8 };
 
 // Codes of so many bits; the largest one skips that many elements and stores nothing.
 struct Codes {

@@ -6,7 +6,7 @@
 //   follows), DynamicMatMul, DynamicMatMulAdd, DynamicConv, DynamicConvAdd (the last four quantise their activations first; what is added is a bias);
 // - Relu or, of MatMul, MatMulAdd and Gemm, Gelu or GeluTanh, or, of Conv, that or Clip, LeakyRelu, PRelu, Swish or HardSwish, if that follows;
 // - Cast or Dequantize if that is done to the stored values first;
-// - the form of the weight (Mask, Mask4, Gaps4, Gaps6, Gaps8).
+// - the form of the weight (Mask, Mask4, Early, Gaps4, Gaps6, Gaps8).
 // Inputs: the activations; the bias, except for MatMul; what is added, of ConvAdd and Residual; the slopes of PRelu; of integers scale and zero point; what the form needs, values last; then the places that a
 // function needs for itself, which are not read here.
 //
@@ -83,12 +83,13 @@ struct NamedForm {
     Form form;
     const char* name;
     int places;
-} const kForms[] = {{Form::mask, "Mask", 1}, {Form::mask, "Mask4", 4}, {Form::gaps4, "Gaps4", 1}, {Form::gaps6, "Gaps6", 1}, {Form::gaps8, "Gaps8", 1}};
+} const kForms[] = {{Form::mask, "Mask", 1}, {Form::mask, "Mask4", 4}, {Form::early, "Early", 0}, {Form::gaps4, "Gaps4", 1}, {Form::gaps6, "Gaps6", 1}, {Form::gaps8, "Gaps8", 1}};
 
 Stored stored(Op& op, const NamedForm& form, const char* shape, const char* count) {
     const Input input;
     Stored made = {form.form, input(op, ort::kUint8), 0, shape, count};
     if (form.form == Form::gaps6) input(op, ort::kUint8);
+    if (form.form == Form::early) input(op, ort::kInt32), input(op, ort::kInt64);
     made.values = input(op, op.values_are == Values::plain ? ort::kFloat : ort::kAnyType);
     for (int i = 0; i < form.places; i++) input(op, ort::kFloat, true);
     return made;

@@ -52,6 +52,20 @@ int32_t read_zero(const Op& op, const Info& info, const Tensor& values) {
     return zero;
 }
 
+// What is wrong with a mask that is filled up to whole groups of 64 bytes, each with a count of what is stored before it; or "". Kernels need no such
+// counts, but where they disagree the local function computes something else.
+std::string check_early(const uint8_t* mask, size_t bytes, const Tensor& starts, int64_t elements) {
+    const size_t groups = (size_t(elements) + 511) / 512;
+    if (bytes != 64 * groups) return "must have a mask of " + std::to_string(64 * groups) + " bytes, got " + std::to_string(bytes);
+    if (starts.type != ort::kInt32 || size_t(starts.size()) != groups) return "must have " + std::to_string(groups) + " starts, got the shape " + text(starts.shape);
+    int64_t before = 0;
+    for (size_t group = 0; group < groups; group++) {
+        if (starts.as<int32_t>()[group] != before) return "must have starts that agree with its mask";
+        for (size_t at = 0; at < 512; at += 64) before += count_bits(read_bits(mask, bytes, 512 * group + at, 64));
+    }
+    return "";
+}
+
 }  // namespace
 
 Parts read_parts(const Op& op, const Stored& stored, const Info& info, int64_t rows, int64_t columns) {
@@ -69,9 +83,14 @@ Parts read_parts(const Op& op, const Stored& stored, const Info& info, int64_t r
         if (std::memcmp(values.data, none, width) != 0) throw Refusal("must have 0 as its fill");
     }
     if (rows < 0 || columns < 0 || (columns && rows > (int64_t(1) << 40) / columns)) throw Refusal("must have a shape of at most 2^40 elements");
-    if (stored.form == Form::mask) {
+    if (stored.form == Form::mask || stored.form == Form::early) {
         const Tensor given = info.constant(stored.packed, "mask");
         parts.mask = given.as<uint8_t>(), parts.bytes = size_t(given.size());
+        if (stored.form == Form::early) {
+            const std::string wrong = check_early(parts.mask, parts.bytes, info.constant(stored.packed + 1, "starts"), rows * columns);
+            if (!wrong.empty()) throw Refusal(wrong);
+            parts.bytes = size_t(rows * columns + 7) / 8;
+        }
         return parts;
     }
     const Tensor low = info.constant(stored.packed, "codes");

@@ -11,6 +11,7 @@ from onnx import helper
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.endings import ENDINGS, ending_steps
 from emp_onnx.fused.gelu import gelu_steps
+from emp_onnx.fused.graph import OWN
 
 __all__ = ["ATTRIBUTES", "POOL", "Shape", "function_of", "node_of"]
 
@@ -39,7 +40,7 @@ class Shape:
         add: whether a MatMul or ConvInteger has a bias; whether something is added to what a Conv makes.
         activation: Relu if one follows, Gelu or GeluTanh, or one of ENDINGS of a Conv; "" otherwise.
         values: what is done to the stored values first: nothing, Cast (to float32) or Dequantize.
-        form: of the weight: Mask, Mask4, Gaps4, Gaps6, Gaps8.
+        form: of the weight: Mask, Mask4, Early, Gaps4, Gaps6, Gaps8.
         residual: whether something that is not a bias is added to what a MatMul or Gemm makes.
         heads: whether what a MatMul makes is sorted by heads, as attention has them: reshaped to four axes of which
             the second goes behind the third, or to the end.
@@ -89,7 +90,7 @@ class Shape:
     @property
     def attributes(self) -> list[str]:
         """Those that the function takes."""
-        own = ["shape", *(["count"] if self.form.startswith("Gaps") else [])]
+        own = ["shape", *(["count"] if self.form.startswith("Gaps") else ["ends"] if self.form == "Early" else [])]
         own += ["axis"] if self.values == "Dequantize" else []
         return [
             *own, *ATTRIBUTES[self.op], *ENDINGS.get(self.activation, ()), *(["heads", "perm"] if self.heads else []),
@@ -99,14 +100,15 @@ class Shape:
 def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
     """The local function of that name."""
     packed = [f"packed_{i}" for i in range(len(unpack.input))]
-    own = [name for name in shape.attributes if name in ("shape", "count")]
+    own = [name for name in shape.attributes if name in OWN]
     stored = "weight" if not shape.values else "stored"
     steps = [node_of(unpack.op_type, packed, [stored], own, DOMAIN)]
     if shape.values == "Cast":
         steps.append(helper.make_node("Cast", ["stored"], ["weight"], to=onnx.TensorProto.FLOAT))
     elif shape.values == "Dequantize":
-        steps.append(node_of("DequantizeLinear", ["stored", "scale", "zero"], ["weight"], ["axis"]))
-    steps += _dynamic(shape) if shape.dynamic else _plain(shape)
+        axis = ["axis"] if opset >= 13 else []  # before, there was one scale for all
+        steps.append(node_of("DequantizeLinear", ["stored", "scale", "zero"], ["weight"], axis))
+    steps += _dynamic(shape, opset) if shape.dynamic else _plain(shape, opset)
     added = ["added"] if shape.residual or (shape.add and shape.op == "Conv") else []
     added += ["slope"] if shape.activation == "PRelu" else []
     inputs = ["x", *(["bias"] if shape.biased else []), *added, *(["scale", "zero"] if shape.scaled else []), *packed]
@@ -114,11 +116,11 @@ def function_of(shape: Shape, unpack: onnx.NodeProto, opset: int) -> onnx.Functi
     return helper.make_function(DOMAIN, shape.name, inputs, ["y"], steps, imports, shape.attributes)
 
 
-def _plain(shape: Shape) -> list[onnx.NodeProto]:
+def _plain(shape: Shape, opset: int) -> list[onnx.NodeProto]:
     operands = ["x", "weight", *(["bias"] if shape.op in ("Gemm", "Conv", "ConvMaxPool") else [])]
     first = shape.op.removesuffix("MaxPool")
     steps = [node_of(first, operands, ["product"], ATTRIBUTES[first])]
-    followed = _followed(steps, "product", shape)
+    followed = _followed(steps, "product", shape, opset)
     return _pooled(followed) if first != shape.op else followed
 
 
@@ -131,7 +133,7 @@ def _pooled(steps: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return [*steps, pool]
 
 
-def _dynamic(shape: Shape) -> list[onnx.NodeProto]:
+def _dynamic(shape: Shape, opset: int) -> list[onnx.NodeProto]:
     """As onnxruntime's quantize_dynamic writes it."""
     steps = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["quantised", "x_scale", "x_zero"]),
@@ -140,10 +142,10 @@ def _dynamic(shape: Shape) -> list[onnx.NodeProto]:
         helper.make_node("Mul", ["x_scale", "scale"], ["scales"]),
         helper.make_node("Mul", ["floats", "scales"], ["product"]),
     ]
-    return _followed(steps, "product", shape)
+    return _followed(steps, "product", shape, opset)
 
 
-def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx.NodeProto]:
+def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape, opset: int) -> list[onnx.NodeProto]:
     if shape.add:
         steps.append(helper.make_node("Add", [made, "added" if shape.op == "Conv" else "bias"], ["sum"]))
         made = "sum"
@@ -153,7 +155,7 @@ def _followed(steps: list[onnx.NodeProto], made: str, shape: Shape) -> list[onnx
     if shape.activation.startswith("Gelu"):
         steps += gelu_steps(made, shape.activation)
     elif shape.activation in ENDINGS:
-        steps += ending_steps(made, shape.activation)
+        steps += ending_steps(made, shape.activation, opset)
     elif shape.activation:
         steps.append(helper.make_node("Relu", [made], ["active"]))
     elif shape.heads:

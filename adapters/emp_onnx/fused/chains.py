@@ -6,12 +6,13 @@ neighbour every image is laid out again, and what was fused is done apart. So co
 such operations stands are decided together: all that can have kernels, or those that would gain alone, or none,
 whichever is cheapest by the estimate below; and none where none would gain alone.
 
-The unit is one multiplication of a dense convolution; how many positions an image has is counted relative to the
-model's input, which is all that strides say.
+The unit is one multiplication of a dense convolution, some 13 ps on one core. Sizes of images are followed from the
+model's inputs; where those are open, the first image is taken to be as large as those of ImageNet are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,16 @@ __all__ = ["Candidate", "worth"]
 _DENSITY = (0.05, 0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 1.0)
 _SPEED = (4.0, 3.0, 2.2, 1.45, 1.2, 1.03, 0.9, 0.6)
 _SPEED_LARGE = (6.0, 4.3, 2.8, 1.7, 1.42, 1.22, 1.05, 0.7)
+# The same by Winograd's method, which does not care for density, but makes an even number of rows and columns; and what
+# is sure of it for large weights, whose images are small, if their size is not known.
+_TRANSFORMED, _TRANSFORMED_LARGE = 1.4, 1.12
 _MOVED = 40.0  # to lay one element of an image out again
-_APART = 8.0  # an element that a convolution with a kernel reads and makes, padded and gathered
+# An element that a kernel makes; with one tap, what it makes, reads, and reads where it lies.
+# An element that a kernel makes; with one tap, what it makes, reads, and reads where it lies.
+_MADE, _MADE_ALONE, _READ, _READ_IN_PLACE = 8.0, 30.0, 25.0, 2.0
+_NODE = 6e5  # to call a kernel
 _GAIN = 0.95  # of the dense time: below it kernels are taken
+_IMAGE = 224.0 * 224.0  # positions of an input of open size
 # What onnxruntime keeps in its blocked layout, or fuses.
 _THROUGH = frozenset([
     "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Elu", "GlobalAveragePool", "GlobalMaxPool",
@@ -37,6 +45,7 @@ _THROUGH = frozenset([
     "Softplus", "Sub", "Sum", "Swish", "Tanh", "Upsample",
 ])  # fmt: skip
 _POOLS = frozenset(["MaxPool", "AveragePool", "Conv"])
+_RESIZED = frozenset(["Resize", "Upsample"])
 
 
 @dataclass(frozen=True)
@@ -47,39 +56,60 @@ class Candidate:
         density: of its weight.
         alone: whether it would gain by itself.
         large: whether its weight, dense, is larger than the second-level cache.
+        transformed: whether Winograd's method can do it, and well.
     """
 
     density: float
     alone: bool
     large: bool = False
+    transformed: bool = False
 
 
 @dataclass(frozen=True)
 class _Conv:
     place: int
-    products: float
+    taps: int
+    each: float  # products of a position
     made: float  # elements
-    moved: float  # those that it reads and makes, where onnxruntime has them in its blocks: of images of two axes
+    read: float
+    size: tuple[int, ...]  # of the image that it makes; () where that is not known
+    blocked: bool  # whether onnxruntime has what it reads and makes in its blocks: images of two axes
     candidate: Candidate | None
+    area: float
+
+    @property
+    def moved(self) -> float:
+        return self.made + self.read if self.blocked else 0.0
 
     def dense(self) -> float:
-        return self.products
+        return self.each * self.area
 
     def fused(self) -> float:
+        """Whichever is cheaper: to skip weights, or to transform them."""
         assert self.candidate is not None
-        speeds = _SPEED_LARGE if self.candidate.large else _SPEED
-        return self.products / float(np.interp(self.candidate.density, _DENSITY, speeds)) + _APART * self.made
+        one, speeds = self.candidate, _SPEED_LARGE if self.candidate.large else _SPEED
+        cost = self.dense() / float(np.interp(one.density, _DENSITY, speeds))
+        if one.transformed:
+            tiles = math.prod(size + size % 2 for size in self.size) if self.size else self.area
+            known = bool(self.size) or not one.large
+            cost = min(cost, self.each * tiles / (_TRANSFORMED if known else _TRANSFORMED_LARGE))
+        if self.taps > 1:
+            return cost + _MADE * self.made + _NODE
+        in_place = bool(self.size) and math.prod(self.size) % 16 == 0
+        return cost + _MADE_ALONE * self.made + (_READ_IN_PLACE if in_place else _READ) * self.read + _NODE
 
 
 def worth(
-    nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Sequence[int]], candidates: Mapping[int, Candidate]
-) -> set[int]:
+    nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Sequence[int]], candidates: Mapping[int, Candidate],
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
+) -> set[int]:  # fmt: skip
     """The candidates to fuse.
 
     Args:
         nodes: of a graph, in its order.
         weights: the shapes of weights, by name, packed or not.
         candidates: by the place of their node.
+        sizes: of the model's inputs, behind batch and channels, where they are not open.
 
     Returns:
         Places of nodes.
@@ -96,7 +126,7 @@ def worth(
         [0, 1]
     """
     chosen: set[int] = set()
-    for chain in _chains(nodes, weights, candidates):
+    for chain in _chains(nodes, weights, candidates, sizes or {}):
         chosen |= _cheapest(chain)
     return chosen
 
@@ -106,8 +136,12 @@ def _cheapest(chain: list[_Conv]) -> set[int]:
     best, taken = _GAIN * dense, set[int]()
     if not any(conv.candidate is not None and conv.candidate.alone for conv in chain):
         return taken
-    for least in (False, True):  # every candidate; those that gain alone
-        inside = [c for c in chain if c.candidate is not None and (c.candidate.alone or not least)]
+    ways = [
+        [c for c in chain if c.candidate is not None],
+        [c for c in chain if c.candidate is not None and c.candidate.alone],
+        [c for c in chain if c.candidate is not None and c.fused() < c.dense()],
+    ]
+    for inside in ways:
         places = {conv.place for conv in inside}
         outside = [conv for conv in chain if conv.place not in places]
         border = min(sum(conv.moved for conv in part) for part in (inside, outside))
@@ -118,8 +152,9 @@ def _cheapest(chain: list[_Conv]) -> set[int]:
 
 
 def _chains(
-    nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Sequence[int]], candidates: Mapping[int, Candidate]
-) -> list[list[_Conv]]:
+    nodes: Sequence[onnx.NodeProto], weights: Mapping[str, Sequence[int]], candidates: Mapping[int, Candidate],
+    sizes: Mapping[str, tuple[int, ...]],
+) -> list[list[_Conv]]:  # fmt: skip
     """Convolutions that are linked by what onnxruntime keeps in its layout."""
     link: dict[str, str] = {}  # a value, and another one of the same chain
 
@@ -128,17 +163,23 @@ def _chains(
             link[name] = name = link[up]
         return name
 
-    positions: dict[str, float] = {}
+    known = dict(sizes)
+    areas = {name: float(math.prod(size)) for name, size in sizes.items()}
     found: list[_Conv] = []
     for place, node in enumerate(nodes):
-        shape = weights.get(node.input[1], ()) if _is_conv(node) else ()
-        before = max((positions.get(name, 1.0) for name in node.input if name), default=1.0)
-        after = before / _shrunk(node)
-        positions.update(dict.fromkeys(node.output, after))
+        shape = tuple(weights.get(node.input[1], ())) if _is_conv(node) else ()
+        before = max((areas.get(name, _IMAGE) for name in node.input if name and name not in weights), default=_IMAGE)
+        size = _size(node, shape[2:], next((known[name] for name in node.input if name in known), ()))
+        after = float(math.prod(size)) if size else before / _shrunk(node)
+        areas.update(dict.fromkeys(node.output, after))
+        if size:
+            known.update(dict.fromkeys(node.output, size))
         if len(shape) > 2:
-            made, read = shape[0] * after, shape[1] * value_of(node, "group", 1) * before
-            moved = made + read if len(shape) == 4 else 0.0
-            found.append(_Conv(place, float(np.prod(shape)) * after, made, moved, candidates.get(place)))
+            read, taps = shape[1] * value_of(node, "group", 1) * before, math.prod(shape[2:])
+            one = candidates.get(place)
+            found.append(
+                _Conv(place, taps, float(math.prod(shape)), shape[0] * after, read, size, len(shape) == 4, one, after)
+            )
         if len(shape) > 2 or (node.op_type in _THROUGH and node.domain in (*STANDARD, "com.microsoft")):
             for name in (*node.input[: 1 if shape else None], *node.output):
                 if name and name not in weights:
@@ -147,6 +188,24 @@ def _chains(
     for conv in found:
         chains.setdefault(root(nodes[conv.place].output[0]), []).append(conv)
     return list(chains.values())
+
+
+def _size(node: onnx.NodeProto, kernel: Sequence[int], size: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the images that a node makes of such ones; () where that is not known."""
+    if node.op_type in _POOLS:
+        kernel = value_of(node, "kernel_shape", kernel)
+        written = value_of(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"") and not value_of(node, "ceil_mode", 0)
+        if not size or len(kernel) != len(size) or not written:
+            return ()
+        axes = len(size)
+        steps, spread = (value_of(node, name, [1] * axes) for name in ("strides", "dilations"))
+        pads = value_of(node, "pads", [0] * 2 * axes)
+        made = tuple(
+            (size[i] + pads[i] + pads[i + axes] - spread[i] * (kernel[i] - 1) - 1) // max(1, steps[i]) + 1
+            for i in range(axes)
+        )
+        return made if min(made) > 0 else ()
+    return size if node.op_type in _THROUGH - _RESIZED and not node.op_type.startswith("Global") else ()
 
 
 def _is_conv(node: onnx.NodeProto) -> bool:

@@ -38,7 +38,7 @@ class Ending:
     slopes: list[str] = field(default_factory=list)
 
 
-def ending_behind(graph: Uses, name: str, shape: Sequence[int]) -> Ending | None:
+def ending_behind(graph: Uses, name: str, shape: Sequence[int], opset: int = 11) -> Ending | None:
     """The activation of what a convolution with a weight of this shape makes, if nothing else uses it; None otherwise.
 
     Example:
@@ -52,7 +52,11 @@ def ending_behind(graph: Uses, name: str, shape: Sequence[int]) -> Ending | None
     if single is None:
         return _gated(graph, name)
     if is_standard(single, "Clip"):
-        bounds = [_bound(graph, single, 1, -math.inf), _bound(graph, single, 2, math.inf)]
+        if opset < 8:
+            return None  # Min and Max, which say it in a function, spread nothing yet
+        bounds: list[float | None] = [_bound(graph, single, 1, -math.inf), _bound(graph, single, 2, math.inf)]
+        if opset < 11:
+            bounds = [value_of(single, "min", -math.inf), value_of(single, "max", math.inf)]
         known = [numpy_helper.from_array(np.array(bound, np.float32)) for bound in bounds if bound is not None]
         given = [helper.make_attribute(key, bound) for key, bound in zip(ENDINGS["Clip"], known, strict=False)]
         return Ending("Clip", [single], given) if len(given) == 2 else None
@@ -91,7 +95,7 @@ def _is_sixth(gate: onnx.NodeProto) -> bool:
     return math.isclose(value_of(gate, "alpha", 0.2), _SIXTH, rel_tol=1e-6) and value_of(gate, "beta", 0.5) == 0.5
 
 
-def ending_steps(x: str, kind: str) -> list[onnx.NodeProto]:
+def ending_steps(x: str, kind: str, opset: int = 11) -> list[onnx.NodeProto]:
     """One of ENDINGS of a value in a local function, from standard operations."""
 
     made = ["active"]
@@ -105,7 +109,12 @@ def ending_steps(x: str, kind: str) -> list[onnx.NodeProto]:
         bounds = [helper.make_node("Constant", [], [name]) for name in ENDINGS["Clip"]]
         for bound in bounds:
             bound.attribute.add(name="value", ref_attr_name=bound.output[0], type=onnx.AttributeProto.TENSOR)
-        return [*bounds, helper.make_node("Clip", [x, *ENDINGS["Clip"]], made)]
+        low, high = ENDINGS["Clip"]
+        if opset < 11:  # a Clip's bounds are its attributes, which a function cannot hand on from tensors
+            return [
+                *bounds, helper.make_node("Max", [x, low], ["above"]), helper.make_node("Min", ["above", high], made),
+            ]  # fmt: skip
+        return [*bounds, helper.make_node("Clip", [x, low, high], made)]
     gate = helper.make_node("Sigmoid", [x], ["gate"])
     if kind == "HardSwish":
         gate = helper.make_node("HardSigmoid", [x], ["gate"], alpha=_SIXTH, beta=0.5)

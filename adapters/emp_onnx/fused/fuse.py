@@ -33,7 +33,7 @@ from emp_onnx.fused.body import ATTRIBUTES, Shape, function_of
 from emp_onnx.fused.dynamic import DYNAMIC, chain_of
 from emp_onnx.fused.endings import Ending, ending_behind
 from emp_onnx.fused.gelu import gelu_behind
-from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, is_standard, shape_of, value_of
+from emp_onnx.fused.graph import FORMS, OWN, STANDARD, Uses, Weight, is_standard, shape_of, value_of
 from emp_onnx.fused.heads import heads_behind
 from emp_onnx.fused.parts import rejoin
 from emp_onnx.fused.pool import pool_behind
@@ -139,10 +139,10 @@ def _fused_before(domain: str, op: str, inputs: Sequence[str]) -> list[Fused]:
     if domain != DOMAIN or not op.startswith(("MatMul", "Gemm", "Conv", "Dynamic", *CELLS)):
         return []
     found, place = list[Fused](), len(inputs)
-    for form in reversed(re.findall("Mask4|Mask|Gaps[468]", op)):
-        value = place - (5 if form == "Mask4" else 2)
+    for form in reversed(re.findall("Mask4|Mask|Early|Gaps[468]", op)):
+        value = place - {"Mask4": 5, "Early": 1}.get(form, 2)
         found.insert(0, Fused(str(inputs[value]), op, ""))
-        place = value - (2 if form == "Gaps6" else 1)
+        place = value - {"Gaps6": 2, "Early": 3}.get(form, 1)
     return found
 
 
@@ -224,9 +224,9 @@ class _Work:
             return "", Ending("Relu", [after])
         if added or op in DYNAMIC:
             return nothing
-        if op == "Conv" and (ending := ending_behind(graph, made, shape_of(weight.unpack))):
+        if op == "Conv" and (ending := ending_behind(graph, made, shape_of(weight.unpack), self.opset)):
             return "", ending
-        if not half and (ending := gelu_behind(graph, made)):
+        if not half and self.opset >= 9 and (ending := gelu_behind(graph, made)):
             return "", ending
         if op == "MatMul" and not half and self.opset >= 12:
             heads = heads_behind(graph, made, shape_of(weight.unpack)[1])
@@ -294,7 +294,7 @@ class _Work:
 
     def _rewrite(self, node: onnx.NodeProto, shape: Shape, weight: Weight, inputs: list[str]) -> None:
         own = [a for a in node.attribute if a.name in ATTRIBUTES[shape.op]]
-        attributes = [*(a for a in weight.unpack.attribute if a.name in ("shape", "count")), *own]
+        attributes = [*(a for a in weight.unpack.attribute if a.name in OWN), *own]
         if weight.values == "Dequantize":
             assert weight.after is not None
             attributes.append(helper.make_attribute("axis", value_of(weight.after, "axis", 1)))

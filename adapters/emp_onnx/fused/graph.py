@@ -14,9 +14,10 @@ from onnx import helper, numpy_helper
 
 from emp_onnx.files.reader import DOMAIN
 
-__all__ = ["FORMS", "STANDARD", "Uses", "Weight", "is_standard", "shape_of", "value_of"]
+__all__ = ["FORMS", "OWN", "STANDARD", "Uses", "Weight", "is_standard", "shape_of", "value_of"]
 
-FORMS = {f"Unpack{form}": form for form in ("Mask", "Mask4", "Gaps4", "Gaps6", "Gaps8")}
+FORMS = {f"Unpack{form}": form for form in ("Mask", "Mask4", "Early", "Gaps4", "Gaps6", "Gaps8")}
+OWN = ("shape", "count", "ends")  # attributes of a node that unpacks
 STANDARD = ("", "ai.onnx")
 _BYTES: dict[int, Any] = {onnx.TensorProto.INT8: np.int8, onnx.TensorProto.UINT8: np.uint8}
 
@@ -46,7 +47,7 @@ class Weight:
     @property
     def after_inputs(self) -> int:
         """How many inputs of the function come behind the values."""
-        return 4 if self.unpack.op_type.endswith("Mask4") else 1
+        return {"UnpackMask4": 4, "UnpackEarly": 0}.get(self.unpack.op_type, 1)
 
 
 class Uses:
@@ -56,6 +57,8 @@ class Uses:
         self.folder = folder
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = {item.name for item in graph.input}
+        images = [item for item in graph.input if item.name not in self.tensors]
+        self.sizes = {item.name: size for item in images if (size := _size(item))}
         self.unpacked = {n.output[0]: n for n in graph.node if n.domain == DOMAIN and n.op_type in FORMS}
         self.uses: Counter[str] = Counter()
         self.users: dict[str, list[onnx.NodeProto]] = {}
@@ -150,6 +153,13 @@ class Uses:
         tensor = self.tensors.get(name)
         dims = [[size, *[1] * channels_of], [1, size, *[1] * channels_of]]
         return tensor is not None and tensor.data_type == kind and list(tensor.dims) in dims
+
+
+def _size(item: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Of the images of an input: its axes behind batch and channels; () where one of them is open."""
+    dims = item.type.tensor_type.shape.dim[2:]
+    sizes = tuple(dim.dim_value for dim in dims)
+    return sizes if all(size > 0 for size in sizes) else ()
 
 
 def _inner_names(node: onnx.NodeProto) -> Iterator[str]:

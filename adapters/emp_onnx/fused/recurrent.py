@@ -14,7 +14,7 @@ from onnx import helper
 
 from emp_onnx.files.reader import DOMAIN
 from emp_onnx.fused.body import node_of
-from emp_onnx.fused.graph import FORMS, STANDARD, Uses, Weight, shape_of, value_of
+from emp_onnx.fused.graph import FORMS, OWN, STANDARD, Uses, Weight, shape_of, value_of
 
 __all__ = [
     "CELLS", "against_cell", "cell_attributes", "cell_function", "cell_inputs", "cell_name", "is_cell",
@@ -100,7 +100,7 @@ def cell_attributes(node: onnx.NodeProto, weights: tuple[Weight, Weight]) -> lis
     out = [attribute for attribute in node.attribute if attribute.name in _ATTRIBUTES[node.op_type]]
     for weight, prefix in zip(weights, ("", "state_"), strict=True):
         for attribute in weight.unpack.attribute:
-            if attribute.name in ("shape", "count"):
+            if attribute.name in OWN:
                 copy = onnx.AttributeProto()
                 copy.CopyFrom(attribute)
                 copy.name = prefix + attribute.name
@@ -115,7 +115,7 @@ def cell_function(node: onnx.NodeProto, weights: tuple[Weight, Weight], opset: i
     steps, made = [], []
     for weight, prefix in zip(weights, ("", "state_"), strict=True):
         packed = [f"{prefix}packed_{i}" for i in range(len(weight.unpack.input))]
-        own = [a.name for a in weight.unpack.attribute if a.name in ("shape", "count")]
+        own = [a.name for a in weight.unpack.attribute if a.name in OWN]
         dense, stored = f"{prefix}weight", f"{prefix}stored"
         unpack = helper.make_node(weight.unpack.op_type, packed, [stored if weight.values else dense], domain=DOMAIN)
         for name in own:

@@ -17,6 +17,7 @@ FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 # Above these densities dense kernels win, whatever the shape. Convolutions are decided together (chains.py).
 DENSEST = {"MatMul": 0.7, "Gemm": 0.7, "Conv": 0.5, "MatMulInteger": 0.55, "ConvInteger": 1.0}
 LARGE, DENSEST_LARGE = 1 << 20, 0.65  # convolutions whose weight does not fit the second-level cache
+LEAST_TRANSFORMED = 32  # channels and outputs of a group, from which on Winograd's method wins at any density
 # Elements: smaller weights stay in cache, and win dense.
 LEAST = {"MatMul": 1 << 18, "Gemm": 1 << 18, "Conv": 1 << 13, "MatMulInteger": 1 << 18, "ConvInteger": 0}
 
@@ -40,9 +41,18 @@ class Whether:
                 continue
             density, size = self._density(weight), math.prod(shape_of(weight.unpack))
             large = size >= LARGE
-            least = DENSEST_LARGE if large else DENSEST["Conv"]
-            candidates[place] = Candidate(density, density <= least and size >= LEAST["Conv"], large)
-        return {id(nodes[place]) for place in worth(nodes, shapes, candidates)} if candidates else set()
+            transformed = self._transformed(node, shape_of(weight.unpack))
+            least = 1.0 if transformed else DENSEST_LARGE if large else DENSEST["Conv"]
+            candidates[place] = Candidate(density, density <= least and size >= LEAST["Conv"], large, transformed)
+        chosen = worth(nodes, shapes, candidates, self.graph.sizes) if candidates else ()
+        return {id(nodes[place]) for place in chosen}
+
+    @staticmethod
+    def _transformed(node: onnx.NodeProto, shape: list[int]) -> bool:
+        """Whether Winograd's method can do a convolution, and fills its blocks of outputs."""
+        steps = {*value_of(node, "strides", [1]), *value_of(node, "dilations", [1])}
+        least = min(shape[0] // value_of(node, "group", 1), shape[1])
+        return shape[2:] == [3, 3] and steps == {1} and least >= LEAST_TRANSFORMED
 
     def _density(self, weight: Weight) -> float:
         values = self.graph.stored(weight)
