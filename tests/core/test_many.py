@@ -92,6 +92,7 @@ def test_ties_at_zero_are_not_counted_as_more_than_zero() -> None:
     assert select_stream(parts, sparsity=0.0).part_nonzero == (0, 50_000)
 
 
+@pytest.mark.alone
 def test_ten_thousand_pools_are_a_matter_of_a_moment() -> None:
     import time
 

@@ -37,6 +37,7 @@ def test_that_test_can_fail():
     assert heavy(loaded_after("import emp_core, hypothesis")) == ["hypothesis"]
 
 
+@pytest.mark.alone
 def test_import_is_fast():
     """At most 0.15 s, NumPy included, in the best of several fresh interpreters.
 

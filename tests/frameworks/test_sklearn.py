@@ -41,7 +41,7 @@ def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("score", [f_classif, chi2, "variance", "norm"], ids=str)
+@pytest.mark.parametrize("score", [f_classif, chi2, "variance", "norm"], ids=["f_classif", "chi2", "variance", "norm"])
 @pytest.mark.parametrize("beta", [0.5, 1.0])
 def test_it_keeps_what_the_core_keeps(score, beta):
     x, y = load_digits(return_X_y=True)

@@ -23,37 +23,39 @@ ENDINGS = {"gelu": 2, "gelu_tanh": 3, "clip": 4, "leaky_relu": 5, "prelu": 6, "s
 
 
 @functools.cache
-def build(*, sanitize: str = "", compiler: str = "", target: str = "emp_kernels") -> Path:
+def build(*options: str, sanitize: str = "", compiler: str = "", target: str = "emp_kernels") -> Path:
     """The folder with the built library; skips the test, with the reason, where there is no compiler."""
     for tool in ("cmake", compiler or "c++"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed, and the kernels are built from source")
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".cpp", ".hpp", ".txt"})
     files.append(Path(__file__).with_name("stress.cpp"))
-    digest = hashlib.sha256(f"{sanitize} {compiler} {target}".encode())
+    digest = hashlib.sha256(f"{sanitize} {compiler} {target} {options}".encode())
     for path in files:
         digest.update(path.name.encode() + path.read_bytes())
     place = Path(tempfile.gettempdir()) / f"emp-kernels-{os.getuid()}-{digest.hexdigest()[:16]}"
-    if not place.exists():
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-            chosen = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
-            subprocess.run(
-                ["cmake", "-S", str(SOURCES), "-B", scratch, f"-DEMP_SANITIZE={sanitize}", "-DEMP_TESTS=ON", *chosen],
-                check=True,
-                capture_output=True,
-            )
-            done = subprocess.run(
-                ["cmake", "--build", scratch, "--parallel", "2", "--target", target], capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert "warning:" not in done.stdout + done.stderr, done.stdout + done.stderr
-            # under a name of its own first: another process may have made it meanwhile, and may be running it
-            shutil.copytree(scratch, f"{scratch}-done")
-            try:
-                os.rename(f"{scratch}-done", place)
-            except OSError:
-                shutil.rmtree(f"{scratch}-done")
+    chosen = [f"-DCMAKE_CXX_COMPILER={compiler}"] if compiler else []
+    import fcntl
+
+    # of several processes one builds, and the others wait for it
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            _build(place, [f"-DEMP_SANITIZE={sanitize}", "-DEMP_TESTS=ON", *chosen, *options], target)
     return place
+
+
+def _build(place: Path, options: list[str], target: str) -> None:
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        subprocess.run(["cmake", "-S", str(SOURCES), "-B", scratch, *options], check=True, capture_output=True)
+        done = subprocess.run(
+            ["cmake", "--build", scratch, "--parallel", "2", "--target", target], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning:" not in done.stdout + done.stderr, done.stdout + done.stderr
+        # under a name of its own first: what bears the right one is whole
+        shutil.copytree(scratch, f"{scratch}-done")
+        os.rename(f"{scratch}-done", place)
 
 
 @functools.cache

@@ -21,6 +21,7 @@ def test_well_formed_and_hostile_weights_by_many_threads(sanitize: str) -> None:
     assert (done.returncode, done.stdout) == (0, "60 rounds\n"), done.stderr[-4000:]
 
 
+@pytest.mark.alone
 def test_a_limit_of_time_ends_it_and_it_tells_how_far_it_came() -> None:
     program = build(sanitize="address,undefined", target="emp_stress") / "emp_stress"
     done = subprocess.run(

@@ -319,6 +319,7 @@ def test_an_old_terminal_gets_ascii(folder: Path) -> None:
     assert b"beta = 1" in done.stdout
 
 
+@pytest.mark.alone
 def test_help_is_fast_and_loads_neither_onnx_nor_onnxruntime() -> None:
     code = (
         "import sys; from emp_onnx.cli import main; main(['--help']); "

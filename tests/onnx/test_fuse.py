@@ -184,6 +184,7 @@ def test_without_the_library_the_model_still_runs(
         open_engine(tmp_path / "p.onnx", kernels="on")
 
 
+@pytest.mark.alone
 def test_bench_measures_all_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str], kernels: None) -> None:
     source = mlp(tmp_path / "m.onnx", 0.6)
     emp_onnx.pack(source, tmp_path / "p.onnx")

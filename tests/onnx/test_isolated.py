@@ -340,6 +340,7 @@ def test_scripts_without_a_main_guard_and_threads(tmp_path: Path) -> None:
         assert (done.stdout, done.stderr) == ("[4, 4]\n", "")
 
 
+@pytest.mark.alone
 @POSIX
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to see processes")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -379,6 +380,7 @@ def _alive(number: str) -> bool:
         return False
 
 
+@pytest.mark.alone
 def test_ctrl_c_in_the_middle_ends_the_process(fake: Callable[[str], None]) -> None:
     fake("open 1 hang")
     model = Model(MODEL)

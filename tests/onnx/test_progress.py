@@ -112,6 +112,7 @@ def test_silent_when_piped_and_told_when_verbose(
     assert "--verbose must come without --quiet" in capsys.readouterr().err
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal as a terminal on POSIX does")
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     array = np.random.default_rng(0).standard_normal((4000, 4000)).astype(np.float32)

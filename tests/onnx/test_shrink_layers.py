@@ -143,6 +143,7 @@ def test_a_skip_of_a_skip_still_fits_what_the_dense_model_said() -> None:
     assert not find_skips(problem.view, problem.trace)
 
 
+@pytest.mark.alone
 def test_a_target_on_latency_is_met_with_proof(tmp_path: Path) -> None:
     onnx.save(branch(7, True, width=32), tmp_path / "net.onnx")
     some = feeds((1, 3, 6, 6), 40)

@@ -64,8 +64,9 @@ class Slope:
             to = here + (there - here) * (aim - low) / max(high - low, 1e-12)
         gap = EDGE * (there - here)
         to = min(max(to, here + gap), there - gap if worst else there)
-        keep = max(self.fewest, round(self.total * math.exp(-to)))
-        return None if keep in self.seen or keep >= self.total else keep
+        least = max(self.fewest, worst + 1)
+        keep = min(max(least, round(self.total * math.exp(-to))), best - 1)  # of a few weights, rounded, the next one
+        return keep if keep >= least else None
 
     def _at(self, keep: int) -> float:
         return math.log(self.total / keep)
