@@ -75,7 +75,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     later wait behind, and one that wants to be alone is not passed by others for ever.
     """
     folder = os.environ.get("EMP_TESTS_ROOM")
-    if folder is None:
+    if folder is None or not hasattr(item.config, "workerinput"):
         return (yield)
     import fcntl
 
