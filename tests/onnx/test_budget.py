@@ -29,6 +29,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @example(100, 0.5, 1.0, 0.5, 1.0)  # 45 lies between 44 and 48, and rounds to one of them
+@example(4868, 0.5, 0.046875, 0.3125, 1.0)  # the fewest are more than the aim, and within
 @given(st.integers(100, 10**7), st.floats(0.5, 9), st.floats(1e-4, 10), st.floats(1e-4, 0.5), st.floats(0.05, 1))
 def test_a_power_law_is_followed_to_where_the_budget_ends(
     total: int, power: float, factor: float, most: float, first: float
@@ -45,10 +46,11 @@ def test_a_power_law_is_followed_to_where_the_budget_ends(
         assert fewest <= keep < total
         assert keep not in slope.seen
         slope.seen[keep] = loss(keep)
-    assert looks < 40
+    assert looks < 30
     best = slope.best
     assert best == total or loss(best) <= most
-    assert best == fewest or loss(max(fewest, round(best * 0.97) - 2)) > most
+    fewer = round(best * 0.97) - 2
+    assert fewer < fewest or loss(fewer) > most
 
 
 @given(st.dictionaries(st.integers(1, 99), st.floats(0, 1), max_size=9), st.floats(0, 1))

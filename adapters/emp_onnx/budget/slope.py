@@ -10,6 +10,7 @@ __all__ = ["Slope"]
 POWER = 5.0  # that power, as long as only one point of it is known
 FAR = math.log(4)  # how many times fewer weights one step may try where no end is known
 EDGE = 0.1  # share of what is left between a good amount and a bad one that a step keeps from either
+MANY = 12  # amounts looked at; from then on what is left is halved
 NEAR = 0.01  # amounts with a ratio nearer to one than this are not told apart
 LEAST, NONE = 1e-3, 1e-9  # share of the budget that stands for no loss at all, where the budget is not nothing itself
 
@@ -56,13 +57,13 @@ class Slope:
         if there - here < NEAR:
             return None
         low, high, aim = self._loss(best), self._loss(worst) if worst else math.inf, self._floor(self.aim)
+        gap = (EDGE if len(self.seen) < MANY else 0.5) * (there - here)
         if not worst:
-            to = here + min(FAR, max((aim - low) / POWER, EDGE * (there - here)))
+            to = here + min(FAR, max((aim - low) / POWER, gap))
         elif best == self.total or low <= self._floor(0):  # nothing is known of where it starts to rise
             to = max(there - (high - aim) / POWER, (here + there) / 2)
         else:
             to = here + (there - here) * (aim - low) / max(high - low, 1e-12)
-        gap = EDGE * (there - here)
         to = min(max(to, here + gap), there - gap if worst else there)
         least = max(self.fewest, worst + 1)
         keep = min(max(least, round(self.total * math.exp(-to))), best - 1)  # of a few weights, rounded, the next one
