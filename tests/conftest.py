@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -57,14 +58,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     Hypothesis takes some of its examples from the constants of the modules that are loaded by then. Some are loaded by
     tests only, and which of those a process has run depends on who was quicker: the examples would, too.
     """
-    if not hasattr(session.config, "workerinput"):
-        return
-    for package in PACKAGES:
+    for package in PACKAGES if hasattr(session.config, "workerinput") else []:
         with suppress(ImportError):
             for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
                 if not module.name.endswith("__main__"):
                     with suppress(ImportError):
                         importlib.import_module(module.name)
+    gc.freeze()  # what all tests share is no garbage, and to look through the frameworks for some takes most of a second
 
 
 @pytest.hookimpl(wrapper=True)
