@@ -64,7 +64,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 if not module.name.endswith("__main__"):
                     with suppress(ImportError):
                         importlib.import_module(module.name)
-    gc.freeze()  # what all tests share is no garbage, and to look through the frameworks for some takes most of a second
+    gc.freeze()  # what all tests share is no garbage; to look for some among the frameworks takes most of a second
 
 
 @pytest.hookimpl(wrapper=True)
