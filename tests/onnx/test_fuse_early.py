@@ -22,7 +22,8 @@ from tests.kernels.native import build
 
 BEHIND = {
     "": [], "Relu": [("Relu", {})], "LeakyRelu": [("LeakyRelu", {"alpha": 0.2})],
-    "Clip": [("Clip", {"min": -0.5, "max": 1.5})], "Clip from below": [("Clip", {"min": -0.25})], "open Clip": [("Clip", {})],
+    "Clip": [("Clip", {"min": -0.5, "max": 1.5})], "Clip from below": [("Clip", {"min": -0.25})],
+    "open Clip": [("Clip", {})],
     "MaxPool": [("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2]})],
     "Relu, MaxPool": [("Relu", {}), ("MaxPool", {"kernel_shape": [3, 3], "strides": [1, 1]})],
     "Sigmoid": [("Sigmoid", {})], "PRelu": [("PRelu", {})], "Add": [("Add", {})],
@@ -46,12 +47,12 @@ def network(path: Path, opset: int, behind: list[str], seed: int, sparsity: floa
     for i, name in enumerate(behind):
         nodes.append(helper.make_node("Conv", [x, constant(16, 16, 3, 3), constant(16)], [f"c{i}"], pads=[1] * 4))
         before, x = x, f"c{i}"
-        for j, (op, given) in enumerate(BEHIND[name]):
+        for j, (op, attributes) in enumerate(BEHIND[name]):
             more = [constant(16, 1, 1)] if op == "PRelu" else [before] if op == "Add" else []
-            nodes.append(helper.make_node(op, [x, *more], [f"b{i}{j}"], **given))
+            nodes.append(helper.make_node(op, [x, *more], [f"b{i}{j}"], **attributes))
             x = f"b{i}{j}"
             if op == "MaxPool":
-                size = (size - given["kernel_shape"][0]) // given["strides"][0] + 1
+                size = (size - attributes["kernel_shape"][0]) // attributes["strides"][0] + 1
     nodes += [
         helper.make_node("Flatten", [x], ["flat"]),
         helper.make_node("Gemm", ["flat", constant(70, 16 * size * size), constant(70)], ["y"], transB=1),
@@ -99,9 +100,15 @@ def test_the_same_numbers_with_and_without_kernels(
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [("starts", "must have starts that agree with its mask"), ("mask", "must have a mask of"), ("fewer", "must have .* starts")],
+    [
+        ("starts", "must have starts that agree with its mask"),
+        ("mask", "must have a mask of"),
+        ("fewer", "must have .* starts"),
+    ],
 )
-def test_parts_that_disagree_are_refused(place: Path, change: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_disagree_are_refused(
+    place: Path, change: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     emp_onnx.pack(network(place / "h.onnx", 9, ["Relu"], 0, 0.6), place / "hp.onnx")
     monkeypatch.setenv("EMP_KERNELS_LIBRARY", str(next(build().glob("libemp_kernels.*"))))
     assert main(["fuse", str(place / "hp.onnx"), str(place / "hf.onnx"), "--every", "--quiet"]) == 0
