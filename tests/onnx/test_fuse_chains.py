@@ -21,7 +21,10 @@ def line(sizes: list[int], between: str = "Relu") -> tuple[list[Any], dict[str, 
     nodes, weights, x = [], {}, "x"
     for i, size in enumerate(sizes):
         weights[f"w{i}"] = (size, sizes[max(i - 1, 0)], 3, 3)
-        nodes += [helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"]), helper.make_node(between, [f"c{i}"], [f"r{i}"])]
+        nodes += [
+            helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], pads=[1] * 4),
+            helper.make_node(between, [f"c{i}"], [f"r{i}"]),
+        ]
         x = f"r{i}"
     return nodes, weights
 

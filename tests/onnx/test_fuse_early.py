@@ -55,11 +55,11 @@ def network(path: Path, opset: int, behind: list[str], seed: int, sparsity: floa
                 size = (size - attributes["kernel_shape"][0]) // attributes["strides"][0] + 1
     nodes += [
         helper.make_node("Flatten", [x], ["flat"]),
-        helper.make_node("Gemm", ["flat", constant(70, 16 * size * size), constant(70)], ["y"], transB=1),
+        helper.make_node("Gemm", ["flat", constant(400, 16 * size * size), constant(400)], ["y"], transB=1),
     ]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [info("x", 1, ["batch", 16, 20, 20])], [info("y", 1, ["batch", 70])],
+        nodes, "g", [info("x", 1, ["batch", 16, 20, 20])], [info("y", 1, ["batch", 400])],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )  # fmt: skip
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=4), path)
