@@ -65,7 +65,7 @@ constexpr int kLanes = 16;     // columns of a tile come in groups of 16, whatev
 constexpr double kPickFrom = 0.11, kPickBelow = 0.21;  // densities; measured: docs/kernels.md
 constexpr int kWinogradRows = 32;  // outputs whose weights are transformed together
 // Floats from one of 16 places to the next: an odd number of cache lines, so that no two places want the same ones of the first level.
-inline int64_t winograd_place(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
+static inline int64_t winograd_place(int64_t floats) { return ((floats + 15) / 16 | 1) * 16; }
 constexpr int kMaxItems = 8;   // items that `dot` takes at once
 
 // One item: y[row] of rows [row, end); x begins on a cache line, and is zero from `columns` up to the next multiple of 64.

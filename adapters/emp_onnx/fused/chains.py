@@ -33,7 +33,6 @@ _SPEED_LARGE = (6.0, 4.3, 2.8, 1.7, 1.42, 1.22, 1.05, 0.7)
 _TRANSFORMED, _TRANSFORMED_LARGE = 1.4, 1.12
 _MOVED = 40.0  # to lay one element of an image out again
 # An element that a kernel makes; with one tap, what it makes, reads, and reads where it lies.
-# An element that a kernel makes; with one tap, what it makes, reads, and reads where it lies.
 _MADE, _MADE_ALONE, _READ, _READ_IN_PLACE = 8.0, 30.0, 25.0, 2.0
 _NODE = 6e5  # to call a kernel
 _GAIN = 0.95  # of the dense time: below it kernels are taken
@@ -200,6 +199,8 @@ def _size(node: onnx.NodeProto, kernel: Sequence[int], size: tuple[int, ...]) ->
         axes = len(size)
         steps, spread = (value_of(node, name, [1] * axes) for name in ("strides", "dilations"))
         pads = value_of(node, "pads", [0] * 2 * axes)
+        if (len(steps), len(spread), len(pads)) != (axes, axes, 2 * axes):
+            return ()
         made = tuple(
             (size[i] + pads[i] + pads[i + axes] - spread[i] * (kernel[i] - 1) - 1) // max(1, steps[i]) + 1
             for i in range(axes)
