@@ -21,7 +21,7 @@ settings.load_profile("ci")
 # what a shell starts in the background ignores Ctrl-C, and so would the processes that tests press it in
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-MOST = 4  # processes: each one imports every framework there is, which takes seconds and a gigabyte
+MOST = 4  # processes: each one imports every framework there is, which takes seconds and up to 2.5 GB
 PACKAGES = [
     "emp_core", "emp_jax", "emp_keras", "emp_kernels", "emp_onnx", "emp_safetensors", "emp_sklearn", "emp_torch"
 ]  # fmt: skip

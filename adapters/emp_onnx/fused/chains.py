@@ -3,8 +3,8 @@
 onnxruntime lays images out in blocks of channels, and runs one convolution after the other so, with activations and
 sums in between fused into them. A convolution with a kernel of its own wants plain images: between it and a dense
 neighbour every image is laid out again, and what was fused is done apart. So convolutions between which nothing but
-such operations stands are decided together: all that can have kernels, or those that would gain alone, or none,
-whichever is cheapest by the estimate below; and none where none would gain alone.
+such operations stands are decided together: all that can have kernels, or those that gain alone, or those that the
+estimate below finds faster, or none, whichever is cheapest by the estimate below; and none where none would gain alone.
 
 The unit is one multiplication of a dense convolution, some 13 ps on one core. Sizes of images are followed from the
 model's inputs; where those are open, the first image is taken to be as large as those of ImageNet are.
