@@ -119,7 +119,7 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 extern const Kernels kAvx2;
 const Kernels kAvx2 = {"avx2", avx2::kMaxGroups,        avx2::supported, 0.33, avx2::no_pick, avx2::dot,    avx2::gather, avx2::tile, avx2::strip,
-                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::pool, avx2::lines, avx2::slide,
+                       avx2::to_lanes, avx2::from_lanes, avx2::finish, avx2::lay, avx2::fill, avx2::pool_down, avx2::pool_across, avx2::lines, avx2::slide,
                          avx2::kMostTiles, avx2::winograd_weights, avx2::winograd_pixels, avx2::winograd_tiles, avx2::finite,
                        {avx2::lstm, avx2::gru, avx2::gru_reset, avx2::gru_finish, avx2::gelu, avx2::gelu_tanh, avx2::rnn}};
 

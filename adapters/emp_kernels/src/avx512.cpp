@@ -135,7 +135,7 @@ bool supported() {
 
 extern const Kernels kAvx512;
 const Kernels kAvx512 = {"avx512", avx512::kMaxGroups,       avx512::supported, 0.18, avx512::pick, avx512::dot,        avx512::gather, avx512::tile, avx512::strip,
-                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool, avx512::lines, avx512::slide,
+                         avx512::to_lanes, avx512::from_lanes, avx512::finish, avx512::lay, avx512::fill, avx512::pool_down, avx512::pool_across, avx512::lines, avx512::slide,
                          avx512::kMostTiles, avx512::winograd_weights, avx512::winograd_pixels, avx512::winograd_tiles, avx512::finite,
                          {avx512::lstm, avx512::gru, avx512::gru_reset, avx512::gru_finish, avx512::gelu, avx512::gelu_tanh, avx512::rnn}};
 

@@ -103,9 +103,19 @@ void fill(const float* in, const int64_t* offset, int64_t columns, const Piece* 
         }
 }
 
+void pool_down(const float* in, int64_t rows, int64_t width, float* y) {
+    for (int64_t c = 0; c < width; c += kWidth) {
+        const int count = int(width - c < kWidth ? width - c : kWidth);
+        const auto of = [&](int64_t r) { return count == kWidth ? F::load(in + r * width + c) : F::load_part(in + r * width + c, count); };
+        F greatest = of(0);
+        for (int64_t r = 1; r < rows; r++) greatest = maximum(greatest, of(r));
+        count == kWidth ? greatest.store(y + c) : greatest.store_part(y + c, count);
+    }
+}
+
 // kStep as for `pixels`; 1 for neighbours.
 template <int kStep>
-void pool_across(const float* line, int64_t taps, int64_t step, int64_t out, float* y) {
+void pool_steps(const float* line, int64_t taps, int64_t step, int64_t out, float* y) {
     for (int64_t i = 0; i < out; i += kWidth) {
         const int count = int(out - i < kWidth ? out - i : kWidth);
         const auto of = [&](int64_t tap) {
@@ -115,21 +125,22 @@ void pool_across(const float* line, int64_t taps, int64_t step, int64_t out, flo
             else
                 return pixels<kStep>(p, step, kWidth);  // there is room behind the line
         };
-        F greatest = of(0);
-        for (int64_t tap = 1; tap < taps; tap++) greatest = maximum(greatest, of(tap));
+        F greatest;
+        int64_t tap = 1;
+        if (kStep == 2 && taps > 1) {
+            F odd;
+            F::load_apart(line + i * step, unsigned((uint64_t(1) << 2 * kWidth) - 1), greatest, odd);
+            greatest = maximum(greatest, odd), tap = 2;
+        } else {
+            greatest = of(0);
+        }
+        for (; tap < taps; tap++) greatest = maximum(greatest, of(tap));
         greatest.store_part(y + i, count);
     }
 }
 
-void pool(const float* in, int64_t rows, int64_t width, float* to, const float* line, int64_t taps, int64_t step, int64_t out, float* y) {
-    for (int64_t c = 0; c < width; c += kWidth) {
-        const int count = int(width - c < kWidth ? width - c : kWidth);
-        const auto of = [&](int64_t r) { return count == kWidth ? F::load(in + r * width + c) : F::load_part(in + r * width + c, count); };
-        F greatest = of(0);
-        for (int64_t r = 1; r < rows; r++) greatest = maximum(greatest, of(r));
-        count == kWidth ? greatest.store(to + c) : greatest.store_part(to + c, count);
-    }
-    if (step == 1) return pool_across<1>(line, taps, step, out, y);
-    if (step == 2) return pool_across<2>(line, taps, step, out, y);
-    return pool_across<0>(line, taps, step, out, y);
+void pool_across(const float* line, int64_t taps, int64_t step, int64_t out, float* y) {
+    if (step == 1) return pool_steps<1>(line, taps, step, out, y);
+    if (step == 2) return pool_steps<2>(line, taps, step, out, y);
+    return pool_steps<0>(line, taps, step, out, y);
 }

@@ -30,16 +30,28 @@ struct Piece {
     int64_t from, count;
 };
 
-// Pixels of a row that belong to input lines of up to two phases: of the one at out[even] lane i is in[from + step * i], of the one at out[odd] it is
-// in[from + step * i + 1]; < 0: there is none. Only pixels whose bit is chosen are read, others are 0: bit i of lane i, where step is 2 bit 2 i of the
-// even line and bit 2 i + 1 of the odd one.
+// Pixels of some rows that belong to input lines of up to two phases. Of the one at out[even] lane i of row r is in[from + down * r + step * i], of the one
+// at out[odd] it is one further; < 0: there is none. The next row's lines follow. Only pixels whose bit is chosen are read, others are 0: bit i of lane i,
+// where step is 2 bit 2 i of the even line and bit 2 i + 1 of the odd one.
 struct Pixels {
-    int64_t from, even, odd;
+    int64_t from, down, even, odd, rows;
     uint32_t chosen;
 };
 
+// The greatest of lines of sums, one below the other, for a pool. Those of a row are numbered from the ones on that the tile above kept for it.
+struct PooledLines {
+    static constexpr int kMostKept = 8;
+    int keep, count;
+    struct Line {
+        int first, lines;  // they become y[row * stride + at + lane]
+        int64_t at;
+    };
+    Line line[2 * kMostKept];
+    unsigned lanes;
+};
+
 // Where the lines of a tile of sums go: y[row * stride + at + lane] for the chosen lanes, plus bias[row] and what is added there, then the ending.
-// Bias and added may be null. Lines have one part, or two.
+// Bias and added may be null. Lines have one part, or two. Where they are pooled they have one, and nothing is added.
 struct Landing {
     float* y;
     const float *added, *bias;
@@ -51,6 +63,8 @@ struct Landing {
         unsigned lanes;
     };
     Line line[2][8];
+    const PooledLines* pooled = nullptr;
+    float* kept = nullptr;  // of each row
 };
 
 // Columns of 2 × 2 outputs, for Winograd's convolutions: bundles of `count` columns and `high` rows, one below the other.
@@ -101,11 +115,13 @@ struct Kernels {
     // Columns of an image, gathered for a tile: for each offset the pieces, one behind the other, and `lanes` from one offset to the next.
     // What lies behind the last piece in its register becomes 0; registers behind that are not written.
     void (*fill)(const float* in, const int64_t* offset, int64_t count, const Piece*, int pieces, int64_t lanes, float* out);
-    // y[i] = the greatest of line[i * step] to line[i * step + taps - 1] for i < out, once the greatest of `rows` rows of `width` pixels, one below the
-    // other, is in `line` from `to` on; what lies around it there is padding, and may be read for 32 * step floats behind the last one needed.
-    void (*pool)(const float* in, int64_t rows, int64_t width, float* to, const float* line, int64_t taps, int64_t step, int64_t out, float* y);
-    // Lines of each channel of an image: `count` of them, or pairs, of `bands` parts each, whose lanes do not overlap; `plane` and `stride` from one
-    // channel to the next. Two phases only where step is 2. Whether all that were read are finite.
+    // y[i] = the greatest of in[i + width * r] for r < rows, i < width.
+    void (*pool_down)(const float* in, int64_t rows, int64_t width, float* y);
+    // y[i] = the greatest of line[i * step] to line[i * step + taps - 1] for i < out; 32 * step floats behind the last one needed may be read.
+    void (*pool_across)(const float* line, int64_t taps, int64_t step, int64_t out, float* y);
+    // Lines of each channel of an image, from `count` pixels of rows; `plane` and `stride` from one channel to the next. Each has as many parts as there are
+    // `bands`, one behind the other in the list, whose rows are as many and whose lanes do not overlap. Two phases only where step is 2. Whether all that
+    // were read are finite.
     bool (*lines)(const float* in, int64_t channels, int64_t plane, const Pixels*, int count, int bands, int64_t step, int64_t stride, float* out);
     // A block of channels, multiplied with a tile of `lines` lines of sums, at most 8, whose bands have 16 lanes or 8; x begins with 8 lines of zeros.
     // sums[row] holds `lines` lines: what other blocks gave, or it is the `first`. They stay there, or go where `landing` says.

@@ -129,7 +129,7 @@ bool supported() { return true; }
 
 extern const Kernels kNeon;
 const Kernels kNeon = {"neon", neon::kMaxGroups,        neon::supported, 0.33, neon::no_pick, neon::dot,    neon::gather, neon::tile, neon::strip,
-                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::pool, neon::lines, neon::slide,
+                       neon::to_lanes, neon::from_lanes, neon::finish, neon::lay, neon::fill, neon::pool_down, neon::pool_across, neon::lines, neon::slide,
                          neon::kMostTiles, neon::winograd_weights, neon::winograd_pixels, neon::winograd_tiles, neon::finite,
                        {neon::lstm, neon::gru, neon::gru_reset, neon::gru_finish, neon::gelu, neon::gelu_tanh, neon::rnn}};
 

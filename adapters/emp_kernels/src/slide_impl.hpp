@@ -23,10 +23,39 @@ template <int kLines>
     }
 }
 
+// The greatest of lines below each other, and what the tile below needs of them.
+template <int kLines>
+[[gnu::noinline]] void land_pooled(const F* sums, int64_t r, F offset, const Landing& to) {
+    const PooledLines& pooled = *to.pooled;
+    alignas(64) float lines[(PooledLines::kMostKept + kLines) * kLanes];
+    const int kept = pooled.keep * kLanes;
+    float *own = lines + kept, *keep = to.kept + r * kept, *y = to.y + r * to.stride;
+    for (int i = 0; i < kept; i += kWidth) F::load(keep + i).store(lines + i);
+    const bool bent = to.ending.activation > Activation::relu;
+    EMP_UNROLL for (int j = 0; j < kLines * kParts; j++) {
+        const F value = add(sums[j], offset);
+        (bent ? value : activate(value, to.ending.activation)).store(own + j * kWidth);
+    }
+    if (bent) bend(own, kLines * kLanes, to.ending, r);
+    for (const PooledLines::Line* one = pooled.line; one < pooled.line + pooled.count; one++)
+        EMP_UNROLL for (int i = 0; i < kParts; i++) {
+            const float* from = lines + one->first * kLanes + i * kWidth;
+            F greatest = F::load(from);
+            if (one->lines == 3)  // most pools
+                greatest = maximum(maximum(greatest, F::load(from + kLanes)), F::load(from + 2 * kLanes));
+            else
+                for (int j = 1; j < one->lines; j++) greatest = maximum(greatest, F::load(from + j * kLanes));
+            const unsigned lanes = pooled.lanes >> (i * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
+            greatest.store_over(y + one->at + i * kWidth, lanes);
+        }
+    for (int i = 0; i < kept; i += kWidth) F::load(lines + kLines * kLanes + i).store(keep + i);
+}
+
 // Finished sums of a row to where they belong.
 template <int kLines>
 void land(const F* sums, int64_t r, const Landing& to) {
     const F offset = F::broadcast(to.bias ? to.bias[r] : 0.0f);
+    if (to.pooled) return land_pooled<kLines>(sums, r, offset, to);
     float* y = to.y + r * to.stride;
     const float* added = to.added ? to.added + r * to.stride : nullptr;
     if (to.ending.activation > Activation::relu) return land_bent<kLines>(sums, r, offset, added, y, to);
@@ -152,48 +181,66 @@ bool lines_of(const float* in, int64_t channels, int64_t plane, const Pixels* al
     constexpr unsigned kAll = unsigned((uint64_t(1) << kWidth * kPhases) - 1);
     Seen seen, other;
     for (int64_t c = 0; c < channels; c++, in += plane, out += stride)
-        for (const Pixels* some = all; some < all + count * bands; some += bands)
-            for (int i = 0; i < kParts; i++) {
-                F even = F::zero(), odd = F::zero();
-                for (int b = 0; b < bands; b++) {
-                    const float* p = in + some[b].from + i * kWidth * step;
-                    const unsigned chosen = some[b].chosen >> (i * kWidth * kPhases) & kAll;
-                    if (kPhases == 2) {
-                        F one, two;
-                        F::load_apart(p, chosen, one, two);
-                        even = b ? add(even, one) : one, odd = b ? add(odd, two) : two;
-                    } else if (step == 1) {
-                        even = F::load_over(p, chosen, even);
-                    } else {
-                        even = add(even, spread(p, chosen, step));
+        for (const Pixels* some = all; some < all + count; some += bands)
+            for (int64_t r = 0; r < some->rows; r++)
+                for (int i = 0; i < kParts; i++) {
+                    F even = F::zero(), odd = F::zero();
+                    for (int b = 0; b < bands; b++) {
+                        const float* p = in + some[b].from + some[b].down * r + i * kWidth * step;
+                        const unsigned chosen = some[b].chosen >> (i * kWidth * kPhases) & kAll;
+                        if (kPhases == 2) {
+                            F one, two;
+                            F::load_apart(p, chosen, one, two);
+                            even = b ? add(even, one) : one, odd = b ? add(odd, two) : two;
+                        } else if (step == 1) {
+                            even = F::load_over(p, chosen, even);
+                        } else {
+                            even = add(even, spread(p, chosen, step));
+                        }
                     }
+                    float* line = out + r * kLanes + i * kWidth;
+                    seen.add(even), even.store(line + some->even);
+                    if (kPhases == 2 && some->odd >= 0) other.add(odd), odd.store(line + some->odd);
                 }
-                seen.add(even), even.store(out + some->even + i * kWidth);
-                if (kPhases == 2 && some->odd >= 0) other.add(odd), odd.store(out + some->odd + i * kWidth);
-            }
     return seen.finite() && other.finite();
 }
 
-// The same where a line is pixels side by side of one row.
+// The same where a line is pixels of one row, side by side or, of two phases, in turn.
+template <int kPhases>
 bool whole_lines(const float* in, int64_t channels, int64_t plane, const Pixels* all, int count, int64_t stride, float* out) {
+    constexpr unsigned kAll = unsigned((uint64_t(1) << kWidth * kPhases) - 1);
     Seen seen[4];  // sums that do not wait for each other
-    const auto line = [&](Seen& own, const Pixels& one) {
-        EMP_UNROLL for (int i = 0; i < kParts; i++) {
-            const unsigned chosen = one.chosen >> (i * kWidth) & unsigned((uint64_t(1) << kWidth) - 1);
-            const F pixels = F::load_over(in + one.from + i * kWidth, chosen, F::zero());
-            own.add(pixels), pixels.store(out + one.even + i * kWidth);
+    for (int64_t c = 0; c < channels; c++, in += plane, out += stride)
+        for (const Pixels* some = all; some < all + count; some++) {
+            const float* p = in + some->from;
+            float* line = out + some->even;
+            const int64_t apart = some->odd - some->even;
+            const bool both = kPhases == 2 && some->odd >= 0;
+            const auto one = [&](Seen& own, Seen& other) {
+                EMP_UNROLL for (int i = 0; i < kParts; i++) {
+                    const unsigned chosen = some->chosen >> (i * kWidth * kPhases) & kAll;
+                    if constexpr (kPhases == 2) {
+                        F even, odd;
+                        F::load_apart(p + 2 * i * kWidth, chosen, even, odd);
+                        own.add(even), even.store(line + i * kWidth);
+                        if (both) other.add(odd), odd.store(line + apart + i * kWidth);
+                    } else {
+                        const F pixels = F::load_over(p + i * kWidth, chosen, F::zero());
+                        own.add(pixels), pixels.store(line + i * kWidth);
+                    }
+                }
+                p += some->down, line += kLanes;
+            };
+            int64_t r = some->rows;
+            for (; r >= 4; r -= 4) one(seen[0], seen[1]), one(seen[2], seen[3]), one(seen[1], seen[0]), one(seen[3], seen[2]);
+            for (; r > 0; r--) one(seen[0], seen[1]);
         }
-    };
-    for (int64_t c = 0; c < channels; c++, in += plane, out += stride) {
-        const Pixels *one = all, *end = all + count;
-        for (; one + 4 <= end; one += 4) line(seen[0], one[0]), line(seen[1], one[1]), line(seen[2], one[2]), line(seen[3], one[3]);
-        for (; one < end; one++) line(seen[0], *one);
-    }
     return seen[0].finite() && seen[1].finite() && seen[2].finite() && seen[3].finite();
 }
 
 bool lines(const float* in, int64_t channels, int64_t plane, const Pixels* some, int count, int bands, int64_t step, int64_t stride, float* out) {
-    if (step == 1 && bands == 1) return whole_lines(in, channels, plane, some, count, stride, out);
+    if (bands == 1 && step <= 2)
+        return step == 1 ? whole_lines<1>(in, channels, plane, some, count, stride, out) : whole_lines<2>(in, channels, plane, some, count, stride, out);
     return step == 2 ? lines_of<2>(in, channels, plane, some, count, bands, step, stride, out)
                      : lines_of<1>(in, channels, plane, some, count, bands, step, stride, out);
 }

@@ -20,7 +20,10 @@ struct SlideTile {
 class Lines {
   public:
     Lines(const ConvShape& shape, const Layout& at, const Sliding& sliding, const Kernels& kernels)
-        : shape(shape), at(at), sliding(sliding), most(std::min(kernels.max_groups, kMostLines)), cut(sliding.lines * kLanes, most) {}
+        : shape(shape), at(at), sliding(sliding), most(std::min(kernels.max_groups, kMostLines)), cut(sliding.lines * kLanes, most) {
+        for (int64_t segment = 0; segment < sliding.segments; segment++)
+            for (size_t i = 0; i < sliding.phases.size(); i++) across_.push_back(across(segment * sliding.valid, i));
+    }
 
     int64_t count() const { return cut.tiles * sliding.segments * shape.group; }
     int widest() const { return cut.widest(); }
@@ -36,28 +39,33 @@ class Lines {
     int64_t row(int64_t line, int band) const { return line + band * sliding.lines; }
 
     // What a channel's lines take of its image: two phases of a row at once where both are needed.
-    std::vector<Pixels> pixels(const SlideTile& t) const {
-        std::vector<Pixels> all;
-        all.reserve(size_t(sliding.used(t.lines) * bands()));
-        const int64_t step = shape.stride[1];
+    void pixels(const SlideTile& t, std::vector<Pixels>& all) const {
+        all.clear();
+        const int64_t step = shape.stride[1], segment = t.x / sliding.valid;
         for (size_t i = 0; i < sliding.phases.size(); i++) {
             const Sliding::Phase& phase = sliding.phases[i];
-            const Sliding::Phase* next = i + 1 < sliding.phases.size() ? &sliding.phases[i + 1] : nullptr;
-            const bool two = step == 2 && next && next->y == phase.y && next->x == phase.x + 1;
-            const int64_t width = sliding.band * (step == 2 ? 2 : 1), apart = step == 2 ? 1 : step, x = t.x * step + phase.x - shape.pad_begin[1];
-            const int64_t odd = two ? next->first * kLanes : -1, first = phase.first * kLanes;
-            const auto until = [=](int64_t pixel) { return std::clamp<int64_t>((pixel - x + apart - 1) / apart, 0, width); };
-            const uint64_t inside = (uint64_t(1) << (at.width > x ? until(at.width) : 0)) - (uint64_t(1) << (x < 0 ? until(0) : 0));
-            for (int64_t l = 0; l < t.lines + phase.more; l++)
+            const Across& across = across_[size_t(segment) * sliding.phases.size() + i];
+            const int64_t first = phase.first * kLanes, odd = across.two ? sliding.phases[i + 1].first * kLanes : -1, rows = t.lines + phase.more;
+            // those of the tile's rows that lie in the image; with two bands each row by itself, since they are not the same ones
+            const auto rows_of = [&](int64_t from, int64_t to, bool inside) {
+                if (from >= to) return;
                 for (int b = 0; b < bands(); b++) {
-                    const int64_t y = row(t.line + l, b) * shape.stride[0] + phase.y - shape.pad_begin[0], down = l * kLanes;
-                    const bool there = y >= 0 && y < at.height && at.width > x;
-                    all.push_back({y * at.width + x - b * sliding.band * step, first + down, two ? odd + down : -1,
-                                   there ? uint32_t(inside << (b * width)) : 0});
+                    const int64_t y = row(t.line + from, b) * shape.stride[0] + phase.y - shape.pad_begin[0], down = from * kLanes;
+                    const bool there = bands() == 1 ? inside : y >= 0 && y < at.height;
+                    all.push_back({y * at.width + across.x - b * sliding.band * step, shape.stride[0] * at.width, first + down, odd < 0 ? -1 : odd + down,
+                                   to - from, there ? across.chosen << (b * across.width) : 0});
                 }
-            i += two;
+            };
+            if (bands() > 1) {
+                for (int64_t l = 0; l < rows; l++) rows_of(l, l + 1, true);
+            } else {
+                const int64_t down = shape.stride[0], y = t.line * down + phase.y - shape.pad_begin[0];
+                const int64_t above = y < 0 ? std::min(rows, (down - 1 - y) / down) : 0;
+                const int64_t until = y + (rows - 1) * down < at.height ? rows : std::max(above, y < at.height ? (at.height - y - 1) / down + 1 : 0);
+                rows_of(0, above, false), rows_of(above, until, true), rows_of(until, rows, false);
+            }
+            i += across.two;
         }
-        return all;
     }
 
     // Where the sums of a tile go, relative to the row `first` of the output.
@@ -72,11 +80,28 @@ class Lines {
     }
 
   private:
+    // What a phase's lines take of a row, in a segment.
+    struct Across {
+        int64_t x, width;  // the first pixel, which may lie before the image; pixels of a band
+        uint32_t chosen;   // those that lie in it
+        bool two;          // the next phase's pixels lie between
+    };
+    Across across(int64_t begin, size_t i) const {
+        const Sliding::Phase& phase = sliding.phases[i];
+        const Sliding::Phase* next = i + 1 < sliding.phases.size() ? &sliding.phases[i + 1] : nullptr;
+        const int64_t step = shape.stride[1], apart = step == 2 ? 1 : step, width = sliding.band * (step == 2 ? 2 : 1);
+        const int64_t x = begin * step + phase.x - shape.pad_begin[1];
+        const auto until = [=](int64_t pixel) { return std::clamp<int64_t>((pixel - x + apart - 1) / apart, 0, width); };
+        const uint64_t chosen = at.width > x ? (uint64_t(1) << until(at.width)) - (uint64_t(1) << (x < 0 ? until(0) : 0)) : 0;
+        return {x, width, uint32_t(chosen), step == 2 && next && next->y == phase.y && next->x == phase.x + 1};
+    }
+
     const ConvShape& shape;
     const Layout& at;
     const Sliding& sliding;
     int most;
     Cut cut;
+    std::vector<Across> across_;
 };
 
 // One image, whole or in bands of rows.
@@ -92,11 +117,12 @@ class Slider {
     // The input of a block of channels; whether all of it is finite.
     bool fill(const SlideTile& t, const float* image, int64_t block, float* out) const {
         const int64_t plane = at.height * at.width, from = block * w.block, channels = std::min(shape.channels - from, w.block);
-        const std::vector<Pixels> pixels = all.pixels(t);
+        static thread_local std::vector<Pixels> pixels;
+        all.pixels(t, pixels);
         std::fill(out, out + kZero, 0.0f);
         const float* in = image + (t.group * shape.channels + from) * plane;
         if (t.x == 0 && at.height * at.width >= 1024) touch_input(t, in, channels);
-        return kernels.lines(in, channels, plane, pixels.data(), int(pixels.size()) / all.bands(),
+        return kernels.lines(in, channels, plane, pixels.data(), int(pixels.size()),
                              all.bands(), shape.stride[1], stride(), out + kZero);
     }
     // Rows of a chunk; `to` is where row 0 of all groups goes, from the row `first` of the output on.
@@ -108,7 +134,10 @@ class Slider {
             landing = to;
             landing.y += row * to.stride, landing.added += to.added ? row * to.stride : 0, landing.bias += to.bias ? row : 0;
             landing.ending = from_row(to.ending, row);
-            all.land(t, first, landing);
+            if (to.pooled)
+                landing.kept += row * to.pooled->keep * kLanes;
+            else
+                all.land(t, first, landing);
         }
         kernels.slide(w.sweep(t.group, block, chunk), input, sums, block == 0, t.lines, sliding.band, last ? &landing : nullptr);
     }
