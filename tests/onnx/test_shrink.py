@@ -25,6 +25,7 @@ from emp_onnx.shrink.fitting.refit import solve, wanted
 from emp_onnx.shrink.proof import Proof
 from emp_onnx.shrink.search.amounts import keep
 from emp_onnx.verification.outcome import VerifyError
+from emp_onnx.words import FIXED
 from tests.shrink_fuzz import check
 
 
@@ -179,6 +180,22 @@ def test_a_model_without_channels_is_refused_with_the_reason(tmp_path: Path) -> 
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="it is an output of the model"):
         shrink(tmp_path / "m.onnx")
+
+
+def test_weights_that_callers_may_replace_stay_and_it_is_said_how_they_become_constants(tmp_path: Path) -> None:
+    model = network(dead=8)
+    free = tmp_path / "free.onnx"
+    model.graph.input.append(helper.make_tensor_value_info("b", 1, [32, 5]))
+    onnx.save(model, free)
+    with pytest.raises(ModelError, match=f"can be shrunk: .*{FIXED}"):
+        shrink(free, dead_only=True)
+    model.graph.input.append(helper.make_tensor_value_info("bb", 1, [5]))
+    del model.graph.input[1]
+    onnx.save(model, free)
+    assert FIXED in shrink(free, tmp_path / "s.onnx", dead_only=True).notes
+    del model.graph.input[1]
+    onnx.save(model, free)
+    assert FIXED not in shrink(free, tmp_path / "s.onnx", dead_only=True).notes
 
 
 def test_external_data_stays_external(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from emp_onnx.packing.forms import DTYPES, FOLDED, FORMS, NODE, TARGETS, Form, S
 from emp_onnx.packing.header import FREE_SINCE
 from emp_onnx.packing.places import Chosen, graphs, parts_of
 
-__all__ = ["Row", "choose"]
+__all__ = ["REPLACEABLE", "Row", "choose"]
 
 SMALL = 1 << 10  # dense bytes below which a tensor is not looked at
 SMALLEST = "no other form is smaller"
+REPLACEABLE = "it is also an input of the graph: another value may be given for it"
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _against(model: Model, graph: Graph, tensor: Tensor) -> str:
     if tensor.name in graph.outputs:
         return "it is also an output of the graph"
     if tensor.name in graph.inputs and (model.contents.version[0] >= FREE_SINCE or graph is not model.graph):
-        return "it is also an input of the graph: another value may be given for it"
+        return REPLACEABLE
     return ""
 
 

@@ -14,13 +14,14 @@ from emp_onnx.files.model_io import Model, load, save, unfused
 from emp_onnx.files.names import default_out
 from emp_onnx.files.whole import check_target, same_file
 from emp_onnx.packing.check import Feeds, checked
-from emp_onnx.packing.choose import Row, choose
+from emp_onnx.packing.choose import REPLACEABLE, Row, choose
 from emp_onnx.packing.places import Chosen
 from emp_onnx.packing.rewrite import rewritten
 from emp_onnx.progress import Watch
 from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.verification.outcome import Verification, VerifyError
 from emp_onnx.verification.running import weight_of, worth_running
+from emp_onnx.words import FIXED
 
 __all__ = ["Packing", "pack", "unpack"]
 
@@ -138,6 +139,8 @@ def pack(
             notes.append("The certificate of the pruning no longer holds, and was removed.")
     if any(item.form.kind == "coo" and item.form.width != 64 for item in chosen):
         notes.append("onnx.checker does not accept indices of 32 bits; onnxruntime does.")
+    if any(row.why == REPLACEABLE for row in rows):
+        notes.append(FIXED)
     done = _written(source, place, chosen, rows, notes, run)
     if form in ("dense", "coo") or done.after < done.before or not chosen:
         return done

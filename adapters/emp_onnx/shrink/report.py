@@ -16,6 +16,7 @@ from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import Proof
 from emp_onnx.shrink.work import counts_as_work, flops
+from emp_onnx.words import FIXED
 
 __all__ = ["GroupRow", "ShrinkReport", "added_to", "flops_of", "notes_on", "nothing", "parameters", "walls_of"]
 
@@ -77,7 +78,8 @@ def nothing(path: Path, problem: Problem) -> ModelError:
     """The error for a model in which no unit can go, with the reasons."""
     reasons = Counter(problem.reasons.values()).most_common(4)
     why = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    return ModelError(f"nothing in {quote(path)} can be shrunk: {why or 'it has no weights of more than one channel'}")
+    said = f"nothing in {quote(path)} can be shrunk: {why or 'it has no weights of more than one channel'}"
+    return ModelError(f"{said}. {FIXED}" if problem.view.overridable else said)
 
 
 def walls_of(problem: Problem) -> tuple[tuple[str, int], ...]:
@@ -111,6 +113,8 @@ def notes_on(problem: Problem, given: Any, refit: bool) -> tuple[str, ...]:
             f"The model leaves some sizes open and does not run with twice the size given: {some}. They are taken to "
             "be as in the feeds."
         )
+    if problem.view.overridable:
+        notes.append(FIXED)
     return tuple(notes)
 
 
