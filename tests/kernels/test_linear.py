@@ -60,6 +60,19 @@ def test_equal_to_the_dense_product(
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
+@settings(max_examples=40, deadline=None)
+@given(problem=problems(), items=st.lists(st.sampled_from([1, 2, 3, 5, 20]), min_size=1, max_size=5))
+def test_values_that_lie_transposed_may_be_needed_in_any_order(
+    isa: str, problem: tuple[Floats, Floats, Floats | None, bool], items: list[int]
+) -> None:
+    weight = problem[0]
+    moved, plain = Linear.of(weight, transposed=True), Linear.of(weight)
+    for count in items:
+        x = np.random.default_rng(count).standard_normal((count, weight.shape[1])).astype(np.float32)
+        np.testing.assert_array_equal(moved(x, isa=isa), plain(x, isa=isa))
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
 @settings(max_examples=80, deadline=None)
 @given(problem=problems(), seed=st.integers(0, 2**32))
 def test_what_is_not_finite_spreads_as_in_the_dense_product(

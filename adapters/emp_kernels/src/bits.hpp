@@ -23,4 +23,14 @@ static inline uint64_t read_bits(const uint8_t* bits, size_t bytes, uint64_t at,
     return count == 64 ? word : word & ((uint64_t(1) << count) - 1);
 }
 
+// 64 words of 64 bits, transposed: bit j of word i changes places with bit i of word j. Halves change places in ever smaller squares.
+static inline void transpose_bits(uint64_t* word) {
+    uint64_t low = ~uint64_t(0) >> 32;  // of each square the bits that stay
+    for (int half = 32; half; half /= 2, low ^= low << half)
+        for (int i = 0; i < 64; i = (i + half + 1) & ~half) {
+            const uint64_t changed = (word[i] >> half ^ word[i + half]) & low;
+            word[i] ^= changed << half, word[i + half] ^= changed;
+        }
+}
+
 }  // namespace emp

@@ -82,7 +82,7 @@ void Linear::run_gather(const Kernels& kernels, const float* x, const Output& ou
 }
 
 void Linear::run_dot(const Kernels& kernels, const float* x, int64_t items, const Output& out, const Threads& threads, bool pick) const {
-    const View& w = weight.view();
+    const View& w = weight.whole();
     const int64_t stride = (w.columns + 63) / 64 * 64;
     const float* padded = x;
     if (stride != w.columns || reinterpret_cast<uintptr_t>(x) % 64) {  // what is read across two cache lines takes twice as long

@@ -45,8 +45,42 @@ std::string Matrix::bind(int64_t rows, int64_t columns, const uint8_t* bits, siz
                     uint8_t(read_bits(bits, bytes, uint64_t(r * columns + c), int(std::min<int64_t>(8, columns - c))));
         mask = own;
     }
-    offset_.assign(size_t(rows) + 1, 0);
-    for (int64_t r = 0; r < rows; r++) {
+    view_ = {rows, columns, int64_t(count), mask, stride, values, nullptr, 0, nullptr, nullptr};
+    count_rows(mask);
+    if (offset_.back() != count) return disagree(offset_.back(), count);
+    find_tail(view_);
+    return "";
+}
+
+std::string Matrix::bind_transposed(int64_t rows, int64_t columns, const uint8_t* bits, size_t bytes, const float* values,
+                                    size_t count) {
+    std::string wrong = check(rows, columns, bytes, count);
+    if (!wrong.empty()) return wrong;
+    const int64_t stride = (columns + 7) / 8;
+    uint8_t* mask = mask_.grow(size_t(rows * stride));
+    view_ = {rows, columns, int64_t(count), mask, stride, nullptr, nullptr, 0, nullptr, nullptr};
+    source_ = {bits, bytes, values}, transposed_ = true;
+    for (int64_t r = 0; r < rows; r += 64)
+        for (int64_t c = 0; c < columns; c += 64) {
+            const int64_t wide = std::min<int64_t>(64, columns - c);
+            uint64_t block[64] = {};
+            for (int64_t i = 0; i < wide; i++) block[i] = read(source_, r, c + i, rows);
+            transpose_bits(block);
+            for (int64_t i = 0; i < std::min<int64_t>(64, rows - r); i++)
+                std::memcpy(mask + (r + i) * stride + c / 8, &block[i], size_t((wide + 7) / 8));
+        }
+    count_rows(mask);
+    return offset_.back() == count ? "" : disagree(offset_.back(), count);
+}
+
+uint64_t Matrix::read(const Source& from, int64_t row, int64_t column, int64_t end) const {
+    return read_bits(from.bits, from.bytes, uint64_t(column * view_.rows + row), int(std::min<int64_t>(64, end - row)));
+}
+
+void Matrix::count_rows(const uint8_t* mask) {
+    const int64_t stride = view_.mask_stride;
+    offset_.assign(size_t(view_.rows) + 1, 0);
+    for (int64_t r = 0; r < view_.rows; r++) {
         const uint8_t* row = mask + r * stride;
         uint64_t seen = 0;
         int64_t c = 0;
@@ -58,52 +92,61 @@ std::string Matrix::bind(int64_t rows, int64_t columns, const uint8_t* bits, siz
         for (; c < stride; c++) seen += uint64_t(count_bits(row[c]));
         offset_[size_t(r) + 1] = offset_[size_t(r)] + seen;
     }
-    if (offset_.back() != count) return disagree(offset_.back(), count);
-    view_ = {rows, columns, int64_t(count), mask, stride, values, offset_.data(), 0, nullptr, nullptr};
-    find_tail();
-    return "";
+    view_.offset = offset_.data();
 }
 
-std::string Matrix::bind_transposed(int64_t rows, int64_t columns, const uint8_t* bits, size_t bytes, const float* values,
-                                    size_t count) {
-    std::string wrong = check(rows, columns, bytes, count);
-    if (!wrong.empty()) return wrong;
-    const int64_t stride = (columns + 7) / 8;
-    uint8_t* mask = mask_.grow(size_t(rows * stride));
-    std::fill(mask, mask + rows * stride, uint8_t(0));
-    offset_.assign(size_t(rows) + 1, 0);
-    auto each = [&](auto visit) {  // visit(row, column), in the order of the values
-        for (int64_t c = 0; c < columns; c++)
-            for (int64_t r = 0; r < rows; r += 64)
-                for (uint64_t word = read_bits(bits, bytes, uint64_t(c * rows + r), int(std::min<int64_t>(64, rows - r))); word;
-                     word &= word - 1)
-                    visit(r + first_bit(word), c);
-    };
-    each([&](int64_t r, int64_t c) {
-        mask[r * stride + c / 8] |= uint8_t(1 << (c % 8));
-        offset_[size_t(r) + 1]++;
+// As many rows at a time as the first-level cache bears to be written to.
+void Matrix::move_values(float* to) const {
+    constexpr int64_t kRows = 256;
+    std::vector<const float*> next(static_cast<size_t>(view_.columns));
+    const float* value = source_.values;
+    for (int64_t c = 0; c < view_.columns; c++) {
+        next[size_t(c)] = value;
+        for (int64_t r = 0; r < view_.rows; r += 64) value += count_bits(read(source_, r, c, view_.rows));
+    }
+    std::vector<float*> out(static_cast<size_t>(kRows));
+    for (int64_t from = 0; from < view_.rows; from += kRows) {
+        const int64_t end = std::min(view_.rows, from + kRows);
+        for (int64_t r = from; r < end; r++) out[size_t(r - from)] = to + offset_[size_t(r)];
+        for (int64_t c = 0; c < view_.columns; c++) {
+            const float* own = next[size_t(c)];
+            for (int64_t r = from; r < end; r += 64)
+                for (uint64_t word = read(source_, r, c, end); word; word &= word - 1) *out[size_t(r - from + first_bit(word))]++ = *own++;
+            next[size_t(c)] = own;
+        }
+    }
+}
+
+const View& Matrix::whole() const {
+    if (!transposed_) return view_;
+    std::call_once(moved_once_, [this] {
+        float* moved = values_.grow(size_t(view_.nonzeros) + 16);
+        move_values(moved);
+        whole_ = view_, whole_.values = moved;
+        find_tail(whole_);
+        moved_ = true;
     });
-    for (int64_t r = 0; r < rows; r++) offset_[size_t(r) + 1] += offset_[size_t(r)];
-    if (offset_.back() != count) return disagree(offset_.back(), count);
-    std::vector<uint64_t> next = offset_;
-    float* moved = values_.grow(count + 16);
-    const float* value = values;
-    each([&](int64_t r, int64_t) { moved[next[size_t(r)]++] = *value++; });
-    view_ = {rows, columns, int64_t(count), mask, stride, moved, offset_.data(), 0, nullptr, nullptr};
-    find_tail();
-    return "";
+    return whole_;
+}
+
+const float* Matrix::values(Buffer<float>& room) const {
+    if (!transposed_) return view_.values;
+    if (moved_) return whole_.values;
+    float* moved = room.grow(size_t(view_.nonzeros) + 1);
+    move_values(moved);
+    return moved;
 }
 
 // The last rows, whose values end less than 16 floats before the end of the array, are kept in a copy with room behind it.
-void Matrix::find_tail() {
-    const uint64_t count = uint64_t(view_.nonzeros);
-    int64_t row = view_.rows;
+void Matrix::find_tail(View& view) const {
+    const uint64_t count = uint64_t(view.nonzeros);
+    int64_t row = view.rows;
     while (row > 0 && offset_[size_t(row)] + 16 > count) row--;
     const size_t kept = size_t(count - offset_[size_t(row)]);
     float* copy = tail_.grow(kept + 16);
-    if (kept) std::memcpy(copy, view_.values + offset_[size_t(row)], kept * sizeof(float));
+    if (kept) std::memcpy(copy, view.values + offset_[size_t(row)], kept * sizeof(float));
     std::fill(copy + kept, copy + kept + 16, 0.0f);
-    view_.tail_row = row, view_.tail = copy;
+    view.tail_row = row, view.tail = copy;
 }
 
 const View& Matrix::listed() const {
@@ -113,7 +156,7 @@ const View& Matrix::listed() const {
         for (int64_t r = 0; r < view_.rows; r++)
             for (int64_t c = 0; c < view_.columns; c += 64)
                 for (uint64_t word = bits(r, c); word; word &= word - 1) *next++ = uint16_t(c + first_bit(word));
-        listed_ = view_;
+        listed_ = whole();
         listed_.column = column;
     });
     return listed_;

@@ -1,5 +1,6 @@
 // A sparse matrix in packed form: one bit for each element, and the nonzero values row by row.
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -47,16 +48,21 @@ class Buffer {
 // where the other is 0 and there is no mask to vouch for it.
 std::string check_shape(int64_t rows, int64_t columns, size_t bytes);
 
-// The owner of a View. The values are not copied if they come row by row, and must outlive the matrix.
+// The owner of a View. What it is bound to must outlive it: values that come row by row are not copied, others are moved when they are first needed.
 class Matrix {
   public:
     // `bits` holds rows * columns bits, row after row without gaps. Both arrays are read only within their sizes.
     // Returns "" or what is wrong with them, as the end of a sentence that begins with the name of the weight.
     std::string bind(int64_t rows, int64_t columns, const uint8_t* bits, size_t bytes, const float* values, size_t count);
-    // The same from the transposed layout [columns, rows]; copies everything.
+    // The same from the transposed layout [columns, rows].
     std::string bind_transposed(int64_t rows, int64_t columns, const uint8_t* bits, size_t bytes, const float* values, size_t count);
 
+    // Without values where these have to be moved.
     const View& view() const { return view_; }
+    // With them; moved on the first call by one thread, and kept.
+    const View& whole() const;
+    // The values row by row: those that are there, or moved into `room`.
+    const float* values(Buffer<float>& room) const;
     double density() const {
         return view_.rows && view_.columns ? double(view_.nonzeros) / double(view_.rows * view_.columns) : 0.0;
     }
@@ -70,12 +76,25 @@ class Matrix {
     const View& listed() const;
 
   private:
-    void find_tail();
+    // Values that lie column by column.
+    struct Source {
+        const uint8_t* bits;
+        size_t bytes;
+        const float* values;
+    };
+    uint64_t read(const Source&, int64_t row, int64_t column, int64_t end) const;  // bits of rows up to `end`, at most 64
+    void count_rows(const uint8_t* mask);
+    void move_values(float* to) const;
+    void find_tail(View&) const;
     View view_ = {};
+    Source source_ = {};
+    bool transposed_ = false;
     std::vector<uint64_t> offset_;
     Buffer<uint8_t> mask_;
-    Buffer<float> values_, tail_;
-    mutable std::once_flag once_;
+    mutable Buffer<float> values_, tail_;
+    mutable std::once_flag once_, moved_once_;
+    mutable std::atomic<bool> moved_{false};
+    mutable View whole_ = {};
     mutable View listed_ = {};
     mutable Buffer<uint16_t> column_;
 };

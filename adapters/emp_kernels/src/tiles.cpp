@@ -132,6 +132,8 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows, bool pairs) {
     const size_t spans = size_t((view.columns + span - 1) / span), paired = pairs ? size_t(blocks_ * (view.rows + int64_t(chunks.size()))) : 0;
     Writer out = {head_.grow(3 * (size_t(view.nonzeros) / kUnit + size_t(view.rows) * spans) + 2 * paired + 64), rest_.grow(room), column_.grow(room),
                   value_.grow(room)};
+    Buffer<float> moved;
+    const float* values = matrix.values(moved);
     std::vector<Row> rows(static_cast<size_t>(chunk_rows));
     std::vector<Member> members;
     std::vector<std::pair<int, uint16_t>> counts;
@@ -140,7 +142,7 @@ void Tiles::arrange(const Matrix& matrix, int64_t group_rows, bool pairs) {
         const size_t size = size_t(chunk.end - chunk.row);
         members.clear();
         for (size_t r = 0; r < size; r += pairs ? 2 : 1) members.push_back({&rows[r], pairs && r + 1 < size ? &rows[r + 1] : nullptr, {}, {}, {}});
-        for (size_t r = 0; r < size; r++) rows[r].value = view.values + view.offset[chunk.row + int64_t(r)];
+        for (size_t r = 0; r < size; r++) rows[r].value = values + view.offset[chunk.row + int64_t(r)];
         for (int64_t b = 0; b < blocks_; b++) {
             const int64_t start = b * block / span * span, stop = (b + 1) * block - start;  // of the span; of the block, in the span
             const int64_t base = std::max<int64_t>(0, stop - kReach);
