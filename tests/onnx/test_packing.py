@@ -24,7 +24,7 @@ from emp_onnx.packing.fill import fill_parts
 from emp_onnx.packing.forms import entropy_bound, forms, survey
 from emp_onnx.packing.places import Chosen
 from emp_onnx.packing.rewrite import rewritten
-from emp_onnx.words import FIXED
+from emp_onnx.words import MAKE_CONSTANT
 from tests.onnx.builders import matmul, two_layers, write, write_external
 from tests.onnx.packing import DTYPES, arrays, awkward, decoded, holder, read_packed, write_one_sidecar
 
@@ -298,10 +298,12 @@ def test_inputs_and_outputs_of_the_graph_stay_dense(tmp_path: Path) -> None:
     proto.graph.input.append(helper.make_tensor_value_info("w", 1, [64, 64]))
     done = pack(Model(proto), tmp_path / "p.onnx")
     assert (done.rows[0].form, "input of the graph" in done.rows[0].why) == ("dense", True)
-    assert FIXED in done.notes
+    assert MAKE_CONSTANT in done.notes
     onnx.save(proto, tmp_path / "free.onnx")
     advised = (
-        FIXED.split("python ")[1].replace("IN", str(tmp_path / "free.onnx")).replace("OUT", str(tmp_path / "f.onnx"))
+        MAKE_CONSTANT.split("python ")[1]
+        .replace("IN", str(tmp_path / "free.onnx"))
+        .replace("OUT", str(tmp_path / "f.onnx"))
     )
     subprocess.run([sys.executable, *advised.split()], check=True)
     fixed = pack(load(tmp_path / "f.onnx"), tmp_path / "p.onnx")

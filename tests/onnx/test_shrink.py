@@ -25,7 +25,7 @@ from emp_onnx.shrink.fitting.refit import solve, wanted
 from emp_onnx.shrink.proof import Proof
 from emp_onnx.shrink.search.amounts import keep
 from emp_onnx.verification.outcome import VerifyError
-from emp_onnx.words import FIXED
+from emp_onnx.words import MAKE_CONSTANT
 from tests.shrink_fuzz import check
 
 
@@ -187,15 +187,15 @@ def test_weights_that_callers_may_replace_stay_and_it_is_said_how_they_become_co
     free = tmp_path / "free.onnx"
     model.graph.input.append(helper.make_tensor_value_info("b", 1, [32, 5]))
     onnx.save(model, free)
-    with pytest.raises(ModelError, match=f"can be shrunk: .*{FIXED}"):
+    with pytest.raises(ModelError, match=f"can be shrunk: .*{MAKE_CONSTANT}"):
         shrink(free, dead_only=True)
     model.graph.input.append(helper.make_tensor_value_info("bb", 1, [5]))
     del model.graph.input[1]
     onnx.save(model, free)
-    assert FIXED in shrink(free, tmp_path / "s.onnx", dead_only=True).notes
+    assert MAKE_CONSTANT in shrink(free, tmp_path / "s.onnx", dead_only=True).notes
     del model.graph.input[1]
     onnx.save(model, free)
-    assert FIXED not in shrink(free, tmp_path / "s.onnx", dead_only=True).notes
+    assert MAKE_CONSTANT not in shrink(free, tmp_path / "s.onnx", dead_only=True).notes
 
 
 def test_external_data_stays_external(tmp_path: Path) -> None:

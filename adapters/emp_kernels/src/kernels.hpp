@@ -46,7 +46,7 @@ struct PooledLines {
         int first, lines;  // they become y[row * stride + at + lane]
         int64_t at;
     };
-    Line line[2 * kMostKept];
+    Line line[8 + kMostKept];  // one for each line that ends it, and for the padding below the image
     unsigned lanes;
 };
 

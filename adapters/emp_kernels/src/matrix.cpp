@@ -46,12 +46,13 @@ std::string Matrix::bind(int64_t rows, int64_t columns, const uint8_t* bits, siz
         mask = own;
     }
     view_ = {rows, columns, int64_t(count), mask, stride, values, nullptr, 0, nullptr, nullptr};
-    count_rows(mask);
+    count_rows();
     if (offset_.back() != count) return disagree(offset_.back(), count);
     find_tail(view_);
     return "";
 }
 
+// Bits change places 64 by 64, so that the mask is as those of other weights are; values wait until they are needed.
 std::string Matrix::bind_transposed(int64_t rows, int64_t columns, const uint8_t* bits, size_t bytes, const float* values,
                                     size_t count) {
     std::string wrong = check(rows, columns, bytes, count);
@@ -64,24 +65,24 @@ std::string Matrix::bind_transposed(int64_t rows, int64_t columns, const uint8_t
         for (int64_t c = 0; c < columns; c += 64) {
             const int64_t wide = std::min<int64_t>(64, columns - c);
             uint64_t block[64] = {};
-            for (int64_t i = 0; i < wide; i++) block[i] = read(source_, r, c + i, rows);
+            for (int64_t i = 0; i < wide; i++) block[i] = read(r, c + i, rows);
             transpose_bits(block);
             for (int64_t i = 0; i < std::min<int64_t>(64, rows - r); i++)
                 std::memcpy(mask + (r + i) * stride + c / 8, &block[i], size_t((wide + 7) / 8));
         }
-    count_rows(mask);
+    count_rows();
     return offset_.back() == count ? "" : disagree(offset_.back(), count);
 }
 
-uint64_t Matrix::read(const Source& from, int64_t row, int64_t column, int64_t end) const {
-    return read_bits(from.bits, from.bytes, uint64_t(column * view_.rows + row), int(std::min<int64_t>(64, end - row)));
+uint64_t Matrix::read(int64_t row, int64_t column, int64_t end) const {
+    return read_bits(source_.bits, source_.bytes, uint64_t(column * view_.rows + row), int(std::min<int64_t>(64, end - row)));
 }
 
-void Matrix::count_rows(const uint8_t* mask) {
+void Matrix::count_rows() {
     const int64_t stride = view_.mask_stride;
     offset_.assign(size_t(view_.rows) + 1, 0);
     for (int64_t r = 0; r < view_.rows; r++) {
-        const uint8_t* row = mask + r * stride;
+        const uint8_t* row = view_.mask + r * stride;
         uint64_t seen = 0;
         int64_t c = 0;
         for (; c + 8 <= stride; c += 8) {
@@ -102,7 +103,7 @@ void Matrix::move_values(float* to) const {
     const float* value = source_.values;
     for (int64_t c = 0; c < view_.columns; c++) {
         next[size_t(c)] = value;
-        for (int64_t r = 0; r < view_.rows; r += 64) value += count_bits(read(source_, r, c, view_.rows));
+        for (int64_t r = 0; r < view_.rows; r += 64) value += count_bits(read(r, c, view_.rows));
     }
     std::vector<float*> out(static_cast<size_t>(kRows));
     for (int64_t from = 0; from < view_.rows; from += kRows) {
@@ -111,7 +112,7 @@ void Matrix::move_values(float* to) const {
         for (int64_t c = 0; c < view_.columns; c++) {
             const float* own = next[size_t(c)];
             for (int64_t r = from; r < end; r += 64)
-                for (uint64_t word = read(source_, r, c, end); word; word &= word - 1) *out[size_t(r - from + first_bit(word))]++ = *own++;
+                for (uint64_t word = read(r, c, end); word; word &= word - 1) *out[size_t(r - from + first_bit(word))]++ = *own++;
             next[size_t(c)] = own;
         }
     }

@@ -82,8 +82,8 @@ class Matrix {
         size_t bytes;
         const float* values;
     };
-    uint64_t read(const Source&, int64_t row, int64_t column, int64_t end) const;  // bits of rows up to `end`, at most 64
-    void count_rows(const uint8_t* mask);
+    uint64_t read(int64_t row, int64_t column, int64_t end) const;  // its bits of rows up to `end`, at most 64
+    void count_rows();
     void move_values(float* to) const;
     void find_tail(View&) const;
     View view_ = {};

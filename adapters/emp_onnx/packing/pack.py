@@ -21,7 +21,7 @@ from emp_onnx.progress import Watch
 from emp_onnx.runtime.isolated import Isolated
 from emp_onnx.verification.outcome import Verification, VerifyError
 from emp_onnx.verification.running import weight_of, worth_running
-from emp_onnx.words import FIXED
+from emp_onnx.words import MAKE_CONSTANT
 
 __all__ = ["Packing", "pack", "unpack"]
 
@@ -140,7 +140,7 @@ def pack(
     if any(item.form.kind == "coo" and item.form.width != 64 for item in chosen):
         notes.append("onnx.checker does not accept indices of 32 bits; onnxruntime does.")
     if any(row.why == REPLACEABLE for row in rows):
-        notes.append(FIXED)
+        notes.append(MAKE_CONSTANT)
     done = _written(source, place, chosen, rows, notes, run)
     if form in ("dense", "coo") or done.after < done.before or not chosen:
         return done

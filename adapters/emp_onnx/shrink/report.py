@@ -16,7 +16,7 @@ from emp_onnx.shrink.cut import Masks
 from emp_onnx.shrink.problem import Problem
 from emp_onnx.shrink.proof import Proof
 from emp_onnx.shrink.work import counts_as_work, flops
-from emp_onnx.words import FIXED
+from emp_onnx.words import MAKE_CONSTANT
 
 __all__ = ["GroupRow", "ShrinkReport", "added_to", "flops_of", "notes_on", "nothing", "parameters", "walls_of"]
 
@@ -79,7 +79,7 @@ def nothing(path: Path, problem: Problem) -> ModelError:
     reasons = Counter(problem.reasons.values()).most_common(4)
     why = "; ".join(f"{count} × {reason}" for reason, count in reasons)
     said = f"nothing in {quote(path)} can be shrunk: {why or 'it has no weights of more than one channel'}"
-    return ModelError(f"{said}. {FIXED}" if problem.view.overridable else said)
+    return ModelError(f"{said}. {MAKE_CONSTANT}" if problem.view.overridable else said)
 
 
 def walls_of(problem: Problem) -> tuple[tuple[str, int], ...]:
@@ -114,7 +114,7 @@ def notes_on(problem: Problem, given: Any, refit: bool) -> tuple[str, ...]:
             "be as in the feeds."
         )
     if problem.view.overridable:
-        notes.append(FIXED)
+        notes.append(MAKE_CONSTANT)
     return tuple(notes)
 
 
