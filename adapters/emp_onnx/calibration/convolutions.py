@@ -15,7 +15,7 @@ from emp_onnx.calibration.places import Places
 from emp_onnx.calibration.program import Step
 from emp_onnx.calibration.unroll import Window, positions, stuffed, unroll
 
-__all__ = ["conv", "conv_transpose"]
+__all__ = ["auto_padded", "conv", "conv_transpose", "window_of"]
 
 Array = NDArray[Any]
 
@@ -26,13 +26,13 @@ def conv(finder: Finder, step: Step, found: Found) -> Site | str:
     groups, shape = step.node.number("group", 1), index.shape
     if len(shape) < 3 or shape[0] % groups:
         return "its shape is not that of a kernel"
-    given = _window(step, shape[2:])
+    given = window_of(step, shape[2:])
     auto = step.node.attributes.get("auto_pad", "NOTSET")
     name, out = step.inputs[0], shape[0]
     matrix = index.reshape(groups, out // groups, -1)
 
     def window(x: Array) -> Window:
-        return _auto(given, str(auto), x.shape[2:])
+        return auto_padded(given, str(auto), x.shape[2:])
 
     def rows(get: Get, seed: int, limit: int) -> Array:
         x = get(name)
@@ -54,7 +54,7 @@ def conv_transpose(finder: Finder, step: Step, found: Found) -> Site | str:
     groups, kernel = step.node.number("group", 1), index.shape[2:]
     if "output_shape" in step.node.attributes or str(step.node.attributes.get("auto_pad", "NOTSET")) != "NOTSET":
         return "a ConvTranspose with output_shape or auto_pad is not refitted"
-    given = _window(step, kernel)
+    given = window_of(step, kernel)
     extra = step.node.numbers("output_padding") or (0,) * len(kernel)
     pads = tuple(
         (d * (k - 1) - before, d * (k - 1) - after + more)
@@ -93,7 +93,8 @@ def _channels(groups: int) -> Callable[[Array, int, int], Array]:
     return outs
 
 
-def _window(step: Step, kernel: Sequence[int]) -> Window:
+def window_of(step: Step, kernel: Sequence[int]) -> Window:
+    """How a step's kernel, of this size, moves over its input, but for what `auto_pad` says."""
     rank = len(kernel)
     pads = step.node.numbers("pads") or (0,) * (2 * rank)
     ones = (1,) * rank
@@ -103,7 +104,8 @@ def _window(step: Step, kernel: Sequence[int]) -> Window:
     )  # fmt: skip
 
 
-def _auto(window: Window, auto: str, spatial: Sequence[int]) -> Window:
+def auto_padded(window: Window, auto: str, spatial: Sequence[int]) -> Window:
+    """The same with the pads that `auto_pad` asks for on an input of these sizes."""
     if auto in ("NOTSET", ""):
         return window
     pads = []

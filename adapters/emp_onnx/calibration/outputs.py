@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["agreement", "classes", "distance", "moved", "rows_of", "sides", "top1"]
+__all__ = ["agreement", "classes", "distance", "heat", "moved", "probabilities", "rows_of", "sides", "top1"]
 
 Array = NDArray[Any]
 SURE = 10.0  # a lead of scores at which the second class has half a ten-thousandth of the first one's probability
@@ -27,11 +27,11 @@ def distance(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]]) -
     total = 0.0
     for a, b in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
         moved = size = mean = 0.0
-        count, heat = 0, _heat(a)
+        count, cooled = 0, heat(a)
         for x, y in zip(a, b, strict=True):
             if x.shape != y.shape:
                 return float("inf")
-            p, q = _comparable(x, heat), _comparable(y, heat)
+            p, q = _comparable(x, cooled), _comparable(y, cooled)
             moved += float(((p - q) ** 2).sum())
             size += float((p * p).sum())
             mean += float(p.sum())
@@ -68,7 +68,7 @@ def classes(value: Array) -> Array | None:
     return value.reshape(-1, shape[-1])
 
 
-def _heat(values: Sequence[Array]) -> float:
+def heat(values: Sequence[Array]) -> float:
     """What class scores are divided by: 1, unless half of the best lead the second by more than `SURE`."""
     leads = []
     for value in values:
@@ -85,23 +85,24 @@ def _heat(values: Sequence[Array]) -> float:
 def _scores(rows: Array) -> NDArray[np.float64]:
     """Class scores as they are; probabilities as logarithms."""
     rows = rows.astype(np.float64)
-    return np.log(np.maximum(rows, LEAST)) if _probabilities(rows) else rows
+    return np.log(np.maximum(rows, LEAST)) if probabilities(rows) else rows
 
 
-def _probabilities(rows: Array) -> bool:
+def probabilities(rows: Array) -> bool:
+    """Whether rows of class scores are probabilities."""
     return bool((rows >= 0).all()) and np.allclose(rows.sum(1), 1, atol=1e-3)
 
 
-def _comparable(value: Array, heat: float) -> Array:
+def _comparable(value: Array, cooled: float) -> Array:
     x = value.astype(np.float64)
     rows = classes(x)
     if rows is None:
         return x.reshape(-1)
     with np.errstate(all="ignore"):
-        if heat == 1 and _probabilities(rows):
+        if cooled == 1 and probabilities(rows):
             return np.sqrt(rows)
         scores = _scores(rows)
-        odds = np.exp((scores - scores.max(1, keepdims=True)) / heat)
+        odds = np.exp((scores - scores.max(1, keepdims=True)) / cooled)
         found: Array = np.sqrt(odds / odds.sum(1, keepdims=True))
         return found
 

@@ -15,6 +15,7 @@ from emp_onnx.calibration.feeding import longer
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.own import Found
 from emp_onnx.errors import UsageError, quote
+from emp_onnx.fisher.metric import metrics
 from emp_onnx.refit.allocate import allocate
 from emp_onnx.refit.curves import Curve, curves, unmeasured
 from emp_onnx.refit.further import helped, mirrored_feeds
@@ -44,6 +45,7 @@ class Fitting(Prepared):
 
     def __post_init__(self) -> None:
         self._curves: list[Curve] | None = None
+        self._metrics: dict[int, NDArray[np.float64]] | None = None
         self._seen: tuple[Network, Mapping[int, Found]] | None = None
         super().__post_init__()
         if self.learns and not (self.quick or self.random or self.joined):
@@ -85,6 +87,15 @@ class Fitting(Prepared):
             self._curves = curves(self.network, self._probed(), self.watch)
         return self._curves
 
+    def _weighing(self, criterion: str, update: bool) -> Mapping[int, NDArray[np.float64]] | None:
+        """What errors of layers' outputs count; measured when first asked for."""
+        if self.quick or self.random or not (update and self.learns and criterion == "obs"):
+            return None
+        if self._metrics is None:
+            self._phase("weighing errors")
+            self._metrics = metrics(self.network, self._probed(), self.watch)
+        return self._metrics
+
     def ready_for(self, criterion: str, update: bool) -> None:
         """Whether what is known is enough for a criterion, and for solving weights again where `update` asks for it.
 
@@ -120,10 +131,11 @@ class Fitting(Prepared):
         rest = keep - sum(int(np.count_nonzero(mask)) for mask in masks.values())
         loose = sum(math.prod(w.shape) for w in self.weights if w.name in reached) - sum(c.size for c in seen_twice)
         counts = allocate(how, seen_twice, rest - loose, self._shares(how, criterion)) if seen_twice else []
+        weighing = self._weighing(criterion, update)
         self._phase("solving")
         done = fit(
             self.network, seen_twice, counts, criterion=criterion, update=update, start=changed, watch=self.watch,
-            gradients=self.gradients, known=self._known(), quick=self.quick,
+            gradients=self.gradients, known=self._known(), quick=self.quick, metrics=weighing,
         )  # fmt: skip
         masks |= done.masks
         counted = {key: (problem, k) for problem, k in zip((c.problem for c in seen_twice), counts, strict=True)
@@ -140,7 +152,7 @@ class Fitting(Prepared):
 
     def forget(self) -> None:
         """Let go of what was measured; it would be measured again."""
-        self._curves = self._seen = None
+        self._curves = self._seen = self._metrics = None
         give_back()
 
     def _layers(self, how: str) -> list[Curve]:

@@ -2,8 +2,9 @@
 themselves.
 
 The loss of weights W of shape (groups, out, d) is `Σ (W − W₀) A (W − W₀)ᵀ`, summed over groups and rows: the error of
-the outputs when A is the second moment of the inputs and W₀ the best dense solution. Where there are fewer samples than
-half the inputs, A is never made: products with the samples are less work and less memory.
+the outputs when A is the second moment of the inputs and W₀ the best dense solution. Where errors of outputs are
+weighed by a metric F, it is `tr F (W − W₀) A (W − W₀)ᵀ`. Where there are fewer samples than half the inputs, A is never
+made: products with the samples are less work and less memory.
 """
 
 from __future__ import annotations
@@ -32,6 +33,22 @@ class Quadratic:
     a: Float
     best: Float
     block = 1 << 30  # numbers of the rows that are iterated together, where memory is short
+    metric = None  # of outputs, (groups, out, out); None where each counts alike, by itself
+
+    def weighed(self, metric: Float | None) -> Quadratic:
+        """The same loss with another metric."""
+        made = copy(self)
+        made.metric = metric  # type: ignore[assignment]
+        return made
+
+    def counted(self, gap: Any) -> Any:
+        """F·G: what errors of outputs come to, (groups, out, …)."""
+        return gap if self.metric is None else self.metric.astype(gap.dtype) @ gap
+
+    @property
+    def rows(self) -> Any:
+        """What an error of each output counts by itself: of shape (groups, out, 1), or 1."""
+        return 1.0 if self.metric is None else np.einsum("goo->go", self.metric)[..., None]
 
     @classmethod
     def ridge(cls, xx: Float, yx: Float, prior: Float, strength: float) -> Quadratic:
@@ -116,7 +133,7 @@ class Quadratic:
     def loss(self, w: Float) -> float:
         """Of weights."""
         gap = (w - self.best).astype(w.dtype, copy=False)
-        return float(np.einsum("god,god->go", self.whole(gap), gap).sum(dtype=np.float64))
+        return float(np.einsum("god,god->go", self.counted(self.whole(gap)), gap).sum(dtype=np.float64))
 
     @cached_property
     def rise(self) -> Float:

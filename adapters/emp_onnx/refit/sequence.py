@@ -51,7 +51,7 @@ def fit(
     network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
     criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
     gradients: Mapping[str, Array] | None = None, known: Mapping[int, Found] | None = None,
-    quick: bool = False,
+    quick: bool = False, metrics: Mapping[int, Float] | None = None,
 ) -> Fitted:  # fmt: skip
     """Choose and solve every layer in turn.
 
@@ -67,6 +67,7 @@ def fit(
         gradients: by key of weight.
         known: moments by the id of their problem: then the network is not run, and each layer is solved by itself.
         quick: with little effort.
+        metrics: how much errors of outputs count, by the id of their problem (see `fisher.metric`), for `obs`.
     """
     done = Fitted(dict(start or {}))
     counts = {id(curve.problem): (k, curve.ridge) for curve, k in zip(curves, keep, strict=True)}
@@ -94,7 +95,8 @@ def fit(
                         g = None if gradients is None else network.matrix(problem, gradients)
                         seen.update(key for key, _ in problem.parts)
                         asked = counts[id(problem)]
-                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g, quick)
+                        f = (metrics or {}).get(id(problem))
+                        _one(network, site, problem, found, asked, criterion, update, new, done, again, g, quick, f)
                 done.changed.update(new)
             if watch is not None:
                 watch.add(sum(problem.size * 4 for problem in mine))
@@ -104,7 +106,7 @@ def fit(
 def _one(
     network: Network, site: Site, problem: Problem, parts: Sequence[Found], asked: tuple[int, float],
     criterion: str, update: bool,
-    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None, quick: bool,
+    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None, quick: bool, metric: Float | None,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]
@@ -113,6 +115,7 @@ def _one(
         ridge = _tuned(problem, network.matrix(problem), parts, count)
     loss = quadratic(problem, network.matrix(problem), sums, ridge)
     if criterion == "obs" and update:
+        loss = loss.weighed(metric)
         mask, w = np.ones(loss.best.shape, bool), loss.best
         if count < n:
             mask, w = _removed(loss, n, count, problem, leaning(d, sums.count), quick)

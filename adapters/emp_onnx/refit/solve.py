@@ -10,6 +10,8 @@ seen on, the less they can; where none can, it costs `w²·Aⱼⱼ`. So the two 
 Removing many at once is no sum of these either, since they can stand in for one another. So weights go a few at a
 time; after each step the others are solved again. In the end some of those that went come back for some that stayed,
 as long as that helps.
+
+Where errors of outputs are weighed by a metric, rows make up for one another, and are solved all together.
 """
 
 from __future__ import annotations
@@ -73,6 +75,8 @@ def solve(loss: Quadratic, mask: Mask, start: Float, *, rounds: int = 200) -> Fl
     Rows of few inputs are solved exactly; others by conjugate gradients from `start`, all rows together, until the
     residual is nothing or `rounds` are over (then they are better than `start`, and short of the best).
     """
+    if loss.metric is not None and loss.best.shape[1] > 1:
+        return _together(loss, mask, start, rounds)
     if loss.best.shape[-1] <= SMALL:
         return _rows(loss, mask)
     groups, out, d = mask.shape
@@ -130,6 +134,38 @@ def _gradients(loss: Quadratic, group: int, target: Any, start: Any, mask: Mask,
     return w
 
 
+def _together(loss: Quadratic, mask: Mask, start: Float, rounds: int) -> Float:
+    """Conjugate gradients for all rows of a group at once."""
+    found: Any = np.empty(mask.shape, np.float32)
+    for g in range(len(mask)):
+        metric, kept = loss.metric[g].astype(np.float32), mask[g].astype(np.float32)  # type: ignore[index]
+        diagonal = (np.diagonal(metric)[:, None] * loss.diagonal[g]).astype(np.float32)
+        w = start[g].astype(np.float32) * kept
+        residual = metric @ (loss.wanted[g] - loss.times(w, g)) * kept
+        way = residual / diagonal
+        now = float(np.vdot(residual, way))
+        target = metric @ loss.wanted[g] * kept
+        enough = NEAR * float(np.vdot(target, target / diagonal))
+        for _ in range(rounds):
+            if now <= enough:
+                break
+            pull = metric @ loss.times(way, g)
+            pull *= kept
+            bend = float(np.vdot(way, pull))
+            if bend <= 0:  # nothing is left but rounding
+                break
+            length = np.float32(now / bend)
+            w += length * way
+            residual -= length * pull
+            np.divide(residual, diagonal, out=pull)
+            then = float(np.vdot(residual, pull))
+            way *= np.float32(then / now)
+            way += pull
+            now = then
+        found[g] = w
+    return np.asarray(found)
+
+
 Choose = Callable[[Float, int], Mask]
 
 
@@ -151,7 +187,7 @@ def descend(
         count, mask and weights after each step.
     """
     w, mask = loss.best, np.ones(loss.best.shape, bool)
-    worth = loss.worth(lean)[:, None, :]
+    worth = loss.worth(lean)[:, None, :] * loss.rows
     for i, count in enumerate(counts, 1):
         scores = w * w
         scores *= worth.astype(w.dtype, copy=False)
@@ -173,14 +209,14 @@ def exchange(
     """
     if not sweeps:
         return mask, w
-    count, worth = int(np.count_nonzero(mask)), loss.worth(lean)[:, None, :].astype(w.dtype)
+    count, worth = int(np.count_nonzero(mask)), (loss.worth(lean)[:, None, :] * loss.rows).astype(w.dtype)
     most = SHARE * 2 * min(count, mask.size - count)
     best = loss.loss(w), mask, w
     for i in range(sweeps):
         back = int(most * (sweeps - i) / sweeps)
         if not back:
             break
-        pull = (loss.wanted if w.dtype == loss.wanted.dtype else loss.target) - loss.whole(w)
+        pull = loss.counted((loss.wanted if w.dtype == loss.wanted.dtype else loss.target) - loss.whole(w))
         pull *= pull
         pull /= worth
         pull[mask] = -1
@@ -211,7 +247,7 @@ def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
     """Into how many steps to cut the way down, and how many sweeps of exchange to follow: as many as help, and fewer
     for a layer so large that they would take minutes."""
     groups, out, d = shape
-    rounds = WORK / (2.0 * groups * out * d * d)
+    rounds = WORK / (2.0 * groups * out * d * (d + out))
     return int(min(STEPS, max(6, rounds // ROUNDS))), int(min(SWEEPS, rounds // (4 * ROUNDS)))
 
 

@@ -1,0 +1,172 @@
+"""From the answers back to every layer: how much a change of its outputs changes what is said.
+
+Reverse mode, one feed at a time: the program runs once, with all that lies on the way, then its steps are gone through
+from the last to the first. A value is followed only where every way from it to the answers is known; behind a step
+without an adjoint (a cell, a loop, a branch, what is fused) nothing is said of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emp_onnx.calibration.chunks import chunks
+from emp_onnx.calibration.loops import fixed_value
+from emp_onnx.calibration.network import Network
+from emp_onnx.calibration.program import Program, Step
+from emp_onnx.calibration.runner import Kept, Runner
+from emp_onnx.calibration.sessions import open_session
+from emp_onnx.fisher.adjoints import Adjoint, Call
+from emp_onnx.fisher.sliding import ALL
+from emp_onnx.runtime.feeds import Feed
+
+__all__ = ["Reverse"]
+
+Array = NDArray[Any]
+OPSET, IR = 13, 8  # of operations that adjoints ask for
+
+
+class Reverse:
+    """Gradients of what a network says, with respect to values on the way.
+
+    Args:
+        network: the network.
+        answers: the values that it says.
+        wanted: the values whose gradients are asked for.
+        feed: one that shows of which types values are.
+
+    Attributes:
+        found: those of `wanted` from which every way to the answers is known, and leads through a further product.
+
+    Raises:
+        ModelError: onnxruntime cannot run it.
+    """
+
+    def __init__(self, network: Network, answers: Sequence[str], wanted: Collection[str], feed: Feed) -> None:
+        self.network, self.program, self.answers = network, network.program, list(answers)
+        self._fixed: dict[str, Array] = {}
+        self._sessions: dict[object, Any] = {}
+        self._kept = Kept()
+        self._way = self._between(wanted)
+        names = [name for step in self._way for name in (*step.inputs, *step.outputs) if name]
+        self._shown = [n for n in dict.fromkeys([*names, *self.answers]) if n not in self.program.fixed]
+        self._cut = self.program.whole(lambda: chunks(self.program, 0, self._shown))
+        self._floats = {name for name, value in self.forward(feed).items() if value.dtype == np.float32}
+        self.found = self._followed(wanted)
+
+    def _between(self, wanted: Collection[str]) -> list[Step]:
+        """The steps between the wanted values and the answers, the last first."""
+        self._moved, before = set(wanted), list[Step]()
+        for step in self.program.steps:
+            if self._moved & set(step.reads):
+                before.append(step)
+                self._moved.update(filter(None, step.outputs))
+        leading, way = set(self.answers), list[Step]()
+        for step in reversed(before):
+            if leading & set(step.outputs):
+                way.append(step)
+                leading.update(step.reads)
+        return way
+
+    def _adjoint(self, step: Step) -> Adjoint | None:
+        known = step.node.domain in ("", "ai.onnx") or step.node.op == "Gelu"
+        single = all(len(self.program.makers[name]) == 1 for name in step.outputs if name)
+        return ALL.get(step.node.op) if known and single and not step.guard and step.body is None else None
+
+    def _followed(self, wanted: Collection[str]) -> set[str]:
+        """See `found`. What is no float32 stands still: a size, a condition, a choice."""
+        known, mixed = set(self.answers), set[str]()
+        self._lost = set[str]()
+        for step in self._way:
+            adjoint, outputs = self._adjoint(step), set(filter(None, step.outputs))
+            if not outputs & self._floats:
+                continue
+            for slot, name in enumerate(step.inputs):
+                if name not in self._moved or name not in self._floats:
+                    continue
+                if adjoint is None or not adjoint.through(slot) or outputs & self._lost:
+                    self._lost.add(name)
+                    continue
+                known.add(name)
+                if adjoint.product or outputs & mixed:
+                    mixed.add(name)
+        return {name for name in wanted if name in known & mixed and name not in self._lost}
+
+    def forward(self, feed: Feed) -> dict[str, Array]:
+        """The values of one feed that the way back asks for, as far as it reaches them."""
+        run = Runner(
+            self.program, self._cut, self.network.value, threads=self.network.threads, room=1 << 40, kept=self._kept
+        )
+        run.start([feed])
+        run.level(0, self._shown)
+        found = {name: run.values.get(name, 0) for name in self._shown}
+        return {name: np.asarray(value) for name, value in found.items() if value is not None}
+
+    def back(self, values: Mapping[str, Array], seeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Gradients of Σ seed·answer with respect to the values found.
+
+        Raises:
+            UnableError: a step's adjoint is not known after all.
+        """
+        pulls = {name: seed.astype(np.float32) for name, seed in seeds.items()}
+        for step in self._way:
+            adjoint = self._adjoint(step)
+            if adjoint is None or not any(name in pulls for name in step.outputs if name):
+                continue
+            free = (self._moved & self._floats).intersection(step.inputs) - self._lost
+            if free:
+                for name, pull in adjoint.pulls(self._call(step, values, pulls, frozenset(free))):
+                    pulls[name] = pulls[name] + pull if name in pulls else pull
+        return {name: pulls[name] for name in self.found if name in pulls}
+
+    def _call(self, step: Step, values: Mapping[str, Array], pulls: Mapping[str, Array], free: frozenset[str]) -> Call:
+        inputs = tuple(self._value(name, values) for name in step.inputs)
+        said = {name: value for name, value in zip(step.inputs, inputs, strict=True) if value is not None}
+        gives = [name for name in step.outputs if name]
+
+        def run(changed: Mapping[str, Array]) -> list[Array]:
+            reads = {**said, **changed}
+            program = Program([step], {}, (), (), self.program.functions, self.program.opsets, self.program.ir_version)
+            kinds = tuple((name, value.dtype.str, value.ndim) for name, value in reads.items())
+            found: list[Array] = self._session((id(step), kinds), program, [step], reads, gives).run(gives, reads)
+            return found
+
+        version = next((item.version for item in self.program.opsets if item.domain in ("", "ai.onnx")), 1)
+        outputs = tuple(values.get(name) if name else None for name in step.outputs)
+        return Call(
+            step, inputs, outputs, tuple(pulls.get(name) if name else None for name in step.outputs), free, run,
+            self._other, version,
+        )  # fmt: skip
+
+    def _value(self, name: str, values: Mapping[str, Array]) -> Array | None:
+        if not name:
+            return None
+        if name not in self.program.fixed:
+            return values.get(name)
+        if name not in self._fixed:
+            self._fixed[name] = fixed_value(self.program, name, self.network.value, self.network.threads)
+        return self._fixed[name]
+
+    def _other(self, op: str, *inputs: Array, outputs: int = 1, **attributes: Any) -> list[Array]:
+        import onnx
+
+        names = [f"x{i}" for i in range(len(inputs))]
+        gives = [f"y{i}" for i in range(outputs)]
+        reads = {name: np.ascontiguousarray(x) for name, x in zip(names, inputs, strict=True)}
+        said: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}
+        key = op, str(said), tuple((x.dtype.str, x.ndim) for x in inputs)
+        program = Program([], {}, (), (), [], [onnx.helper.make_opsetid("", OPSET)], IR)
+        proto = onnx.helper.make_node(op, names, gives, **said)
+        step = Step(proto, None, tuple(names), tuple(gives))  # type: ignore[arg-type]
+        found: list[Array] = self._session(key, program, [step], reads, gives).run(gives, reads)
+        return found
+
+    def _session(
+        self, key: object, program: Program, steps: Sequence[Step], reads: Mapping[str, Array], gives: Sequence[str]
+    ) -> Any:
+        if key not in self._sessions:
+            self._sessions[key] = open_session(program, steps, reads, gives, self.network.value, self.network.threads)
+        return self._sessions[key]
