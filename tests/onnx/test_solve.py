@@ -137,11 +137,14 @@ def test_a_singular_matrix_without_ridge_is_solved_all_the_same() -> None:
     np.testing.assert_allclose(loss.best, prior, atol=1e-6)
 
 
-@given(st.integers(1, 4), st.integers(1, 5000), st.integers(1, 5000))
-def test_effort_is_bounded(groups: int, out: int, d: int) -> None:
-    steps, sweeps = effort((groups, out, d))
+@given(st.integers(1, 4), st.integers(1, 5000), st.integers(1, 5000), st.booleans())
+def test_effort_is_bounded(groups: int, out: int, d: int, together: bool) -> None:
+    steps, sweeps, rounds = effort((groups, out, d), together=together)
     assert 6 <= steps <= room.STEPS
     assert 0 <= sweeps <= room.SWEEPS
+    assert room.ROUNDS <= rounds <= room.MORE
+    work = 2.0 * groups * out * d * (d + out * together)
+    assert steps * rounds * work <= max(room.WORK, 6 * room.ROUNDS * work)
 
 
 @settings(max_examples=60, deadline=None)

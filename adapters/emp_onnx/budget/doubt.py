@@ -37,7 +37,8 @@ FAR = 1e30  # stands for infinity
 
 @dataclass(frozen=True)
 class Doubt:
-    """What to expect on other inputs, each with its standard error.
+    """What to expect on other inputs, each with its error: of what changes one standard error, of what it costs as much
+    as one answer in twenty lies above.
 
     Attributes:
         changed: share of answers that change.
@@ -46,7 +47,7 @@ class Doubt:
             `either` may cost a whole one each is part of the error. And where a model is not sure of a single answer,
             its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed
             answers cost one. So do those of a model that says the probability of one thing, where what decides
-            by it need not do so at a half; its errors are 1.64 standard ones.
+            by it need not do so at a half.
         paid: what the answers that did change cost, counted the same way.
         either: share of answers that change and were right before or are then, going by the first model: what changes
             from one wrong answer to another costs nothing.
@@ -59,7 +60,7 @@ class Doubt:
 
     @property
     def bound(self) -> float:
-        """What to reckon with: the cost one standard error above its mean, and never less than what was paid, nor than
+        """What to reckon with: the cost at the upper end of its error, and never less than what was paid, nor than
         a quarter of `either`. Answers that changed between two classes that the first model thought as likely were
         right ones by .2 to .4 more often than not, on networks of ten classes whose probabilities were else as good as
         their word. Where there are a thousand, more than a third of the changes are between two that are both wrong."""
@@ -84,13 +85,12 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     """
     shares: list[Float] = []
     counts: list[Float] = []
-    wide, thinned = 1.0, False
+    thinned = False
     feeds: list[NDArray[np.intp]] = []
     for outputs in range(len(one[0]) if one else 0):
         before, after = ([answer[outputs] for answer in answers] for answers in (one, other))
         two = sides(before)
         if two is not None:
-            wide = ONE_SIDED  # no probability of another answer makes them careful
             before, after = two, sides([np.clip(x, 0, 1) for x in after]) or after
         rows = [(classes(a), classes(b)) for a, b in zip(before, after, strict=True)]
         if any(p is None for p, _ in rows):
@@ -113,24 +113,24 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     if not shares:
         return None
     total, *sums = np.sum(counts, 0).T
-    counted = _doubt([_mean(each, total, wide) for each in sums])
+    counted = _doubt([_mean(each, total) for each in sums])
     found, owner = np.concatenate(shares), np.concatenate(feeds)
     looked, *sums = (np.bincount(owner, x, len(one)).astype(np.float64) for x in (np.ones(len(owner)), *found.T))
-    expected = replace(_doubt([_mean(each, looked, wide) for each in sums]), paid=counted.paid)
+    expected = replace(_doubt([_mean(each, looked) for each in sums]), paid=counted.paid)
     return counted.worse(expected) if thinned else expected
 
 
 def _doubt(means: Sequence[tuple[float, float]]) -> Doubt:
     changed, (cost, error), (either, _) = means
-    return Doubt(changed, (cost, math.hypot(error, WHOLE * max(either - cost, 0.0))), cost, either)
+    return Doubt(changed, (cost, math.hypot(ONE_SIDED * error, WHOLE * max(either - cost, 0.0))), cost, either)
 
 
-def _mean(sums: Float, counts: Float, wide: float) -> tuple[float, float]:
-    """The mean of what was summed over so many answers of each feed, and so many of its standard errors: answers of
-    one feed go together."""
+def _mean(sums: Float, counts: Float) -> tuple[float, float]:
+    """The mean of what was summed over so many answers of each feed, and its standard error: answers of one feed go
+    together."""
     mean = float(sums.sum() / counts.sum())
     each = sums - mean * counts
-    return mean, wide * math.sqrt(float(each @ each)) / float(counts.sum())
+    return mean, math.sqrt(float(each @ each)) / float(counts.sum())
 
 
 def _counted(before: Array, after: Array, believed: bool) -> tuple[float, float, float, float]:

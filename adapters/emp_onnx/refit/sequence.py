@@ -151,9 +151,9 @@ def _removed(loss: Quadratic, n: int, count: int, problem: Problem, lean: float,
     if quick:  # what others can make good for is not asked: to invert a matrix takes longer than all steps
         *_, (_, mask, w) = descend(loss, ladder(n, count, STEPS), choose, rounds=ROUNDS, last=LASTLY, lean=1)
         return mask, w
-    steps, sweeps = effort(problem.shape)
-    *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, lean=lean)
-    mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, lean=lean)
+    steps, sweeps, rounds = effort(problem.shape, together=loss.metric is not None)
+    *_, (_, mask, w) = descend(loss, ladder(n, count, steps), choose, rounds=rounds, lean=lean)
+    mask, w = exchange(loss, mask, w, choose, sweeps=sweeps, rounds=rounds, lean=lean)
     return mask, solve(loss, mask, w, rounds=LAST)
 
 

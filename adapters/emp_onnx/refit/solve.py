@@ -30,6 +30,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SMALL = 48  # inputs up to which rows are solved one by one, exactly
 STEPS, ROUNDS = 16, 4  # steps from dense to empty in which weights go, and rounds of conjugate gradients after each
+MORE = 12  # rounds where what is found is to stay, or to be measured
 LEAN = 0.5  # 0: a removed weight costs what it does where all others make good for it; 1: where none does
 LAST = 60  # rounds at the end, when the mask is chosen
 SWEEPS, SHARE = 3, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
@@ -243,12 +244,18 @@ def leaning(inputs: int, samples: int) -> float:
     return inputs / (inputs + samples)
 
 
-def effort(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Into how many steps to cut the way down, and how many sweeps of exchange to follow: as many as help, and fewer
-    for a layer so large that they would take minutes."""
+def effort(shape: tuple[int, int, int], *, together: bool = False) -> tuple[int, int, int]:
+    """Into how many steps to cut the way down, how many sweeps of exchange to follow, and how many rounds to solve for
+    after each: as many as help, and fewer for a layer so large that they would take minutes.
+
+    Args:
+        shape: of its weights.
+        together: whether rows are solved all together, under a metric.
+    """
     groups, out, d = shape
-    rounds = WORK / (2.0 * groups * out * d * (d + out))
-    return int(min(STEPS, max(6, rounds // ROUNDS))), int(min(SWEEPS, rounds // (4 * ROUNDS)))
+    most = WORK / (2.0 * groups * out * d * (d + out * together))
+    rounds = int(min(MORE, max(ROUNDS, most // STEPS)))
+    return int(min(STEPS, max(6, most // rounds))), int(min(SWEEPS, most // (4 * rounds))), rounds
 
 
 def ladder(n: int, count: int, steps: int) -> list[int]:
