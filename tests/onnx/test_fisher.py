@@ -17,6 +17,7 @@ from emp_onnx import Fitting, find_weights
 from emp_onnx.calibration.answers import Answers
 from emp_onnx.calibration.network import Network
 from emp_onnx.files.model_io import Model
+from emp_onnx.fisher import reverse
 from emp_onnx.fisher.metric import damped, metrics, seed
 from emp_onnx.fisher.reverse import Reverse
 from emp_onnx.refit.loss import Few, Quadratic
@@ -239,11 +240,11 @@ def network(proto: onnx.ModelProto, feeds: list[dict[str, Any]]) -> Network:
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_differences(name: str) -> None:
     x = np.random.default_rng(3).normal(size=(*SHAPE[:-1], IN)).astype(np.float32)
-    reverse = Reverse(network(built(CASES[name]), [{"x": x}]), ["y"], {"h"}, {"x": x})
-    assert reverse.found == {"h"}
-    values = reverse.forward({"x": x})
+    back = Reverse(network(built(CASES[name]), [{"x": x}]), ["y"], {"h"}, {"x": x})
+    assert back.found == {"h"}
+    values = back.forward({"x": x})
     weights = np.random.default_rng(4).normal(size=values["y"].shape)
-    pull = reverse.back(values, {"y": weights})["h"].astype(np.float64)
+    pull = back.back(values, {"y": weights})["h"].astype(np.float64)
     assert pull.shape == SHAPE
     h = values["h"].astype(np.float64)
     if name in NOT_IN_REFERENCE:
@@ -270,6 +271,21 @@ def test_nothing_is_said_of_what_lies_before_a_step_without_an_adjoint(op: str) 
     ):
         feed = {"x": np.ones((*SHAPE[:-1], IN), np.float32)}
         assert Reverse(network(built((13, case)), [feed]), ["y"], {"h"}, feed).found == found
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_nothing_is_said_of_what_also_goes_another_way_in_other_floats(kind: int) -> None:
+    case = [node("Cast", "h", to=kind), node("Cast", "v0", to=TensorProto.FLOAT), node("Add", "h", "v1")]
+    feed = {"x": np.ones((*SHAPE[:-1], IN), np.float32)}
+    assert not Reverse(network(built((13, case)), [feed]), ["y"], {"h"}, feed).found
+
+
+def test_what_does_not_fit_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = {"x": np.ones((4, 5), np.float32)}
+    made = network(perceptron(np.eye(5), np.eye(5, 2)), [feed])
+    assert metrics(made, Answers(made))
+    monkeypatch.setattr(reverse, "MOST", 10)
+    assert not metrics(made, Answers(made))
 
 
 def perceptron(a: Any, b: Any, *, end: str = "", first: str = "Relu") -> onnx.ModelProto:

@@ -42,6 +42,7 @@ def metrics(network: Network, answers: Answers, watch: Watch | None = None) -> d
     """
     sites = {site.step.outputs[0]: site for site in network.sites if _fits(network, site)}
     feeds = network.feeds[: len(network.feeds) - network.copied]
+    feeds = feeds[:: -(-len(feeds) // DRAWN) or 1]
     if not sites or answers.large or answers.states or not feeds:
         return {}
     try:
@@ -68,7 +69,7 @@ def _summed(
     draws = max(1, min(MOST, DRAWN // len(feeds)))
     rng = np.random.default_rng(len(feeds))
     sums: dict[str, Float] = {}
-    for at, feed in enumerate(feeds[:: max(1, len(feeds) // DRAWN)]):
+    for at, feed in enumerate(feeds):
         values = reverse.forward(feed)
         for seeds in _drawn(answers, told, values, draws, rng):
             for name, pull in reverse.back(values, seeds).items():
@@ -79,7 +80,7 @@ def _summed(
                 if LEAST < size < math.inf:
                     sums[name] = sums.get(name, 0) + rows.swapaxes(1, 2) @ rows / size
         if watch is not None:
-            watch.add(1)
+            watch.add(4 * sum(math.prod(weight.shape) for weight in network.weights) // len(feeds))
     return {id(sites[name].problems[0]): damped(found) for name, found in sums.items()}
 
 

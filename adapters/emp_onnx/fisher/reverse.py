@@ -7,6 +7,7 @@ without an adjoint (a cell, a loop, a branch, what is fused) nothing is said of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +20,16 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.runner import Kept, Runner
 from emp_onnx.calibration.sessions import open_session
-from emp_onnx.fisher.adjoints import Adjoint, Call
+from emp_onnx.fisher.adjoints import Adjoint, Call, UnableError
 from emp_onnx.fisher.sliding import ALL
 from emp_onnx.runtime.feeds import Feed
+from emp_onnx.runtime.ort import first_line
 
 __all__ = ["Reverse"]
 
 Array = NDArray[Any]
 OPSET, IR = 13, 8  # of operations that adjoints ask for
+MOST = 1 << 26  # numbers on the way of one feed
 
 
 class Reverse:
@@ -42,7 +45,7 @@ class Reverse:
         found: those of `wanted` from which every way to the answers is known, and leads through a further product.
 
     Raises:
-        ModelError: onnxruntime cannot run it.
+        ModelError, UnableError: see `forward`.
     """
 
     def __init__(self, network: Network, answers: Sequence[str], wanted: Collection[str], feed: Feed) -> None:
@@ -53,8 +56,11 @@ class Reverse:
         self._way = self._between(wanted)
         names = [name for step in self._way for name in (*step.inputs, *step.outputs) if name]
         self._shown = [n for n in dict.fromkeys([*names, *self.answers]) if n not in self.program.fixed]
-        self._cut = self.program.whole(lambda: chunks(self.program, 0, self._shown))
-        self._floats = {name for name, value in self.forward(feed).items() if value.dtype == np.float32}
+        # level by level, so that what does not fit in memory is seen before all of it is there
+        self._cut = chunks(self.program, network.levels, self._shown)
+        kinds = {name: value.dtype for name, value in self.forward(feed).items()}
+        self._still = {name for name, kind in kinds.items() if kind.kind in "iubOSU"}
+        self._floats = {name for name, kind in kinds.items() if kind == np.float32}
         self.found = self._followed(wanted)
 
     def _between(self, wanted: Collection[str]) -> list[Step]:
@@ -77,17 +83,18 @@ class Reverse:
         return ALL.get(step.node.op) if known and single and not step.guard and step.body is None else None
 
     def _followed(self, wanted: Collection[str]) -> set[str]:
-        """See `found`. What is no float32 stands still: a size, a condition, a choice."""
-        known, mixed = set(self.answers), set[str]()
-        self._lost = set[str]()
+        """See `found`. Whole numbers stand still: a size, a condition, a choice."""
+        known, mixed = set(self.answers) & self._floats, set[str]()
+        self._lost = set(self.answers) - self._floats - self._still
         for step in self._way:
             adjoint, outputs = self._adjoint(step), set(filter(None, step.outputs))
-            if not outputs & self._floats:
+            if outputs <= self._still:
                 continue
             for slot, name in enumerate(step.inputs):
-                if name not in self._moved or name not in self._floats:
+                if name not in self._moved or name in self._still:
                     continue
-                if adjoint is None or not adjoint.through(slot) or outputs & self._lost:
+                passed = adjoint is not None and adjoint.through(slot) and not outputs & self._lost
+                if not passed or name not in self._floats or adjoint is None:
                     self._lost.add(name)
                     continue
                 known.add(name)
@@ -96,12 +103,19 @@ class Reverse:
         return {name for name in wanted if name in known & mixed and name not in self._lost}
 
     def forward(self, feed: Feed) -> dict[str, Array]:
-        """The values of one feed that the way back asks for, as far as it reaches them."""
-        run = Runner(
-            self.program, self._cut, self.network.value, threads=self.network.threads, room=1 << 40, kept=self._kept
-        )
+        """The values of one feed that the way back asks for, as far as it reaches them.
+
+        Raises:
+            ModelError: onnxruntime cannot run it.
+            UnableError: they are more than is kept in memory.
+        """
+        run = Runner(self.program, self._cut, self.network.value, threads=self.network.threads, kept=self._kept)
         run.start([feed])
-        run.level(0, self._shown)
+        for level in range(len(self._cut)):
+            run.level(level, self._shown)
+        shapes = [run.values.shape(name, 0) for name in self._shown]
+        if sum(math.prod(shape) for shape in shapes if shape) > MOST:
+            raise UnableError
         found = {name: run.values.get(name, 0) for name in self._shown}
         return {name: np.asarray(value) for name, value in found.items() if value is not None}
 
@@ -119,6 +133,8 @@ class Reverse:
             free = (self._moved & self._floats).intersection(step.inputs) - self._lost
             if free:
                 for name, pull in adjoint.pulls(self._call(step, values, pulls, frozenset(free))):
+                    if pull.shape != values[name].shape:
+                        raise UnableError
                     pulls[name] = pulls[name] + pull if name in pulls else pull
         return {name: pulls[name] for name in self.found if name in pulls}
 
@@ -131,8 +147,7 @@ class Reverse:
             reads = {**said, **changed}
             program = Program([step], {}, (), (), self.program.functions, self.program.opsets, self.program.ir_version)
             kinds = tuple((name, value.dtype.str, value.ndim) for name, value in reads.items())
-            found: list[Array] = self._session((id(step), kinds), program, [step], reads, gives).run(gives, reads)
-            return found
+            return self._run((id(step), kinds), program, step, reads, gives)
 
         version = next((item.version for item in self.program.opsets if item.domain in ("", "ai.onnx")), 1)
         outputs = tuple(values.get(name) if name else None for name in step.outputs)
@@ -161,12 +176,16 @@ class Reverse:
         program = Program([], {}, (), (), [], [onnx.helper.make_opsetid("", OPSET)], IR)
         proto = onnx.helper.make_node(op, names, gives, **said)
         step = Step(proto, None, tuple(names), tuple(gives))  # type: ignore[arg-type]
-        found: list[Array] = self._session(key, program, [step], reads, gives).run(gives, reads)
-        return found
+        return self._run(key, program, step, reads, gives)
 
-    def _session(
-        self, key: object, program: Program, steps: Sequence[Step], reads: Mapping[str, Array], gives: Sequence[str]
-    ) -> Any:
-        if key not in self._sessions:
-            self._sessions[key] = open_session(program, steps, reads, gives, self.network.value, self.network.threads)
-        return self._sessions[key]
+    def _run(
+        self, key: object, program: Program, step: Step, reads: Mapping[str, Array], gives: Sequence[str]
+    ) -> list[Array]:
+        try:
+            if key not in self._sessions:
+                read, threads = self.network.value, self.network.threads
+                self._sessions[key] = open_session(program, [step], reads, gives, read, threads)
+            found: list[Array] = self._sessions[key].run(gives, reads)
+        except Exception as error:  # onnxruntime's own errors have no common base
+            raise UnableError(first_line(error)) from error
+        return found
