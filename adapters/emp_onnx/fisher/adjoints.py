@@ -45,6 +45,7 @@ class Call:
         pulls: of each output, the gradient of what the answers say with respect to it; None where it does nothing.
         free: names of the inputs whose gradients are asked for.
         run: the step on these inputs, with some of them changed, by name.
+        memo: what was found of these inputs before, by name, for as long as they are the same.
         other: an operation of opset 13 on arrays, with attributes.
         version: of the operator set.
     """
@@ -55,6 +56,7 @@ class Call:
     pulls: tuple[Array | None, ...]
     free: frozenset[str]
     run: Callable[[Mapping[str, Array]], list[Array]]
+    memo: dict[str, Array]
     other: Callable[..., list[Array]]
     version: int
 
@@ -124,14 +126,20 @@ def summed(pull: Array, shape: Sequence[int]) -> Array:
 def _slopes(call: Call) -> Pulls:
     for name in call.free:
         x = next(x for n, x in zip(call.step.inputs, call.inputs, strict=True) if n == name and x is not None)
-        size = np.abs(np.where(np.isfinite(x), x, 0))
-        mean = math.sqrt(float(np.mean(np.square(size, dtype=np.float64))) + 1e-30)
-        away = (STEP * size + LEAST * mean).astype(x.dtype)
-        above, below = x + away, x - away
-        with np.errstate(all="ignore"):
-            slope = (call.run({name: above})[0] - call.run({name: below})[0]) / (above - below)
-        slope[~np.isfinite(slope)] = 0  # what is masked with −∞ does nothing
-        yield name, summed(slope * call.pull, x.shape)
+        if name not in call.memo:
+            call.memo[name] = _slope(call, name, x)
+        yield name, summed(call.memo[name] * call.pull, x.shape)
+
+
+def _slope(call: Call, name: str, x: Array) -> Array:
+    size = np.abs(np.where(np.isfinite(x), x, 0))
+    mean = math.sqrt(float(np.mean(np.square(size, dtype=np.float64))) + 1e-30)
+    away = (STEP * size + LEAST * mean).astype(x.dtype)
+    above, below = x + away, x - away
+    with np.errstate(all="ignore"):
+        found: Array = (call.run({name: above})[0] - call.run({name: below})[0]) / (above - below)
+    found[~np.isfinite(found)] = 0  # what is masked with −∞ does nothing
+    return found
 
 
 def _added(call: Call) -> Pulls:

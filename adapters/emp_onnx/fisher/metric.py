@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from emp_onnx.calibration.answers import Answers
 from emp_onnx.calibration.maps import Site
 from emp_onnx.calibration.network import Network
-from emp_onnx.calibration.outputs import classes, heat, probabilities
+from emp_onnx.calibration.outputs import classes, heat, probabilities, rows_of
 from emp_onnx.errors import ModelError
 from emp_onnx.fisher.adjoints import UnableError
 from emp_onnx.fisher.reverse import Reverse
@@ -61,12 +61,12 @@ def _summed(
     network: Network, answers: Answers, sites: Mapping[str, Site], feeds: Sequence[Mapping[str, Any]],
     watch: Watch | None,
 ) -> dict[int, Float]:  # fmt: skip
-    answers(None, feeds[:1])  # sees along which axes they hold scores
+    (first,) = answers(None, feeds[:1])  # sees along which axes they hold scores, too
     told = [name for name in answers.names if name not in answers.states]
     reverse = Reverse(network, told, sites, feeds[0])
     if not reverse.found:
         return {}
-    draws = max(1, min(MOST, DRAWN // len(feeds)))
+    draws = max(1, min(MOST, DRAWN // (len(feeds) * max(1, rows_of(answers.told(first))))))
     rng = np.random.default_rng(len(feeds))
     sums: dict[str, Float] = {}
     for at, feed in enumerate(feeds):

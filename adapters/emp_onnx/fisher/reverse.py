@@ -53,6 +53,7 @@ class Reverse:
         self._fixed: dict[str, Array] = {}
         self._sessions: dict[object, Any] = {}
         self._kept = Kept()
+        self._memo: dict[int, dict[str, Array]] = {}
         self._way = self._between(wanted)
         names = [name for step in self._way for name in (*step.inputs, *step.outputs) if name]
         self._shown = [n for n in dict.fromkeys([*names, *self.answers]) if n not in self.program.fixed]
@@ -109,6 +110,7 @@ class Reverse:
             ModelError: onnxruntime cannot run it.
             UnableError: they are more than is kept in memory.
         """
+        self._memo.clear()
         run = Runner(self.program, self._cut, self.network.value, threads=self.network.threads, kept=self._kept)
         run.start([feed])
         for level in range(len(self._cut)):
@@ -120,7 +122,7 @@ class Reverse:
         return {name: np.asarray(value) for name, value in found.items() if value is not None}
 
     def back(self, values: Mapping[str, Array], seeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Gradients of Σ seed·answer with respect to the values found.
+        """Gradients of Σ seed·answer with respect to the values found, at the values of the last feed.
 
         Raises:
             UnableError: a step's adjoint is not known after all.
@@ -153,7 +155,7 @@ class Reverse:
         outputs = tuple(values.get(name) if name else None for name in step.outputs)
         return Call(
             step, inputs, outputs, tuple(pulls.get(name) if name else None for name in step.outputs), free, run,
-            self._other, version,
+            self._memo.setdefault(id(step), {}), self._other, version,
         )  # fmt: skip
 
     def _value(self, name: str, values: Mapping[str, Array]) -> Array | None:
