@@ -17,7 +17,7 @@ from emp_onnx import Fitting, find_weights
 from emp_onnx.calibration.answers import Answers
 from emp_onnx.calibration.network import Network
 from emp_onnx.files.model_io import Model
-from emp_onnx.fisher import reverse
+from emp_onnx.fisher import metric, reverse
 from emp_onnx.fisher.metric import damped, metrics, seed
 from emp_onnx.fisher.reverse import Reverse
 from emp_onnx.refit.loss import Few, Quadratic
@@ -284,7 +284,10 @@ def test_what_does_not_fit_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     feed = {"x": np.ones((4, 5), np.float32)}
     made = network(perceptron(np.eye(5), np.eye(5, 2)), [feed])
     assert metrics(made, Answers(made))
-    monkeypatch.setattr(reverse, "MOST", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(reverse, "MOST", 10)
+        assert not metrics(made, Answers(made))
+    monkeypatch.setattr(metric, "ROOM", 24)
     assert not metrics(made, Answers(made))
 
 
@@ -361,26 +364,26 @@ def weighed(draw: st.DrawFn) -> tuple[Quadratic, Any, np.random.Generator]:
     if groups == 1 and draw(st.booleans()):
         made = Few.fit(x[0], x[0] @ w[0].T, w, 1e-1)
     pulls = rng.standard_normal((groups, 3, out))
-    metric = damped(pulls.swapaxes(1, 2) @ pulls)
-    return made.weighed(metric), metric, rng
+    weighing = damped(pulls.swapaxes(1, 2) @ pulls)
+    return made.weighed(weighing), weighing, rng
 
 
 @settings(max_examples=80, deadline=None)
 @given(weighed())
 def test_rows_together_are_the_best_under_a_metric(case: Any) -> None:
-    loss, metric, rng = case
+    loss, weighing, rng = case
     groups = len(loss.best)
     mask = rng.random(loss.best.shape) < 0.6
     found = solve(loss, mask, loss.best, rounds=400)
     assert (found[~mask] == 0).all()
     best = np.zeros(loss.best.shape)
     for g in range(groups):  # all weights as one vector
-        whole, kept = np.kron(metric[g], loss.a[g]), mask[g].ravel()
+        whole, kept = np.kron(weighing[g], loss.a[g]), mask[g].ravel()
         if kept.any():
             best[g].ravel()[kept] = np.linalg.solve(whole[np.ix_(kept, kept)], (whole @ loss.best[g].ravel())[kept])
     gap = best - loss.best
     assert loss.loss(best) == pytest.approx(
-        sum(np.trace(metric[g] @ gap[g] @ loss.a[g] @ gap[g].T) for g in range(groups)), rel=1e-9, abs=1e-12
+        sum(np.trace(weighing[g] @ gap[g] @ loss.a[g] @ gap[g].T) for g in range(groups)), rel=1e-9, abs=1e-12
     )
     assert loss.loss(found.astype(np.float64)) == pytest.approx(
         loss.loss(best), abs=1e-4 * loss.loss(np.zeros(mask.shape))

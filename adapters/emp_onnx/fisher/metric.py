@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -27,24 +28,27 @@ from emp_onnx.progress import Watch
 __all__ = ["metrics"]
 
 Array = NDArray[Any]
-Float = NDArray[np.float64]
+Single = NDArray[np.float32]
 DRAWN, MOST = 256, 4  # answers that are drawn over all feeds, and of one feed at most
 DAMPED = 1.0  # of the mean over a layer's outputs, added to each: a few hundred draws say little of single outputs
+ROOM = 1 << 25  # numbers of all metrics together; the largest do without one
 LEAST = 1e-30
 
 
-def metrics(network: Network, answers: Answers, watch: Watch | None = None) -> dict[int, Float]:
+def metrics(network: Network, answers: Answers, watch: Watch | None = None) -> dict[int, Single]:
     """Of problems, by their ids, the matrix (groups, out, out) that errors of their outputs are weighed with, of mean
-    diagonal 1; of those alone from which every way to the answers is known.
+    diagonal 1; of those alone from which every way to the answers is known. Together they are not large.
 
     Each feed counts alike, whatever its answers are worth: else a few that the model is unsure of would say it all.
     None of layers whose outputs are the answers themselves, so classes that no feed shows count as much as others.
     """
-    sites = {site.step.outputs[0]: site for site in network.sites if _fits(network, site)}
+    fitting = sorted((site for site in network.sites if _fits(network, site)), key=_size)
+    ends = accumulate(map(_size, fitting))
+    sites = {site.step.outputs[0]: site for site, end in zip(fitting, ends, strict=True) if end <= ROOM}
     feeds = network.feeds[: len(network.feeds) - network.copied]
-    feeds = feeds[:: -(-len(feeds) // DRAWN) or 1]
     if not sites or answers.large or answers.states or not feeds:
         return {}
+    feeds = feeds[:: -(-len(feeds) // DRAWN)]
     try:
         return _summed(network, answers, sites, feeds, watch)
     except (UnableError, ModelError):
@@ -57,10 +61,15 @@ def _fits(network: Network, site: Site) -> bool:
     return whole and network.grid(first) is None
 
 
+def _size(site: Site) -> int:
+    groups, out, _ = site.problems[0].shape
+    return groups * out * out
+
+
 def _summed(
     network: Network, answers: Answers, sites: Mapping[str, Site], feeds: Sequence[Mapping[str, Any]],
     watch: Watch | None,
-) -> dict[int, Float]:  # fmt: skip
+) -> dict[int, Single]:  # fmt: skip
     (first,) = answers(None, feeds[:1])  # sees along which axes they hold scores, too
     told = [name for name in answers.names if name not in answers.states]
     reverse = Reverse(network, told, sites, feeds[0])
@@ -68,23 +77,24 @@ def _summed(
         return {}
     draws = max(1, min(MOST, DRAWN // (len(feeds) * max(1, rows_of(answers.told(first))))))
     rng = np.random.default_rng(len(feeds))
-    sums: dict[str, Float] = {}
+    sums: dict[str, Single] = {}
     for at, feed in enumerate(feeds):
         values = reverse.forward(feed)
         for seeds in _drawn(answers, told, values, draws, rng):
             for name, pull in reverse.back(values, seeds).items():
                 problem = sites[name].problems[0]
                 assert problem.outs is not None
-                rows = problem.outs(pull, at, network.limit(problem)).astype(np.float64)
-                size = float(np.square(rows).sum())
+                rows = problem.outs(pull, at, network.limit(problem))
+                size = math.sqrt(float(np.square(rows, dtype=np.float64).sum()))
                 if LEAST < size < math.inf:
-                    sums[name] = sums.get(name, 0) + rows.swapaxes(1, 2) @ rows / size
+                    rows = rows / np.float32(size)
+                    sums[name] = sums.get(name, np.float32(0)) + rows.swapaxes(1, 2) @ rows
         if watch is not None:
             watch.add(4 * sum(math.prod(weight.shape) for weight in network.weights) // len(feeds))
     return {id(sites[name].problems[0]): damped(found) for name, found in sums.items()}
 
 
-def damped(found: Float) -> Float:
+def damped(found: Single) -> Single:
     """With more for each output, and a mean of the diagonal of 1.
 
     >>> damped(np.array([[[3.0, 1.0], [1.0, 1.0]]])).tolist()
@@ -92,7 +102,9 @@ def damped(found: Float) -> Float:
     """
     diagonal = np.einsum("goo->go", found)
     mean = float(diagonal.mean())
-    return (found + DAMPED * mean * np.eye(found.shape[1])) / ((1 + DAMPED) * mean)
+    out = found / ((1 + DAMPED) * mean)
+    np.einsum("goo->go", out)[...] += DAMPED / (1 + DAMPED)
+    return out
 
 
 def _drawn(

@@ -45,7 +45,7 @@ class Fitting(Prepared):
 
     def __post_init__(self) -> None:
         self._curves: list[Curve] | None = None
-        self._metrics: dict[int, NDArray[np.float64]] | None = None
+        self._metrics: dict[int, NDArray[np.float32]] | None = None
         self._seen: tuple[Network, Mapping[int, Found]] | None = None
         super().__post_init__()
         if self.learns and not (self.quick or self.random or self.joined):
@@ -87,7 +87,7 @@ class Fitting(Prepared):
             self._curves = curves(self.network, self._probed(), self.watch)
         return self._curves
 
-    def _weighing(self, criterion: str, update: bool) -> Mapping[int, NDArray[np.float64]] | None:
+    def _weighing(self, criterion: str, update: bool) -> Mapping[int, NDArray[np.float32]] | None:
         """What errors of layers' outputs count; measured when first asked for."""
         if self.quick or self.random or not (update and self.learns and criterion == "obs"):
             return None

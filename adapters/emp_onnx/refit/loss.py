@@ -35,7 +35,7 @@ class Quadratic:
     block = 1 << 30  # numbers of the rows that are iterated together, where memory is short
     metric = None  # of outputs, (groups, out, out); None where each counts alike, by itself
 
-    def weighed(self, metric: Float | None) -> Quadratic:
+    def weighed(self, metric: Float | Single | None) -> Quadratic:
         """The same loss with another metric."""
         made = copy(self)
         made.metric = metric  # type: ignore[assignment]
@@ -43,7 +43,7 @@ class Quadratic:
 
     def counted(self, gap: Any) -> Any:
         """F·G: what errors of outputs come to, (groups, out, …)."""
-        return gap if self.metric is None else self.metric.astype(gap.dtype) @ gap
+        return gap if self.metric is None else self.metric.astype(gap.dtype, copy=False) @ gap
 
     @property
     def rows(self) -> Any:

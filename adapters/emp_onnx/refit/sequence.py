@@ -29,6 +29,7 @@ __all__ = ["Fitted", "fit"]
 
 Array = NDArray[Any]
 Float = NDArray[np.float64]
+Single = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
@@ -51,7 +52,7 @@ def fit(
     network: Network, curves: Sequence[Curve], keep: Sequence[int], *,
     criterion: str = "obs", update: bool = True, start: Mapping[str, Array] | None = None, watch: Watch | None = None,
     gradients: Mapping[str, Array] | None = None, known: Mapping[int, Found] | None = None,
-    quick: bool = False, metrics: Mapping[int, Float] | None = None,
+    quick: bool = False, metrics: Mapping[int, Single] | None = None,
 ) -> Fitted:  # fmt: skip
     """Choose and solve every layer in turn.
 
@@ -106,7 +107,7 @@ def fit(
 def _one(
     network: Network, site: Site, problem: Problem, parts: Sequence[Found], asked: tuple[int, float],
     criterion: str, update: bool,
-    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None, quick: bool, metric: Float | None,
+    new: dict[str, Array], done: Fitted, again: int, gradients: Float | None, quick: bool, metric: Single | None,
 ) -> None:  # fmt: skip
     count, ridge = asked
     n, d = int(np.prod(problem.shape)), problem.shape[2]

@@ -139,7 +139,7 @@ def _together(loss: Quadratic, mask: Mask, start: Float, rounds: int) -> Float:
     """Conjugate gradients for all rows of a group at once."""
     found: Any = np.empty(mask.shape, np.float32)
     for g in range(len(mask)):
-        metric, kept = loss.metric[g].astype(np.float32), mask[g].astype(np.float32)  # type: ignore[index]
+        metric, kept = loss.metric[g].astype(np.float32, copy=False), mask[g].astype(np.float32)  # type: ignore[index]
         diagonal = (np.diagonal(metric)[:, None] * loss.diagonal[g]).astype(np.float32)
         w = start[g].astype(np.float32) * kept
         residual = metric @ (loss.wanted[g] - loss.times(w, g)) * kept
