@@ -88,7 +88,8 @@ def _summed(
                 size = math.sqrt(float(np.square(rows, dtype=np.float64).sum()))
                 if LEAST < size < math.inf:
                     rows = rows / np.float32(size)
-                    sums[name] = sums.get(name, np.float32(0)) + rows.swapaxes(1, 2) @ rows
+                    made: Single = rows.swapaxes(1, 2) @ rows
+                    sums[name] = sums[name] + made if name in sums else made
         if watch is not None:
             watch.add(4 * sum(math.prod(weight.shape) for weight in network.weights) // len(feeds))
     return {id(sites[name].problems[0]): damped(found) for name, found in sums.items()}
