@@ -88,7 +88,7 @@ def _summed(
                 size = math.sqrt(float(np.square(rows, dtype=np.float64).sum()))
                 if LEAST < size < math.inf:
                     rows = rows / np.float32(size)
-                    made: Single = rows.swapaxes(1, 2) @ rows
+                    made = np.asarray(rows.swapaxes(1, 2) @ rows, np.float32)
                     sums[name] = sums[name] + made if name in sums else made
         if watch is not None:
             watch.add(4 * sum(math.prod(weight.shape) for weight in network.weights) // len(feeds))
