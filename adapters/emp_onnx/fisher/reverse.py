@@ -52,17 +52,22 @@ class Reverse:
         self.network, self.program, self.answers = network, network.program, list(answers)
         self._fixed: dict[str, Array] = {}
         self._sessions: dict[object, Any] = {}
-        self._kept = Kept()
         self._memo: dict[int, dict[str, Array]] = {}
-        self._way = self._between(wanted)
-        names = [name for step in self._way for name in (*step.inputs, *step.outputs) if name]
-        self._shown = [n for n in dict.fromkeys([*names, *self.answers]) if n not in self.program.fixed]
-        # level by level, so that what does not fit in memory is seen before all of it is there
-        self._cut = chunks(self.program, network.levels, self._shown)
+        self._look_between(wanted)
         kinds = {name: value.dtype for name, value in self.forward(feed).items()}
         self._still = {name for name, kind in kinds.items() if kind.kind in "iubOSU"}
         self._floats = {name for name, kind in kinds.items() if kind == np.float32}
         self.found = self._followed(wanted)
+        self._look_between(self.found)
+
+    def _look_between(self, wanted: Collection[str]) -> None:
+        """The steps between these values and the answers, and what they need."""
+        self._way = self._between(wanted)
+        names = [name for step in self._way for name in (*step.inputs, *step.outputs) if name]
+        self._shown = [n for n in dict.fromkeys([*names, *self.answers]) if n not in self.program.fixed]
+        # level by level, so that what does not fit in memory is seen before all of it is there
+        self._cut = chunks(self.program, self.network.levels, self._shown)
+        self._kept = Kept()
 
     def _between(self, wanted: Collection[str]) -> list[Step]:
         """The steps between the wanted values and the answers, the last first."""
