@@ -20,6 +20,7 @@ from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.runner import Kept, Runner
 from emp_onnx.calibration.sessions import open_session
+from emp_onnx.calibration.values import Values
 from emp_onnx.fisher.adjoints import Adjoint, Call, UnableError
 from emp_onnx.fisher.sliding import ALL
 from emp_onnx.runtime.feeds import Feed
@@ -54,7 +55,8 @@ class Reverse:
         self._sessions: dict[object, Any] = {}
         self._memo: dict[int, dict[str, Array]] = {}
         self._look_between(wanted)
-        kinds = {name: value.dtype for name, value in self.forward(feed).items()}
+        seen = self._seen(feed)  # one after the other: together they may be too many
+        kinds = {name: value.dtype for name in self._shown if (value := seen.get(name, 0)) is not None}
         self._still = {name for name, kind in kinds.items() if kind.kind in "iubOSU"}
         self._floats = {name for name, kind in kinds.items() if kind == np.float32}
         self.found = self._followed(wanted)
@@ -116,15 +118,19 @@ class Reverse:
             UnableError: they are more than is kept in memory.
         """
         self._memo.clear()
+        seen = self._seen(feed)
+        shapes = [seen.shape(name, 0) for name in self._shown]
+        if sum(math.prod(shape) for shape in shapes if shape) > MOST:
+            raise UnableError
+        found = {name: seen.get(name, 0) for name in self._shown}
+        return {name: np.asarray(value) for name, value in found.items() if value is not None}
+
+    def _seen(self, feed: Feed) -> Values:
         run = Runner(self.program, self._cut, self.network.value, threads=self.network.threads, kept=self._kept)
         run.start([feed])
         for level in range(len(self._cut)):
             run.level(level, self._shown)
-        shapes = [run.values.shape(name, 0) for name in self._shown]
-        if sum(math.prod(shape) for shape in shapes if shape) > MOST:
-            raise UnableError
-        found = {name: run.values.get(name, 0) for name in self._shown}
-        return {name: np.asarray(value) for name, value in found.items() if value is not None}
+        return run.values
 
     def back(self, values: Mapping[str, Array], seeds: Mapping[str, Array]) -> dict[str, Array]:
         """Gradients of Σ seed·answer with respect to the values found, at the values of the last feed.
