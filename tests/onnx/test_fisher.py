@@ -327,6 +327,14 @@ def test_a_metric_is_what_errors_do_to_the_divergence(end: str) -> None:
     assert np.allclose(found[id(first.problems[0])], damped(expected[None]), atol=0.06)
 
 
+def test_more_classes_than_answers_tell_nothing() -> None:
+    draw = np.random.default_rng(0)
+    feeds = [{"x": draw.normal(size=(1, 5)).astype(np.float32)} for _ in range(8)]
+    for classes, found in ((4 * 8, 1), (4 * 8 + 1, 0)):  # four are drawn for each
+        made = network(perceptron(draw.normal(size=(5, 4)), draw.normal(size=(4, classes))), feeds)
+        assert len(metrics(made, Answers(made))) == found
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_drawn_answers_have_the_fisher_information(known: bool) -> None:
     z = np.array([[0.3, -0.2, 1.1]])

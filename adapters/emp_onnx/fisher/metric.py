@@ -40,7 +40,8 @@ def metrics(network: Network, answers: Answers, watch: Watch | None = None) -> d
     diagonal 1; of those alone from which every way to the answers is known. Together they are not large.
 
     Each feed counts alike, whatever its answers are worth: else a few that the model is unsure of would say it all.
-    None of layers whose outputs are the answers themselves, so classes that no feed shows count as much as others.
+    None of layers whose outputs are the answers themselves, so classes that no feed shows count as much as others; and
+    none at all where there are more classes than answers that are drawn, which then say nothing of most.
     """
     fitting = sorted((site for site in network.sites if _fits(network, site)), key=_size)
     ends = accumulate(map(_size, fitting))
@@ -75,7 +76,12 @@ def _summed(
     reverse = Reverse(network, told, sites, feeds[0])
     if not reverse.found:
         return {}
-    draws = max(1, min(MOST, DRAWN // (len(feeds) * max(1, rows_of(answers.told(first))))))
+    rows = max(1, rows_of(answers.told(first)))
+    draws = max(1, min(MOST, DRAWN // (len(feeds) * rows)))
+    if max((x.shape[1] for x in map(classes, answers.told(first)) if x is not None), default=0) > draws * rows * len(
+        feeds
+    ):
+        return {}
     rng = np.random.default_rng(len(feeds))
     sums: dict[str, Single] = {}
     for at, feed in enumerate(feeds):
@@ -84,11 +90,11 @@ def _summed(
             for name, pull in reverse.back(values, seeds).items():
                 problem = sites[name].problems[0]
                 assert problem.outs is not None
-                rows = problem.outs(pull, at, network.limit(problem))
-                size = math.sqrt(float(np.square(rows, dtype=np.float64).sum()))
+                outs = problem.outs(pull, at, network.limit(problem))
+                size = math.sqrt(float(np.square(outs, dtype=np.float64).sum()))
                 if LEAST < size < math.inf:
-                    rows = rows / np.float32(size)
-                    made = np.asarray(rows.swapaxes(1, 2) @ rows, np.float32)
+                    outs = outs / np.float32(size)
+                    made = np.asarray(outs.swapaxes(1, 2) @ outs, np.float32)
                     sums[name] = sums[name] + made if name in sums else made
         if watch is not None:
             watch.add(4 * sum(math.prod(weight.shape) for weight in network.weights) // len(feeds))
