@@ -162,6 +162,6 @@ def test_the_variance_of_a_batch_normalisation_has_its_best_value() -> None:
     dense, thin = (np.concatenate([a[0].reshape(shape[0], channels, -1) for a in found]) for found in says)
     assert (solved.changed["m"] != fitting.model.values("m")).all()  # the mean is re-estimated
     share = thin.var((0, 2)) / dense.var((0, 2))
-    assert share.mean() < 1  # of one channel it may be a little more, since a ridge pulls towards the original
+    assert (share < 1).all()
     solved.changed["v"] = (fitting.model.values("v") * share).astype(np.float32)  # type: ignore[index]
     assert fitting.moved(solved) > before

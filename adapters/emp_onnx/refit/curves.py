@@ -183,14 +183,14 @@ def curve(
     ridge = _tuned(problem, w[:, few], fit.rows(few), _seen(problem, w[:, few], test.rows(few)))
     loss, real = quadratic(problem, w, fit, ridge), _seen(problem, w, test)
     variance = test.variance(problem.bias is not None)
-    steps, _, rounds = effort((w.shape[0], w.shape[1], w.shape[2]))
+    steps, *_ = effort((w.shape[0], w.shape[1], w.shape[2]))
     every = max(1, -(-len(DENSITIES) // steps))
     densities = DENSITIES[::-1][::every]
     points = {max(1, round(d * w.size)): max(1, round(d * n)) for d in densities}
     points = {count: points[count] for count in sorted(points, reverse=True) if count < w.size and points[count] < n}
     errors, price, looked = [0.0], 0.0, False
     lean = leaning(w.shape[2], fit.count)
-    for count, _, thin in descend(loss, list(points), rounds=rounds, lean=lean):
+    for count, _, thin in descend(loss, list(points), lean=lean):
         errors.append(max(real.loss(thin), errors[-1]))
         last = count == min(points)
         if cost is not None and not price and (last or (not looked and errors[-1] >= PROBE * variance)):

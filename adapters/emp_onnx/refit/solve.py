@@ -30,7 +30,7 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 SMALL = 48  # inputs up to which rows are solved one by one, exactly
 STEPS, ROUNDS = 16, 4  # steps from dense to empty in which weights go, and rounds of conjugate gradients after each
-MORE = 12  # rounds where what is found is to stay, or to be measured
+MORE = 12  # rounds where rows are solved all together, which takes more of them
 LEAN = 0.5  # 0: a removed weight costs what it does where all others make good for it; 1: where none does
 LAST = 60  # rounds at the end, when the mask is chosen
 SWEEPS, SHARE = 3, 0.03  # of exchange: how many, and the share of the weights that come back in the first of them
@@ -254,7 +254,7 @@ def effort(shape: tuple[int, int, int], *, together: bool = False) -> tuple[int,
     """
     groups, out, d = shape
     most = WORK / (2.0 * groups * out * d * (d + out * together))
-    rounds = int(min(MORE, max(ROUNDS, most // STEPS)))
+    rounds = int(min(MORE, max(ROUNDS, most // STEPS))) if together else ROUNDS
     return int(min(STEPS, max(6, most // rounds))), int(min(SWEEPS, most // (4 * rounds))), rounds
 
 
