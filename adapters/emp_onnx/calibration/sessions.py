@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.errors import MissingExtraError, ModelError
+from emp_onnx.files.graph import Node
 from emp_onnx.runtime.ort import first_line
 
-__all__ = ["open_session"]
+__all__ = ["open_operation", "open_session"]
 
 Array = NDArray[Any]
+OPSET, IR = 13, 8  # of single operations
 
 
 def open_session(
@@ -76,6 +78,19 @@ def open_session(
             with suppress(Exception):
                 return opened()
         raise ModelError(f"onnxruntime cannot load a part of the model: {first_line(error)}") from error
+
+
+def open_operation(
+    op: str, reads: Mapping[str, Array], gives: Sequence[str], attributes: Mapping[str, Any], threads: int | None
+) -> Any:
+    """A session for one operation of opset 13 that no model has."""
+    import onnx
+
+    said: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}
+    proto = onnx.helper.make_node(op, list(reads), list(gives), **said)
+    step = Step(proto, Node(op, "", "", tuple(reads), tuple(gives), attributes, ()), tuple(reads), tuple(gives))
+    program = Program([step], {}, (), (), [], [onnx.helper.make_opsetid("", OPSET)], IR)
+    return open_session(program, [step], reads, gives, None, threads)
 
 
 def _tensor(onnx: Any, name: str, tensor: Any, read: Any) -> Any:

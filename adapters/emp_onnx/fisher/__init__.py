@@ -2,3 +2,5 @@
 
 Adjoints (`adjoints`, `sliding`) one to an operation, `reverse` from the answers back to every layer, `metric` for each.
 """
+
+__all__: list[str] = []

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from emp_onnx.calibration.along import SAME
 from emp_onnx.calibration.program import Step
 
-__all__ = ["ADJOINTS", "Adjoint", "Call", "Pulls", "UnableError", "summed"]
+__all__ = ["ADJOINTS", "Adjoint", "Call", "UnableError", "summed"]
 
 Array = NDArray[Any]
 Pulls = Iterator[tuple[str, Array]]

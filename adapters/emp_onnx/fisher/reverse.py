@@ -8,7 +8,8 @@ without an adjoint (a cell, a loop, a branch, what is fused) nothing is said of 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from emp_onnx.calibration.loops import fixed_value
 from emp_onnx.calibration.network import Network
 from emp_onnx.calibration.program import Program, Step
 from emp_onnx.calibration.runner import Kept, Runner
-from emp_onnx.calibration.sessions import open_session
+from emp_onnx.calibration.sessions import open_operation, open_session
 from emp_onnx.calibration.values import Values
 from emp_onnx.fisher.adjoints import Adjoint, Call, UnableError
 from emp_onnx.fisher.sliding import ALL
@@ -29,7 +30,6 @@ from emp_onnx.runtime.ort import first_line
 __all__ = ["Reverse"]
 
 Array = NDArray[Any]
-OPSET, IR = 13, 8  # of operations that adjoints ask for
 MOST = 1 << 26  # numbers on the way of one feed
 
 
@@ -160,7 +160,9 @@ class Reverse:
             reads = {**said, **changed}
             program = Program([step], {}, (), (), self.program.functions, self.program.opsets, self.program.ir_version)
             kinds = tuple((name, value.dtype.str, value.ndim) for name, value in reads.items())
-            return self._run((id(step), kinds), program, step, reads, gives)
+            threads = self.network.threads
+            opened = partial(open_session, program, [step], reads, gives, self.network.value, threads)
+            return self._run((id(step), kinds), opened, reads, gives)
 
         version = next((item.version for item in self.program.opsets if item.domain in ("", "ai.onnx")), 1)
         outputs = tuple(values.get(name) if name else None for name in step.outputs)
@@ -179,25 +181,17 @@ class Reverse:
         return self._fixed[name]
 
     def _other(self, op: str, *inputs: Array, outputs: int = 1, **attributes: Any) -> list[Array]:
-        import onnx
-
-        names = [f"x{i}" for i in range(len(inputs))]
+        reads = {f"x{i}": np.ascontiguousarray(x) for i, x in enumerate(inputs)}
         gives = [f"y{i}" for i in range(outputs)]
-        reads = {name: np.ascontiguousarray(x) for name, x in zip(names, inputs, strict=True)}
-        said: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}
-        key = op, str(said), tuple((x.dtype.str, x.ndim) for x in inputs)
-        program = Program([], {}, (), (), [], [onnx.helper.make_opsetid("", OPSET)], IR)
-        proto = onnx.helper.make_node(op, names, gives, **said)
-        step = Step(proto, None, tuple(names), tuple(gives))  # type: ignore[arg-type]
-        return self._run(key, program, step, reads, gives)
+        key = op, str(attributes), tuple((x.dtype.str, x.ndim) for x in inputs)
+        return self._run(key, lambda: open_operation(op, reads, gives, attributes, self.network.threads), reads, gives)
 
     def _run(
-        self, key: object, program: Program, step: Step, reads: Mapping[str, Array], gives: Sequence[str]
+        self, key: object, opened: Callable[[], Any], reads: Mapping[str, Array], gives: Sequence[str]
     ) -> list[Array]:
         try:
             if key not in self._sessions:
-                read, threads = self.network.value, self.network.threads
-                self._sessions[key] = open_session(program, [step], reads, gives, read, threads)
+                self._sessions[key] = opened()
             found: list[Array] = self._sessions[key].run(gives, reads)
         except Exception as error:  # onnxruntime's own errors have no common base
             raise UnableError(first_line(error)) from error

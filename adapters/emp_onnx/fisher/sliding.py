@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from emp_onnx.calibration.convolutions import auto_padded, window_of
 from emp_onnx.calibration.unroll import Window, stuffed
-from emp_onnx.fisher.adjoints import ADJOINTS, FIRST, Adjoint, Call, Pulls, UnableError
+from emp_onnx.fisher.adjoints import ADJOINTS, FIRST, Adjoint, Call, UnableError
 
 __all__ = ["ALL"]
 
 Array = NDArray[Any]
+Pulls = Iterator[tuple[str, Array]]
 
 
 def _conv(call: Call) -> Pulls:
