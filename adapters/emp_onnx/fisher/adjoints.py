@@ -165,7 +165,8 @@ def _moved(call: Call) -> Pulls:
     if count > PLACES:
         raise UnableError
     found = np.zeros(count)
-    for places, pull in zip(call.run(marks), call.pulls, strict=True):
+    pulls = (pull for name, pull in zip(call.step.outputs, call.pulls, strict=True) if name)
+    for places, pull in zip(call.run(marks), pulls, strict=True):
         if pull is not None:
             found += np.bincount(places.reshape(-1).astype(np.int64), pull.reshape(-1), count)
     for name, start in starts.items():

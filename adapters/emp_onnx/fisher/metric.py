@@ -76,11 +76,11 @@ def _summed(
     reverse = Reverse(network, told, sites, feeds[0])
     if not reverse.found:
         return {}
-    rows = max(1, rows_of(answers.told(first)))
+    said = answers.told(first)
+    rows = max(1, rows_of(said))
     draws = max(1, min(MOST, DRAWN // (len(feeds) * rows)))
-    if max((x.shape[1] for x in map(classes, answers.told(first)) if x is not None), default=0) > draws * rows * len(
-        feeds
-    ):
+    most = max((scores.shape[1] for scores in map(classes, said) if scores is not None), default=0)
+    if most > draws * rows * len(feeds):
         return {}
     rng = np.random.default_rng(len(feeds))
     sums: dict[str, Single] = {}

@@ -144,11 +144,16 @@ class Reverse:
             if adjoint is None or not any(name in pulls for name in step.outputs if name):
                 continue
             free = (self._moved & self._floats).intersection(step.inputs) - self._lost
-            if free:
-                for name, pull in adjoint.pulls(self._call(step, values, pulls, frozenset(free))):
-                    if pull.shape != values[name].shape:
-                        raise UnableError
-                    pulls[name] = pulls[name] + pull if name in pulls else pull
+            if not free:
+                continue
+            try:
+                found = list(adjoint.pulls(self._call(step, values, pulls, frozenset(free))))
+            except (ValueError, IndexError) as error:  # arrays that its adjoint was not made for
+                raise UnableError(f"{step.node.label}: {error}") from error
+            for name, pull in found:
+                if pull.shape != values[name].shape:
+                    raise UnableError(step.node.label)
+                pulls[name] = pulls[name] + pull if name in pulls else pull
         return {name: pulls[name] for name in self.found if name in pulls}
 
     def _call(self, step: Step, values: Mapping[str, Array], pulls: Mapping[str, Array], free: frozenset[str]) -> Call:
