@@ -47,7 +47,7 @@ class Doubt:
             `either` may cost a whole one each is part of the error. And where a model is not sure of a single answer,
             its outputs are no logarithms of odds (but cosines, say, or fitted to zeros and ones), and all changed
             answers cost one. So do those of a model that says the probability of one thing, where what decides
-            by it need not do so at a half.
+            by it need not do so at a half; what changes then has 1.64 standard errors too.
         paid: what the answers that did change cost, counted the same way.
         either: share of answers that change and were right before or are then, going by the first model: what changes
             from one wrong answer to another costs nothing.
@@ -85,12 +85,13 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     """
     shares: list[Float] = []
     counts: list[Float] = []
-    thinned = False
+    wide, thinned = 1.0, False
     feeds: list[NDArray[np.intp]] = []
     for outputs in range(len(one[0]) if one else 0):
         before, after = ([answer[outputs] for answer in answers] for answers in (one, other))
         two = sides(before)
         if two is not None:
+            wide = ONE_SIDED  # no probability of another answer makes them careful
             before, after = two, sides([np.clip(x, 0, 1) for x in after]) or after
         rows = [(classes(a), classes(b)) for a, b in zip(before, after, strict=True)]
         if any(p is None for p, _ in rows):
@@ -113,16 +114,17 @@ def doubt(one: Sequence[Sequence[Array]], other: Sequence[Sequence[Array]], /) -
     if not shares:
         return None
     total, *sums = np.sum(counts, 0).T
-    counted = _doubt([_mean(each, total) for each in sums])
+    counted = _doubt([_mean(each, total) for each in sums], wide)
     found, owner = np.concatenate(shares), np.concatenate(feeds)
     looked, *sums = (np.bincount(owner, x, len(one)).astype(np.float64) for x in (np.ones(len(owner)), *found.T))
-    expected = replace(_doubt([_mean(each, looked) for each in sums]), paid=counted.paid)
+    expected = replace(_doubt([_mean(each, looked) for each in sums], wide), paid=counted.paid)
     return counted.worse(expected) if thinned else expected
 
 
-def _doubt(means: Sequence[tuple[float, float]]) -> Doubt:
-    changed, (cost, error), (either, _) = means
-    return Doubt(changed, (cost, math.hypot(ONE_SIDED * error, WHOLE * max(either - cost, 0.0))), cost, either)
+def _doubt(means: Sequence[tuple[float, float]], wide: float) -> Doubt:
+    (changed, apart), (cost, error), (either, _) = means
+    careful = math.hypot(ONE_SIDED * error, WHOLE * max(either - cost, 0.0))
+    return Doubt((changed, wide * apart), (cost, careful), cost, either)
 
 
 def _mean(sums: Float, counts: Float) -> tuple[float, float]:
